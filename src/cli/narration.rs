@@ -1,0 +1,176 @@
+//! The notes' words: what the server says of its connections.
+
+use std::fmt::{self, Display, Write};
+use std::io;
+use std::net::SocketAddr;
+
+use clap::ValueEnum;
+use ecoloop::{Closed, Handle, Observer, Peer, Report};
+
+use super::log::TARGET;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Language {
+    En,
+    Es,
+}
+
+impl Language {
+    /// Spanish where the locale says so, else English: the first of the three that is set and not empty (locale(7)).
+    pub(super) fn of_environment() -> Self {
+        let locale = ["LC_ALL", "LC_MESSAGES", "LANG"]
+            .into_iter()
+            .filter_map(|name| std::env::var(name).ok())
+            .find(|value| !value.is_empty());
+        if locale.is_some_and(|locale| locale.starts_with("es")) { Self::Es } else { Self::En }
+    }
+
+    fn pick<T>(self, en: T, es: T) -> T {
+        match self {
+            Self::En => en,
+            Self::Es => es,
+        }
+    }
+}
+
+/// Tells the log what becomes of the connections, in the notes' words.
+#[derive(Debug)]
+pub(super) struct Narration {
+    language: Language,
+    /// Knows whether the server is ending: then nobody waits for connections.
+    handle: Handle,
+    open: usize,
+}
+
+impl Narration {
+    pub(super) fn new(language: Language, handle: Handle) -> Self {
+        Self { language, handle, open: 0 }
+    }
+
+    /// The server listens on these.
+    pub(super) fn started(&self, addresses: &[SocketAddr]) {
+        for address in addresses {
+            let (ip, port) = (address.ip(), address.port());
+            match self.language {
+                Language::En => log::info!(target: TARGET, "Starting server on IP {ip}, port {port}"),
+                Language::Es => log::info!(target: TARGET, "Iniciando servidor en IP {ip}, con puerto {port}"),
+            }
+        }
+        self.waiting();
+    }
+
+    fn waiting(&self) {
+        log::info!(target: TARGET, "{}", self.language.pick("Waiting for connections...", "Esperando conexiones..."));
+    }
+
+    /// What the server has done, on one line.
+    pub(super) fn summary(&self, report: &Report) -> String {
+        let (stats, closed) = (report.stats, report.stats.closed);
+        let reasons = [
+            (closed.end_of_stream, self.language.pick("end of stream", "fin de datos")),
+            (closed.reset, self.language.pick("reset", "de forma abrupta")),
+            (closed.failed, self.language.pick("failed", "por error")),
+            (closed.idle, self.language.pick("idle", "por inactividad")),
+            (closed.drained, self.language.pick("drained", "al terminar")),
+            (closed.cut, self.language.pick("cut", "cortadas")),
+            (closed.stopped, self.language.pick("stopped", "al parar")),
+        ];
+        let mut words = String::new();
+        for (count, reason) in reasons.into_iter().filter(|&(count, _)| count > 0) {
+            let separator = if words.is_empty() { " (" } else { ", " };
+            let _ = write!(words, "{separator}{count} {reason}");
+        }
+        if !words.is_empty() {
+            words.push(')');
+        }
+        let (accepted, total, seconds) = (stats.accepted, closed.total(), report.elapsed.as_secs_f64());
+        let (bytes_in, bytes_out) = (stats.bytes_in, stats.bytes_out);
+        match self.language {
+            Language::En => format!(
+                "Done: {accepted} connections accepted, {total} closed{words}, {bytes_in} bytes in, {bytes_out} bytes out, {seconds:.3} s"
+            ),
+            Language::Es => format!(
+                "Fin: {accepted} conexiones aceptadas, {total} cerradas{words}, {bytes_in} bytes recibidos, {bytes_out} bytes enviados, {seconds:.3} s"
+            ),
+        }
+    }
+}
+
+impl Observer for Narration {
+    fn opened(&mut self, Peer { address, .. }: Peer) {
+        self.open += 1;
+        let words = self.language.pick("Connection from:", "Conexion desde:");
+        log::info!(target: TARGET, "[{address}] {words} {address}");
+    }
+
+    fn received(&mut self, Peer { address, .. }: Peer, data: &[u8]) {
+        let words = self.language.pick("Received", "Recibido");
+        log::debug!(target: TARGET, "[{address}] {words} {}", Printable(data));
+    }
+
+    fn ended(&mut self, Peer { address, .. }: Peer) {
+        log::debug!(target: TARGET, "[{address}] {}", self.language.pick("No more data", "No hay mas datos"));
+    }
+
+    fn closed(&mut self, Peer { address, key, .. }: Peer, why: Closed) {
+        self.open -= 1;
+        log::trace!(target: TARGET, "[{address}] key {key}: {why:?}");
+        match why {
+            Closed::Reset => {
+                let words = self.language.pick(
+                    "The client closed the connection abruptly",
+                    "El cliente ha cerrado la conexion de forma abrupta",
+                );
+                log::info!(target: TARGET, "[{address}] {words}");
+            }
+            Closed::Failed(kind) => {
+                let words = self.language.pick("The connection failed:", "La conexion ha fallado:");
+                log::info!(target: TARGET, "[{address}] {words} {}", io::Error::from(kind));
+            }
+            _ => {}
+        }
+        let words = self.language.pick("The client closed the connection", "El cliente ha cerrado la conexion");
+        log::info!(target: TARGET, "[{address}] {words}");
+        if self.open == 0 && !self.handle.is_ending() {
+            self.waiting();
+        }
+    }
+}
+
+/// A message as it may stand on an operator's terminal: what could move the cursor, hide or reorder text is escaped, and so is
+/// what is not UTF-8.
+struct Printable<'a>(&'a [u8]);
+
+impl Display for Printable<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut is_first = true;
+        for chunk in self.0.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                write_printable(character, is_first, formatter)?;
+                is_first = false;
+            }
+            for byte in chunk.invalid() {
+                write!(formatter, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_printable(character: char, is_first: bool, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match character {
+        // `escape_debug` escapes these for the sake of Rust's literals: on a terminal they do no harm.
+        '"' | '\'' | '\\' | ' '..='~' => formatter.write_char(character),
+        // They reorder the text around them (Unicode Standard Annex 9, 2), and `escape_debug` lets some of them pass.
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => write!(formatter, "{}", character.escape_unicode()),
+        // `str::escape_debug` escapes a combining mark that stands first, and leaves the others to combine;
+        // `char::escape_debug` escapes them all.
+        _ if is_first => character.escape_debug().try_for_each(|escaped| formatter.write_char(escaped)),
+        _ => {
+            let mut text = [b'a'; 5];
+            let length = character.encode_utf8(&mut text[1..]).len();
+            let text = std::str::from_utf8(&text[..=length]).unwrap_or_default();
+            text.escape_debug().skip(1).try_for_each(|escaped| formatter.write_char(escaped))
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! `ecoloop serve`: the echo server as a process.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use ecoloop::{Config, Handle, Report, Server};
+use log::LevelFilter;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::log::{self as output, TARGET};
+use super::narration::{Language, Narration};
+use super::values::{Address, count, size};
+
+/// Descriptors that are not connections: standard streams, the poll, the listeners, the report, with some to spare.
+const DESCRIPTORS_KEPT: u64 = 64;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Where to listen
+    #[arg(value_name = "ADDR", default_value = "0.0.0.0:5000")]
+    addresses: Vec<Address>,
+
+    /// The buffer that every read goes through, and the most that a connection keeps pending
+    #[arg(long, value_name = "SIZE", default_value = "1024", value_parser = size)]
+    buffer_size: usize,
+
+    /// Connections that the kernel holds until they are accepted
+    #[arg(long, value_name = "COUNT", default_value = "4096", value_parser = count)]
+    backlog: u32,
+
+    /// Connections open at once; more wait in the backlog [default: the descriptor limit less 64]
+    #[arg(long, value_name = "COUNT", value_parser = count)]
+    max_connections: Option<u32>,
+
+    /// From the signal to drain to the end of those that have not
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    drain_timeout: Duration,
+
+    /// Each connection's receive buffer in the kernel [default: the system's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    recv_buffer: Option<usize>,
+
+    /// Each connection's send buffer in the kernel [default: the system's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    send_buffer: Option<usize>,
+
+    /// Let the kernel gather small answers (leave `TCP_NODELAY` unset)
+    #[arg(long)]
+    nagle: bool,
+
+    /// Share the port with other processes that say the same
+    #[arg(long)]
+    reuse_port: bool,
+
+    /// Write the final figures there as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+
+    /// The language of the log [default: the locale's]
+    #[arg(long)]
+    lang: Option<Language>,
+
+    /// Log what comes in, too; twice, why each connection closed
+    #[arg(short, action = ArgAction::Count)]
+    verbose: u8,
+
+    /// Log nothing but warnings and errors
+    #[arg(short, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+/// Serves until a signal ends it.
+pub(super) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let report_file = arguments.report.as_ref().map(|path| match File::create(path) {
+        Ok(file) => Ok((path, file)),
+        Err(error) => Err(format!("cannot create {}: {error}", path.display())),
+    });
+    let report_file = report_file.transpose()?;
+    // Before the address is bound: whoever can connect can also end it in order.
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| format!("cannot handle signals: {error}"))?;
+    let log = output::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
+
+    let server = arguments.bind()?;
+    let handle = server.handle();
+    let narration = Narration::new(arguments.lang.unwrap_or_else(Language::of_environment), handle.clone());
+    narration.started(server.local_addrs());
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || obey(signals, &handle))
+        .map_err(|error| format!("cannot start the thread that waits for signals: {error}"))?;
+    let mut server = server.with_observer(narration);
+    let ended = server.run();
+
+    let report = server.report();
+    log::info!(target: TARGET, "{}", server.observer().summary(&report));
+    let lost = log.finish();
+    if let Some((path, file)) = report_file {
+        write_report(file, &report, lost).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    ended.map_err(|error| format!("cannot wait for events: {error}"))?;
+    Ok(())
+}
+
+impl Arguments {
+    fn level(&self) -> LevelFilter {
+        match (self.quiet, self.verbose) {
+            (true, _) => LevelFilter::Warn,
+            (false, 0) => LevelFilter::Info,
+            (false, 1) => LevelFilter::Debug,
+            (false, _) => LevelFilter::Trace,
+        }
+    }
+
+    fn bind(&self) -> io::Result<Server> {
+        let mut config = Config::default();
+        config.buffer_size = self.buffer_size;
+        config.backlog = self.backlog;
+        config.max_connections = self.max_connections()?;
+        config.drain_timeout = self.drain_timeout;
+        config.recv_buffer = self.recv_buffer;
+        config.send_buffer = self.send_buffer;
+        config.nodelay = !self.nagle;
+        config.reuse_port = self.reuse_port;
+        let mut addresses = Vec::new();
+        for address in &self.addresses {
+            addresses.extend(address.resolve(Ipv4Addr::UNSPECIFIED.into())?);
+        }
+        Server::bind(&addresses[..], config).map_err(with_a_way_out)
+    }
+
+    /// As many as asked for, or as the descriptors allow once their soft limit is raised to the hard one.
+    fn max_connections(&self) -> io::Result<usize> {
+        let limit = rlimit::increase_nofile_limit(u64::MAX)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot read the descriptor limit: {error}")))?;
+        let most = limit.saturating_sub(DESCRIPTORS_KEPT).max(1);
+        if let Some(asked) = self.max_connections.filter(|&asked| u64::from(asked) > most) {
+            log::warn!(
+                target: TARGET,
+                "{asked} connections need more than the {limit} descriptors of this process; `ulimit -Hn` is what to raise"
+            );
+        }
+        Ok(usize::try_from(self.max_connections.map_or(most, u64::from)).unwrap_or(usize::MAX))
+    }
+}
+
+/// Adds what can be done about it.
+fn with_a_way_out(error: io::Error) -> io::Error {
+    let way_out = match error.kind() {
+        io::ErrorKind::AddrInUse => "end the other server, choose another port, or start both with --reuse-port",
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface of this machine has it; `ip address` lists those that there are"
+        }
+        io::ErrorKind::PermissionDenied => "choose a port from 1024 up, or grant CAP_NET_BIND_SERVICE",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {way_out}"))
+}
+
+/// The first signal drains, the next one stops. A terminal that hangs up changes nothing.
+fn obey(mut signals: Signals, handle: &Handle) {
+    for signal in signals.forever() {
+        match signal {
+            SIGHUP => {}
+            _ if handle.is_ending() => handle.stop(),
+            _ => handle.drain(),
+        }
+    }
+}
+
+fn write_report(mut file: File, report: &Report, log_lines_lost: u64) -> io::Result<()> {
+    let (stats, closed) = (report.stats, report.stats.closed);
+    let json = serde_json::json!({
+        "accepted": stats.accepted,
+        "closed": {
+            "end_of_stream": closed.end_of_stream,
+            "reset": closed.reset,
+            "failed": closed.failed,
+            "idle": closed.idle,
+            "drained": closed.drained,
+            "cut": closed.cut,
+            "stopped": closed.stopped,
+        },
+        "bytes_in": stats.bytes_in,
+        "bytes_out": stats.bytes_out,
+        "discarded": stats.discarded,
+        "log_lines_lost": log_lines_lost,
+        "seconds": report.elapsed.as_secs_f64(),
+    });
+    writeln!(file, "{json:#}")
+}

@@ -1,0 +1,93 @@
+//! The words of the command line that stand for addresses, sizes and counts.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+
+use bytesize::ByteSize;
+
+/// `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
+#[derive(Clone, Debug)]
+pub(super) enum Address {
+    Socket(SocketAddr),
+    Name(String),
+    Port(u16),
+}
+
+impl Address {
+    /// Every address that it stands for; a bare port is one of `any`.
+    pub(super) fn resolve(&self, any: IpAddr) -> io::Result<Vec<SocketAddr>> {
+        match self {
+            Self::Socket(address) => Ok(vec![*address]),
+            Self::Port(port) => Ok(vec![SocketAddr::new(any, *port)]),
+            Self::Name(name) => match name.to_socket_addrs() {
+                Ok(addresses) => Ok(addresses.collect()),
+                Err(error) => Err(io::Error::new(error.kind(), format!("cannot resolve {name}: {error}"))),
+            },
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "expected IP:PORT, [IPv6]:PORT, NAME:PORT or :PORT";
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Socket(address));
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
+        let port = port.parse().map_err(|_| "the port must be a number from 0 to 65535")?;
+        if host.is_empty() {
+            return Ok(Self::Port(port));
+        }
+        if host.contains(':') {
+            return Err("an IPv6 address with a port is written [IPv6]:PORT");
+        }
+        // RFC 1123, 2.1, and the underscore that real zones hold.
+        let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        if is_name && !host.starts_with(['-', '.']) { Ok(Self::Name(text.to_owned())) } else { Err(EXPECTED) }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(formatter),
+            Self::Name(name) => name.fmt(formatter),
+            Self::Port(port) => write!(formatter, ":{port}"),
+        }
+    }
+}
+
+/// A size in bytes, from 1 to 1 GiB: `1024`, `64KiB`.
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    let bytes = text.parse::<ByteSize>().map_err(|_| "expected a size such as 1024 or 64KiB")?.as_u64();
+    match usize::try_from(bytes) {
+        Ok(bytes @ 1..=0x4000_0000) => Ok(bytes),
+        _ => Err("it must be from 1 to 1GiB".to_owned()),
+    }
+}
+
+/// A count from 1 up to the largest that listen(2) takes: `4096`, `10k`, `1.5M`.
+pub(super) fn count(text: &str) -> Result<u32, String> {
+    const EXPECTED: &str = "expected a count such as 4096, 10k or 1M";
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'k') => (&text[..text.len() - 1], 1e3),
+        Some(b'M') => (&text[..text.len() - 1], 1e6),
+        _ => (text, 1.0),
+    };
+    if !digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return Err(EXPECTED.to_owned());
+    }
+    let value = digits.parse::<f64>().map_err(|_| EXPECTED)? * factor;
+    if value.fract() != 0.0 {
+        return Err("it must be a whole number".to_owned());
+    }
+    if !(1.0..=f64::from(i32::MAX)).contains(&value) {
+        return Err(format!("it must be from 1 to {}", i32::MAX));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and within range")]
+    Ok(value as u32)
+}

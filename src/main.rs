@@ -1,0 +1,17 @@
+//! The binary: parses, calls the library, prints.
+
+mod cli;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not `eprintln!`, which panics where standard error is closed or full.
+            let _ = writeln!(std::io::stderr(), "ecoloop: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
