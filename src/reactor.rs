@@ -15,6 +15,10 @@ use slab::Slab;
 /// The [`Waker`]'s token, outside every slab.
 const WAKE: Token = Token(usize::MAX);
 
+/// Room for so many keys is reserved at the start, and its pages stay untouched until they are used. It is more than 128 KiB,
+/// which glibc maps apart from its heap, and so grows without copying (mallopt(3), `M_MMAP_THRESHOLD`).
+pub(crate) const SLOTS_RESERVED: usize = 4096;
+
 /// What a source may be able to do now.
 ///
 /// A hint, as all readiness is: what `read` and `write` return is the truth ([mio: "Readiness operations"]).
@@ -123,7 +127,7 @@ impl<T> Reactor<T> {
             poll: Poll::new()?,
             events: Events::with_capacity(events_per_turn),
             batch_full: false,
-            slots: Slab::new(),
+            slots: Slab::with_capacity(SLOTS_RESERVED),
             due: VecDeque::new(),
             share: 0,
             freed: Vec::new(),
@@ -291,4 +295,17 @@ fn note<T>(slots: &mut Slab<Slot<T>>, due: &mut VecDeque<usize>, key: usize, rea
             due.push_back(key);
         }
     }
+}
+
+#[cfg(all(test, not(debug_assertions)))]
+impl<T> Reactor<T> {
+    /// Bytes of an entry of the slab, whose own enum is private: this is its like.
+    pub(crate) const ENTRY_SIZE: usize = {
+        #[expect(dead_code, reason = "only its size is asked for")]
+        enum Entry<V> {
+            Vacant(usize),
+            Occupied(V),
+        }
+        size_of::<Entry<Slot<T>>>()
+    };
 }

@@ -19,11 +19,11 @@ use mio::Interest;
 use mio::net::{TcpListener, TcpStream};
 use socket2::SockRef;
 
-use self::config::{DRAIN_SWEEP, DRAIN_SWEEPS, IDLE_SWEEPS, SLOTS_KEPT};
+use self::config::{DRAIN_SWEEP, DRAIN_SWEEPS, IDLE_SWEEPS};
 use self::handle::Command;
 use self::listener::{ACCEPTED_INHERITS, Accept, Accepting, Listener};
 use self::stats::Counters;
-use crate::reactor::{INTEREST, Reactor, Readiness};
+use crate::reactor::{INTEREST, Reactor, Readiness, SLOTS_RESERVED};
 
 pub use self::config::Config;
 pub use self::connection::{Connection, Moved, Progress};
@@ -300,7 +300,7 @@ impl<O: Observer> Server<O> {
         if self.connections == 0 {
             if let Phase::Draining { .. } = self.phase {
                 self.finish(Closed::Drained);
-            } else if self.reactor.capacity() > SLOTS_KEPT {
+            } else if self.reactor.capacity() > SLOTS_RESERVED {
                 self.reactor.shrink_to_fit();
             }
         }

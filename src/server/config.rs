@@ -13,8 +13,6 @@ pub(super) const DRAIN_SWEEP: Duration = Duration::from_millis(50);
 pub(super) const DRAIN_SWEEPS: u8 = 3;
 /// How many sweeps there are in `idle_timeout`: one has outlived it after as many and one more.
 pub(super) const IDLE_SWEEPS: u8 = 4;
-/// A slab larger than this is given back when the last connection has gone.
-pub(super) const SLOTS_KEPT: usize = 1024;
 
 /// Every limit and socket option of a [`Server`](crate::Server).
 ///
