@@ -105,7 +105,7 @@ pub struct Reactor<T> {
 struct Slot<T> {
     value: Option<T>,
     noted: Readiness,
-    /// Its key is in `due`.
+    /// Its key is in `due`, or, once the value is gone, in `freed`: in neither twice.
     queued: bool,
 }
 
@@ -183,7 +183,7 @@ impl<T> Reactor<T> {
         let slot = self.slots.get_mut(key)?;
         let value = slot.value.take()?;
         // A key still in `due` is freed by `next`, when it comes to it.
-        if !slot.queued {
+        if !std::mem::replace(&mut slot.queued, true) {
             self.freed.push(key);
         }
         Some(value)
@@ -233,10 +233,9 @@ impl<T> Reactor<T> {
             self.share -= 1;
             let key = self.due.pop_front()?;
             if let Some(slot) = self.slots.get_mut(key) {
-                slot.queued = false;
-                let readiness = std::mem::take(&mut slot.noted);
                 if slot.value.is_some() {
-                    return Some((key, readiness));
+                    slot.queued = false;
+                    return Some((key, std::mem::take(&mut slot.noted)));
                 }
                 self.freed.push(key);
             }

@@ -239,7 +239,12 @@ impl<O> Server<O> {
     /// `None` or later than now, and then waits for both.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.reactor.has_work() { Some(Instant::now()) } else { self.earliest_deadline() }
+        match self.phase {
+            // A list that was left over when time ran out is nobody's.
+            Phase::Finished => None,
+            _ if self.reactor.has_work() => Some(Instant::now()),
+            _ => self.earliest_deadline(),
+        }
     }
 
     fn earliest_deadline(&self) -> Option<Instant> {
