@@ -1,11 +1,16 @@
 //! Readable, pending, writable, drained, end of stream: what comes in goes out.
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::thread;
 
-use ecoloop::Config;
+use ecoloop::{Config, Handle};
+use socket2::SockRef;
 
-use crate::support::{assert_echoes, assert_ended, assert_receives, connect, half_close, pattern, serve};
+use crate::support::{
+    Process, TcpState, assert_echoes, assert_ended, assert_receives, await_state, await_unread, connect,
+    connect_narrow, half_close, narrow, pattern, serve, stall,
+};
 
 #[test]
 fn every_message_comes_back_whole() {
@@ -16,6 +21,37 @@ fn every_message_comes_back_whole() {
     }
     half_close(&client);
     assert_ended(&mut client);
+}
+
+#[test]
+fn a_buffer_of_any_size_echoes_the_same() {
+    for (buffer_size, length) in [(1, 5000), (3, 5000), (7, 7), (1000, 100_000), (1023, 100_000), (100_001, 1_000_000)]
+    {
+        let mut config = Config::default();
+        config.buffer_size = buffer_size;
+        let server = serve(config);
+        let client = connect(server.local_addr());
+        exchange(&client, &pattern(length), 0);
+    }
+}
+
+#[test]
+fn the_smallest_turns_serve_everybody_all_the_same() {
+    let mut config = Config::default();
+    config.events_per_turn = 1;
+    config.accepts_per_turn = 1;
+    config.reads_per_turn = 1;
+    let server = serve(config);
+    let mut clients: Vec<_> = (0..20).map(|_| connect(server.local_addr())).collect();
+    let message = pattern(20_000);
+    for client in &mut clients {
+        client.write_all(&message).unwrap();
+        half_close(client);
+    }
+    for client in &mut clients {
+        assert_receives(client, &message);
+        assert_ended(client);
+    }
 }
 
 #[test]
@@ -32,4 +68,107 @@ fn megabytes_pending_at_a_half_close_all_come_back() {
     assert_receives(&mut client, &message);
     assert_ended(&mut client);
     writer.join().unwrap();
+}
+
+#[test]
+fn a_peer_that_half_closes_before_it_reads_gets_all_of_it() {
+    // The system's own buffers: there is room for megabytes in them.
+    let server = serve(Config::default());
+    let mut other = connect(server.local_addr());
+    let mut client = connect(server.local_addr());
+    let message = pattern(1 << 20).repeat(80);
+    let sent = stall(&client, &message, &mut other, &server.handle());
+    half_close(&client);
+    assert_receives(&mut client, &message[..sent]);
+    assert_ended(&mut client);
+}
+
+#[test]
+fn a_peer_that_never_reads_stalls_itself_and_nobody_else() {
+    let server = serve(narrow());
+    let handle = server.handle();
+    let mut other = connect(server.local_addr());
+    let client = connect_narrow(server.local_addr());
+    let message = pattern(2 << 20);
+    let sent = stall(&client, &message, &mut other, &handle);
+
+    for length in [1, 1000, 10_000] {
+        for _ in 0..100 {
+            assert_echoes(&mut other, &pattern(length));
+            // The other's own echo is on its way too, for all that the counters know.
+            assert!(pending(&handle) <= 1024 + length as u64, "{:?}", handle.stats());
+        }
+    }
+
+    // It reads after all, and nothing is lost.
+    exchange(&client, &message, sent);
+}
+
+/// How many bytes the server keeps at most.
+fn pending(handle: &Handle) -> u64 {
+    let stats = handle.stats();
+    stats.bytes_in.saturating_sub(stats.bytes_out)
+}
+
+/// Sends what is left of `message` after the first `sent` bytes, then FIN, while all of it comes back, and then FIN.
+#[track_caller]
+fn exchange(client: &TcpStream, message: &[u8], sent: usize) {
+    let mut reader = client.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = client;
+            writer.write_all(&message[sent..]).unwrap();
+            half_close(writer);
+        });
+        assert_receives(&mut reader, message);
+        assert_ended(&mut reader);
+    });
+}
+
+#[test]
+fn urgent_data_stops_nothing() {
+    let server = serve(Config::default());
+    let mut client = connect(server.local_addr());
+    for _ in 0..100 {
+        send_around_urgent_data(&mut client);
+        assert_receives(&mut client, b"before and after");
+    }
+    half_close(&client);
+    assert_ended(&mut client);
+}
+
+/// A read stops at the mark: short, and yet not the last.
+#[test]
+fn what_follows_urgent_data_is_echoed_though_all_came_at_once() {
+    let (server, address) = Process::serve(&[]);
+    let mut known = connect(address);
+    assert_echoes(&mut known, b"hola");
+    for ends in [false, true] {
+        server.pause();
+        let mut unknown = connect(address);
+        for client in [&mut known, &mut unknown] {
+            send_around_urgent_data(client);
+            if ends {
+                half_close(client);
+                await_state(client, TcpState::CloseWait);
+            } else {
+                await_unread(client, "before! and after".len());
+            }
+        }
+        server.resume();
+        for client in [&mut known, &mut unknown] {
+            assert_receives(client, b"before and after");
+            if ends {
+                assert_ended(client);
+            }
+        }
+    }
+}
+
+/// The urgent byte itself is not part of the stream (tcp(7), `SO_OOBINLINE` unset).
+#[track_caller]
+fn send_around_urgent_data(client: &mut TcpStream) {
+    client.write_all(b"before").unwrap();
+    assert_eq!(SockRef::from(&*client).send_out_of_band(b"!").unwrap(), 1);
+    client.write_all(b" and after").unwrap();
 }

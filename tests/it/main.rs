@@ -2,5 +2,18 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test a panic is the answer")]
 
+mod accepting;
+mod clients;
+mod command_line;
+mod connection_model;
+mod draining;
 mod echo;
+mod endings;
+mod fairness;
+mod injected;
+mod library;
+mod logging;
+mod narration;
+mod reactor;
+mod scale;
 mod support;

@@ -1,0 +1,155 @@
+//! Clients that people have: each shows its echo, and ends.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::{ChildStdin, Command, Stdio};
+
+use ecoloop::Config;
+
+use crate::support::{Ended, PATIENCE, Process, eventually, serve};
+
+/// Starts a client, with its input in the test's hands.
+#[track_caller]
+fn start(program: &str, arguments: &[&str]) -> (Process, ChildStdin) {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped());
+    let mut process = Process::start(command);
+    let input = process.take_input();
+    (process, input)
+}
+
+/// Gives a client a message that ends without a line's end, and then the end of its input. It must show that, and end.
+#[track_caller]
+fn assert_shows_the_echo((process, mut input): (Process, ChildStdin)) {
+    input.write_all(b"hello").unwrap();
+    drop(input);
+    assert_succeeds(&process.wait(), &["hello"]);
+}
+
+/// Types at a client, and waits for each echo before the next line. Answers what else it shows.
+#[track_caller]
+fn converse(process: &mut Process, input: &mut ChildStdin) -> Vec<String> {
+    let mut others = Vec::new();
+    for line in ["hola", "¿qué tal?", "adiós"] {
+        writeln!(input, "{line}").unwrap();
+        let mut shown = process.lines_through(line);
+        assert_eq!(shown.pop().unwrap(), line);
+        others.extend(shown);
+    }
+    others
+}
+
+#[track_caller]
+fn assert_succeeds(ended: &Ended, output: &[&str]) {
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(ended.stdout, output, "{ended:?}");
+}
+
+fn host_and_port(address: SocketAddr) -> [String; 2] {
+    [address.ip().to_string(), address.port().to_string()]
+}
+
+#[test]
+#[ignore = "needs nc of OpenBSD, for its -N"]
+fn nc_shows_the_echo_and_ends() {
+    let server = serve(Config::default());
+    let [ip, port] = host_and_port(server.local_addr());
+    assert_shows_the_echo(start("nc", &["-N", &ip, &port]));
+    let (mut client, mut input) = start("nc", &["-N", &ip, &port]);
+    assert!(converse(&mut client, &mut input).is_empty());
+    drop(input);
+    assert_succeeds(&client.wait(), &[]);
+}
+
+#[test]
+#[ignore = "needs socat"]
+fn socat_shows_the_echo_and_ends() {
+    let server = serve(Config::default());
+    let target = format!("TCP:{}", server.local_addr());
+    // How long it waits for the other end after its own input has ended.
+    let patience = PATIENCE.as_secs().to_string();
+    assert_shows_the_echo(start("socat", &["-t", &patience, "-", &target]));
+    let (mut client, mut input) = start("socat", &["-t", &patience, "-", &target]);
+    assert!(converse(&mut client, &mut input).is_empty());
+    drop(input);
+    assert_succeeds(&client.wait(), &[]);
+}
+
+#[test]
+#[ignore = "needs telnet"]
+fn telnet_shows_the_echo() {
+    let server = serve(Config::default());
+    let [ip, port] = host_and_port(server.local_addr());
+    let (mut client, mut input) = start("telnet", &[&ip, &port]);
+    let others = converse(&mut client, &mut input);
+    assert!(others.contains(&format!("Connected to {ip}.")), "{others:?}");
+    // It ends with its input, and calls that a failure.
+    drop(input);
+    client.wait();
+    let handle = server.handle();
+    eventually("the end of its connection", || handle.stats().open() == 0);
+    assert_eq!(handle.stats().closed.end_of_stream, 1);
+}
+
+/// Runs a Python client, which must end in order.
+#[track_caller]
+fn assert_runs_in_python(script: &str) {
+    let server = serve(Config::default());
+    let [ip, port] = host_and_port(server.local_addr());
+    let (client, _input) = start("python3", &["-c", script, &ip, &port]);
+    assert_succeeds(&client.wait(), &["echoed"]);
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn a_client_of_pythons_socket_is_echoed() {
+    assert_runs_in_python(
+        r#"
+import socket, sys, threading
+
+message = bytes(range(256)) * 4096
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as sock:
+    sock.sendall(b"hola")
+    assert sock.recv(4, socket.MSG_WAITALL) == b"hola"
+
+    def send():
+        sock.sendall(message)
+        sock.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    echo = b"".join(iter(lambda: sock.recv(65536), b""))
+    sender.join()
+assert echo == message
+print("echoed")
+"#,
+    );
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn clients_of_pythons_asyncio_are_echoed() {
+    assert_runs_in_python(
+        r#"
+import asyncio, sys
+
+async def client(number):
+    reader, writer = await asyncio.open_connection(sys.argv[1], int(sys.argv[2]))
+    for length in (1, 100, 5000):
+        message = bytes([number]) * length
+        writer.write(message)
+        await writer.drain()
+        assert await reader.readexactly(length) == message
+    writer.write_eof()
+    assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+
+async def main():
+    await asyncio.gather(*(client(number) for number in range(100)))
+
+asyncio.run(main())
+print("echoed")
+"#,
+    );
+}

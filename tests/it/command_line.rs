@@ -1,0 +1,420 @@
+//! The command line: addresses, refusals, signals, and the final figures.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::process::Command;
+
+use rustix::process::{Signal, geteuid};
+
+use crate::support::{
+    Ended, Process, Scratch, assert_echoes, assert_ended, assert_receives, connect, ecoloop, eventually, half_close,
+    is_listening, pattern, reset,
+};
+
+#[track_caller]
+fn run(arguments: &[&str]) -> Ended {
+    Process::start(ecoloop(arguments)).wait()
+}
+
+/// The one line that it says to standard error where the machine refuses. It must not have said that it serves.
+#[track_caller]
+fn refusal(command: Command) -> String {
+    let ended = Process::start(command).wait();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(ended.stdout.is_empty(), "{ended:?}");
+    let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
+    line.strip_prefix("ecoloop: ").unwrap().to_owned()
+}
+
+#[track_caller]
+fn serves_on(address: SocketAddr) {
+    assert_echoes(&mut connect(address), b"hola");
+}
+
+#[test]
+fn an_address_in_use_is_refused() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let line = refusal(ecoloop(&[&address]));
+    assert!(line.starts_with(&format!("cannot listen on {address}: Address already in use")), "{line}");
+}
+
+#[test]
+fn an_address_of_another_machine_is_refused() {
+    // TEST-NET-1 of RFC 5737: no machine has it.
+    let line = refusal(ecoloop(&["192.0.2.1:0"]));
+    assert!(line.starts_with("cannot listen on 192.0.2.1:0: Cannot assign requested address"), "{line}");
+}
+
+#[test]
+fn a_privileged_port_is_refused_without_the_right() {
+    let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    let ecoloop = ecoloop(&["127.0.0.1:1"]);
+    let command = if geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-net_bind_service"]).arg(ecoloop.get_program()).args(ecoloop.get_args());
+        command
+    } else {
+        ecoloop
+    };
+    if first_free.trim().parse::<u16>().unwrap() > 1 {
+        let line = refusal(command);
+        assert!(line.starts_with("cannot listen on 127.0.0.1:1: Permission denied"), "{line}");
+    } else {
+        // Here no port is privileged, as in many containers.
+        serves_on(Process::start(command).listening());
+    }
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_refused() {
+    // A label of a name has at most 63 characters (RFC 1035, 2.3.4), so no resolver need be asked.
+    let name = format!("{}.invalid:5000", "a".repeat(64));
+    let line = refusal(ecoloop(&[&name]));
+    assert!(line.starts_with(&format!("cannot resolve {name}: ")), "{line}");
+}
+
+#[test]
+fn if_the_second_address_fails_the_first_does_not_serve() {
+    let in_use = TcpListener::bind("127.0.0.1:0").unwrap();
+    let in_use = in_use.local_addr().unwrap().to_string();
+    for second in [&in_use, "192.0.2.1:0"] {
+        let line = refusal(ecoloop(&["127.0.0.1:0", second]));
+        assert!(line.starts_with(&format!("cannot listen on {second}: ")), "{line}");
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_created_is_refused_before_anything_is_served() {
+    let line = refusal(ecoloop(&["127.0.0.1:0", "--report", "/proc/none/report.json"]));
+    assert!(line.starts_with("cannot create /proc/none/report.json: No such file or directory"), "{line}");
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_said_at_the_end() {
+    let (process, _) = Process::serve(&["--report", "/dev/full"]);
+    let ended = process.terminate();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let [line] = &ended.stderr[..] else { panic!("{ended:?}") };
+    assert!(line.starts_with("ecoloop: cannot write /dev/full: No space left on device"), "{line}");
+}
+
+/// It must be refused by the parser, in words that name what was wrong.
+#[track_caller]
+fn assert_wrong_use(arguments: &[&str], named: &str) {
+    let ended = run(arguments);
+    assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
+    assert!(ended.stdout.is_empty(), "{arguments:?}: {ended:?}");
+    let first = ended.stderr.first().unwrap();
+    assert!(first.starts_with("error: ") && first.contains(named), "{arguments:?}: {first}");
+}
+
+#[test]
+fn a_malformed_address_is_wrong_use() {
+    let malformed = [
+        "",
+        ":",
+        ":x",
+        ":65536",
+        ":-1",
+        "5000",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:65536",
+        "127.0.0.1:http",
+        "127.0.0.1:0x10",
+        "127.0.0.1: 80",
+        " 127.0.0.1:0",
+        "::1:5000",
+        "[::1]",
+        "[::1]5000",
+        "[::1:5000",
+        "[127.0.0.1]:1",
+        "[::g]:1",
+        "a host:1",
+        "a/host:1",
+        "-",
+        ".host:1",
+        "http://127.0.0.1:5000",
+        "nope",
+    ];
+    for address in malformed {
+        for arguments in [&[address][..], &["serve", address], &["127.0.0.1:0", address]] {
+            assert_wrong_use(arguments, &format!("'{address}'"));
+        }
+    }
+}
+
+#[test]
+fn a_zero_and_what_is_no_number_are_wrong_use() {
+    for option in ["--buffer-size", "--recv-buffer", "--send-buffer"] {
+        for value in ["0", "0KiB", "2GiB", "x", "", "1e3x"] {
+            assert_wrong_use(&["127.0.0.1:0", option, value], option);
+        }
+        assert_wrong_use(&["127.0.0.1:0", option, "-1"], "-1");
+    }
+    for option in ["--backlog", "--max-connections"] {
+        for value in ["0", "0k", "3000M", "1.5", "x", "", "k", "1K"] {
+            assert_wrong_use(&["127.0.0.1:0", option, value], option);
+        }
+        assert_wrong_use(&["127.0.0.1:0", option, "-1"], "-1");
+    }
+    for value in ["5", "x", "", "5 parsecs"] {
+        assert_wrong_use(&["127.0.0.1:0", "--drain-timeout", value], "--drain-timeout");
+    }
+}
+
+#[test]
+fn an_unknown_flag_subcommand_or_language_is_wrong_use() {
+    for (arguments, named) in [
+        (&["--nope"][..], "--nope"),
+        (&["-x"], "-x"),
+        (&["serve", "--nope"], "--nope"),
+        (&["nope"], "nope"),
+        (&["127.0.0.1:0", "serve"], "serve"),
+        (&["--lang", "fr"], "fr"),
+        (&["--lang"], "--lang"),
+        (&["--report"], "--report"),
+        (&["--reuse-port=yes"], "yes"),
+        (&["-q", "-v"], "-q"),
+    ] {
+        assert_wrong_use(arguments, named);
+    }
+}
+
+#[test]
+fn help_names_every_option_and_version_the_version() {
+    for arguments in [&["--help"][..], &["serve", "--help"]] {
+        let ended = run(arguments);
+        assert!(ended.status.success(), "{ended:?}");
+        let help = ended.stdout.join("\n");
+        for option in [
+            "[ADDR]...",
+            "0.0.0.0:5000",
+            "--buffer-size <SIZE>",
+            "--backlog <COUNT>",
+            "--max-connections <COUNT>",
+            "--drain-timeout <DURATION>",
+            "--recv-buffer <SIZE>",
+            "--send-buffer <SIZE>",
+            "--nagle",
+            "--reuse-port",
+            "--report <FILE>",
+            "--lang <LANG>",
+            "-v...",
+            "-q",
+            "--help",
+        ] {
+            assert!(help.contains(option), "{option} is missing of {arguments:?}: {help}");
+        }
+    }
+    let ended = run(&["--version"]);
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(ended.stdout, [concat!("ecoloop ", env!("CARGO_PKG_VERSION"))]);
+}
+
+#[test]
+fn every_form_of_address_serves_and_says_the_real_port() {
+    for (arguments, ip) in [
+        (&["127.0.0.1:0"][..], "127.0.0.1"),
+        (&["serve", "127.0.0.1:0"], "127.0.0.1"),
+        (&["[::1]:0"], "::1"),
+        (&[":0"], "0.0.0.0"),
+        (&["[::]:0"], "::"),
+    ] {
+        let mut process = Process::start(ecoloop(arguments));
+        let address = process.listening();
+        assert_eq!(address.ip().to_string(), ip);
+        assert_ne!(address.port(), 0);
+        // To connect to the unspecified address is to connect to this machine (ip(7)).
+        serves_on(address);
+    }
+}
+
+#[test]
+fn a_name_serves_every_address_that_it_resolves_to() {
+    let expected: BTreeSet<_> = ("localhost", 0).to_socket_addrs().unwrap().map(|address| address.ip()).collect();
+    let mut process = Process::start(ecoloop(&["localhost:0"]));
+    let mut actual = BTreeSet::new();
+    while actual.len() < expected.len() {
+        let address = process.listening();
+        serves_on(address);
+        actual.insert(address.ip());
+    }
+    assert_eq!(actual, expected);
+}
+
+#[test]
+fn several_addresses_are_all_served() {
+    let mut process = Process::start(ecoloop(&["127.0.0.1:0", "127.0.0.2:0", "[::1]:0"]));
+    for ip in ["127.0.0.1", "127.0.0.2", "::1"] {
+        let address = process.listening();
+        assert_eq!(address.ip().to_string(), ip);
+        serves_on(address);
+    }
+}
+
+#[test]
+fn ipv4_and_ipv6_stand_side_by_side_on_one_port() {
+    // Between our finding a port that is free and the server's taking it another test may: then again with another port.
+    for _ in 0..20 {
+        let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+        let addresses = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
+        let mut process = Process::start(ecoloop(&[&addresses[0], &addresses[1]]));
+        eventually("a start or an end", || process.has_ended() || is_listening(addresses[0].parse().unwrap()));
+        if process.has_ended() {
+            continue;
+        }
+        assert_eq!([process.listening(), process.listening()].map(|address| address.to_string()), addresses);
+        serves_on(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        serves_on(format!("[::1]:{port}").parse().unwrap());
+        return;
+    }
+    panic!("twenty ports, and none for both");
+}
+
+#[test]
+fn two_processes_share_a_port_that_both_ask_to_share() {
+    let (mut one, address) = Process::serve(&["--reuse-port"]);
+    let mut two = Process::start(ecoloop(&[&address.to_string(), "--reuse-port"]));
+    assert_eq!(two.listening(), address);
+    // The kernel deals them out by a hash of their addresses: that one of the two gets none of 64 does not happen.
+    let mut clients: Vec<_> = (0..64).map(|_| connect(address)).collect();
+    for client in &mut clients {
+        assert_echoes(client, b"hola");
+    }
+    one.line_with("Connection from:");
+    two.line_with("Connection from:");
+    drop(clients);
+
+    let line = refusal(ecoloop(&[&address.to_string()]));
+    assert!(line.contains("Address already in use"), "{line}");
+}
+
+/// A client that was echoed, was then sent FIN because the server drains, and has not answered it.
+#[track_caller]
+fn drained_by(signal: Signal, process: &Process, address: SocketAddr) -> TcpStream {
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    process.signal(signal);
+    assert_ended(&mut client);
+    assert!(!is_listening(address));
+    client
+}
+
+#[test]
+fn sigint_and_sigterm_drain() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let (process, address) = Process::serve(&["--drain-timeout", "1h"]);
+        drop(drained_by(signal, &process, address));
+        let ended = process.wait();
+        assert!(ended.summary().contains("1 closed (1 drained)"), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    for (first, second) in [(Signal::INT, Signal::INT), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
+        let report = Scratch::new("second-signal");
+        let (process, address) = Process::serve(&["--drain-timeout", "1h", "--report", report.path()]);
+        let client = drained_by(first, &process, address);
+        process.signal(second);
+        let ended = process.wait();
+        assert!(ended.summary().contains("1 closed (1 stopped)"), "{ended:?}");
+        assert_eq!(report.json()["closed"]["stopped"], 1);
+        drop(client);
+    }
+}
+
+#[test]
+fn at_the_drain_timeout_the_rest_are_cut() {
+    let report = Scratch::new("cut");
+    let (process, address) = Process::serve(&["--drain-timeout", "200ms", "--report", report.path()]);
+    let client = drained_by(Signal::TERM, &process, address);
+    let ended = process.wait();
+    assert!(ended.summary().contains("1 closed (1 cut)"), "{ended:?}");
+    assert_eq!(report.json()["closed"]["cut"], 1);
+    drop(client);
+}
+
+#[test]
+fn sighup_sigpipe_sigstop_and_sigcont_harm_nothing() {
+    let (process, address) = Process::serve(&[]);
+    let mut client = connect(address);
+    for signal in [Signal::HUP, Signal::PIPE, Signal::HUP] {
+        assert_echoes(&mut client, b"before");
+        process.signal(signal);
+        assert_echoes(&mut client, b"after");
+    }
+    process.pause();
+    let mut other = connect(address);
+    other.write_all(b"while it sleeps").unwrap();
+    process.resume();
+    assert_receives(&mut other, b"while it sleeps");
+    assert_echoes(&mut client, b"awake");
+    drop((client, other));
+    let ended = process.terminate();
+    assert!(ended.summary().contains("2 connections accepted"), "{ended:?}");
+}
+
+#[test]
+fn the_final_figures_are_what_the_clients_did() {
+    let report = Scratch::new("figures");
+    fs::write(report.path(), "of an earlier run").unwrap();
+    let (mut process, address) = Process::serve(&["--report", report.path()]);
+    assert_eq!(fs::read(report.path()).unwrap(), b"", "opened at the start");
+    // Three that end their stream, two that reset, one that is still there at the end and then sends for nothing.
+    for length in [1, 1000, 5000] {
+        let mut client = connect(address);
+        assert_echoes(&mut client, &pattern(length));
+        half_close(&client);
+        assert_ended(&mut client);
+    }
+    for _ in 0..2 {
+        let mut client = connect(address);
+        assert_echoes(&mut client, &pattern(10));
+        reset(client);
+        process.line_with("abruptly");
+    }
+    let mut last = connect(address);
+    assert_echoes(&mut last, &pattern(100));
+    process.signal(Signal::TERM);
+    assert_ended(&mut last);
+    last.write_all(b"too late").unwrap();
+    drop(last);
+
+    let ended = process.wait();
+    let figures =
+        "6 connections accepted, 6 closed (3 end of stream, 2 reset, 1 drained), 6129 bytes in, 6121 bytes out, ";
+    let (_, seconds) = ended.summary().split_once(figures).unwrap_or_else(|| panic!("{ended:?}"));
+    let mut json = report.json();
+    let exact = json.as_object_mut().unwrap().remove("seconds").unwrap().as_f64().unwrap();
+    assert_eq!(seconds, format!("{exact:.3} s"));
+    assert!(exact > 0.0, "{exact}");
+    let expected = serde_json::json!({
+        "accepted": 6,
+        "closed": {"end_of_stream": 3, "reset": 2, "failed": 0, "idle": 0, "drained": 1, "cut": 0, "stopped": 0},
+        "bytes_in": 6129,
+        "bytes_out": 6121,
+        "discarded": 8,
+        "log_lines_lost": 0,
+    });
+    assert_eq!(json, expected);
+    assert!(ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn the_summary_is_in_the_language_of_the_log() {
+    let mut process = Process::start(ecoloop(&["127.0.0.1:0", "--lang", "es"]));
+    let start = process.line_with("con puerto ");
+    let port = start.rsplit(' ').next().unwrap().parse().unwrap();
+    serves_on(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    process.line_with("ha cerrado");
+    let ended = process.terminate();
+    assert!(ended.status.success(), "{ended:?}");
+    let summary = ended.stdout.last().unwrap();
+    let figures = "Fin: 1 conexiones aceptadas, 1 cerradas (1 fin de datos), 4 bytes recibidos, 4 bytes enviados, ";
+    assert!(summary.contains(figures), "{summary}");
+}

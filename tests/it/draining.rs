@@ -1,0 +1,323 @@
+//! The server's own ends: drain, stop, and closing those on which nothing moves.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use ecoloop::{Closed, Config, Observer, Server, Turn};
+use rustix::process::Signal;
+use socket2::SockRef;
+
+use crate::support::{
+    PATIENCE, Process, Recorder, TcpState, Told, assert_echoes, assert_ended, assert_receives, await_state,
+    await_unread, connect, connect_narrow, connect_with_buffers, ecoloop, eventually, half_close, join, narrow,
+    pattern, reset, stall,
+};
+
+/// An address that no other test listens on, and that a client does not send from: the port that a drain gives back stays
+/// free, and no connect to it can meet itself.
+const ADDRESS: &str = "127.0.0.2:0";
+
+/// Above what any test takes: what ends before it, ends for another reason.
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn bind(drain_timeout: Duration) -> Server {
+    let mut config = narrow();
+    config.drain_timeout = drain_timeout;
+    Server::bind(ADDRESS, config).unwrap()
+}
+
+#[test]
+fn a_drain_takes_in_those_who_wait_and_refuses_others() {
+    let server = bind(NEVER);
+    let address = server.local_addr();
+    let mut waiting: Vec<_> = (0..3).map(|_| connect(address)).collect();
+    for client in &mut waiting {
+        client.write_all(b"hola").unwrap();
+        await_unread(client, 4);
+    }
+    server.handle().drain();
+    let server = server.spawn().unwrap();
+    for client in &mut waiting {
+        assert_receives(client, b"hola");
+    }
+    assert_refused(address);
+    for client in &waiting {
+        half_close(client);
+    }
+    let stats = join(server).stats;
+    assert_eq!((stats.accepted, stats.closed.end_of_stream), (3, 3));
+}
+
+#[test]
+fn a_drain_takes_in_no_more_than_its_limits() {
+    let mut two_at_once = Config::default();
+    two_at_once.max_connections = 2;
+    let mut backlog_of_two = Config::default();
+    backlog_of_two.backlog = 2;
+    for config in [two_at_once, backlog_of_two] {
+        let server = Server::bind(ADDRESS, config).unwrap();
+        // The kernel holds one more than the backlog.
+        let mut waiting: Vec<_> = (0..3).map(|_| connect(server.local_addr())).collect();
+        for client in &waiting {
+            await_unread(client, 0);
+        }
+        server.handle().drain();
+        let server = server.spawn().unwrap();
+        let mut dropped = waiting.pop().unwrap();
+        assert_eq!(dropped.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        for client in &mut waiting {
+            assert_echoes(client, b"hola");
+            half_close(client);
+        }
+        assert_eq!(join(server).stats.accepted, 2);
+    }
+}
+
+#[test]
+fn a_drain_with_nothing_open_is_over_in_one_turn() {
+    let mut server = bind(NEVER);
+    server.handle().drain();
+    assert_eq!(server.turn(Some(PATIENCE)).unwrap(), Turn::Finished);
+    assert_refused(server.local_addr());
+    // And stays over.
+    assert_eq!(server.turn(Some(PATIENCE)).unwrap(), Turn::Finished);
+    assert_eq!(server.report().stats.accepted, 0);
+}
+
+#[test]
+fn a_drain_ends_those_who_have_been_silent_and_only_then_them() {
+    let server = bind(NEVER);
+    let mut client = connect(server.local_addr());
+    let server = server.spawn().unwrap();
+    assert_echoes(&mut client, b"hola");
+    let start = Instant::now();
+    server.handle().drain();
+    assert_ended(&mut client);
+    assert!(start.elapsed() >= Duration::from_millis(100), "{:?}", start.elapsed());
+    half_close(&client);
+    let stats = join(server).stats;
+    assert_eq!((stats.closed.drained, stats.closed.total()), (1, 1));
+}
+
+/// On one thread, so that a loaded machine holds up the client no longer than the server.
+#[test]
+fn a_drain_goes_on_echoing_those_who_are_not_silent() {
+    let recorder = Recorder::default();
+    let mut server = bind(NEVER).with_observer(recorder.clone());
+    let mut client = connect(server.local_addr());
+    await_unread(&client, 0);
+    server.handle().drain();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(500) {
+        client.write_all(b"hola").unwrap();
+        turn_until(&mut server, || recorder.take().iter().any(|(_, told)| *told == Told::Received(4)));
+        assert_receives(&mut client, b"hola");
+    }
+    let server = server.spawn().unwrap();
+    assert_ended(&mut client);
+    half_close(&client);
+    assert_eq!(join(server).stats.closed.drained, 1);
+}
+
+#[test]
+fn a_drain_waits_for_output_that_is_pending() {
+    let server = bind(NEVER).spawn().unwrap();
+    let mut other = connect(server.local_addr());
+    let mut client = connect_narrow(server.local_addr());
+    let message = pattern(2 << 20);
+    let sent = stall(&client, &message, &mut other, &server.handle());
+    half_close(&client);
+    server.handle().drain();
+    // The drain is past its silence.
+    assert_ended(&mut other);
+    half_close(&other);
+    assert_receives(&mut client, &message[..sent]);
+    assert_ended(&mut client);
+    let stats = join(server).stats;
+    assert_eq!((stats.closed.drained, stats.closed.end_of_stream, stats.discarded), (1, 1, 0));
+}
+
+/// Closing with unread input would send RST, and take with it what the peer has not read yet.
+#[test]
+fn what_comes_after_the_end_is_thrown_away_and_what_is_on_its_way_arrives() {
+    let server = bind(NEVER).spawn().unwrap();
+    let stats = || server.handle().stats();
+    // More than the client's buffer holds, and less than the server's: all of it is sent, and some waits in the kernel.
+    let mut client = connect_with_buffers(server.local_addr(), 16 * 1024);
+    let message = pattern(64_000);
+    client.write_all(&message).unwrap();
+    eventually("its echo", || stats().bytes_out == message.len() as u64);
+    server.handle().drain();
+    await_state(&client, TcpState::FinWait1);
+
+    client.write_all(b"too late").unwrap();
+    eventually("its end", || stats().discarded == 8);
+    assert_receives(&mut client, &message);
+    assert_ended(&mut client);
+    client.write_all(b"much too late").unwrap();
+    half_close(&client);
+    let stats = join(server).stats;
+    assert_eq!((stats.bytes_in, stats.bytes_out, stats.discarded), (64_021, 64_000, 21));
+    assert_eq!((stats.closed.drained, stats.closed.total()), (1, 1));
+    assert!(SockRef::from(&client).take_error().unwrap().is_none());
+}
+
+#[test]
+fn a_peer_that_answers_the_end_with_a_reset_is_counted_so() {
+    let server = bind(NEVER).spawn().unwrap();
+    let mut client = connect(server.local_addr());
+    assert_echoes(&mut client, b"hola");
+    server.handle().drain();
+    assert_ended(&mut client);
+    reset(client);
+    let closed = join(server).stats.closed;
+    assert_eq!((closed.reset, closed.total()), (1, 1));
+}
+
+#[test]
+fn a_drain_cuts_at_its_timeout_those_who_have_not_ended() {
+    let drain_timeout = Duration::from_millis(300);
+    let server = bind(drain_timeout).spawn().unwrap();
+    let mut holds = connect(server.local_addr());
+    assert_echoes(&mut holds, b"hola");
+    let stalls = connect_narrow(server.local_addr());
+    stall(&stalls, &pattern(2 << 20), &mut holds, &server.handle());
+    let start = Instant::now();
+    server.handle().drain();
+    let closed = join(server).stats.closed;
+    assert!(start.elapsed() >= drain_timeout, "{:?}", start.elapsed());
+    assert_eq!((closed.cut, closed.total()), (2, 2));
+    assert_ended(&mut holds);
+}
+
+#[test]
+fn a_stop_closes_at_once() {
+    for drains_first in [false, true] {
+        let server = bind(NEVER).spawn().unwrap();
+        let mut clients: [_; 3] = std::array::from_fn(|_| connect(server.local_addr()));
+        for client in &mut clients {
+            assert_echoes(client, b"hola");
+        }
+        let stalls = connect_narrow(server.local_addr());
+        stall(&stalls, &pattern(2 << 20), &mut clients[0], &server.handle());
+        if drains_first {
+            server.handle().drain();
+            for client in &mut clients {
+                assert_ended(client);
+            }
+        }
+        server.handle().stop();
+        let address = server.local_addr();
+        let closed = join(server).stats.closed;
+        assert_eq!((closed.stopped, closed.total()), (4, 4));
+        assert_refused(address);
+        for client in &mut clients {
+            assert_ended(client);
+        }
+    }
+}
+
+#[test]
+fn a_signal_drains() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let (server, address) = serve(NEVER);
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"hola");
+        server.signal(signal);
+        assert_ended(&mut client);
+        assert_refused(address);
+        drop(client);
+        let ended = server.wait();
+        assert!(ended.summary().contains("1 connections accepted, 1 closed (1 drained)"), "{}", ended.summary());
+    }
+}
+
+#[test]
+fn a_second_signal_stops() {
+    for (first, second) in [(Signal::INT, Signal::INT), (Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM)] {
+        let (server, address) = serve(NEVER);
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"hola");
+        server.signal(first);
+        assert_ended(&mut client);
+        server.signal(second);
+        let ended = server.wait();
+        assert!(ended.summary().contains("1 connections accepted, 1 closed (1 stopped)"), "{}", ended.summary());
+    }
+}
+
+#[test]
+fn a_drain_that_is_cut_ends_in_success_too() {
+    let (server, address) = serve(Duration::from_millis(200));
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    let ended = server.terminate();
+    assert!(ended.summary().contains("1 connections accepted, 1 closed (1 cut)"), "{}", ended.summary());
+    assert_ended(&mut client);
+}
+
+/// On one thread, so that a loaded machine holds up the client no longer than the server.
+#[test]
+fn those_on_which_nothing_moves_for_the_idle_timeout_are_closed_and_no_others() {
+    let idle_timeout = Duration::from_millis(200);
+    let mut config = Config::default();
+    config.idle_timeout = Some(idle_timeout);
+    let recorder = Recorder::default();
+    let mut server = Server::bind(ADDRESS, config).unwrap().with_observer(recorder.clone());
+    let start = Instant::now();
+    let mut moves = connect(server.local_addr());
+    let mut silent = connect(server.local_addr());
+    let silent_address = silent.local_addr().unwrap();
+
+    let mut closed = Vec::new();
+    let mut echo = |server: &mut Server<_>, closed: &mut Vec<_>| {
+        moves.write_all(b"a").unwrap();
+        turn_until(server, || {
+            let told = recorder.take();
+            closed.extend(told.iter().filter(|(_, told)| matches!(told, Told::Closed(_))));
+            told.iter().any(|(_, told)| *told == Told::Received(1))
+        });
+        assert_receives(&mut moves, b"a");
+    };
+    while start.elapsed() < idle_timeout * 4 {
+        echo(&mut server, &mut closed);
+        if closed.is_empty() {
+            assert_eq!(server.report().stats.open(), 2);
+        } else {
+            assert!(start.elapsed() >= idle_timeout);
+        }
+    }
+    let closed: Vec<_> = closed.into_iter().map(|(peer, told)| (peer.address, told)).collect();
+    assert_eq!(closed, [(silent_address, Told::Closed(Closed::Idle))]);
+    assert_ended(&mut silent);
+
+    // Once it moves nothing more, it goes too.
+    turn_until(&mut server, || recorder.take().iter().any(|(_, told)| *told == Told::Closed(Closed::Idle)));
+    assert_ended(&mut moves);
+    assert_eq!(server.report().stats.closed.idle, 2);
+}
+
+/// The binary on [`ADDRESS`].
+#[track_caller]
+fn serve(drain_timeout: Duration) -> (Process, SocketAddr) {
+    let drain_timeout = format!("{}ms", drain_timeout.as_millis());
+    let mut server = Process::start(ecoloop(&[ADDRESS, "--drain-timeout", &drain_timeout]));
+    let address = server.listening();
+    (server, address)
+}
+
+#[track_caller]
+fn assert_refused(address: SocketAddr) {
+    assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[track_caller]
+fn turn_until<O: Observer>(server: &mut Server<O>, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}");
+        // What the condition waits for may have come with the deadline, before the wait.
+        assert_eq!(server.turn(Some(Duration::from_millis(10))).unwrap(), Turn::Running);
+    }
+}

@@ -1,0 +1,184 @@
+//! End of stream, reset, broken pipe; and signals that end nothing.
+
+use std::io::Write;
+
+use ecoloop::{Closed, Config, Server};
+use rustix::process::Signal;
+
+use crate::support::{
+    Process, Recorder, TcpState, Told, assert_echoes, assert_ended, assert_receives, await_state, await_unread,
+    connect, connect_narrow, eventually, half_close, narrow, pattern, reset, serve, stall,
+};
+
+#[test]
+fn the_end_of_a_stream_closes_that_connection_alone() {
+    let recorder = Recorder::default();
+    let server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(recorder.clone());
+    let server = server.spawn().unwrap();
+    let mut other = connect(server.local_addr());
+    assert_echoes(&mut other, b"hola");
+    recorder.take();
+
+    let mut client = connect(server.local_addr());
+    assert_echoes(&mut client, b"hola");
+    half_close(&client);
+    assert_ended(&mut client);
+    eventually("the end of it", || server.handle().stats().closed.end_of_stream == 1);
+    assert_echoes(&mut other, b"adios");
+
+    let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
+    let closed = Told::Closed(Closed::EndOfStream);
+    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Ended, closed, Told::Received(5)]);
+    assert_eq!(server.handle().stats().open(), 1);
+}
+
+#[test]
+fn a_reset_closes_that_connection_alone() {
+    let recorder = Recorder::default();
+    let server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(recorder.clone());
+    let server = server.spawn().unwrap();
+    let mut other = connect(server.local_addr());
+    assert_echoes(&mut other, b"hola");
+    recorder.take();
+
+    let mut client = connect(server.local_addr());
+    assert_echoes(&mut client, b"hola");
+    reset(client);
+    eventually("the end of it", || server.handle().stats().closed.reset == 1);
+    assert_echoes(&mut other, b"adios");
+
+    let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
+    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Closed(Closed::Reset), Told::Received(5)]);
+    assert_eq!(server.handle().stats().open(), 1);
+}
+
+#[test]
+fn a_reset_with_output_pending_closes_that_connection_alone() {
+    let server = serve(narrow());
+    let handle = server.handle();
+    let mut other = connect(server.local_addr());
+    let client = connect_narrow(server.local_addr());
+    stall(&client, &pattern(2 << 20), &mut other, &handle);
+    reset(client);
+    eventually("the end of it", || handle.stats().closed.reset == 1);
+    assert_echoes(&mut other, b"hola");
+    assert_eq!(handle.stats().closed.total(), 1);
+}
+
+#[test]
+fn a_reset_behind_a_half_close_with_output_pending_closes_that_connection_alone() {
+    let server = serve(narrow());
+    let handle = server.handle();
+    let mut other = connect(server.local_addr());
+    let client = connect_narrow(server.local_addr());
+    stall(&client, &pattern(2 << 20), &mut other, &handle);
+    half_close(&client);
+    reset(client);
+    eventually("the end of it", || handle.stats().closed.reset == 1);
+    assert_echoes(&mut other, b"hola");
+    assert_eq!(handle.stats().closed.total(), 1);
+}
+
+#[test]
+fn two_thousand_resets_before_any_data_leave_nothing_behind() {
+    let (server, address) = Process::serve(&[]);
+    let mut other = connect(address);
+    assert_echoes(&mut other, b"hola");
+    let descriptors = server.descriptors();
+    for _ in 0..2000 {
+        reset(connect(address));
+    }
+    // Whoever comes last is accepted last.
+    let mut last = connect(address);
+    assert_echoes(&mut last, b"hola");
+    drop(last);
+    eventually("the descriptors of before", || server.descriptors() == descriptors);
+    assert_echoes(&mut other, b"hola");
+    drop(other);
+    let ended = server.terminate();
+    let counts = "2002 connections accepted, 2002 closed (2 end of stream, 2000 reset), 12 bytes in, 12 bytes out";
+    assert!(ended.summary().contains(counts), "{}", ended.summary());
+}
+
+/// The edge tells of both at once, and of nothing after.
+#[test]
+fn data_and_the_end_that_come_in_one_edge_are_both_seen() {
+    let (server, address) = Process::serve(&[]);
+    let lengths = [1, 1023, 1024, 1025, 2048, 20_000];
+    for length in lengths {
+        let message = pattern(length);
+        let mut known = connect(address);
+        assert_echoes(&mut known, b"hola");
+        server.pause();
+        let mut unknown = connect(address);
+        for client in [&mut known, &mut unknown] {
+            client.write_all(&message).unwrap();
+            half_close(client);
+            await_state(client, TcpState::CloseWait);
+        }
+        server.resume();
+        for client in [&mut known, &mut unknown] {
+            assert_receives(client, &message);
+            assert_ended(client);
+        }
+    }
+    let ended = server.terminate();
+    assert!(ended.summary().contains(", 12 closed (12 end of stream), "), "{}", ended.summary());
+}
+
+/// The peer's FIN came first, so its RST makes the write fail with `EPIPE`.
+#[test]
+fn a_broken_pipe_is_a_reset_and_ends_nothing_else() {
+    let (server, address) = Process::serve(&[]);
+    let mut other = connect(address);
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    server.pause();
+    client.write_all(b"adios").unwrap();
+    half_close(&client);
+    await_state(&client, TcpState::CloseWait);
+    reset(client);
+    server.resume();
+    assert_echoes(&mut other, b"hola");
+    drop(other);
+    let ended = server.terminate();
+    let counts = "2 closed (1 end of stream, 1 reset), 13 bytes in, 8 bytes out";
+    assert!(ended.summary().contains(counts), "{}", ended.summary());
+}
+
+#[test]
+fn a_reset_behind_unread_data_is_seen() {
+    let (server, address) = Process::serve(&[]);
+    let mut other = connect(address);
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    server.pause();
+    client.write_all(b"adios").unwrap();
+    await_unread(&client, 5);
+    reset(client);
+    server.resume();
+    assert_echoes(&mut other, b"hola");
+    drop(other);
+    let ended = server.terminate();
+    assert!(ended.summary().contains("2 closed (1 end of stream, 1 reset), "), "{}", ended.summary());
+}
+
+#[test]
+fn signals_that_ask_for_no_end_change_nothing() {
+    let (server, address) = Process::serve(&[]);
+    let mut client = connect(address);
+    for message in [b"uno", b"dos"] {
+        for signal in [Signal::HUP, Signal::PIPE] {
+            server.signal(signal);
+            assert_echoes(&mut client, message);
+        }
+        // The wait for events ends with EINTR.
+        server.pause();
+        server.resume();
+        assert_echoes(&mut client, message);
+    }
+    drop(client);
+    let ended = server.terminate();
+    let counts = "1 connections accepted, 1 closed (1 end of stream), 18 bytes in, 18 bytes out";
+    assert!(ended.summary().contains(counts), "{}", ended.summary());
+}

@@ -1,0 +1,200 @@
+//! Turns: who is served in one, how much, and what is left for the next.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use ecoloop::{Closed, Config, Observer, Server, Turn};
+
+use crate::support::{
+    PATIENCE, Recorder, TcpState, Told, assert_echoes, assert_receives, await_state, await_unread, connect, eventually,
+    half_close, pattern, serve,
+};
+
+#[test]
+fn a_turn_gives_each_connection_its_reads_and_the_next_goes_on_without_an_event() {
+    let recorder = Recorder::default();
+    let mut config = Config::default();
+    config.buffer_size = 100;
+    config.reads_per_turn = 4;
+    let mut server = Server::bind("127.0.0.1:0", config).unwrap().with_observer(recorder.clone());
+    let message = pattern(2000);
+    let mut clients = [connect(server.local_addr()), connect(server.local_addr())];
+    for client in &mut clients {
+        client.write_all(&message).unwrap();
+        await_unread(client, message.len());
+    }
+    turn(&mut server);
+    let keys: Vec<_> = recorder.take().into_iter().map(|(peer, _)| peer.key).collect();
+    assert_eq!(keys.len(), 2);
+
+    for turns_left in (0..5).rev() {
+        turn(&mut server);
+        let told = recorder.take();
+        assert_eq!(told.len(), 8);
+        for &key in &keys {
+            let reads = told.iter().filter(|(peer, told)| peer.key == key && *told == Told::Received(100));
+            assert_eq!(reads.count(), 4);
+        }
+        if turns_left > 0 {
+            assert!(server.next_deadline().is_some_and(|at| at <= Instant::now()));
+        }
+    }
+    for client in &mut clients {
+        assert_receives(client, &message);
+    }
+    // Each edge is spent, once that was found out: there is nothing to do but wait.
+    turn(&mut server);
+    assert_eq!(recorder.take(), []);
+    assert_eq!(server.next_deadline(), None);
+}
+
+#[test]
+fn a_turn_accepts_one_burst_and_the_next_goes_on_without_an_event() {
+    let recorder = Recorder::default();
+    let mut config = Config::default();
+    config.accepts_per_turn = 3;
+    let mut server = Server::bind("127.0.0.1:0", config).unwrap().with_observer(recorder.clone());
+    let clients: Vec<_> = (0..10).map(|_| connect(server.local_addr())).collect();
+    for client in &clients {
+        await_unread(client, 0);
+    }
+    for burst in [3, 3, 3, 1] {
+        turn(&mut server);
+        assert_eq!(recorder.take().iter().filter(|(_, told)| *told == Told::Opened).count(), burst);
+    }
+}
+
+#[test]
+fn a_storm_of_connects_does_not_hold_up_a_connection() {
+    let recorder = Recorder::default();
+    let mut config = Config::default();
+    config.accepts_per_turn = 1;
+    let mut server = Server::bind("127.0.0.1:0", config).unwrap().with_observer(recorder.clone());
+    let mut client = connect(server.local_addr());
+    turn(&mut server);
+    let (peer, _) = recorder.take()[0];
+
+    let storm: Vec<_> = (0..30).map(|_| connect(server.local_addr())).collect();
+    for newcomer in &storm {
+        await_unread(newcomer, 0);
+    }
+    for _ in &storm {
+        client.write_all(b"hola").unwrap();
+        await_unread(&client, 4);
+        turn(&mut server);
+        let told = recorder.take();
+        assert!(told.contains(&(peer, Told::Received(4))), "{told:?}");
+        assert_eq!(told.iter().filter(|(_, told)| *told == Told::Opened).count(), 1);
+        assert_receives(&mut client, b"hola");
+    }
+}
+
+#[test]
+fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
+    let recorder = Recorder::default();
+    let mut server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(recorder.clone());
+    let old = connect(server.local_addr());
+    turn(&mut server);
+    let (old_peer, _) = recorder.take()[0];
+
+    // One turn finds the old one's last words, its end, and a newcomer with words of its own.
+    (&old).write_all(b"adios").unwrap();
+    half_close(&old);
+    await_state(&old, TcpState::CloseWait);
+    let mut new = connect(server.local_addr());
+    new.write_all(b"hola").unwrap();
+    await_unread(&new, 4);
+    turn(&mut server);
+    let told = recorder.take();
+    let (new_peer, _) = *told.last().unwrap();
+    let closed = (old_peer, Told::Closed(Closed::EndOfStream));
+    assert_eq!(
+        told,
+        [(old_peer, Told::Received(5)), (old_peer, Told::Ended), closed, (new_peer, Told::Opened)],
+        "the premise: closed and accepted in one turn"
+    );
+    assert_ne!(new_peer.key, old_peer.key);
+
+    turn(&mut server);
+    assert_eq!(recorder.take(), [(new_peer, Told::Received(4))]);
+    assert_receives(&mut new, b"hola");
+    // From the next turn on it is: the slab does not grow with every connection.
+    let mut newest = connect(server.local_addr());
+    newest.write_all(b"hola de nuevo").unwrap();
+    await_unread(&newest, 13);
+    turn(&mut server);
+    turn(&mut server);
+    let told = recorder.take();
+    let (newest_peer, _) = told[0];
+    assert_eq!(newest_peer.key, old_peer.key);
+    assert_eq!(told, [(newest_peer, Told::Opened), (newest_peer, Told::Received(13))]);
+    assert_receives(&mut newest, b"hola de nuevo");
+}
+
+#[test]
+fn a_hundred_others_go_on_beside_one_that_never_pauses() {
+    let server = serve(Config::default());
+    let blaster = connect(server.local_addr());
+    let mut pingers: Vec<_> = (0..100).map(|_| connect(server.local_addr())).collect();
+    let echoed = AtomicU64::new(0);
+    let enough = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| blast(&blaster, &enough));
+        scope.spawn(|| count(&blaster, &echoed));
+        // So that a failure below ends the threads too, which the scope waits for.
+        let _enough = SetOnDrop(&enough);
+        let another_megabyte = || {
+            let before = echoed.load(Ordering::Relaxed);
+            eventually("another megabyte", || echoed.load(Ordering::Relaxed) > before + (1 << 20));
+        };
+
+        another_megabyte();
+        for round in 0..30_u8 {
+            for pinger in &mut pingers {
+                pinger.write_all(&[round; 64]).unwrap();
+            }
+            for pinger in &mut pingers {
+                assert_receives(pinger, &[round; 64]);
+            }
+        }
+        another_megabyte();
+    });
+    assert_echoes(&mut pingers[0], b"adios");
+}
+
+fn blast(mut blaster: &TcpStream, enough: &AtomicBool) {
+    let message = pattern(64 * 1024);
+    while !enough.load(Ordering::Relaxed) {
+        blaster.write_all(&message).unwrap();
+    }
+    half_close(blaster);
+}
+
+fn count(mut blaster: &TcpStream, echoed: &AtomicU64) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match blaster.read(&mut buffer).unwrap() {
+            0 => break,
+            n => echoed.fetch_add(n as u64, Ordering::Relaxed),
+        };
+    }
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One turn, for which there must be a reason: without one it would wait for [`PATIENCE`] to be out.
+#[track_caller]
+fn turn<O: Observer>(server: &mut Server<O>) {
+    let start = Instant::now();
+    assert_eq!(server.turn(Some(PATIENCE)).unwrap(), Turn::Running);
+    assert!(start.elapsed() < PATIENCE / 2, "nothing made this turn");
+}

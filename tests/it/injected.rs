@@ -1,0 +1,161 @@
+//! Failures that the kernel shows nobody on demand: strace puts them in its place.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::process::Command;
+
+use crate::support::{Ended, Process, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, pattern};
+
+/// Of each two calls, the first fails.
+const EVERY_OTHER: &str = "when=1+2";
+
+#[test]
+#[ignore = "needs strace"]
+fn an_accept_error_of_one_connection_is_passed_over() {
+    for error in [
+        "ECONNABORTED",
+        "EPROTO",
+        "EPERM",
+        "EINTR",
+        "ENETDOWN",
+        "ENOPROTOOPT",
+        "EHOSTDOWN",
+        "ENONET",
+        "EHOSTUNREACH",
+        "EOPNOTSUPP",
+        "ENETUNREACH",
+    ] {
+        let ended = serve_all_though(&format!("accept4:error={error}:{EVERY_OTHER}"));
+        assert_eq!(warnings(&ended), [""; 0], "{error}");
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn any_other_accept_error_is_said_once_and_tried_again() {
+    for error in ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EINVAL", "EIO"] {
+        let ended = serve_all_though(&format!("accept4:error={error}:{EVERY_OTHER}"));
+        let warnings = warnings(&ended);
+        assert!(matches!(warnings[..], [one] if one.contains("cannot accept on 127.0.0.1:")), "{error}: {warnings:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn interrupted_calls_are_tried_again() {
+    let calls = "accept4,recvfrom,sendto,?epoll_wait,?epoll_pwait";
+    // The last calls are spared: SIGTERM's handler may send from the same thread, and does not expect what never happens to it.
+    let ended = serve_all_though(&format!("{calls}:error=EINTR:when=1..19+2"));
+    assert_eq!(warnings(&ended), [""; 0]);
+}
+
+/// Serves five clients, and ends in order.
+#[track_caller]
+fn serve_all_though(fault: &str) -> Ended {
+    let (server, address) = serve(fault, &[]);
+    let mut clients: [_; 5] = std::array::from_fn(|_| connect(address));
+    for client in &mut clients {
+        assert_echoes(client, &pattern(3000));
+    }
+    for client in &mut clients {
+        half_close(client);
+        assert_ended(client);
+    }
+    let ended = server.terminate();
+    let counts = "5 connections accepted, 5 closed (5 end of stream), 15000 bytes in, 15000 bytes out";
+    assert!(ended.summary().contains(counts), "{fault}: {}", ended.summary());
+    ended
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_failure_of_one_connection_closes_it_alone() {
+    for (fault, said) in [
+        ("recvfrom:error=ETIMEDOUT:when=3", "The connection failed: timed out"),
+        ("sendto:error=ETIMEDOUT:when=3", "The connection failed: timed out"),
+        ("sendto:retval=0:when=3", "The connection failed: write zero"),
+        ("recvfrom:error=ECONNRESET:when=3", "The client closed the connection abruptly"),
+        ("sendto:error=EPIPE:when=3", "The client closed the connection abruptly"),
+    ] {
+        let (mut server, address) = serve(fault, &[]);
+        let mut clients: [_; 2] = std::array::from_fn(|_| connect(address));
+        for client in &mut clients {
+            assert_echoes(client, b"hola");
+        }
+        let [mut failed, mut other] = clients;
+        failed.write_all(b"adios").unwrap();
+        assert!(matches!(failed.read(&mut [0; 64]), Ok(0) | Err(_)), "{fault}");
+        server.line_with(said);
+        assert_echoes(&mut other, b"hola");
+        half_close(&other);
+        assert_ended(&mut other);
+        let ended = server.terminate();
+        assert!(
+            ended.summary().contains("2 connections accepted, 2 closed (1 end of stream, 1 "),
+            "{}",
+            ended.summary()
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_connection_that_cannot_be_registered_is_dropped_and_leaves_nothing_behind() {
+    // The calls before: the waker, the listener, the first connection.
+    let (mut server, address) = serve("epoll_ctl:error=ENOSPC:when=4", &["--max-connections", "2"]);
+    let mut first = connect(address);
+    assert_echoes(&mut first, b"hola");
+    let descriptors = server.descriptors();
+
+    let mut dropped = connect(address);
+    assert_ended(&mut dropped);
+    let said = server.line_with(" WARN ");
+    assert!(said.contains(&format!("cannot serve {}", dropped.local_addr().unwrap())), "{said}");
+    eventually("its descriptor closed", || server.descriptors() == descriptors);
+
+    // The next takes its place: below the limit of two, and under the same key.
+    let mut next = connect(address);
+    assert_echoes(&mut next, b"hola");
+    half_close(&first);
+    let key_of_first = key(&server.line_with("key "));
+    half_close(&next);
+    let key_of_next = key(&server.line_with("key "));
+    assert_eq!(key_of_next, key_of_first + 1);
+    let ended = server.terminate();
+    assert!(ended.summary().contains("2 connections accepted, 2 closed (2 end of stream)"), "{}", ended.summary());
+}
+
+/// The key that a line of `-vv` names.
+#[track_caller]
+fn key(line: &str) -> usize {
+    let (key, _) = line.split_once("key ").unwrap().1.split_once(':').unwrap();
+    key.parse().unwrap()
+}
+
+/// The binary with a fault of strace(1), `--inject`, in its system calls.
+///
+/// strace stands aside (`-D`), so that the process started here is the server; and it follows no thread but the first, which is
+/// the loop.
+#[track_caller]
+fn serve(fault: &str, arguments: &[&str]) -> (Process, SocketAddr) {
+    let server = ecoloop(&[&["127.0.0.1:0", "-vv"], arguments].concat());
+    let mut command = Command::new("strace");
+    let (calls, _) = fault.split_once(':').unwrap();
+    command.args(["-D", "-qq", "-o", "/dev/null"]);
+    command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={fault}")]);
+    command.arg(server.get_program()).args(server.get_args());
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut process = Process::start(command);
+    let address = process.listening();
+    (process, address)
+}
+
+/// What it has warned of, and nobody has waited for.
+fn warnings(ended: &Ended) -> Vec<&str> {
+    ended.stdout.iter().map(String::as_str).filter(|line| line.contains(" WARN ")).collect()
+}

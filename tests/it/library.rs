@@ -1,0 +1,768 @@
+//! What the library promises to those who embed it.
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ecoloop::{Closed, Config, Handle, Observer, Peer, Server, Turn};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::support::{
+    PATIENCE, Recorder, Told, assert_echoes, assert_ended, assert_receives, await_unread, connect, connect_narrow,
+    ends_by_itself, eventually, half_close, is_listening, join, narrow, pattern, reset, serve,
+};
+
+/// An address that no other test listens on, and that no client sends from: a port of it that was given back stays free.
+const ADDRESS: &str = "127.0.0.3:0";
+
+/// A drain that is not over before the test is.
+fn patient() -> Config {
+    let mut config = Config::default();
+    config.drain_timeout = PATIENCE;
+    config
+}
+
+#[track_caller]
+fn bind(config: Config) -> Server {
+    Server::bind(ADDRESS, config).unwrap()
+}
+
+/// Echoes sixteen bytes at a time, and one such time a turn.
+fn one_small_read_a_turn() -> Config {
+    let mut config = Config::default();
+    config.buffer_size = 16;
+    config.reads_per_turn = 1;
+    config
+}
+
+/// Turns, each of which waits as long as the server has reason to, until `condition` holds.
+#[track_caller]
+fn turn_until<O: Observer>(server: &mut Server<O>, mut condition: impl FnMut(&Server<O>) -> bool) {
+    let start = Instant::now();
+    while !condition(server) {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}");
+        assert_eq!(turn(server), Turn::Running);
+    }
+}
+
+#[track_caller]
+fn turn<O: Observer>(server: &mut Server<O>) -> Turn {
+    let handle = server.handle();
+    ends_by_itself(move || handle.stop(), || server.turn(None).unwrap())
+}
+
+// ---- where it listens ----
+
+#[test]
+fn a_name_serves_every_address_that_it_resolves_to() {
+    let server = Server::bind(("localhost", 0), Config::default()).unwrap().spawn().unwrap();
+    let addresses = server.local_addrs();
+    let resolved: BTreeSet<_> = ("localhost", 0).to_socket_addrs().unwrap().map(|address| address.ip()).collect();
+    assert_eq!(addresses.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>(), resolved);
+    for &address in addresses {
+        assert_echoes(&mut connect(address), b"hola");
+    }
+}
+
+#[test]
+fn the_first_address_is_the_one_named_and_all_have_their_real_ports() {
+    let addresses: [SocketAddr; 2] = ["127.0.0.4:0", ADDRESS].map(|address| address.parse().unwrap());
+    let server = Server::bind(&addresses[..], Config::default()).unwrap();
+    let bound = server.local_addrs().to_vec();
+    assert_eq!(bound.iter().map(SocketAddr::ip).collect::<Vec<_>>(), addresses.map(|address| address.ip()));
+    assert!(bound.iter().all(|&address| address.port() != 0 && is_listening(address)));
+    assert_eq!(server.local_addr(), bound[0]);
+
+    let running = server.spawn().unwrap();
+    assert_eq!(running.local_addrs(), bound);
+    assert_eq!(running.local_addr(), bound[0]);
+}
+
+#[test]
+fn if_the_second_address_fails_neither_is_served() {
+    let taken = TcpListener::bind(ADDRESS).unwrap();
+    let second = taken.local_addr().unwrap();
+    let first = SocketAddr::new(Ipv4Addr::new(127, 0, 0, 4).into(), second.port());
+    let error = Server::bind(&[first, second][..], Config::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    assert!(error.to_string().starts_with(&format!("cannot listen on {second}: ")), "{error}");
+
+    assert_eq!(TcpStream::connect(first).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    // Without SO_REUSEADDR it would not do if any socket had it still.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&first.into()).unwrap();
+}
+
+#[test]
+fn an_address_of_another_machine_is_refused_by_name() {
+    // Of the block that is for documentation (RFC 5737): nobody has it.
+    let error = Server::bind("192.0.2.1:0", Config::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
+    assert!(error.to_string().starts_with("cannot listen on 192.0.2.1:0: "), "{error}");
+}
+
+#[test]
+fn no_address_at_all_is_invalid() {
+    let error = Server::bind(&[][..], Config::default()).unwrap_err();
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::InvalidInput, "no address to listen on"));
+}
+
+#[test]
+fn ipv4_and_ipv6_stand_side_by_side_on_one_port() {
+    // A port that is free for the one may be taken for the other.
+    let servers = (0..100).find_map(|_| {
+        let six = Server::bind((Ipv6Addr::UNSPECIFIED, 0), Config::default()).unwrap();
+        match Server::bind((Ipv4Addr::UNSPECIFIED, six.local_addr().port()), Config::default()) {
+            Ok(four) => Some((four, six)),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::AddrInUse);
+                None
+            }
+        }
+    });
+    let (four, six) = servers.expect("a port that is free for both");
+    let (four, six) = (four.spawn().unwrap(), six.spawn().unwrap());
+    let port = four.local_addr().port();
+    let mut clients = [connect((Ipv4Addr::LOCALHOST, port).into()), connect((Ipv6Addr::LOCALHOST, port).into())];
+    for client in &mut clients {
+        assert_echoes(client, b"hola");
+    }
+    assert_eq!((four.handle().stats().accepted, six.handle().stats().accepted), (1, 1));
+}
+
+#[test]
+fn with_reuse_port_two_servers_share_a_port_and_without_it_they_do_not() {
+    let mut config = Config::default();
+    config.reuse_port = true;
+    let one = bind(config.clone()).spawn().unwrap();
+    let address = one.local_addr();
+    let other = Server::bind(address, config).unwrap().spawn().unwrap();
+    // Which of them gets a connection, the kernel decides by the client's port.
+    eventually("a connection for each", || {
+        assert_echoes(&mut connect(address), b"hola");
+        one.handle().stats().accepted > 0 && other.handle().stats().accepted > 0
+    });
+    assert_eq!(Server::bind(address, Config::default()).unwrap_err().kind(), ErrorKind::AddrInUse);
+}
+
+#[test]
+fn a_server_that_is_dropped_gives_its_port_back() {
+    let server = bind(Config::default());
+    let address = server.local_addr();
+    assert!(is_listening(address));
+    drop(server);
+    assert!(!is_listening(address));
+}
+
+#[test]
+fn a_listener_that_blocks_is_set_not_to_and_served() {
+    let listener = TcpListener::bind(ADDRESS).unwrap();
+    let address = listener.local_addr().unwrap();
+    let same = listener.try_clone().unwrap();
+    assert!(!SockRef::from(&same).nonblocking().unwrap());
+    let server = Server::from_listener(listener, Config::default()).unwrap();
+    assert!(SockRef::from(&same).nonblocking().unwrap());
+    assert_eq!(server.local_addrs(), [address]);
+    let server = server.spawn().unwrap();
+    let mut clients = [connect(address), connect(address)];
+    for client in &mut clients {
+        assert_echoes(client, b"hola");
+    }
+    assert_eq!(server.handle().stats().open(), 2);
+}
+
+// ---- what it refuses ----
+
+/// An option by its name, and how to set it to what is refused.
+type Refused = (&'static str, fn(&mut Config));
+
+#[test]
+fn each_zero_is_refused_by_name() {
+    let zeros: [Refused; 9] = [
+        ("buffer_size", |config| config.buffer_size = 0),
+        ("backlog", |config| config.backlog = 0),
+        ("max_connections", |config| config.max_connections = 0),
+        ("reads_per_turn", |config| config.reads_per_turn = 0),
+        ("accepts_per_turn", |config| config.accepts_per_turn = 0),
+        ("events_per_turn", |config| config.events_per_turn = 0),
+        ("recv_buffer", |config| config.recv_buffer = Some(0)),
+        ("send_buffer", |config| config.send_buffer = Some(0)),
+        ("idle_timeout", |config| config.idle_timeout = Some(Duration::ZERO)),
+    ];
+    assert_each_is_refused(&zeros);
+}
+
+#[test]
+#[cfg(target_pointer_width = "64")]
+fn what_the_system_cannot_be_told_is_refused_by_name() {
+    let too_much: [Refused; 5] = [
+        ("buffer_size", |config| config.buffer_size = (1 << 30) + 1),
+        ("backlog", |config| config.backlog = 1 << 31),
+        ("events_per_turn", |config| config.events_per_turn = (1 << 20) + 1),
+        ("recv_buffer", |config| config.recv_buffer = Some(1 << 31)),
+        ("send_buffer", |config| config.send_buffer = Some(1 << 31)),
+    ];
+    assert_each_is_refused(&too_much);
+}
+
+#[track_caller]
+fn assert_each_is_refused(refused: &[Refused]) {
+    for (name, change) in refused {
+        let mut config = Config::default();
+        change(&mut config);
+        let listener = TcpListener::bind(ADDRESS).unwrap();
+        for result in [Server::bind(ADDRESS, config.clone()), Server::from_listener(listener, config)] {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().starts_with(&format!("{name} is ")), "{error}");
+        }
+    }
+}
+
+// ---- run, turn, and the deadline ----
+
+#[test]
+fn it_runs_until_a_handle_says_so() {
+    for end in [Handle::drain, Handle::stop] {
+        let mut server = bind(Config::default());
+        let (address, handle) = (server.local_addr(), server.handle());
+        let thread = thread::spawn(move || {
+            let report = server.run().unwrap();
+            // At its end it stays.
+            assert_eq!(server.run().unwrap().stats, report.stats);
+            report
+        });
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"hola");
+        half_close(&client);
+        assert_ended(&mut client);
+        assert!(!handle.is_ending());
+        assert!(!thread.is_finished());
+
+        end(&handle);
+        assert!(handle.is_ending());
+        eventually("the end of the run", || thread.is_finished());
+        let stats = thread.join().unwrap().stats;
+        assert_eq!((stats.accepted, stats.closed.end_of_stream), (1, 1));
+        assert_eq!((stats.bytes_in, stats.bytes_out), (4, 4));
+        assert!(!is_listening(address));
+    }
+}
+
+#[test]
+fn turns_that_never_wait_serve_all_the_same() {
+    let mut server = bind(Config::default());
+    let mut client = connect(server.local_addr());
+    client.write_all(b"hola").unwrap();
+    half_close(&client);
+    let handle = server.handle();
+    eventually("the end of the stream", || {
+        assert_eq!(server.turn(Some(Duration::ZERO)).unwrap(), Turn::Running);
+        handle.stats().closed.end_of_stream == 1
+    });
+    assert_receives(&mut client, b"hola");
+    assert_ended(&mut client);
+}
+
+#[test]
+fn a_turn_waits_no_longer_than_it_is_told_to() {
+    let mut server = bind(Config::default());
+    let handle = server.handle();
+    let wait = || server.turn(Some(Duration::from_millis(1))).unwrap();
+    assert_eq!(ends_by_itself(move || handle.stop(), wait), Turn::Running);
+}
+
+#[test]
+fn with_nothing_to_do_it_has_no_deadline() {
+    let mut server = bind(Config::default());
+    assert_eq!(server.next_deadline(), None);
+    let mut client = connect(server.local_addr());
+    client.write_all(b"hola").unwrap();
+    turn_until(&mut server, |server| server.report().stats.bytes_out == 4);
+    assert_eq!(server.next_deadline(), None);
+    half_close(&client);
+    turn_until(&mut server, |server| server.report().stats.closed.end_of_stream == 1);
+    assert_eq!(server.next_deadline(), None);
+}
+
+#[test]
+fn while_work_is_left_over_its_deadline_is_now_and_a_turn_does_not_wait() {
+    let mut server = bind(one_small_read_a_turn());
+    let mut client = connect(server.local_addr());
+    client.write_all(&pattern(64)).unwrap();
+    await_unread(&client, 64);
+    turn_until(&mut server, |server| server.report().stats.bytes_in > 0);
+    for echoed in [16, 32, 48, 64] {
+        assert_eq!(server.report().stats.bytes_out, echoed);
+        assert!(server.next_deadline().is_some_and(|at| at <= Instant::now()));
+        assert_eq!(turn(&mut server), Turn::Running);
+    }
+    // The last read has found nothing more.
+    assert_eq!(server.next_deadline(), None);
+    assert_receives(&mut client, &pattern(64));
+}
+
+/// On a socket that does not listen yet every accept fails, and not for lack of descriptors.
+#[test]
+#[cfg(target_os = "linux")]
+fn accepting_that_failed_is_tried_again_at_the_deadline() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&ADDRESS.parse::<SocketAddr>().unwrap().into()).unwrap();
+    let mut server = Server::from_listener(socket.try_clone().unwrap().into(), Config::default()).unwrap();
+    let start = Instant::now();
+    turn_until(&mut server, |server| server.next_deadline().is_some());
+    let first = server.next_deadline().unwrap();
+    assert!(first > start && first <= Instant::now() + Duration::from_millis(100));
+
+    // Nothing happens meanwhile that could end the turn, and it fails again.
+    turn_until(&mut server, |server| server.next_deadline() != Some(first));
+    assert!(Instant::now() >= first);
+    assert!(server.next_deadline() > Some(first));
+
+    socket.listen(16).unwrap();
+    let mut client = connect(server.local_addr());
+    client.write_all(b"hola").unwrap();
+    turn_until(&mut server, |server| server.report().stats.bytes_out == 4);
+    assert_receives(&mut client, b"hola");
+    assert_eq!(server.next_deadline(), None);
+}
+
+/// The server alone counts the time, so what the client has sent is served before it, however loaded the machine is.
+#[test]
+fn with_an_idle_timeout_a_turn_waits_no_longer_than_for_the_next_look() {
+    let mut config = Config::default();
+    config.idle_timeout = Some(Duration::from_millis(40));
+    let recorder = Recorder::default();
+    let mut server = bind(config).with_observer(recorder.clone());
+    assert_eq!(server.next_deadline(), None, "there is nobody to look at");
+    let mut client = connect(server.local_addr());
+    client.write_all(b"hola").unwrap();
+    await_unread(&client, 4);
+    turn_until(&mut server, |server| server.report().stats.accepted == 1);
+    assert!(server.next_deadline().is_some_and(|at| at <= Instant::now() + Duration::from_millis(10)));
+
+    let handle = server.handle();
+    let client = thread::spawn(move || {
+        assert_receives(&mut client, b"hola");
+        assert_ended(&mut client);
+        // With the last connection went the last deadline.
+        handle.stop();
+    });
+    while turn(&mut server) == Turn::Running {}
+    client.join().unwrap();
+    let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
+    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Closed(Closed::Idle)]);
+}
+
+#[test]
+fn while_it_drains_a_turn_waits_no_longer_than_for_the_next_look() {
+    let mut server = bind(patient());
+    let mut client = connect(server.local_addr());
+    turn_until(&mut server, |server| server.report().stats.accepted == 1);
+    server.handle().drain();
+    assert_eq!(turn(&mut server), Turn::Running);
+    assert!(server.next_deadline().is_some_and(|at| at <= Instant::now() + Duration::from_millis(50)));
+
+    let client = thread::spawn(move || assert_ended(&mut client));
+    while turn(&mut server) == Turn::Running {}
+    client.join().unwrap();
+    assert_eq!(server.report().stats.closed.drained, 1);
+}
+
+#[test]
+fn once_finished_it_stays_finished_and_has_no_deadline() {
+    let mut config = one_small_read_a_turn();
+    config.drain_timeout = Duration::ZERO;
+    let mut server = bind(config);
+    let mut client = connect(server.local_addr());
+    client.write_all(&pattern(64)).unwrap();
+    await_unread(&client, 64);
+    turn_until(&mut server, |server| server.report().stats.bytes_in > 0);
+    server.handle().drain();
+    // It has work left over when its time is out.
+    while turn(&mut server) == Turn::Running {}
+    assert_eq!(server.report().stats.closed.cut, 1);
+    for timeout in [None, Some(Duration::ZERO), Some(PATIENCE)] {
+        assert_eq!(server.next_deadline(), None);
+        assert_eq!(server.turn(timeout).unwrap(), Turn::Finished);
+    }
+}
+
+// ---- in another loop ----
+
+/// A loop of somebody else's, edge-triggered, that turns a server when its descriptor or its deadline says so and not else.
+struct Outer {
+    poll: Poll,
+    events: Events,
+}
+
+impl Outer {
+    fn around<O>(server: &Server<O>) -> Self {
+        let poll = Poll::new().unwrap();
+        let descriptor = server.as_fd().as_raw_fd();
+        poll.registry().register(&mut SourceFd(&descriptor), Token(0), Interest::READABLE).unwrap();
+        Self { poll, events: Events::with_capacity(8) }
+    }
+
+    /// Waits once, then turns without waiting until there is nothing left over.
+    #[track_caller]
+    fn turn<O: Observer>(&mut self, server: &mut Server<O>) -> Turn {
+        let deadline = server.next_deadline();
+        let wait = deadline.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
+        self.poll.poll(&mut self.events, Some(wait)).unwrap();
+        assert!(deadline.is_some() || !self.events.is_empty(), "nothing said that there was something to do");
+        loop {
+            let turn = server.turn(Some(Duration::ZERO)).unwrap();
+            if turn == Turn::Finished || server.next_deadline().is_none_or(|at| at > Instant::now()) {
+                return turn;
+            }
+        }
+    }
+
+    #[track_caller]
+    fn turn_until<O: Observer>(&mut self, server: &mut Server<O>, condition: impl Fn(&Server<O>) -> bool) {
+        let start = Instant::now();
+        while !condition(server) {
+            assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}");
+            assert_eq!(self.turn(server), Turn::Running);
+        }
+    }
+}
+
+#[test]
+fn nested_it_serves_all_that_one_edge_announced() {
+    let mut server = bind(one_small_read_a_turn());
+    let mut outer = Outer::around(&server);
+    for _ in 0..3 {
+        let mut client = connect(server.local_addr());
+        let message = pattern(1024);
+        client.write_all(&message).unwrap();
+        await_unread(&client, message.len());
+        let before = server.report().stats;
+        outer.turn_until(&mut server, |server| server.report().stats.bytes_in > before.bytes_in);
+        // It took 64 turns, for which the outer loop had one edge.
+        assert_eq!(server.report().stats.bytes_out, before.bytes_out + 1024);
+        assert_receives(&mut client, &message);
+
+        half_close(&client);
+        let closed = before.closed.end_of_stream + 1;
+        outer.turn_until(&mut server, |server| server.report().stats.closed.end_of_stream == closed);
+        assert_ended(&mut client);
+    }
+}
+
+#[test]
+fn nested_it_accepts_all_that_one_edge_announced() {
+    let mut config = Config::default();
+    config.accepts_per_turn = 1;
+    config.events_per_turn = 2;
+    let mut server = bind(config);
+    let mut clients: Vec<_> = (0..10).map(|_| connect(server.local_addr())).collect();
+    for client in &mut clients {
+        client.write_all(b"hola").unwrap();
+        await_unread(client, 4);
+    }
+    let mut outer = Outer::around(&server);
+    outer.turn_until(&mut server, |server| server.report().stats.accepted == 10);
+    outer.turn_until(&mut server, |server| server.report().stats.bytes_out == 40);
+    for client in &mut clients {
+        assert_receives(client, b"hola");
+    }
+}
+
+#[test]
+fn nested_it_drains() {
+    let mut server = bind(patient());
+    let (address, handle) = (server.local_addr(), server.handle());
+    let client = thread::spawn(move || {
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"hola");
+        handle.drain();
+        assert_ended(&mut client);
+    });
+    let mut outer = Outer::around(&server);
+    let start = Instant::now();
+    while outer.turn(&mut server) == Turn::Running {
+        assert!(start.elapsed() < PATIENCE, "no end within {PATIENCE:?}");
+    }
+    client.join().unwrap();
+    assert_eq!(server.report().stats.closed.drained, 1);
+}
+
+#[test]
+fn nested_it_stops() {
+    let mut server = bind(Config::default());
+    let handle = server.handle();
+    let mut outer = Outer::around(&server);
+    let thread = thread::spawn(move || handle.stop());
+    while outer.turn(&mut server) == Turn::Running {}
+    thread.join().unwrap();
+}
+
+// ---- on a thread of its own ----
+
+#[test]
+fn dropped_it_stops_ends_its_thread_and_gives_the_port_back() {
+    let server = bind(Config::default()).spawn().unwrap();
+    let (address, handle) = (server.local_addr(), server.handle());
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    drop(server);
+    // All of it before `drop` returned.
+    let stats = handle.stats();
+    assert_eq!((stats.accepted, stats.closed.stopped), (1, 1));
+    assert!(!is_listening(address));
+    assert_ended(&mut client);
+    Server::bind(address, Config::default()).unwrap();
+}
+
+#[test]
+fn joined_it_ends_when_a_handle_says_so_and_reports() {
+    let server = bind(Config::default()).spawn().unwrap();
+    let handle = server.handle();
+    let mut client = connect(server.local_addr());
+    assert_echoes(&mut client, b"hola");
+    half_close(&client);
+    assert_ended(&mut client);
+    handle.drain();
+    let report = join(server);
+    assert_eq!(report.stats, handle.stats());
+    assert_eq!(report.stats.closed.end_of_stream, 1);
+    assert!(report.elapsed > Duration::ZERO);
+}
+
+#[test]
+fn a_panic_of_the_observer_is_passed_on_by_join_and_swallowed_by_drop() {
+    struct Panics(Sender<()>);
+    impl Observer for Panics {
+        fn opened(&mut self, _: Peer) {
+            self.0.send(()).unwrap();
+            // Unlike `panic!` it prints nothing.
+            std::panic::resume_unwind(Box::new("observed"));
+        }
+    }
+    let panicking = || {
+        let (sender, panics) = mpsc::channel();
+        let server = bind(Config::default()).with_observer(Panics(sender)).spawn().unwrap();
+        // It may be reset before it is done: the panic closes all sockets.
+        let _ = TcpStream::connect(server.local_addr());
+        panics.recv_timeout(PATIENCE).unwrap();
+        server
+    };
+    drop(panicking());
+    let server = panicking();
+    let payload = thread::spawn(move || server.join().map(|_| ())).join().unwrap_err();
+    assert_eq!(payload.downcast_ref(), Some(&"observed"));
+}
+
+#[test]
+fn a_handle_goes_to_any_thread_and_outlives_its_server() {
+    fn goes_anywhere<T: Clone + Send + Sync + 'static>(_: &T) {}
+    fn moves_anywhere<T: Send + 'static>(_: &T) {}
+    let server = bind(Config::default());
+    moves_anywhere(&server);
+    let handle = server.handle();
+    goes_anywhere(&handle);
+    let running = server.spawn().unwrap();
+    moves_anywhere(&running);
+
+    let asked: Vec<_> = (0..4).map(|_| handle.clone()).map(|handle| thread::spawn(move || handle.drain())).collect();
+    for thread in asked {
+        thread.join().unwrap();
+    }
+    let report = join(running);
+    handle.drain();
+    handle.stop();
+    assert_eq!(handle.stats(), report.stats);
+}
+
+// ---- what it tells ----
+
+/// What is told of one connection that echoes four bytes and then ends as `end` makes it; what `end` answers stays open.
+#[track_caller]
+fn life(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream>) -> Vec<Told> {
+    let recorder = Recorder::default();
+    let server = bind(config).with_observer(recorder.clone()).spawn().unwrap();
+    let handle = server.handle();
+    let mut client = connect(server.local_addr());
+    let address = client.local_addr().unwrap();
+    assert_echoes(&mut client, b"hola");
+    let kept = end(client, &handle);
+    eventually("its end", || handle.stats().closed.total() == 1);
+    handle.drain();
+    join(server);
+    drop(kept);
+
+    let told = recorder.take();
+    let peer = told[0].0;
+    assert_eq!(peer.address, address);
+    assert!(told.iter().all(|(of, _)| *of == peer), "{told:?}");
+    told.into_iter().map(|(_, told)| told).collect()
+}
+
+#[test]
+fn each_connection_is_told_in_order_and_why_it_closed() {
+    use Told::{Closed as ClosedFor, Ended, Opened, Received};
+
+    let told = life(Config::default(), |client, _| {
+        half_close(&client);
+        Some(client)
+    });
+    assert_eq!(told, [Opened, Received(4), Ended, ClosedFor(Closed::EndOfStream)]);
+
+    let told = life(Config::default(), |client, _| {
+        reset(client);
+        None
+    });
+    assert_eq!(told, [Opened, Received(4), ClosedFor(Closed::Reset)]);
+
+    let told = life(patient(), |mut client, handle| {
+        handle.drain();
+        assert_ended(&mut client);
+        half_close(&client);
+        Some(client)
+    });
+    assert_eq!(told, [Opened, Received(4), Ended, ClosedFor(Closed::Drained)]);
+
+    let mut config = Config::default();
+    config.drain_timeout = Duration::ZERO;
+    let told = life(config, |client, handle| {
+        handle.drain();
+        Some(client)
+    });
+    assert_eq!(told, [Opened, Received(4), ClosedFor(Closed::Cut)]);
+
+    let told = life(Config::default(), |client, handle| {
+        handle.stop();
+        Some(client)
+    });
+    assert_eq!(told, [Opened, Received(4), ClosedFor(Closed::Stopped)]);
+}
+
+/// The kernel gives up on a peer that takes nothing for so long (tcp(7), `TCP_USER_TIMEOUT`).
+#[test]
+#[cfg(target_os = "linux")]
+fn a_timeout_of_the_network_is_told_as_a_failure() {
+    let server = {
+        let listener = TcpListener::bind(ADDRESS).unwrap();
+        SockRef::from(&listener).set_tcp_user_timeout(Some(Duration::from_millis(100))).unwrap();
+        Server::from_listener(listener, narrow()).unwrap()
+    };
+    let recorder = Recorder::default();
+    let server = server.with_observer(recorder.clone()).spawn().unwrap();
+    let handle = server.handle();
+    let client = connect_narrow(server.local_addr());
+    let writer = client.try_clone().unwrap();
+    let writer = thread::spawn(move || (&writer).write_all(&pattern(4 << 20)).unwrap_err());
+    eventually("its end", || handle.stats().closed.total() == 1);
+    assert_eq!(handle.stats().closed.failed, 1);
+    assert_eq!(recorder.take().last().unwrap().1, Told::Closed(Closed::Failed(ErrorKind::TimedOut)));
+    // It may be over already.
+    let _ = client.shutdown(Shutdown::Both);
+    writer.join().unwrap();
+}
+
+/// Which keys are open, and how many there were in all.
+#[derive(Clone, Default)]
+struct Keys(Arc<Mutex<(BTreeSet<usize>, usize)>>);
+
+impl Observer for Keys {
+    fn opened(&mut self, peer: Peer) {
+        let mut keys = self.0.lock().unwrap();
+        assert!(keys.0.insert(peer.key), "the key {} is another's", peer.key);
+        keys.1 += 1;
+    }
+
+    fn received(&mut self, peer: Peer, _: &[u8]) {
+        assert!(self.0.lock().unwrap().0.contains(&peer.key));
+    }
+
+    fn ended(&mut self, peer: Peer) {
+        assert!(self.0.lock().unwrap().0.contains(&peer.key));
+    }
+
+    fn closed(&mut self, peer: Peer, _: Closed) {
+        assert!(self.0.lock().unwrap().0.remove(&peer.key));
+    }
+}
+
+#[test]
+fn a_key_is_one_open_connections_own() {
+    let keys = Keys::default();
+    let server = bind(Config::default()).with_observer(keys.clone()).spawn().unwrap();
+    let address = server.local_addr();
+    let clients: Vec<_> = (0..4)
+        .map(|thread| {
+            thread::spawn(move || {
+                for number in 0..50 {
+                    let (mut client, mut other) = (connect(address), connect(address));
+                    assert_echoes(&mut client, b"hola");
+                    if (number + thread) % 2 == 0 {
+                        reset(client);
+                    }
+                    assert_echoes(&mut other, b"adios");
+                }
+            })
+        })
+        .collect();
+    for thread in clients {
+        thread.join().unwrap();
+    }
+    server.handle().drain();
+    assert_eq!(join(server).stats.accepted, 400);
+    let keys = keys.0.lock().unwrap();
+    assert_eq!((keys.0.len(), keys.1), (0, 400));
+}
+
+#[test]
+fn an_observer_that_says_nothing_changes_nothing() {
+    struct Silent;
+    impl Observer for Silent {}
+    let mut server = bind(Config::default()).with_observer(());
+    let () = *server.observer();
+    let mut client = connect(server.local_addr());
+    client.write_all(b"hola").unwrap();
+    turn_until(&mut server, |server| server.report().stats.bytes_out == 4);
+
+    // Another takes its place with the connection open.
+    drop(client);
+    let server = bind(Config::default()).with_observer(Silent).spawn().unwrap();
+    assert_echoes(&mut connect(server.local_addr()), b"hola");
+}
+
+#[test]
+fn the_counters_agree_with_what_the_clients_saw() {
+    let server = serve(patient());
+    let handle = server.handle();
+    let mut clients: Vec<_> = (0..6).map(|_| connect(server.local_addr())).collect();
+    for (client, length) in clients.iter_mut().zip([1, 10, 100, 1000, 10_000, 100_000]) {
+        assert_echoes(client, &pattern(length));
+    }
+    let stats = handle.stats();
+    assert_eq!((stats.accepted, stats.open(), stats.closed.total()), (6, 6, 0));
+    assert_eq!((stats.bytes_in, stats.bytes_out, stats.discarded), (111_111, 111_111, 0));
+
+    half_close(&clients[0]);
+    half_close(&clients[1]);
+    reset(clients.pop().unwrap());
+    eventually("three that are closed", || handle.stats().closed.total() == 3);
+    assert_eq!(handle.stats().open(), 3);
+
+    handle.drain();
+    for client in &mut clients[2..] {
+        assert_ended(client);
+        client.write_all(b"too late").unwrap();
+        half_close(client);
+    }
+    let stats = join(server).stats;
+    assert_eq!((stats.accepted, stats.open(), stats.closed.total()), (6, 0, 6));
+    assert_eq!((stats.closed.end_of_stream, stats.closed.reset, stats.closed.drained), (2, 1, 3));
+    assert_eq!((stats.bytes_in, stats.bytes_out, stats.discarded), (111_135, 111_111, 24));
+}

@@ -1,0 +1,176 @@
+//! A standard output that does not take what is written costs log lines, and nothing else.
+
+use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+
+use rustix::pipe::fcntl_getpipe_size;
+
+use crate::support::{
+    Ended, Process, Scratch, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close,
+    reserve_port,
+};
+
+/// Messages of one [`load`]: with `-v` their lines are more than a pipe and the queue together hold.
+const MESSAGES: usize = 2000;
+const MESSAGE: [u8; 1000] = [b'x'; 1000];
+const CLIENTS: usize = 4;
+
+/// Lines with `-v` of a server that served one [`load`]: its start, its clients one by one, their messages, its end.
+const LINES: usize = 2 + MESSAGES + CLIENTS * 4 + 1;
+
+/// Has every message echoed.
+#[track_caller]
+fn load(address: SocketAddr) {
+    for _ in 0..CLIENTS {
+        let mut client = connect_eventually(address);
+        for _ in 0..MESSAGES / CLIENTS {
+            assert_echoes(&mut client, &MESSAGE);
+        }
+        half_close(&client);
+        assert_ended(&mut client);
+    }
+}
+
+/// `command` through a shell, which sees to its outputs as `redirection` says.
+fn through_shell(command: &Command, redirection: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")]).arg(command.get_program());
+    shell.args(command.get_args()).stdin(Stdio::null());
+    shell
+}
+
+/// What the report says was lost, of a server that has ended in order.
+#[track_caller]
+fn lost_lines(ended: &Ended, report: &Scratch) -> usize {
+    assert!(ended.status.success(), "{ended:?}");
+    let json = report.json();
+    assert!(json["bytes_out"].as_u64().unwrap() >= (MESSAGES * MESSAGE.len()) as u64, "{json}");
+    json["log_lines_lost"].as_u64().unwrap().try_into().unwrap()
+}
+
+/// Standard error must say, and say nothing else, that so many lines were lost.
+#[track_caller]
+fn assert_said_on_stderr(ended: &Ended, lost: usize) {
+    assert_eq!(ended.stderr, [format!("{lost} log lines were lost: standard output did not take them")]);
+}
+
+/// A server with `-v` whose standard output is a pipe that only the test can read, its address, and that pipe.
+#[track_caller]
+fn serve_into_a_pipe(report: &Scratch) -> (Process, SocketAddr, BufReader<PipeReader>) {
+    let (reader, writer) = pipe().unwrap();
+    let mut command = ecoloop(&["127.0.0.1:0", "-v", "--report", report.path()]);
+    command.stdout(writer).stderr(Stdio::piped());
+    let process = Process::adopt(command);
+    let mut reader = BufReader::new(reader);
+    let mut start = String::new();
+    reader.read_line(&mut start).unwrap();
+    let port = start.trim_end().rsplit(' ').next().unwrap().parse().unwrap();
+    (process, SocketAddr::from(([127, 0, 0, 1], port)), reader)
+}
+
+#[test]
+fn an_output_that_takes_them_loses_no_line() {
+    let report = Scratch::new("healthy");
+    let (process, address) = Process::serve(&["-v", "--report", report.path()]);
+    load(address);
+    let ended = process.terminate();
+    assert_eq!(lost_lines(&ended, &report), 0);
+    // The first was read to learn the address.
+    assert_eq!(ended.stdout.len(), LINES - 1);
+    assert!(ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn a_closed_or_full_output_costs_every_line_and_nothing_else() {
+    for redirection in [">&-", ">/dev/full"] {
+        let report = Scratch::new("closed-or-full");
+        let (_reserved, address) = reserve_port();
+        let server = ecoloop(&[&address.to_string(), "--reuse-port", "-v", "--report", report.path()]);
+        let process = Process::start(through_shell(&server, redirection));
+        load(address);
+        let ended = process.terminate();
+        assert_eq!(lost_lines(&ended, &report), LINES, "{redirection}");
+        assert_said_on_stderr(&ended, LINES);
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_costs_lines_and_nothing_else() {
+    let report = Scratch::new("reader-gone");
+    let (process, address, reader) = serve_into_a_pipe(&report);
+    drop(reader);
+    load(address);
+    let ended = process.terminate();
+    let lost = lost_lines(&ended, &report);
+    // A process that another test starts may keep the pipe open for a moment.
+    assert!(lost > 0 && lost < LINES, "{lost}");
+    assert_said_on_stderr(&ended, lost);
+}
+
+#[test]
+fn a_reader_that_does_not_read_costs_lines_and_nothing_else() {
+    let report = Scratch::new("unread");
+    let (process, address, reader) = serve_into_a_pipe(&report);
+    load(address);
+    let ended = process.terminate();
+    let lost = lost_lines(&ended, &report);
+    assert!(lost > 0 && lost < LINES, "{lost}");
+    assert_said_on_stderr(&ended, lost);
+    drop(reader);
+}
+
+#[test]
+fn a_reader_that_reads_again_gets_what_was_kept_and_the_count_of_what_was_not() {
+    let report = Scratch::new("read-again");
+    let (process, address, reader) = serve_into_a_pipe(&report);
+    load(address);
+    let (sender, received) = mpsc::channel();
+    thread::spawn(move || reader.lines().try_for_each(|line| sender.send(line.unwrap())));
+    let (mut lines, mut visits) = (Vec::new(), 0);
+    eventually("room for a line", || {
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"is there room?");
+        half_close(&client);
+        assert_ended(&mut client);
+        visits += 1;
+        lines.extend(received.try_iter());
+        lines.iter().any(|line: &String| line.ends_with("Received is there room?"))
+    });
+    let ended = process.terminate();
+    lines.extend(received.iter());
+    let lost = lost_lines(&ended, &report);
+    assert!(lost > 0, "{lost}");
+    let words = format!(" WARN  [ecoloop] {lost} log lines were lost: standard output did not take them");
+    assert!(lines.last().unwrap().ends_with(&words), "{:?}", lines.last());
+    // One more was read to learn the address, and the last is none of those that were offered.
+    assert_eq!(lines.len() + lost, LINES + 5 * visits);
+    assert!(ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn with_both_outputs_closed_full_or_unread_it_ends_in_order() {
+    for redirection in [">&- 2>&-", ">/dev/full 2>/dev/full", ">/dev/full 2>&-"] {
+        let report = Scratch::new("both");
+        let (_reserved, address) = reserve_port();
+        let server = ecoloop(&[&address.to_string(), "--reuse-port", "-v", "--report", report.path()]);
+        let process = Process::start(through_shell(&server, redirection));
+        load(address);
+        let ended = process.terminate();
+        assert_eq!(lost_lines(&ended, &report), LINES, "{redirection}");
+    }
+
+    let report = Scratch::new("both-unread");
+    let (unread, mut writer) = pipe().unwrap();
+    writer.write_all(&vec![b'x'; fcntl_getpipe_size(&writer).unwrap()]).unwrap();
+    let (_reserved, address) = reserve_port();
+    let mut command = ecoloop(&[&address.to_string(), "--reuse-port", "-v", "--report", report.path()]);
+    command.stdout(writer.try_clone().unwrap()).stderr(writer);
+    let process = Process::adopt(command);
+    load(address);
+    let ended = process.terminate();
+    assert_eq!(lost_lines(&ended, &report), LINES);
+    drop(unread);
+}

@@ -1,0 +1,419 @@
+//! What the binary says: the notes' words, in the notes' order, and nothing that a peer could use against a terminal.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+
+use crate::support::{
+    Process, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close, is_listening,
+    pattern, reserve_port, reset,
+};
+
+/// A line of the log, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+struct Line {
+    level: String,
+    peer: Option<SocketAddr>,
+    words: String,
+}
+
+/// Takes `TIME LEVEL [ecoloop] [PEER] WORDS` apart.
+#[track_caller]
+fn parse(line: &str) -> Line {
+    let (time, rest) = line.split_once(' ').unwrap();
+    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    assert_eq!(shape, "0000-00-00T00:00:00.000Z", "{line}");
+    let (level, rest) = rest.split_once(" [ecoloop] ").unwrap();
+    let level = level.trim_end().to_owned();
+    match rest.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+        Some((peer, words)) => Line { level, peer: Some(peer.parse().unwrap()), words: words.to_owned() },
+        None => Line { level, peer: None, words: rest.to_owned() },
+    }
+}
+
+fn line(level: &str, peer: Option<SocketAddr>, words: impl Into<String>) -> Line {
+    Line { level: level.to_owned(), peer, words: words.into() }
+}
+
+#[track_caller]
+fn parse_all(lines: &[String]) -> Vec<Line> {
+    lines.iter().map(|line| parse(line)).collect()
+}
+
+/// The table of the words, in one language.
+struct Words {
+    language: &'static str,
+    starting: fn(SocketAddr) -> String,
+    waiting: &'static str,
+    connection: &'static str,
+    received: &'static str,
+    no_more: &'static str,
+    reset: &'static str,
+    closed: &'static str,
+}
+
+const ENGLISH: Words = Words {
+    language: "en",
+    starting: |address| format!("Starting server on IP {}, port {}", address.ip(), address.port()),
+    waiting: "Waiting for connections...",
+    connection: "Connection from:",
+    received: "Received",
+    no_more: "No more data",
+    reset: "The client closed the connection abruptly",
+    closed: "The client closed the connection",
+};
+
+const SPANISH: Words = Words {
+    language: "es",
+    starting: |address| format!("Iniciando servidor en IP {}, con puerto {}", address.ip(), address.port()),
+    waiting: "Esperando conexiones...",
+    connection: "Conexion desde:",
+    received: "Recibido",
+    no_more: "No hay mas datos",
+    reset: "El cliente ha cerrado la conexion de forma abrupta",
+    closed: "El cliente ha cerrado la conexion",
+};
+
+/// A server that speaks this language, its address, and the lines of its start.
+#[track_caller]
+fn serve_in(words: &Words, arguments: &[&str]) -> (Process, SocketAddr, Vec<Line>) {
+    let arguments = [&["127.0.0.1:0", "--lang", words.language], arguments].concat();
+    let mut process = Process::start(ecoloop(&arguments));
+    let lines = parse_all(&process.lines_through(words.waiting));
+    let port = lines[0].words.rsplit(' ').next().unwrap().parse().unwrap();
+    (process, SocketAddr::from(([127, 0, 0, 1], port)), lines)
+}
+
+/// A client that sends `hola`, gets it back, ends its direction and sees the other end: its address.
+#[track_caller]
+fn visit(address: SocketAddr) -> SocketAddr {
+    let mut client = connect(address);
+    let local = client.local_addr().unwrap();
+    assert_echoes(&mut client, b"hola");
+    half_close(&client);
+    assert_ended(&mut client);
+    local
+}
+
+/// A client that is echoed and then resets: its address.
+#[track_caller]
+fn visit_and_reset(address: SocketAddr) -> SocketAddr {
+    let mut client = connect(address);
+    let local = client.local_addr().unwrap();
+    assert_echoes(&mut client, b"hola");
+    reset(client);
+    local
+}
+
+fn each_row_has_its_words_and_level(words: &Words) {
+    let (mut process, address, start) = serve_in(words, &["-v"]);
+    assert_eq!(start, [line("INFO", None, (words.starting)(address)), line("INFO", None, words.waiting)]);
+
+    let peer = visit(address);
+    let lines = parse_all(&process.lines_through(words.waiting));
+    let expected = [
+        line("INFO", Some(peer), format!("{} {peer}", words.connection)),
+        line("DEBUG", Some(peer), format!("{} hola", words.received)),
+        line("DEBUG", Some(peer), words.no_more),
+        line("INFO", Some(peer), words.closed),
+        line("INFO", None, words.waiting),
+    ];
+    assert_eq!(lines, expected);
+
+    let peer = visit_and_reset(address);
+    let lines = parse_all(&process.lines_through(words.waiting));
+    let expected = [
+        line("INFO", Some(peer), format!("{} {peer}", words.connection)),
+        line("DEBUG", Some(peer), format!("{} hola", words.received)),
+        line("INFO", Some(peer), words.reset),
+        line("INFO", Some(peer), words.closed),
+        line("INFO", None, words.waiting),
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn each_row_has_its_words_and_level_in_english() {
+    each_row_has_its_words_and_level(&ENGLISH);
+}
+
+#[test]
+fn each_row_has_its_words_and_level_in_spanish() {
+    each_row_has_its_words_and_level(&SPANISH);
+}
+
+#[test]
+fn without_v_the_messages_are_left_out() {
+    let (mut process, address, _) = serve_in(&ENGLISH, &[]);
+    let peer = visit(address);
+    let lines = parse_all(&process.lines_through(ENGLISH.waiting));
+    let expected = [
+        line("INFO", Some(peer), format!("{} {peer}", ENGLISH.connection)),
+        line("INFO", Some(peer), ENGLISH.closed),
+        line("INFO", None, ENGLISH.waiting),
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn twice_v_says_why_each_connection_closed() {
+    let (mut process, address, _) = serve_in(&ENGLISH, &["-vv"]);
+    for (visit, why) in [(visit as fn(SocketAddr) -> SocketAddr, "EndOfStream"), (visit_and_reset, "Reset")] {
+        let peer = visit(address);
+        let lines = parse_all(&process.lines_through(ENGLISH.waiting));
+        let traced: Vec<_> = lines.iter().filter(|line| line.level == "TRACE").collect();
+        assert!(matches!(traced[..], [line] if line.peer == Some(peer) && line.words.ends_with(why)), "{lines:?}");
+        assert!(lines.iter().any(|line| line.level == "DEBUG" && line.words == "Received hola"), "{lines:?}");
+    }
+}
+
+#[test]
+fn quiet_leaves_nothing_but_warnings() {
+    let (_reserved, address) = reserve_port();
+    // The kernel cuts a backlog as long as this one, unless somebody has lifted its limit as far as it goes.
+    let arguments = [&address.to_string(), "--reuse-port", "-q", "--backlog", "2147483647"];
+    let process = Process::start(ecoloop(&arguments));
+    drop(connect_eventually(address));
+    visit(address);
+    let ended = process.terminate();
+    assert!(ended.status.success(), "{ended:?}");
+    let levels: Vec<_> = parse_all(&ended.stdout).into_iter().map(|line| line.level).collect();
+    assert_eq!(levels, ["WARN"], "{ended:?}");
+}
+
+#[test]
+fn waiting_is_said_when_the_last_open_connection_has_gone() {
+    let (mut process, address, _) = serve_in(&ENGLISH, &[]);
+    let mut first = connect(address);
+    assert_echoes(&mut first, b"x");
+    let second = visit(address);
+    let third = visit(address);
+    let first_peer = first.local_addr().unwrap();
+    drop(first);
+    let lines = parse_all(&process.lines_through(ENGLISH.waiting));
+    let closed: Vec<_> = lines.iter().filter(|line| line.words == ENGLISH.closed).map(|line| line.peer).collect();
+    assert_eq!(closed, [Some(second), Some(third), Some(first_peer)]);
+}
+
+/// Ends the server in each of its ways, and looks at the lines that follow the signal.
+#[track_caller]
+fn last_lines_of(arguments: &[&str], end: impl FnOnce(&Process, TcpStream)) -> (SocketAddr, Vec<Line>) {
+    let (mut process, address, _) = serve_in(&ENGLISH, &[&["-vv"], arguments].concat());
+    let mut client = connect(address);
+    let peer = client.local_addr().unwrap();
+    assert_echoes(&mut client, b"hola");
+    process.lines_through("Received hola");
+    process.signal(Signal::TERM);
+    eventually("the drain", || !is_listening(address));
+    end(&process, client);
+    (peer, parse_all(&process.wait().stdout))
+}
+
+#[track_caller]
+fn assert_closed_last((peer, lines): &(SocketAddr, Vec<Line>), why: &str) {
+    let of_peer: Vec<_> = lines.iter().filter(|line| line.peer == Some(*peer)).collect();
+    let [.., traced, closed] = of_peer[..] else { panic!("{lines:?}") };
+    assert!(traced.words.ends_with(why), "{lines:?}");
+    assert_eq!(*closed, line("INFO", Some(*peer), ENGLISH.closed));
+    assert!(!lines.iter().any(|line| line.words == ENGLISH.waiting), "nobody waits any more: {lines:?}");
+    assert!(lines.last().unwrap().words.starts_with("Done: "), "{lines:?}");
+}
+
+#[test]
+fn while_draining_closed_is_still_last_and_nobody_waits() {
+    let drained = last_lines_of(&[], |_, mut client| assert_ended(&mut client));
+    assert_closed_last(&drained, "Drained");
+    // Silent as it is it gets FIN, and does not answer it.
+    let cut = last_lines_of(&["--drain-timeout", "1s"], |_, mut client| {
+        assert_ended(&mut client);
+        eventually("the cut", || client.write_all(b"x").is_err());
+    });
+    assert_closed_last(&cut, "Cut");
+    let stopped = last_lines_of(&["--drain-timeout", "1h"], |process, mut client| {
+        assert_ended(&mut client);
+        process.signal(Signal::TERM);
+        eventually("the stop", || client.write_all(b"x").is_err());
+    });
+    assert_closed_last(&stopped, "Stopped");
+}
+
+#[test]
+fn a_message_cannot_write_to_the_operators_terminal() {
+    let (mut process, address, _) = serve_in(&ENGLISH, &["-v"]);
+    let mut client = connect(address);
+    let cases: &[(&[u8], &str)] = &[
+        (b"plain", "plain"),
+        (b"\"quotes\" 'and' \\ backslashes \\n", "\"quotes\" 'and' \\ backslashes \\n"),
+        ("¿Qué tal, señor Núñez?".as_bytes(), "¿Qué tal, señor Núñez?"),
+        ("e\u{301} combines, 中文, 🦀".as_bytes(), "e\u{301} combines, 中文, 🦀"),
+        ("\u{301} has nothing to combine with".as_bytes(), "\\u{301} has nothing to combine with"),
+        (b"\x1b[2J\x1b]0;title\x07", "\\u{1b}[2J\\u{1b}]0;title\\u{7}"),
+        (b"one\r\ntwo\tthree\0\x7f", "one\\r\\ntwo\\tthree\\0\\u{7f}"),
+        ("\u{9b}31m \u{200b} \u{2028} \u{feff}".as_bytes(), "\\u{9b}31m \\u{200b} \\u{2028} \\u{feff}"),
+        (b"ab\xffcd\xc3", "ab\\xffcd\\xc3"),
+        (b"\xc0\x80 \xed\xa0\x80 \xf5", "\\xc0\\x80 \\xed\\xa0\\x80 \\xf5"),
+        ("evil\u{202e}txt.exe".as_bytes(), "evil\\u{202e}txt.exe"),
+    ];
+    for &(message, expected) in cases {
+        assert_echoes(&mut client, message);
+        assert_eq!(parse(&process.line_with("Received")).words, format!("Received {expected}"));
+    }
+    for character in ('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}') {
+        assert_echoes(&mut client, format!("a{character}b").as_bytes());
+        let words = parse(&process.line_with("Received")).words;
+        assert_eq!(words, format!("Received a\\u{{{:x}}}b", u32::from(character)));
+    }
+}
+
+#[test]
+fn no_byte_reaches_the_terminal_as_a_control_character() {
+    let (mut process, address, _) = serve_in(&ENGLISH, &["-v"]);
+    let mut client = connect(address);
+    for byte in 0..=u8::MAX {
+        assert_echoes(&mut client, &[b'<', byte, b'>']);
+        let line = process.line_with("Received <");
+        assert!(!line.contains(char::is_control), "{byte:#x}: {line:?}");
+        let expected = match byte {
+            b' '..=b'~' => char::from(byte).to_string(),
+            0..=0x7f => char::from(byte).escape_debug().to_string(),
+            0x80.. => format!("\\x{byte:02x}"),
+        };
+        assert_eq!(parse(&line).words, format!("Received <{expected}>"));
+    }
+}
+
+#[track_caller]
+fn assert_speaks(words: &Words, environment: &[(&str, &str)], arguments: &[&str]) {
+    let mut command = ecoloop(&[&["127.0.0.1:0"], arguments].concat());
+    command.envs(environment.iter().copied());
+    let mut process = Process::start(command);
+    let first = parse(&process.line_with(" IP "));
+    let port = first.words.rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(first.words, (words.starting)(SocketAddr::from(([127, 0, 0, 1], port))));
+}
+
+#[test]
+fn the_language_is_the_locales() {
+    assert_speaks(&ENGLISH, &[], &[]);
+    assert_speaks(&SPANISH, &[("LANG", "es_PE.UTF-8")], &[]);
+    assert_speaks(&ENGLISH, &[("LANG", "en_US.UTF-8")], &[]);
+    assert_speaks(&ENGLISH, &[("LANG", "de_DE.UTF-8")], &[]);
+    assert_speaks(&SPANISH, &[("LC_MESSAGES", "es"), ("LANG", "en_US.UTF-8")], &[]);
+    assert_speaks(&ENGLISH, &[("LC_MESSAGES", "C"), ("LANG", "es_PE.UTF-8")], &[]);
+    assert_speaks(&ENGLISH, &[("LC_ALL", "C"), ("LC_MESSAGES", "es"), ("LANG", "es")], &[]);
+    assert_speaks(&SPANISH, &[("LC_ALL", "es_ES"), ("LC_MESSAGES", "en"), ("LANG", "en")], &[]);
+    // What is set and empty says nothing.
+    assert_speaks(&SPANISH, &[("LC_ALL", ""), ("LC_MESSAGES", ""), ("LANG", "es_ES")], &[]);
+}
+
+#[test]
+fn lang_overrides_the_locale() {
+    assert_speaks(&ENGLISH, &[("LC_ALL", "es_ES")], &["--lang", "en"]);
+    assert_speaks(&SPANISH, &[("LC_ALL", "en_US")], &["--lang", "es"]);
+}
+
+/// What one client does, alone with the server, before it closes. Each asserts that it gets back what it sends.
+type Script = fn(TcpStream);
+
+const SCRIPTS: [(&str, Script); 6] = [
+    ("a message and a close", |mut client| assert_echoes(&mut client, b"hola")),
+    ("several messages", |mut client| {
+        for message in ["uno", "dos", "tres"] {
+            assert_echoes(&mut client, message.as_bytes());
+        }
+    }),
+    ("nothing and a close", |_| {}),
+    ("a reset after the echo", |mut client| {
+        assert_echoes(&mut client, b"hola y adios");
+        reset(client);
+    }),
+    ("a message of 3000 bytes", |mut client| assert_echoes(&mut client, "0123456789".repeat(300).as_bytes())),
+    ("accents", |mut client| assert_echoes(&mut client, "¿Qué tal, señor Núñez? ¡Adiós!".as_bytes())),
+];
+
+/// What the server says of the scripts, one after the other, without what `strip` takes away, and with the ports by name.
+#[track_caller]
+fn transcript(process: &mut Process, strip: fn(&str) -> String) -> String {
+    let start = process.lines_through(SPANISH.waiting);
+    let port = strip(&start[0]).rsplit(' ').next().unwrap().parse::<u16>().unwrap();
+    let mut transcript = Vec::new();
+    let mut add = |title: &str, lines: &[String], of: &str, name: &str| {
+        transcript.push(format!("# {title}"));
+        transcript.extend(lines.iter().map(|line| strip(line).replace(of, name)));
+    };
+    add("the start", &start, &format!("con puerto {port}"), "con puerto PORT");
+    for (title, script) in SCRIPTS {
+        let client = connect(SocketAddr::from(([127, 0, 0, 1], port)));
+        let local = client.local_addr().unwrap();
+        script(client);
+        add(title, &process.lines_through(SPANISH.waiting), &local.to_string(), "CLIENT");
+    }
+    transcript.join("\n") + "\n"
+}
+
+/// The notes' server, if there is a Python to run it.
+fn blocking_server() -> Option<Process> {
+    let python = || {
+        let mut command = Command::new("python3");
+        command.stdin(Stdio::null()).env("PYTHONUTF8", "1");
+        command
+    };
+    let version = python().arg("--version").output();
+    version.is_ok_and(|output| output.status.success()).then(|| {
+        let mut command = python();
+        command.args(["-u", concat!(env!("CARGO_MANIFEST_DIR"), "/docs/blocking_server.py"), "0"]);
+        Process::start(command)
+    })
+}
+
+#[test]
+fn one_client_at_a_time_the_log_reads_as_the_notes_servers() {
+    // Recorded from the blocking server, for machines that cannot run it.
+    let recorded = include_str!("notes_transcript.txt");
+    if let Some(mut oracle) = blocking_server() {
+        assert_eq!(transcript(&mut oracle, str::to_owned), recorded, "the recorded transcript is not Python's");
+    }
+    let mut ours = Process::start(ecoloop(&[":0", "--lang", "es", "-v"]));
+    assert_eq!(transcript(&mut ours, |line| parse(line).words), recorded);
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn the_notes_server_holds_up_a_second_client_and_dies_of_bytes_that_are_not_utf8() {
+    let mut process = blocking_server().expect("python3");
+    let start = process.lines_through(SPANISH.waiting);
+    let port = start[0].rsplit(' ').next().unwrap().parse().unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut first = connect(address);
+    assert_echoes(&mut first, b"hola");
+    let mut second = connect(address);
+    second.write_all(b"\xff").unwrap();
+    let peer = second.local_addr().unwrap().to_string();
+    assert_echoes(&mut first, b"adios");
+    drop(first);
+    let lines = process.lines_through(&peer);
+    assert!(lines.iter().any(|line| line == SPANISH.closed), "{lines:?}");
+    let ended = process.wait();
+    assert!(!ended.status.success());
+    assert!(ended.stderr.iter().any(|line| line.starts_with("UnicodeDecodeError")), "{ended:?}");
+}
+
+#[test]
+fn what_kills_the_notes_server_or_holds_it_up_is_served() {
+    let (mut process, address, _) = serve_in(&SPANISH, &["-v"]);
+    let mut first = connect(address);
+    assert_echoes(&mut first, b"hola");
+    let mut second = connect(address);
+    assert_echoes(&mut second, b"\xff\xfe");
+    assert!(parse(process.lines_through(r"\xff").last().unwrap()).words.ends_with(r"Recibido \xff\xfe"));
+    assert_echoes(&mut first, &pattern(5000));
+    visit(address);
+    half_close(&second);
+    assert_ended(&mut second);
+    half_close(&first);
+    assert_ended(&mut first);
+    let ended = process.terminate();
+    assert!(ended.status.success(), "{ended:?}");
+}
