@@ -50,7 +50,9 @@ pub(super) struct Accepting {
     retry_at: Option<Instant>,
     /// The system ran out of descriptors or memory, and nothing was accepted since.
     short: bool,
-    complained_at: Option<Instant>,
+    /// When a shortage was last said, and when any other failure was: neither may keep the other from being said.
+    shortage_said_at: Option<Instant>,
+    failure_said_at: Option<Instant>,
 }
 
 impl Accepting {
@@ -64,16 +66,17 @@ impl Accepting {
         let now = Instant::now();
         self.held = true;
         self.retry_at = Some(now + ACCEPT_RETRY);
-        let shortage = is_shortage(error);
-        let said = shortage && std::mem::replace(&mut self.short, true);
-        if !said {
-            self.complain(now, format_args!("cannot accept on {address}: {error}; those who wait are tried again"));
+        let words = format_args!("cannot accept on {address}: {error}; those who wait are tried again");
+        if !is_shortage(error) {
+            say(&mut self.failure_said_at, now, words);
+        } else if !std::mem::replace(&mut self.short, true) {
+            say(&mut self.shortage_said_at, now, words);
         }
     }
 
     /// Says that a connection was dropped because the system would not have it.
     pub(super) fn dropped(&mut self, address: SocketAddr, error: &io::Error) {
-        self.complain(Instant::now(), format_args!("cannot serve {address}: {error}; dropped"));
+        say(&mut self.failure_said_at, Instant::now(), format_args!("cannot serve {address}: {error}; dropped"));
     }
 
     /// A connection was accepted: a shortage is over.
@@ -95,12 +98,13 @@ impl Accepting {
         self.retry_at = None;
         std::mem::take(&mut self.held)
     }
+}
 
-    fn complain(&mut self, now: Instant, words: std::fmt::Arguments<'_>) {
-        if self.complained_at.is_none_or(|at| now.duration_since(at) >= COMPLAINT_INTERVAL) {
-            self.complained_at = Some(now);
-            log::warn!(target: LOG_TARGET, "{words}");
-        }
+/// Warns, unless the same was said less than a minute ago.
+fn say(said_at: &mut Option<Instant>, now: Instant, words: std::fmt::Arguments<'_>) {
+    if said_at.is_none_or(|at| now.duration_since(at) >= COMPLAINT_INTERVAL) {
+        *said_at = Some(now);
+        log::warn!(target: LOG_TARGET, "{words}");
     }
 }
 

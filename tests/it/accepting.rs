@@ -8,10 +8,12 @@ use std::os::fd::OwnedFd;
 
 use ecoloop::{Config, Server};
 #[cfg(target_os = "linux")]
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, getrlimit, pidfd_getfd, pidfd_open, prlimit};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, Resource, getrlimit, pidfd_getfd, pidfd_open};
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
 
+#[cfg(target_os = "linux")]
+use crate::support::limit_descriptors;
 use crate::support::{
     Process, assert_echoes, assert_ended, assert_receives, await_unread, connect, eventually, far_end, half_close,
 };
@@ -140,14 +142,6 @@ fn run_out_of_descriptors(enough_for: usize, too_many: usize) -> (Process, Vec<T
     assert_echoes(&mut answered[0], b"hola");
     assert!(waiting.iter().all(|client| !far_end(client).unwrap().is_accepted));
     (server, answered, waiting)
-}
-
-/// Sets the soft limit of the living process.
-#[cfg(target_os = "linux")]
-#[track_caller]
-fn limit_descriptors(server: &Process, limit: Option<u64>) {
-    let limit = Rlimit { current: limit, maximum: getrlimit(Resource::Nofile).maximum };
-    prlimit(Some(server.pid()), Resource::Nofile, limit).unwrap();
 }
 
 /// How often the loop has waited: it runs on the main thread.

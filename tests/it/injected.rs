@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
 
+#[cfg(target_os = "linux")]
+use crate::support::limit_descriptors;
 use crate::support::{Ended, Process, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, pattern};
 
 /// Of each two calls, the first fails.
@@ -38,6 +40,20 @@ fn any_other_accept_error_is_said_once_and_tried_again() {
         let warnings = warnings(&ended);
         assert!(matches!(warnings[..], [one] if one.contains("cannot accept on 127.0.0.1:")), "{error}: {warnings:?}");
     }
+}
+
+#[test]
+#[ignore = "needs strace"]
+#[cfg(target_os = "linux")]
+fn a_shortage_is_said_even_if_another_failure_was_said_just_before() {
+    let (mut server, address) = serve("accept4:error=EINVAL:when=1", &[]);
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    server.line_with("Invalid argument");
+    limit_descriptors(&server, Some(3));
+    let waiting = connect(address);
+    server.line_with("Too many open files");
+    drop((client, waiting));
 }
 
 #[test]

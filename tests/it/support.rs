@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use ecoloop::{Closed, Config, Handle, Observer, Peer, Report, Running, Server};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+#[cfg(target_os = "linux")]
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -492,4 +494,12 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// Sets the soft limit of the living process.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub(crate) fn limit_descriptors(server: &Process, limit: Option<u64>) {
+    let limit = Rlimit { current: limit, maximum: getrlimit(Resource::Nofile).maximum };
+    prlimit(Some(server.pid()), Resource::Nofile, limit).unwrap();
 }
