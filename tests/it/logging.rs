@@ -1,11 +1,12 @@
 //! A standard output that does not take what is written costs log lines, and nothing else.
 
-use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
+use rustix::io::ioctl_fionbio;
 use rustix::pipe::fcntl_getpipe_size;
 
 use crate::support::{
@@ -32,6 +33,15 @@ fn load(address: SocketAddr) {
         half_close(&client);
         assert_ended(&mut client);
     }
+}
+
+/// A client whose message no [`load`] holds. With `-v` it makes five lines.
+#[track_caller]
+fn visit(address: SocketAddr) {
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"is there room?");
+    half_close(&client);
+    assert_ended(&mut client);
 }
 
 /// `command` through a shell, which sees to its outputs as `redirection` says.
@@ -61,6 +71,15 @@ fn assert_said_on_stderr(ended: &Ended, lost: usize) {
 #[track_caller]
 fn serve_into_a_pipe(report: &Scratch) -> (Process, SocketAddr, BufReader<PipeReader>) {
     let (reader, writer) = pipe().unwrap();
+    serve_into(report, reader, writer)
+}
+
+#[track_caller]
+fn serve_into(
+    report: &Scratch,
+    reader: PipeReader,
+    writer: PipeWriter,
+) -> (Process, SocketAddr, BufReader<PipeReader>) {
     let mut command = ecoloop(&["127.0.0.1:0", "-v", "--report", report.path()]);
     command.stdout(writer).stderr(Stdio::piped());
     let process = Process::adopt(command);
@@ -131,10 +150,7 @@ fn a_reader_that_reads_again_gets_what_was_kept_and_the_count_of_what_was_not() 
     thread::spawn(move || reader.lines().try_for_each(|line| sender.send(line.unwrap())));
     let (mut lines, mut visits) = (Vec::new(), 0);
     eventually("room for a line", || {
-        let mut client = connect(address);
-        assert_echoes(&mut client, b"is there room?");
-        half_close(&client);
-        assert_ended(&mut client);
+        visit(address);
         visits += 1;
         lines.extend(received.try_iter());
         lines.iter().any(|line: &String| line.ends_with("Received is there room?"))
@@ -148,6 +164,29 @@ fn a_reader_that_reads_again_gets_what_was_kept_and_the_count_of_what_was_not() 
     // One more was read to learn the address, and the last is none of those that were offered.
     assert_eq!(lines.len() + lost, LINES + 5 * visits);
     assert!(ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn a_line_that_cannot_be_written_is_not_the_last() {
+    let report = Scratch::new("not-the-last");
+    let (reader, writer) = pipe().unwrap();
+    // As a program that shares the pipe may set it: then a full one does not block, it fails.
+    ioctl_fionbio(&writer, true).unwrap();
+    let (process, address, mut reader) = serve_into(&report, reader, writer);
+    load(address);
+    let (sender, received) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).unwrap() > 0 {
+            let _ = sender.send(String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned());
+        }
+    });
+    eventually("a line", || {
+        visit(address);
+        received.try_iter().any(|line| line.contains("Received is there room?"))
+    });
+    let ended = process.terminate();
+    assert!(lost_lines(&ended, &report) > 0);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{PATIENCE, Process, assert_echoes, connect, eventually};
+use crate::support::{PATIENCE, Process, Scratch, assert_echoes, connect, eventually};
 
 /// Descriptors that are left to the tests beside these.
 const DESCRIPTORS_KEPT: u64 = 200;
@@ -46,7 +46,8 @@ fn assert_all_echo(clients: &mut [TcpStream]) {
 #[test]
 fn ten_thousand_connections_are_all_echoed_and_leave_nothing_behind() {
     let _alone = alone();
-    let (process, address) = Process::serve(&[]);
+    let report = Scratch::new("ten-thousand");
+    let (process, address) = Process::serve(&["--report", report.path()]);
     let before = process.descriptors();
     let mut clients = connect_many(address, 10_000);
     let count = clients.len();
@@ -57,12 +58,16 @@ fn ten_thousand_connections_are_all_echoed_and_leave_nothing_behind() {
     drop(clients);
     eventually("the descriptors as they were", || process.descriptors() == before);
 
-    let ended = process.terminate();
-    let bytes = count * 2 * size_of::<usize>();
-    let figures = format!(
-        "Done: {count} connections accepted, {count} closed ({count} end of stream), {bytes} bytes in, {bytes} bytes out, "
-    );
-    assert!(ended.summary().contains(&figures), "{}", ended.summary());
+    assert!(process.terminate().status.success());
+    let json = report.json();
+    for (figure, expected) in [
+        (&json["accepted"], count),
+        (&json["closed"]["end_of_stream"], count),
+        (&json["bytes_in"], count * 2 * size_of::<usize>()),
+        (&json["bytes_out"], count * 2 * size_of::<usize>()),
+    ] {
+        assert_eq!(*figure, expected, "{json}");
+    }
 }
 
 /// How often each thread of a process has been switched away from, of its own will or not.
