@@ -100,6 +100,27 @@ fn a_drain_ends_those_who_have_been_silent_and_only_then_them() {
     assert_eq!((stats.closed.drained, stats.closed.total()), (1, 1));
 }
 
+/// The looks for idleness count silence too, at another pace.
+#[test]
+fn a_silence_before_the_drain_does_not_count() {
+    let mut config = Config::default();
+    config.drain_timeout = NEVER;
+    config.idle_timeout = Some(Duration::from_millis(200));
+    let mut server = Server::bind(ADDRESS, config).unwrap();
+    let mut client = connect(server.local_addr());
+    // The newcomer, its first event, and then a turn for each look: one fewer than would close it.
+    for _ in 0..5 {
+        assert_eq!(server.turn(Some(PATIENCE)).unwrap(), Turn::Running);
+    }
+    let start = Instant::now();
+    server.handle().drain();
+    let server = server.spawn().unwrap();
+    assert_ended(&mut client);
+    assert!(start.elapsed() >= Duration::from_millis(100), "{:?}", start.elapsed());
+    half_close(&client);
+    assert_eq!(join(server).stats.closed.drained, 1);
+}
+
 /// On one thread, so that a loaded machine holds up the client no longer than the server.
 #[test]
 fn a_drain_goes_on_echoing_those_who_are_not_silent() {
