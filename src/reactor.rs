@@ -249,6 +249,11 @@ impl<T> Reactor<T> {
         self.batch_full || !self.due.is_empty()
     }
 
+    /// Makes room for `additional` keys at once, so that the slab does not grow while they come.
+    pub fn reserve(&mut self, additional: usize) {
+        self.slots.reserve(additional);
+    }
+
     /// How many keys there is room for before the slab grows.
     #[must_use]
     pub fn capacity(&self) -> usize {
