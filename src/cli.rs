@@ -1,11 +1,24 @@
 //! The command line: which subcommand, and what its words mean.
 
+#[cfg(feature = "load")]
+mod doctor;
+#[cfg(feature = "load")]
+mod load;
 mod log;
+#[cfg(feature = "load")]
+mod merge;
 mod narration;
+#[cfg(feature = "load")]
+mod output;
+#[cfg(feature = "load")]
+mod plot;
 mod serve;
+#[cfg(feature = "load")]
+mod table;
 mod values;
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +39,15 @@ enum Command {
     /// Echo what every peer sends (what a bare `ecoloop` does too)
     #[command(after_help = AFTER_HELP)]
     Serve(serve::Arguments),
+    /// Drive an echo server, and report
+    #[cfg(feature = "load")]
+    Load(Box<load::Arguments>),
+    /// Say what on this machine stands in the way of N connections, and the lines that lift it
+    #[cfg(feature = "load")]
+    Doctor(doctor::Arguments),
+    /// Put the results of several load generators together
+    #[cfg(feature = "load")]
+    Merge(merge::Arguments),
 }
 
 const AFTER_HELP: &str = "\
@@ -38,10 +60,16 @@ ends at once. SIGHUP is ignored.
 Exit status: 0 done; 1 the machine refuses (an address in use, a name that does not resolve); 2 wrong use.";
 
 /// Parses the command line and does what it says. Wrong use ends the process here, with exit status 2.
-pub(crate) fn run() -> Result<(), Box<dyn Error>> {
+pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     let cli = Cli::parse();
     match cli.command {
-        Some(Command::Serve(arguments)) => serve::run(&arguments),
         None => serve::run(&cli.serve),
+        Some(Command::Serve(arguments)) => serve::run(&arguments),
+        #[cfg(feature = "load")]
+        Some(Command::Load(arguments)) => load::run(&arguments),
+        #[cfg(feature = "load")]
+        Some(Command::Doctor(arguments)) => doctor::run(&arguments),
+        #[cfg(feature = "load")]
+        Some(Command::Merge(arguments)) => merge::run(&arguments),
     }
 }

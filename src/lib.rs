@@ -26,6 +26,11 @@
 #[cfg(not(unix))]
 compile_error!("ecoloop builds on Unix systems: an outer loop nests it by its file descriptor");
 
+#[cfg(all(feature = "load", not(any(target_os = "linux", target_os = "android"))))]
+compile_error!("the load generator paces with timerfd(2), of Linux: build with `--no-default-features --features cli`");
+
+#[cfg(feature = "load")]
+pub mod load;
 mod reactor;
 mod server;
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             // Not `eprintln!`, which panics where standard error is closed or full.
             let _ = writeln!(std::io::stderr(), "ecoloop: {error}");

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
@@ -77,7 +78,7 @@ pub(super) struct Arguments {
 }
 
 /// Serves until a signal ends it.
-pub(super) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let report_file = arguments.report.as_ref().map(|path| match File::create(path) {
         Ok(file) => Ok((path, file)),
         Err(error) => Err(format!("cannot create {}: {error}", path.display())),
@@ -105,7 +106,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         write_report(file, &report, lost).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     ended.map_err(|error| format!("cannot wait for events: {error}"))?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Arguments {

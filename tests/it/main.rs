@@ -12,6 +12,8 @@ mod endings;
 mod fairness;
 mod injected;
 mod library;
+#[cfg(feature = "load")]
+mod load;
 mod logging;
 mod narration;
 mod reactor;

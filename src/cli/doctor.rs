@@ -1,0 +1,165 @@
+//! `ecoloop doctor`: what limits the number of connections on this machine.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, ValueEnum};
+use ecoloop::load::{Allows, Limit, Plan, Purpose, SourceRange, count_pairs, limits};
+
+use super::values::{Address, count};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The servers that a load would connect to
+    #[arg(value_name = "ADDR")]
+    targets: Vec<Address>,
+
+    /// Connections to hold at once
+    #[arg(short, long, value_name = "COUNT", value_parser = count)]
+    connections: u32,
+
+    /// What the connections are for [default: both, on this machine]
+    #[arg(long = "for", value_name = "PURPOSE")]
+    purpose: Option<For>,
+
+    /// Addresses that a load would connect from: IP, IP-IP or IPv4/LEN
+    #[arg(long = "source", value_name = "SOURCE")]
+    sources: Vec<SourceRange>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum For {
+    Serve,
+    Load,
+}
+
+/// Prints every limit, and those that stop so many connections with what lifts them: then the exit status is 1.
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+    let plan = arguments.plan()?;
+    let limits = limits(&plan);
+    // Not `println!`, which panics where standard output is closed.
+    print(&mut io::stdout().lock(), &plan, &limits).map_err(|error| format!("cannot print: {error}"))?;
+    Ok(if limits.iter().any(|limit| limit.stops) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+impl Arguments {
+    fn plan(&self) -> io::Result<Plan> {
+        let mut targets: Vec<SocketAddr> = Vec::new();
+        for target in &self.targets {
+            targets.extend(target.resolve(Ipv4Addr::LOCALHOST.into())?);
+        }
+        let sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| wrong_use(&words));
+        if !targets.is_empty() {
+            count_pairs(&sources, &targets).unwrap_or_else(|words| wrong_use(&words));
+        }
+        let purpose = match self.purpose {
+            Some(For::Serve) => Purpose::Serve,
+            Some(For::Load) => Purpose::Load,
+            None => Purpose::Both,
+        };
+        Ok(Plan { connections: self.connections, purpose, sources, targets })
+    }
+}
+
+/// Ends the process as clap does.
+fn wrong_use(words: &str) -> ! {
+    clap::Error::raw(ErrorKind::ValueValidation, format!("{words}\n")).exit()
+}
+
+fn print(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> {
+    let mut rows = vec![["LIMIT", "HERE", "CONNECTIONS", ""].map(str::to_owned)];
+    for limit in limits {
+        let here = limit.value.clone().unwrap_or_else(|| "cannot be read".to_owned());
+        let verdict = if limit.stops { "too few" } else { "" };
+        rows.push([limit.name.to_owned(), here, limit.allows.to_string(), verdict.to_owned()]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let (name, here, allows) = (width(0), width(1), width(2));
+    for [limit, value, count, verdict] in &rows {
+        let row = format!("{limit:name$}  {value:here$}  {count:>allows$}  {verdict}");
+        writeln!(out, "{}", row.trim_end())?;
+    }
+    print_verdict(out, plan, limits)
+}
+
+fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> {
+    let stops: Vec<_> = limits.iter().filter(|limit| limit.stops).collect();
+    let connections = plan.connections;
+    let purpose = match plan.purpose {
+        Purpose::Serve => "for a server",
+        Purpose::Load => "for a load",
+        Purpose::Both => "for a server and its load on this machine",
+    };
+    if stops.is_empty() {
+        return writeln!(out, "\nNothing that could be read stops {connections} connections {purpose}.");
+    }
+    let most = stops.iter().filter_map(|limit| match limit.allows {
+        Allows::Connections(count) => Some(count),
+        _ => None,
+    });
+    match most.min() {
+        Some(most) => writeln!(out, "\n{connections} connections {purpose} stop at {most}:")?,
+        None => writeln!(out, "\n{connections} connections {purpose} stop where many arrive at once:")?,
+    }
+    for limit in &stops {
+        writeln!(out, "  {limit}")?;
+    }
+    writeln!(out, "\nWhat lifts it:")?;
+    for limit in stops {
+        for command in &limit.commands {
+            writeln!(out, "  {command}")?;
+        }
+        if let Some(advice) = &limit.advice {
+            let or = if limit.commands.is_empty() { "" } else { "or " };
+            writeln!(out, "  # {}: {or}{advice}", limit.name)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
+    use super::*;
+
+    fn printed(connections: u32) -> (String, Vec<Limit>) {
+        let plan = Plan { connections, purpose: Purpose::Both, sources: Vec::new(), targets: Vec::new() };
+        let limits = limits(&plan);
+        let mut out = Vec::new();
+        print(&mut out, &plan, &limits).unwrap();
+        (String::from_utf8(out).unwrap(), limits)
+    }
+
+    #[test]
+    fn the_columns_stand_below_each_other() {
+        let (text, limits) = printed(1);
+        let table: Vec<_> = text.lines().take_while(|line| !line.is_empty()).collect();
+        assert_eq!(table.len(), limits.len() + 1);
+        let (here, connections) = (table[0].find("HERE").unwrap(), table[0].len());
+        for (row, limit) in table[1..].iter().zip(&limits) {
+            assert!(row.starts_with(limit.name), "{row}");
+            assert!(row[..here].ends_with("  ") && !row[here..].starts_with(' '), "{row}");
+            assert!(row[..connections].ends_with(&format!("  {}", limit.allows)), "{row}");
+        }
+    }
+
+    #[test]
+    fn what_stops_is_said_with_what_lifts_it() {
+        // More than the descriptors that any Linux gives a process.
+        let (text, limits) = printed(i32::MAX.unsigned_abs());
+        let stops: Vec<_> = limits.iter().filter(|limit| limit.stops).collect();
+        assert!(!stops.is_empty());
+        let (said, lifted) = text.split_once("What lifts it:\n").unwrap();
+        for limit in stops {
+            assert!(said.contains(&format!("\n  {limit}\n")), "{text}");
+            assert!(limit.commands.iter().all(|command| lifted.contains(&format!("  {command}\n"))), "{text}");
+            assert!(limit.advice.iter().all(|advice| lifted.contains(advice)), "{text}");
+        }
+        let (text, _) = printed(1);
+        assert!(text.ends_with("stops 1 connections for a server and its load on this machine.\n"), "{text}");
+    }
+}

@@ -1,0 +1,437 @@
+//! The result as a picture: latency by percentile, and the run over time.
+
+use std::error::Error;
+use std::ops::Range;
+
+use ecoloop::load::report::Point;
+use ecoloop::load::{Histogram, Report};
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::table::{count, mode, number, plain, round_time, settings, time, wrap};
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn Error>>;
+
+const WIDTH: i32 = 920;
+const TITLE_HEIGHT: i32 = 64;
+const LATENCY_HEIGHT: i32 = 376;
+const STRIP_HEIGHT: i32 = 112;
+/// What the strip at the bottom has more, for the numbers and the name of the time.
+const TIME_AXIS_HEIGHT: i32 = 44;
+const PRINT_LINE_HEIGHT: i32 = 17;
+const PRINT_LINE_LETTERS: usize = 140;
+const LEFT: i32 = 84;
+const MARGIN: i32 = 24;
+/// Keeps the name of an axis off the edge.
+const AXIS_NAME_MARGIN: i32 = 12;
+const LABELS_MAX: usize = 32;
+const LEGEND_WIDTH: i32 = 330;
+
+/// A letter is 1.24 times smaller than plotters says.
+const TITLE_SIZE: f64 = 23.0;
+const TEXT_SIZE: f64 = 16.0;
+const PRINT_SIZE: f64 = 13.5;
+
+const INK: RGBColor = RGBColor(38, 43, 51);
+const PALE: RGBColor = RGBColor(106, 114, 125);
+const GRID: RGBColor = RGBColor(221, 225, 230);
+const GRID_LIGHT: RGBColor = RGBColor(242, 244, 246);
+const BLUE: RGBColor = RGBColor(28, 98, 190);
+const GREY: RGBColor = RGBColor(150, 157, 167);
+const GREEN: RGBColor = RGBColor(35, 134, 84);
+const RED: RGBColor = RGBColor(203, 45, 45);
+
+/// Steps of the line each time the distance to 100 % halves.
+const TICKS: u32 = 20;
+
+/// The picture as SVG, on a white ground.
+pub(super) fn plot(report: &Report) -> Result<String, String> {
+    draw(report).map_err(|error| format!("cannot draw the plot: {error}"))
+}
+
+fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
+    let print = small_print(report);
+    let strips = if report.series.is_empty() { 0 } else { 3 * STRIP_HEIGHT + TIME_AXIS_HEIGHT };
+    let print_height = print.iter().map(|_| PRINT_LINE_HEIGHT).sum::<i32>() + MARGIN + 4;
+    let height = TITLE_HEIGHT + LATENCY_HEIGHT + strips + print_height;
+    let mut svg = String::new();
+    {
+        let root =
+            SVGBackend::with_string(&mut svg, (WIDTH.cast_unsigned(), height.cast_unsigned())).into_drawing_area();
+        root.fill(&WHITE)?;
+        let (title, rest) = root.split_vertically(TITLE_HEIGHT);
+        draw_title(&title, report)?;
+        let (latency, rest) = rest.split_vertically(LATENCY_HEIGHT);
+        draw_latency(&latency, report)?;
+        let (time, bottom) = rest.split_vertically(strips);
+        if !report.series.is_empty() {
+            draw_time(&time, &report.series)?;
+        }
+        for (line, text) in (0..).zip(&print) {
+            let at = (MARGIN, line * PRINT_LINE_HEIGHT + 16);
+            bottom.draw(&Text::new(text.clone(), at, style(PRINT_SIZE, PALE)))?;
+        }
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
+    let pace = match report.config.rate {
+        Some(rate) => format!("{} messages/s", number(rate)),
+        None => "closed loop".to_owned(),
+    };
+    let connections = count(report.connections.requested);
+    let title = format!("ecoloop load: {}, {connections} connections, {pace}", mode(report.mode));
+    let bold = FontDesc::new(FontFamily::SansSerif, TITLE_SIZE, FontStyle::Bold).color(&INK);
+    area.draw(&Text::new(title, (MARGIN, 16), bold))?;
+    let latency = &report.latency_us;
+    let percentiles = [
+        ("p50", latency.p50),
+        ("p90", latency.p90),
+        ("p99", latency.p99),
+        ("p99.9", latency.p99_9),
+        ("p99.99", latency.p99_99),
+        ("max", latency.max),
+    ];
+    let percentiles = percentiles.iter().filter_map(|(name, value)| Some(format!("{name} {}", time((*value)?))));
+    let line = percentiles.collect::<Vec<_>>().join("  ·  ");
+    area.draw(&Text::new(line, (MARGIN, 42), style(TEXT_SIZE, PALE)))?;
+    Ok(())
+}
+
+/// An axis whose labels and lines are chosen here: those of plotters for logarithms leave some out where room is scarce.
+struct Axis {
+    range: Range<f64>,
+    labels: Vec<f64>,
+    lines: Vec<f64>,
+}
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a pixel of the picture")]
+    fn map(&self, value: &f64, (start, end): (i32, i32)) -> i32 {
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
+        start + (share * f64::from(end - start)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        if hint.weight().allow_light_points() { self.lines.clone() } else { self.labels.clone() }
+    }
+}
+
+/// A curve of the upper chart.
+struct Curve {
+    name: &'static str,
+    color: RGBColor,
+    width: u32,
+    /// How often the distance to 100 % has shrunk to a tenth, and the decimal logarithm of the microseconds.
+    points: Vec<(f64, f64)>,
+}
+
+impl Curve {
+    fn of(histogram: &Histogram, name: &'static str, color: RGBColor, width: u32) -> Option<Self> {
+        // The largest of n values stands for the last nth: at 100 % the axis would have no end.
+        let last = logarithm(histogram.count());
+        let point = |step: &ecoloop::load::Percentile| {
+            (-(1.0 - step.quantile).max(f64::MIN_POSITIVE).log10(), logarithm(step.value_us))
+        };
+        let points: Vec<_> = histogram.percentiles(TICKS).iter().map(point).map(|(x, y)| (x.min(last), y)).collect();
+        (!points.is_empty()).then_some(Self { name, color, width, points })
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "the picture has a thousand points")]
+fn logarithm(value: u64) -> f64 {
+    (value.max(1) as f64).log10()
+}
+
+fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
+    let latency = Histogram::from_summary(&report.latency_us)?;
+    let lateness = Histogram::from_summary(&report.lateness_us)?;
+    let curves: Vec<_> = [
+        Curve::of(&lateness, "lateness of the generator", GREY, 2),
+        Curve::of(&latency, "latency, from when a message was due", BLUE, 3),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let points = || curves.iter().flat_map(|curve| &curve.points);
+    let right = points().map(|point| point.0).fold(2.0, f64::max);
+    let (low, high) = points().fold((f64::MAX, f64::MIN), |(low, high), point| (low.min(point.1), high.max(point.1)));
+    // From a decade's 1, 2 or 5 to another, and a decade at least.
+    let (low, high) = if curves.is_empty() { (1.0, 3.0) } else { (round_logarithm(low, -1), round_logarithm(high, 1)) };
+    let high = high.max(low + 1.0);
+
+    let x = percentile_axis(right);
+    let y = latency_axis(low, high);
+    let mut chart = ChartBuilder::on(area)
+        .margin_right(MARGIN)
+        .margin_top(30)
+        .margin_left(AXIS_NAME_MARGIN)
+        .x_label_area_size(52)
+        .y_label_area_size(LEFT - AXIS_NAME_MARGIN)
+        .build_cartesian_2d(x, y)?;
+    chart
+        .configure_mesh()
+        .bold_line_style(GRID)
+        .light_line_style(GRID_LIGHT)
+        .axis_style(GREY)
+        .label_style(style(TEXT_SIZE, INK))
+        .axis_desc_style(style(TEXT_SIZE, PALE))
+        .x_label_formatter(&|tenths| percentile(*tenths))
+        .y_label_formatter(&|logarithm| round_time(10_f64.powf(*logarithm).round()))
+        .x_desc("percentile, on a logarithmic axis")
+        .y_desc("latency")
+        .draw()?;
+    for curve in &curves {
+        let line = curve.color.stroke_width(curve.width);
+        chart.draw_series(LineSeries::new(curve.points.iter().copied(), line))?;
+        chart.draw_series(curve.points.last().map(|&end| Circle::new(end, curve.width + 1, curve.color.filled())))?;
+    }
+    draw_legend(area, &curves)?;
+    if curves.is_empty() {
+        let middle = style(TEXT_SIZE, PALE).pos(Pos::new(HPos::Center, VPos::Center));
+        area.draw(&Text::new("no message was answered", (WIDTH / 2, LATENCY_HEIGHT / 2), middle))?;
+    }
+    Ok(())
+}
+
+/// Above the chart: inside it a curve may run anywhere.
+fn draw_legend(area: &Area<'_>, curves: &[Curve]) -> Drawn {
+    let mut left = LEFT;
+    for curve in curves.iter().rev() {
+        let sample = [(left, 14), (left + 26, 14)];
+        area.draw(&PathElement::new(sample, curve.color.stroke_width(curve.width)))?;
+        let middle = style(TEXT_SIZE, INK).pos(Pos::new(HPos::Left, VPos::Center));
+        area.draw(&Text::new(curve.name, (left + 34, 14), middle))?;
+        left += LEGEND_WIDTH;
+    }
+    Ok(())
+}
+
+fn percentile_axis(right: f64) -> Axis {
+    // Where there are many decades it would touch its neighbour.
+    let half = Some(2_f64.log10()).filter(|_| right < 6.0);
+    Axis {
+        range: 0.0..right + 0.08,
+        labels: [0.0].into_iter().chain(half).chain(multiples(1.0, right, 1.0)).collect(),
+        lines: logarithms(0.0..right, &[2, 3, 4, 5, 6, 7, 8, 9]),
+    }
+}
+
+/// `99.9 %` where the distance to 100 % has shrunk to a tenth three times.
+fn percentile(decades: f64) -> String {
+    match decades {
+        ..=0.0 => "0 %".to_owned(),
+        ..1.0 => "50 %".to_owned(),
+        ..2.0 => "90 %".to_owned(),
+        ..3.0 => "99 %".to_owned(),
+        _ => format!("99.{} %", multiples(3.0, decades, 1.0).iter().map(|_| '9').collect::<String>()),
+    }
+}
+
+fn latency_axis(low: f64, high: f64) -> Axis {
+    // More labels would touch each other.
+    let digits: &[u32] = if high - low > 3.5 { &[1] } else { &[1, 2, 5] };
+    Axis {
+        range: low..high,
+        labels: logarithms(low..high, digits),
+        lines: logarithms(low..high, &[1, 2, 3, 4, 5, 6, 7, 8, 9]),
+    }
+}
+
+/// The logarithms of these digits times the powers of ten, as far as they are in the range.
+fn logarithms(range: Range<f64>, digits: &[u32]) -> Vec<f64> {
+    let decades = multiples(range.start.floor(), range.end, 1.0).into_iter();
+    let points = decades.flat_map(|decade| digits.iter().map(move |&digit| decade + f64::from(digit).log10()));
+    points.filter(|point| (range.start - 1e-9..range.end + 1e-9).contains(point)).collect()
+}
+
+/// The logarithm of 1, 2 or 5 times a power of ten next to `logarithm`, upwards or downwards.
+fn round_logarithm(logarithm: f64, direction: i32) -> f64 {
+    let decade = logarithm.floor();
+    let steps = [0.0, 2_f64.log10(), 5_f64.log10(), 1.0].map(|step| decade + step);
+    let found = if direction < 0 {
+        steps.into_iter().rfind(|&step| step <= logarithm)
+    } else {
+        steps.into_iter().find(|&step| step >= logarithm)
+    };
+    found.unwrap_or(logarithm)
+}
+
+/// Three strips over one time: throughput, open connections, errors.
+fn draw_time(area: &Area<'_>, series: &[Point]) -> Drawn {
+    let (throughput, rest) = area.split_vertically(STRIP_HEIGHT);
+    let (open, errors) = rest.split_vertically(STRIP_HEIGHT);
+    draw_strip(
+        &throughput,
+        series,
+        &Strip { name: "messages/s", color: BLUE, of: |point| point.rate, is_last: false },
+    )?;
+    draw_strip(
+        &open,
+        series,
+        &Strip { name: "open connections", color: GREEN, of: |point| point.open, is_last: false },
+    )?;
+    draw_strip(&errors, series, &Strip { name: "errors/s", color: RED, of: |point| point.errors, is_last: true })
+}
+
+struct Strip {
+    name: &'static str,
+    color: RGBColor,
+    of: fn(&Point) -> u64,
+    /// Has the axis of time below it.
+    is_last: bool,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "the picture has a thousand points")]
+fn draw_strip(area: &Area<'_>, series: &[Point], strip: &Strip) -> Drawn {
+    let ends = || series.iter().map(|point| point.t as f64);
+    let (start, end) = (ends().fold(f64::MAX, f64::min) - 1.0, ends().fold(f64::MIN, f64::max));
+    let step = round_step((end - start) / 8.0);
+    let most = series.iter().map(strip.of).max().unwrap_or(0).max(1) as f64;
+    let level = round_step(most / 2.0);
+    let top = (most / level).ceil() * level;
+    let x = Axis { range: start..end, labels: multiples(start, end, step), lines: Vec::new() };
+    let y = Axis { range: 0.0..top, labels: multiples(0.0, top, level), lines: Vec::new() };
+
+    area.draw(&Text::new(strip.name, (LEFT, 8), style(TEXT_SIZE, strip.color)))?;
+    let mut chart = ChartBuilder::on(area)
+        .margin_right(MARGIN)
+        .margin_top(28)
+        .x_label_area_size(if strip.is_last { 4 + TIME_AXIS_HEIGHT } else { 10 })
+        .y_label_area_size(LEFT)
+        .build_cartesian_2d(x, y)?;
+    let second = |second: &f64| if strip.is_last { number(*second) } else { String::new() };
+    chart
+        .configure_mesh()
+        .bold_line_style(GRID)
+        .light_line_style(GRID)
+        .axis_style(GREY)
+        .label_style(style(TEXT_SIZE, INK))
+        .axis_desc_style(style(TEXT_SIZE, PALE))
+        .y_label_formatter(&|level| number(*level))
+        .x_label_formatter(&second)
+        .x_desc(if strip.is_last { "seconds" } else { "" })
+        .draw()?;
+    for run in unbroken(series) {
+        // A second's value holds from its beginning to its end.
+        let line: Vec<_> = run
+            .iter()
+            .flat_map(|point| {
+                let (end, value) = (point.t as f64, (strip.of)(point) as f64);
+                [(end - 1.0, value), (end, value)]
+            })
+            .collect();
+        let ground = [(line[line.len() - 1].0, 0.0), (line[0].0, 0.0)];
+        let surface: Vec<_> = line.iter().copied().chain(ground).collect();
+        chart.draw_series([Polygon::new(surface, strip.color.mix(0.14).filled())])?;
+        chart.draw_series(LineSeries::new(line, strip.color.stroke_width(2)))?;
+    }
+    Ok(())
+}
+
+/// The series where seconds follow each other.
+fn unbroken(series: &[Point]) -> impl Iterator<Item = &[Point]> {
+    series.chunk_by(|point, next| next.t == point.t + 1)
+}
+
+/// 1, 2 or 5 times a power of ten, whole, and at least `least`.
+fn round_step(least: f64) -> f64 {
+    10_f64.powf(round_logarithm(least.max(1.0).log10(), 1)).round()
+}
+
+/// As many as an axis can bear, whatever the numbers.
+fn multiples(start: f64, end: f64, step: f64) -> Vec<f64> {
+    let numbers = std::iter::successors(Some((start / step).ceil()), |number| Some(number + 1.0));
+    numbers.map(|number| number * step).take_while(|&multiple| multiple <= end).take(LABELS_MAX).collect()
+}
+
+/// The settings of the run, in lines that fit.
+fn small_print(report: &Report) -> Vec<String> {
+    let start: std::time::SystemTime = report.start;
+    let mut words =
+        vec![format!("ecoloop {}", plain(&report.version)), humantime::format_rfc3339_seconds(start).to_string()];
+    words.extend(settings(report));
+    wrap(&words, " · ", PRINT_LINE_LETTERS)
+}
+
+fn style(size: f64, color: RGBColor) -> TextStyle<'static> {
+    FontDesc::new(FontFamily::SansSerif, size, FontStyle::Normal).color(&color)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::table::tests::{example, example_with};
+    use super::*;
+
+    /// What stands in the picture, text by text.
+    fn texts(svg: &str) -> Vec<&str> {
+        let texts = svg.split("<text ").skip(1);
+        texts.map(|text| text.split_once('>').unwrap().1.split_once("</text>").unwrap().0.trim()).collect()
+    }
+
+    #[track_caller]
+    fn assert_has(svg: &str, expected: &[&str]) {
+        let texts = texts(svg);
+        let missing: Vec<_> = expected.iter().filter(|text| !texts.contains(text)).collect();
+        assert!(missing.is_empty(), "{missing:?} not in {texts:?}");
+    }
+
+    #[test]
+    fn axes_have_names_units_and_round_numbers() {
+        let svg = plot(&example()).unwrap();
+        assert_has(&svg, &["ecoloop load: echo, 50 connections, 100 messages/s"]);
+        assert_has(&svg, &["0 %", "50 %", "90 %", "99 %", "99.9 %", "percentile, on a logarithmic axis"]);
+        assert_has(&svg, &["50 µs", "100 µs", "1 ms", "10 ms", "latency"]);
+        assert_has(&svg, &["messages/s", "open connections", "errors/s", "seconds"]);
+        assert!(texts(&svg).iter().any(|text| text.contains("64 B a message")), "the settings");
+    }
+
+    #[test]
+    fn nothing_answered_is_drawn_as_nothing() {
+        let svg = plot(&example_with(|json| {
+            json["latency_us"] = json["lateness_us"].clone();
+            json["series"] = serde_json::json!([]);
+        }));
+        let svg = svg.unwrap();
+        assert_has(&svg, &["no message was answered"]);
+        assert!(!texts(&svg).contains(&"seconds"));
+    }
+
+    #[test]
+    fn words_of_the_user_cannot_break_the_picture() {
+        let svg = plot(&example_with(|json| json["config"]["labels"] = serde_json::json!({"a": "</text>\u{1b}&"})));
+        let svg = svg.unwrap();
+        assert!(svg.contains("a=&lt;/text&gt;\u{fffd}&amp;"), "{svg}");
+    }
+
+    #[test]
+    fn a_broken_histogram_is_said() {
+        let refused = plot(&example_with(|json| json["latency_us"]["count"] = 7.into())).unwrap_err();
+        assert_eq!(refused, "cannot draw the plot: hdr_v2 holds 1000 values where count is 7");
+    }
+
+    #[test]
+    fn every_scale_has_a_few_round_steps() {
+        for (least, step) in [(0.1, 1.0), (1.0, 1.0), (1.2, 2.0), (3.0, 5.0), (5.1, 10.0), (37.5, 50.0), (6e8, 1e9)] {
+            assert!((round_step(least) - step).abs() < 1e-6, "{least}: {}", round_step(least));
+        }
+        assert_eq!(multiples(3.0, 12.0, 5.0), [5.0, 10.0]);
+        for (decades, label) in [(0.0, "0 %"), (2_f64.log10(), "50 %"), (1.0, "90 %"), (2.0, "99 %"), (5.0, "99.999 %")]
+        {
+            assert_eq!(percentile(decades), label);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! A load generator for TCP echo servers, on the same [`Reactor`](crate::Reactor) as the server.
+//!
+//! It counts what became of every message, verifies every byte that comes back, and measures latency from when a message was due,
+//! so that a server that stalls cannot hide it by holding up the generator (coordinated omission).
+//!
+//! # Examples
+//!
+//! ```
+//! use std::time::Duration;
+//! use ecoloop::load::{Config, Interrupt, Slot, run};
+//!
+//! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
+//! let mut config = Config::new(vec![server.local_addr()]);
+//! config.connections = 10;
+//! config.duration = Duration::from_millis(100);
+//! let report = run(config, &Interrupt::default(), &Slot::default())?;
+//! assert_eq!(report.exit, 0);
+//! assert_eq!(report.connections.held, 10);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+mod client;
+mod config;
+mod engine;
+mod gates;
+mod histogram;
+mod ledger;
+mod limits;
+mod machine;
+mod merge;
+mod pattern;
+mod progress;
+pub mod report;
+mod sources;
+mod summary;
+mod timer;
+mod verify;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use mio::Waker;
+
+use self::engine::Engine;
+use self::machine::{Process, SocketStatistics};
+use self::summary::CpuTimes;
+
+pub use self::config::{Close, Config, Mode};
+pub use self::gates::Gate;
+pub use self::histogram::{Histogram, Percentile};
+pub use self::limits::{Allows, Limit, Plan, Purpose, limits, warnings};
+pub use self::merge::merge;
+pub use self::progress::{Progress, Slot, Step};
+pub use self::report::Report;
+pub use self::sources::{SourceRange, count_pairs};
+
+/// Ends a run early, from any thread. It reports what it has seen until then.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<Signal>);
+
+#[derive(Debug, Default)]
+struct Signal {
+    set: AtomicBool,
+    waker: OnceLock<Waker>,
+}
+
+impl Interrupt {
+    /// Asks for the end.
+    pub fn set(&self) {
+        // Before the wake: the run looks for it after its wait.
+        self.0.set.store(true, Ordering::Release);
+        if let Some(waker) = self.0.waker.get() {
+            // Where it fails, the run sees it at its next event, which a sweep makes within a quarter of a second.
+            let _ = waker.wake();
+        }
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.set.load(Ordering::Acquire)
+    }
+
+    fn wakes(&self, waker: Waker) {
+        let _ = self.0.waker.set(waker);
+    }
+}
+
+/// Runs, and reports.
+///
+/// # Errors
+///
+/// - `InvalidInput`: a setting is out of its range, or the sources and targets do not fit together.
+/// - [`Config::server_pid`] cannot be read.
+/// - The process is out of descriptors before anything is connected, or the poll itself fails. What fails for a connection is in
+///   the report.
+pub fn run(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Report> {
+    config.validate()?;
+    wait_for(config.start_at, interrupt);
+    let server = config.server_pid.map(Process::open).transpose()?;
+    let memory_before = server.as_ref().and_then(Process::resident_bytes);
+    let own = Process::own();
+    let start = SystemTime::now();
+
+    let mut engine = Engine::new(config, interrupt, progress.clone())?;
+    engine.run_until(Step::Measure)?;
+    let memory = server.as_ref().and_then(Process::resident_bytes);
+    let cpu_before = CpuTimes::now(&own, server.as_ref());
+    engine.run_until(Step::Drain)?;
+    let cpu = CpuTimes::now(&own, server.as_ref()).since(cpu_before);
+    let sockets = SocketStatistics::read();
+    engine.run_until(Step::Done)?;
+
+    let memory = memory.zip(memory_before).map(|(now, before)| now.saturating_sub(before));
+    Ok(summary::report(&engine, start, cpu, memory, sockets))
+}
+
+/// Sleeps until `time`, or until there is no more need.
+fn wait_for(time: Option<SystemTime>, interrupt: &Interrupt) {
+    while let Some(left) = time.and_then(|time| time.duration_since(SystemTime::now()).ok()) {
+        if interrupt.is_set() {
+            return;
+        }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+}

@@ -1,0 +1,157 @@
+//! One connection of a run: what it has sent, what has come back, and what is still owed to it.
+
+use std::io::{self, Read, Write};
+
+use mio::net::TcpStream;
+
+use super::pattern::Pattern;
+use super::verify::{Verdict, Verifier};
+use crate::Readiness;
+
+/// Bytes of the two buffers that all connections share.
+pub(super) const BUFFER_BYTES: usize = 64 * 1024;
+
+/// A short read has emptied the socket: epoll(7), question 9. It holds until the end of the stream is reported.
+const SHORT_READ_DRAINS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and a byte of the 256")]
+pub(super) struct Client {
+    pub(super) stream: TcpStream,
+    pub(super) stage: Stage,
+    readable: bool,
+    writable: bool,
+    read_closed: bool,
+    /// An answer came late, as `hold` has it.
+    pub(super) is_late: bool,
+    /// The local port, where it was chosen here.
+    pub(super) port: Option<u16>,
+    /// Which source goes to which target.
+    pub(super) pair: u32,
+    /// Its place in the open loop's order.
+    pub(super) lane: u32,
+    /// When the stage began, in nanoseconds of the run.
+    pub(super) since: u64,
+    pub(super) verifier: Verifier,
+    /// Bytes sent.
+    sent: u64,
+    /// Messages due so far, answered so far, and found to have to wait.
+    pub(super) released: u64,
+    pub(super) done: u64,
+    deferred: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The handshake is under way.
+    Connecting,
+    /// The first message is.
+    Opening,
+    /// At least one message came back right.
+    Steady,
+    /// FIN is sent; the other's is awaited.
+    Closing,
+}
+
+/// What a read has brought.
+pub(super) enum Received {
+    /// So many bytes, all right.
+    Right,
+    /// Bytes that may be wrong, once more is known.
+    Undecided,
+    Wrong(super::verify::Fault),
+    /// The other end's FIN.
+    Ended,
+    Blocked,
+    Failed(io::Error),
+}
+
+impl Client {
+    pub(super) fn new(stream: TcpStream, number: u64, pair: u32, port: Option<u16>, now: u64) -> Self {
+        Self {
+            stream,
+            stage: Stage::Connecting,
+            readable: false,
+            writable: false,
+            read_closed: false,
+            is_late: false,
+            port,
+            pair,
+            lane: 0,
+            since: now,
+            verifier: Verifier::new(number),
+            sent: 0,
+            released: 0,
+            done: 0,
+            deferred: 0,
+        }
+    }
+
+    pub(super) fn notice(&mut self, readiness: Readiness) {
+        self.readable |= readiness.readable;
+        self.writable |= readiness.writable;
+        self.read_closed |= readiness.read_closed;
+    }
+
+    /// Messages that are due and not answered.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.released - self.done
+    }
+
+    /// Whether any byte of message `index` is on its way.
+    pub(super) fn has_begun(&self, index: u64, size: u64) -> bool {
+        self.sent > index * size
+    }
+
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Sends what is due, as far as `depth` and the socket allow; answers how many messages have to wait that had not before.
+    pub(super) fn send(&mut self, pattern: &Pattern, size: u64, depth: u64, scratch: &mut [u8]) -> io::Result<u64> {
+        let want = self.released.min(self.done.saturating_add(depth)) * size;
+        while self.writable && self.sent < want {
+            let length = usize::try_from(want - self.sent).map_or(scratch.len(), |left| left.min(scratch.len()));
+            let chunk = &mut scratch[..length];
+            pattern.fill(self.verifier.connection(), self.sent, chunk);
+            match self.stream.write(chunk) {
+                Ok(n) => self.sent += n as u64,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.sent == self.released * size {
+            return Ok(0);
+        }
+        let first_waiting = self.sent.div_ceil(size).max(self.deferred);
+        self.deferred = self.released;
+        Ok(self.released - first_waiting)
+    }
+
+    /// Reads once, and verifies what came.
+    pub(super) fn receive(&mut self, pattern: &Pattern, opened: u64, buffer: &mut [u8]) -> Received {
+        if !self.readable {
+            return Received::Blocked;
+        }
+        match self.stream.read(buffer) {
+            Ok(0) => Received::Ended,
+            Ok(n) => {
+                if SHORT_READ_DRAINS && n < buffer.len() && !self.read_closed {
+                    self.readable = false;
+                }
+                match self.verifier.receive(pattern, &buffer[..n], self.sent, opened) {
+                    Verdict::Right => Received::Right,
+                    Verdict::Undecided => Received::Undecided,
+                    Verdict::Wrong(fault) => Received::Wrong(fault),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                Received::Blocked
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Received::Right,
+            Err(error) => Received::Failed(error),
+        }
+    }
+}

@@ -1,0 +1,781 @@
+//! The run itself: connects, keeps the schedule, and leads each readiness to its connection.
+
+use std::io;
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use mio::Interest;
+use mio::unix::SourceFd;
+use socket2::SockRef;
+
+use super::Interrupt;
+use super::client::{BUFFER_BYTES, Client, Received, Stage};
+use super::config::{Close, Config, Mode};
+use super::histogram::Histogram;
+use super::ledger::{Ending, Ledger, Schedule};
+use super::pattern::Pattern;
+use super::progress::{Progress, Slot, Step};
+use super::report::{ErrorName, Finding, Hold, Phase, Point};
+use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources, classify, is_port_taken};
+use super::timer::Timer;
+use super::verify::{End, Fault};
+use crate::reactor::{INTEREST, Reactor, Readiness};
+
+/// Reads of one connection in a turn.
+const READS_PER_TURN: usize = 16;
+/// Connects begun in a turn: those established shall not wait for a storm of new ones.
+const CONNECTS_PER_TURN: u32 = 64;
+const EVENTS_PER_TURN: usize = 1024;
+/// The rate of the last messages of `hold`, unless one is given.
+const HOLD_RATE: f64 = 10_000.0;
+/// In churn, how long the next connect waits after one that failed: a dead server is not to be hammered.
+const CHURN_PAUSE: u64 = 10_000_000;
+const SECOND: u64 = 1_000_000_000;
+
+/// What stands under a key.
+#[derive(Debug)]
+enum Entry {
+    Timer,
+    Client(Client),
+}
+
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) config: Config,
+    pub(super) ledger: Ledger,
+    pub(super) step: Step,
+    /// When each step began, in nanoseconds of the run, and the end behind the last.
+    pub(super) steps: [u64; 6],
+    pub(super) counts: Counts,
+    hold: Hold,
+    pub(super) series: Vec<Point>,
+    pub(super) turn: Histogram,
+    pub(super) interrupted: bool,
+    reactor: Reactor<Entry>,
+    timer: Timer,
+    sources: Sources,
+    options: SocketOptions,
+    pattern: Pattern,
+    buffer: Box<[u8]>,
+    scratch: Box<[u8]>,
+    epoch: Instant,
+    /// Nanoseconds since the epoch, when the clock was last read.
+    now: u64,
+    interrupt: Interrupt,
+    slot: Slot,
+    connect_pause_until: u64,
+    /// The keys of the schedule's connections, in its order.
+    lanes: Vec<Option<usize>>,
+    next_sweep: u64,
+    /// When the next point of the series is due, and the counts at the last one.
+    next_second: u64,
+    verified_at_second: u64,
+    errors_at_second: u64,
+}
+
+/// Connections, counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// Begun; the next one's number.
+    pub(super) opened: u64,
+    pub(super) established: u64,
+    pub(super) verified: u64,
+    pub(super) held: u64,
+    /// Open now, and of these in their handshake, or in their first message.
+    live: u64,
+    connecting: u64,
+    opening: u64,
+}
+
+impl Engine {
+    pub(super) fn new(config: Config, interrupt: &Interrupt, slot: Slot) -> io::Result<Self> {
+        let mut reactor = Reactor::new(EVENTS_PER_TURN)?;
+        let timer = Timer::new()?;
+        reactor.insert(SourceFd(&timer.descriptor()), Interest::READABLE, |_| Entry::Timer)?;
+        interrupt.wakes(reactor.waker()?);
+        reactor.reserve(config.connections as usize);
+        Ok(Self {
+            ledger: Ledger::new(&config),
+            step: Step::Connect,
+            steps: [0; 6],
+            counts: Counts::default(),
+            hold: Hold::default(),
+            series: Vec::new(),
+            turn: Histogram::new(),
+            interrupted: false,
+            sources: Sources::new(&config.sources, &config.targets, config.seed)?,
+            options: SocketOptions {
+                nodelay: config.nodelay,
+                recv_buffer: config.recv_buffer,
+                send_buffer: config.send_buffer,
+            },
+            pattern: Pattern::new(config.seed),
+            buffer: vec![0; BUFFER_BYTES].into(),
+            scratch: vec![0; BUFFER_BYTES].into(),
+            epoch: Instant::now(),
+            now: 0,
+            interrupt: interrupt.clone(),
+            slot,
+            connect_pause_until: 0,
+            lanes: Vec::new(),
+            next_sweep: 0,
+            next_second: u64::MAX,
+            verified_at_second: 0,
+            errors_at_second: 0,
+            config,
+            reactor,
+            timer,
+        })
+    }
+
+    /// Runs until `until` is reached or passed.
+    pub(super) fn run_until(&mut self, until: Step) -> io::Result<()> {
+        while self.step < until && !self.interrupted {
+            let timeout = self.advance()?;
+            if self.step >= until {
+                // What is measured at this point comes before the next step's work.
+                break;
+            }
+            self.reactor.poll(timeout)?;
+            self.read_clock();
+            let start = self.now;
+            while let Some((key, readiness)) = self.reactor.next() {
+                self.serve(key, readiness);
+            }
+            self.turn.record(self.now - start);
+            if self.interrupt.is_set() {
+                self.interrupted = true;
+                self.end_all();
+            }
+        }
+        // What the last second, the drain and the end have brought.
+        self.ledger.latency.add(&self.ledger.second);
+        self.ledger.second.clear();
+        Ok(())
+    }
+
+    fn read_clock(&mut self) {
+        self.now = nanoseconds(self.epoch.elapsed());
+    }
+
+    /// Does what its time has come for, and answers how long the turn may wait: not at all, or until the timer.
+    fn advance(&mut self) -> io::Result<Option<Duration>> {
+        self.read_clock();
+        if self.now >= self.next_sweep {
+            self.sweep();
+        }
+        if self.now >= self.next_second {
+            self.end_second();
+        }
+        self.open_connections();
+        self.release_due();
+        self.change_step();
+        let next = self.next_event();
+        if next <= self.now {
+            return Ok(Some(Duration::ZERO));
+        }
+        self.timer.arm(next, self.now)?;
+        Ok(None)
+    }
+
+    fn enter(&mut self, step: Step) {
+        self.step = step;
+        self.steps[step as usize] = self.now;
+        self.post_progress(None);
+    }
+
+    fn change_step(&mut self) {
+        let step = self.step;
+        match step {
+            Step::Connect if self.config.mode == Mode::Churn => {
+                self.ledger.window.start = self.now + nanoseconds(self.config.warmup);
+                self.ledger.window.end = self.ledger.window.start + nanoseconds(self.config.duration);
+                self.enter(Step::Warmup);
+            }
+            Step::Connect if self.all_opened() && self.counts.connecting + self.counts.opening == 0 => {
+                self.start_traffic();
+            }
+            Step::Warmup if self.now >= self.ledger.window.start => {
+                self.enter(Step::Measure);
+                self.next_second = self.now + SECOND;
+            }
+            Step::Measure if self.window_is_over() => self.end_window(),
+            Step::Drain if self.config.mode == Mode::Churn && self.counts.live > 0 => {}
+            Step::Drain
+                if self.ledger.in_flight == 0
+                    && self.ledger.schedule.is_none_or(|schedule| schedule.next_due().is_none()) =>
+            {
+                self.close_all();
+            }
+            Step::Close if self.counts.live == 0 => self.enter(Step::Done),
+            _ => {}
+        }
+        // What follows may be due at once, but for the points at which a run is measured.
+        if self.step != step && !matches!(self.step, Step::Measure | Step::Drain) {
+            self.change_step();
+        }
+    }
+
+    fn all_opened(&self) -> bool {
+        self.counts.opened >= u64::from(self.config.connections)
+    }
+
+    /// Every connection that could be is open and verified: gives each its lane, and lets the first messages be due.
+    fn start_traffic(&mut self) {
+        self.ledger.window.start = self.now + nanoseconds(self.config.warmup);
+        let ends = self.config.messages_per_connection.is_none();
+        self.ledger.window.end =
+            if ends { self.ledger.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
+        self.enter(Step::Warmup);
+        self.assign_lanes();
+        match (self.config.mode, self.config.rate) {
+            (Mode::Echo, Some(rate)) => self.start_schedule(rate, None),
+            (Mode::Echo, None) => {
+                let keys: Vec<_> = self.lanes.iter().copied().flatten().collect();
+                for key in keys {
+                    let first = self.ledger.depth.min(self.config.messages_per_connection.unwrap_or(u64::MAX));
+                    for _ in 0..first {
+                        self.release(key, self.now);
+                    }
+                }
+            }
+            (Mode::Hold | Mode::Churn, _) => {}
+        }
+    }
+
+    fn assign_lanes(&mut self) {
+        self.lanes.clear();
+        for (key, entry) in self.reactor.iter_mut() {
+            if let Entry::Client(client) = entry
+                && client.stage == Stage::Steady
+            {
+                client.lane = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
+                self.lanes.push(Some(key));
+            }
+        }
+    }
+
+    /// From now on, a message is due every so often, on one lane after the other.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a run has fewer than 2^53 nanoseconds"
+    )]
+    fn start_schedule(&mut self, rate: f64, messages: Option<u64>) {
+        let interval = SECOND as f64 / rate;
+        let lanes = self.lanes.len() as u64;
+        let in_window = || ((self.ledger.window.end - self.now) as f64 / interval).ceil() as u64;
+        let of_each = self.config.messages_per_connection.map(|messages| messages * lanes);
+        let total = if lanes == 0 { 0 } else { messages.or(of_each).unwrap_or_else(in_window) };
+        self.ledger.schedule = Some(Schedule { start: self.now, interval, lanes, next: 0, total });
+    }
+
+    fn window_is_over(&self) -> bool {
+        if self.config.mode == Mode::Echo && self.config.messages_per_connection.is_some() {
+            return self.ledger.in_flight == 0
+                && self.ledger.schedule.is_none_or(|schedule| schedule.next_due().is_none());
+        }
+        // What is due on connections that have ended is due all the same.
+        let is_idle =
+            self.counts.live == 0 && self.ledger.schedule.is_none_or(|schedule| schedule.next_due().is_none());
+        self.now >= self.ledger.window.end || is_idle && self.config.mode != Mode::Churn
+    }
+
+    fn end_window(&mut self) {
+        self.ledger.window.end = self.ledger.window.end.min(self.now);
+        self.end_second();
+        self.next_second = u64::MAX;
+        self.enter(Step::Drain);
+        if self.config.mode == Mode::Hold {
+            self.assign_lanes();
+            self.start_schedule(self.config.rate.unwrap_or(HOLD_RATE), Some(self.lanes.len() as u64));
+        }
+        if self.config.mode == Mode::Churn {
+            self.count_held();
+        }
+    }
+
+    fn count_held(&mut self) {
+        (self.counts.held, self.hold.late) = (0, 0);
+        for (_, entry) in self.reactor.iter_mut() {
+            if let Entry::Client(client) = entry
+                && client.stage == Stage::Steady
+            {
+                self.counts.held += 1;
+                self.hold.late += u64::from(client.is_late);
+            }
+        }
+    }
+
+    fn close_all(&mut self) {
+        // In churn those of the window's end are counted, and closed by now.
+        if self.config.mode != Mode::Churn {
+            self.count_held();
+        }
+        self.enter(Step::Close);
+        for key in self.keys() {
+            self.close(key);
+        }
+    }
+
+    /// Ends everything at once: what is in flight stays unanswered.
+    fn end_all(&mut self) {
+        self.read_clock();
+        // What was held is counted already once the connections close.
+        if self.step < Step::Close {
+            self.count_held();
+        }
+        self.end_second();
+        for key in self.keys() {
+            self.give_up(key, Ending::Unanswered);
+            self.remove(key);
+        }
+        for step in self.step as usize + 1..self.steps.len() {
+            self.steps[step] = self.now;
+        }
+        self.ledger.window.end = self.ledger.window.end.min(self.now);
+    }
+
+    fn keys(&mut self) -> Vec<usize> {
+        let clients = self.reactor.iter_mut().filter(|(_, entry)| matches!(entry, Entry::Client(_)));
+        clients.map(|(key, _)| key).collect()
+    }
+
+    /// Begins as many connects as are due and allowed.
+    fn open_connections(&mut self) {
+        for _ in 0..CONNECTS_PER_TURN {
+            if !self.may_connect() || self.next_connect().is_none_or(|at| at > self.now) {
+                return;
+            }
+            let number = self.counts.opened;
+            let begun = self.sources.connect(&self.options);
+            // In churn every port may be waiting for its last connection to be forgotten (TIME_WAIT): one will be free.
+            if self.config.mode == Mode::Churn && matches!(&begun, Err(failure) if failure.error == ErrorName::NoPorts)
+            {
+                self.pause_churn();
+                return;
+            }
+            self.counts.opened += 1;
+            self.begin(number, begun);
+        }
+    }
+
+    /// A connect is on its way, or could not even be begun.
+    fn begin(&mut self, number: u64, begun: Result<Connecting, ConnectFailure>) {
+        let Connecting { stream, pair, port } = match begun {
+            Ok(connecting) => connecting,
+            Err(failure) => {
+                self.ledger.error(failure.phase, failure.error, failure.errno);
+                return self.pause_churn();
+            }
+        };
+        let now = self.now;
+        match self
+            .reactor
+            .insert(stream, INTEREST, |stream| Entry::Client(Client::new(stream, number, pair, port, now)))
+        {
+            Ok(_) => {
+                self.counts.live += 1;
+                self.counts.connecting += 1;
+            }
+            Err(error) => {
+                self.sources.release(pair, port);
+                self.ledger.error(Phase::Connect, classify(&error), error.raw_os_error());
+            }
+        }
+    }
+
+    fn may_connect(&self) -> bool {
+        self.counts.connecting < u64::from(self.config.connecting)
+            && match self.config.mode {
+                Mode::Churn => {
+                    self.counts.live < u64::from(self.config.connections)
+                        && matches!(self.step, Step::Warmup | Step::Measure)
+                        && self.now < self.ledger.window.end
+                }
+                Mode::Echo | Mode::Hold => self.step == Step::Connect && !self.all_opened(),
+            }
+    }
+
+    /// When the next connect is due, in nanoseconds of the run.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a run has fewer than 2^53 nanoseconds"
+    )]
+    fn next_connect(&self) -> Option<u64> {
+        if !self.may_connect() {
+            return None;
+        }
+        let paced =
+            self.config.connect_rate.map_or(0, |rate| (self.counts.opened as f64 * SECOND as f64 / rate) as u64);
+        Some(paced.max(self.connect_pause_until))
+    }
+
+    fn pause_churn(&mut self) {
+        if self.config.mode == Mode::Churn {
+            self.connect_pause_until = self.now + CHURN_PAUSE;
+        }
+    }
+
+    /// Lets every message be due whose time has come. Being noticed late is this generator's fault, and is noted.
+    fn release_due(&mut self) {
+        while let Some(schedule) = &mut self.ledger.schedule
+            && let Some(due) = schedule.next_due()
+            && due <= self.now
+        {
+            let lane = usize::try_from(schedule.next % schedule.lanes).unwrap_or(usize::MAX);
+            schedule.next += 1;
+            self.ledger.lateness.record(self.now - due);
+            match self.lanes.get(lane) {
+                Some(&Some(key)) => self.release(key, due),
+                _ => self.ledger.release_to_nobody(due),
+            }
+        }
+    }
+
+    /// A message of this connection is due; it is sent when the connection is next served, which is in this turn.
+    fn release(&mut self, key: usize, due: u64) {
+        if let Some(Entry::Client(client)) = self.reactor.get_mut(key) {
+            self.ledger.release(key, client, due);
+            self.reactor.resume(key);
+        }
+    }
+
+    /// The time of whatever comes next.
+    fn next_event(&self) -> u64 {
+        let step = match self.step {
+            Step::Warmup => self.ledger.window.start,
+            Step::Measure => self.ledger.window.end,
+            Step::Connect | Step::Drain | Step::Close | Step::Done => u64::MAX,
+        };
+        let due = self.ledger.schedule.and_then(|schedule| schedule.next_due());
+        let times = [self.next_connect(), due, Some(step), Some(self.next_second), Some(self.next_sweep)];
+        times.into_iter().flatten().min().unwrap_or(u64::MAX)
+    }
+
+    fn serve(&mut self, key: usize, readiness: Readiness) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        client.notice(readiness);
+        if client.stage != Stage::Connecting || self.establish(key) {
+            self.converse(key);
+        }
+    }
+
+    /// Looks whether the handshake is done: it is once the socket knows its peer (connect(2), `EINPROGRESS`).
+    fn establish(&mut self, key: usize) -> bool {
+        self.read_clock();
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return false };
+        let (peer, local) = match client.stream.take_error() {
+            Ok(None) => (client.stream.peer_addr(), client.stream.local_addr()),
+            Ok(Some(error)) | Err(error) => (Err(error), client.stream.local_addr()),
+        };
+        match (peer, local) {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotConnected => return false,
+            (Err(error), _) if is_port_taken(&error) => {
+                self.try_other_port(key);
+                return false;
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                self.fail(key, Phase::Connect, classify(&error), error.raw_os_error());
+                return false;
+            }
+            // A socket that connects to a free port of its own machine may be given that very port, and echo perfectly.
+            (Ok(peer), Ok(local)) if peer == local => {
+                self.fail(key, Phase::Connect, ErrorName::SelfConnect, None);
+                return false;
+            }
+            (Ok(_), Ok(_)) => {}
+        }
+        self.ledger.connect.record(self.now - client.since);
+        client.stage = Stage::Opening;
+        client.since = self.now;
+        self.ledger.release(key, client, self.now);
+        self.counts.connecting -= 1;
+        self.counts.opening += 1;
+        self.counts.established += 1;
+        true
+    }
+
+    /// Somebody else has the port that this connection was given: another, on a new socket.
+    fn try_other_port(&mut self, key: usize) {
+        if let Some(Entry::Client(client)) = self.reactor.remove(key) {
+            self.counts.live -= 1;
+            self.counts.connecting -= 1;
+            let begun = self.sources.retry(client.pair, client.port, &self.options);
+            self.begin(client.verifier.connection(), begun);
+        }
+    }
+
+    /// Sends and receives what can be, within the reads of a turn.
+    fn converse(&mut self, key: usize) {
+        for _ in 0..READS_PER_TURN {
+            let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+            match client.send(&self.pattern, self.ledger.size, self.ledger.depth, &mut self.scratch) {
+                Ok(deferred) => self.ledger.defer(key, client, deferred),
+                Err(error) => return self.fail(key, Phase::Send, classify(&error), error.raw_os_error()),
+            }
+            match client.receive(&self.pattern, self.counts.opened, &mut self.buffer) {
+                Received::Right => {
+                    self.note_answers(key);
+                    self.go_on(key);
+                }
+                // Whole messages may have come right before the wrong byte.
+                Received::Undecided => self.note_answers(key),
+                Received::Blocked => return,
+                Received::Wrong(fault) => {
+                    self.note_answers(key);
+                    return self.find(key, &fault);
+                }
+                Received::Ended => return self.ended(key),
+                Received::Failed(error) => {
+                    return self.fail(key, Phase::Receive, classify(&error), error.raw_os_error());
+                }
+            }
+        }
+        self.reactor.resume(key);
+    }
+
+    /// Notes the messages that are whole by now.
+    fn note_answers(&mut self, key: usize) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        // A stamp after each read: a turn of a thousand events lasts milliseconds.
+        self.now = nanoseconds(self.epoch.elapsed());
+        self.ledger.answered(key, client, self.now);
+        if client.stage == Stage::Opening && client.done > 0 {
+            client.stage = Stage::Steady;
+            self.counts.opening -= 1;
+            self.counts.verified += 1;
+        }
+    }
+
+    /// In a closed loop, an answer makes the next message due, if there is one.
+    fn go_on(&mut self, key: usize) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        if client.stage != Stage::Steady {
+            return;
+        }
+        match self.config.mode {
+            Mode::Echo if self.ledger.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
+                // The first of a connection is not one of its messages.
+                let most = self.config.messages_per_connection.map_or(u64::MAX, |messages| messages + 1);
+                while client.outstanding() < self.ledger.depth
+                    && client.released < most
+                    && self.now < self.ledger.window.end
+                {
+                    self.ledger.release(key, client, self.now);
+                }
+            }
+            Mode::Churn => {
+                let most = self.config.messages_per_connection.unwrap_or(1);
+                while client.outstanding() < self.ledger.depth
+                    && client.released < most
+                    && self.now < self.ledger.window.end
+                {
+                    self.ledger.release(key, client, self.now);
+                }
+                if client.outstanding() == 0 {
+                    self.close(key);
+                }
+            }
+            Mode::Echo | Mode::Hold => {}
+        }
+    }
+
+    /// The other end has sent FIN.
+    fn ended(&mut self, key: usize) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        let verified = client.verifier.verified();
+        let between_messages = verified.is_multiple_of(self.ledger.size) && !client.verifier.is_suspicious();
+        if client.stage == Stage::Closing && verified == client.sent() {
+            return self.remove(key);
+        }
+        let fault = client.verifier.conclude(&self.pattern, client.sent(), self.counts.opened, End::Fin);
+        if between_messages && client.stage != Stage::Closing {
+            self.give_up(key, Ending::Failed);
+            self.ledger.error(Phase::Receive, ErrorName::ClosedEarly, None);
+            self.note_hold(|hold| &mut hold.closed);
+            self.pause_churn();
+            return self.remove(key);
+        }
+        match fault {
+            Some(fault) => self.find(key, &fault),
+            None => self.remove(key),
+        }
+    }
+
+    /// A call failed, or time ran out.
+    fn fail(&mut self, key: usize, phase: Phase, error: ErrorName, errno: Option<i32>) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        if let Some(fault) = client.verifier.conclude(&self.pattern, client.sent(), self.counts.opened, End::Cut) {
+            return self.find(key, &fault);
+        }
+        let is_closing = client.stage == Stage::Closing;
+        self.give_up(key, Ending::Unanswered);
+        self.ledger.error(if is_closing { Phase::Close } else { phase }, error, errno);
+        match error {
+            // It was held: what it ended with takes nothing back.
+            _ if is_closing => {}
+            ErrorName::Reset => self.note_hold(|hold| &mut hold.reset),
+            ErrorName::Timeout => self.note_hold(|hold| &mut hold.silent),
+            _ => {}
+        }
+        self.pause_churn();
+        self.remove(key);
+    }
+
+    /// The bytes are not those that were sent.
+    fn find(&mut self, key: usize, fault: &Fault) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        let finding = Finding {
+            kind: fault.kind,
+            connection: client.verifier.connection(),
+            local: client.stream.local_addr().ok(),
+            peer: self.sources.pair(client.pair).1,
+            offset: fault.offset,
+        };
+        self.ledger.verify.wrong_bytes += fault.wrong_bytes;
+        self.ledger.verify.lost_bytes += fault.lost_bytes;
+        self.ledger.verify.extra_bytes += fault.extra_bytes;
+        self.ledger.find(finding);
+        self.give_up(key, Ending::Failed);
+        self.pause_churn();
+        self.remove(key);
+    }
+
+    /// The outcomes of `hold`: whoever held, and was not late, is alive.
+    pub(super) fn hold(&self) -> Hold {
+        Hold { alive: self.counts.held - self.hold.late, ..self.hold }
+    }
+
+    fn note_hold(&mut self, outcome: impl FnOnce(&mut Hold) -> &mut u64) {
+        if self.config.mode == Mode::Hold {
+            *outcome(&mut self.hold) += 1;
+        }
+    }
+
+    fn give_up(&mut self, key: usize, ending: Ending) {
+        if let Some(Entry::Client(client)) = self.reactor.get_mut(key) {
+            self.ledger.give_up(key, client, self.now, ending);
+            client.done = client.released;
+        }
+    }
+
+    /// Ends this direction, or both.
+    fn close(&mut self, key: usize) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        match self.config.close {
+            Close::Fin => {
+                client.stage = Stage::Closing;
+                client.since = self.now;
+                // Where it fails the peer has reset, and the read that follows says so.
+                let _ = client.stream.shutdown(Shutdown::Write);
+                self.reactor.resume(key);
+            }
+            Close::Rst => {
+                // Where it fails, FIN goes instead; the peer is gone then anyhow.
+                let _ = SockRef::from(&client.stream).set_linger(Some(Duration::ZERO));
+                self.remove(key);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: usize) {
+        if let Some(Entry::Client(client)) = self.reactor.remove(key) {
+            self.counts.live -= 1;
+            match client.stage {
+                Stage::Connecting => self.counts.connecting -= 1,
+                Stage::Opening => self.counts.opening -= 1,
+                Stage::Steady | Stage::Closing => {}
+            }
+            if let Some(lane) = self.lanes.get_mut(client.lane as usize)
+                && *lane == Some(key)
+            {
+                *lane = None;
+            }
+            self.sources.release(client.pair, client.port);
+        }
+    }
+
+    /// Ends every connection whose time has run out.
+    fn sweep(&mut self) {
+        let (connect, answer) = (nanoseconds(self.config.connect_timeout), nanoseconds(self.config.answer_timeout));
+        let mut expired = Vec::new();
+        for (key, entry) in self.reactor.iter_mut() {
+            let Entry::Client(client) = entry else { continue };
+            let (phase, deadline) = match client.stage {
+                Stage::Connecting => (Phase::Connect, client.since + connect),
+                Stage::Closing => (Phase::Close, client.since + answer),
+                Stage::Opening | Stage::Steady => match self.ledger.oldest_due(key, client) {
+                    Some(due) => (Phase::Receive, due + answer),
+                    None => continue,
+                },
+            };
+            if deadline <= self.now {
+                expired.push((key, phase));
+            }
+        }
+        for (key, phase) in expired {
+            self.fail(key, phase, ErrorName::Timeout, None);
+        }
+        self.next_sweep = self.now + (connect.min(answer) / 20).clamp(SECOND / 1000, SECOND / 4);
+    }
+
+    /// Adds a point to the series, and begins a new second.
+    fn end_second(&mut self) {
+        if self.step != Step::Measure {
+            return;
+        }
+        let start = self.ledger.window.start;
+        let (verified, errors) = (self.ledger.messages.verified, self.ledger.error_count());
+        // A second that is over ends where it is noticed, a little late; one that the window cuts short is its own.
+        let is_over = self.now >= self.next_second;
+        let t = if is_over {
+            (self.now - start) / SECOND
+        } else {
+            (self.now.min(self.ledger.window.end) - start).div_ceil(SECOND)
+        };
+        if self.series.last().is_some_and(|point| point.t >= t) {
+            return;
+        }
+        let point = Point {
+            t,
+            rate: verified - self.verified_at_second,
+            open: self.counts.live,
+            errors: errors - self.errors_at_second,
+            p50: self.ledger.second.quantile(0.5),
+            p99: self.ledger.second.quantile(0.99),
+        };
+        self.post_progress(Some(&point));
+        self.series.push(point);
+        self.ledger.latency.add(&self.ledger.second);
+        self.ledger.second.clear();
+        (self.verified_at_second, self.errors_at_second) = (verified, errors);
+        self.next_second = start + (t + 1) * SECOND;
+    }
+
+    fn post_progress(&mut self, point: Option<&Point>) {
+        let left = match self.step {
+            Step::Warmup | Step::Measure if self.ledger.window.end < u64::MAX => {
+                Some(Duration::from_nanos(self.ledger.window.end.saturating_sub(self.now)))
+            }
+            _ => None,
+        };
+        self.slot.offer(Progress {
+            step: self.step,
+            open: self.counts.live,
+            requested: u64::from(self.config.connections),
+            rate: point.map(|point| point.rate),
+            p50: point.and_then(|point| point.p50),
+            p99: point.and_then(|point| point.p99),
+            errors: self.ledger.error_count(),
+            left,
+        });
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,288 @@
+//! How long things took: a histogram of microseconds.
+
+use std::io;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
+
+use super::report::Summary;
+
+const NANOSECONDS_A_MICROSECOND: u64 = 1000;
+/// An hour: what lies beyond is recorded as this, and counted as clipped.
+const MICROSECONDS_MAX: u64 = 3_600_000_000;
+const SIGNIFICANT_DIGITS: u8 = 3;
+
+/// Times from one microsecond to one hour with three significant digits, about 190 KB of memory whatever it holds.
+#[derive(Clone, Debug)]
+pub struct Histogram {
+    values: hdrhistogram::Histogram<u64>,
+    censored: u64,
+    clipped: u64,
+}
+
+/// A step of the distribution: so many values are at most this one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Percentile {
+    /// The value, in microseconds.
+    pub value_us: u64,
+    /// The share of values that it stands for, from 0 to 1.
+    pub quantile: f64,
+    /// Values up to it.
+    pub count: u64,
+}
+
+impl Histogram {
+    /// How often the range of the first sub-buckets doubles, itself included.
+    pub const BUCKETS: u32 = 22;
+    /// Sub-buckets of a bucket: what three significant digits need.
+    pub const SUB_BUCKETS: u32 = 2048;
+
+    pub(crate) fn new() -> Self {
+        let values = hdrhistogram::Histogram::new_with_bounds(1, MICROSECONDS_MAX, SIGNIFICANT_DIGITS);
+        #[expect(clippy::expect_used, reason = "it refuses other bounds than these constants")]
+        let values = values.expect("bounds that a histogram can have");
+        Self { values, censored: 0, clipped: 0 }
+    }
+
+    /// Records a time in nanoseconds, rounded up to whole microseconds: nothing took less than it did.
+    #[inline]
+    pub(crate) fn record(&mut self, nanoseconds: u64) {
+        let mut microseconds = nanoseconds.div_ceil(NANOSECONDS_A_MICROSECOND).max(1);
+        if microseconds > MICROSECONDS_MAX {
+            microseconds = MICROSECONDS_MAX;
+            self.clipped += 1;
+        }
+        self.values.saturating_record(microseconds);
+    }
+
+    /// Records the age of what was never answered: it would have taken at least so long.
+    pub(crate) fn record_censored(&mut self, nanoseconds: u64) {
+        self.censored += 1;
+        self.record(nanoseconds);
+    }
+
+    /// Adds every value of `other`.
+    pub(crate) fn add(&mut self, other: &Self) {
+        // It can only fail where the other spans more than this one, and all span the same.
+        let _ = self.values.add(&other.values);
+        self.censored = self.censored.saturating_add(other.censored);
+        self.clipped = self.clipped.saturating_add(other.clipped);
+    }
+
+    /// Forgets every value, and keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.values.reset();
+        self.censored = 0;
+        self.clipped = 0;
+    }
+
+    pub(crate) fn summary(&self) -> Summary {
+        Summary {
+            count: self.count(),
+            censored: self.censored,
+            clipped: self.clipped,
+            mean: self.mean().map(|mean| (mean * 10.0).round() / 10.0),
+            p50: self.quantile(0.5),
+            p90: self.quantile(0.9),
+            p99: self.quantile(0.99),
+            p99_9: self.quantile(0.999),
+            p99_99: self.quantile(0.9999),
+            max: self.max(),
+            hdr_v2: self.encode(),
+        }
+    }
+
+    /// The whole of what `summary` was made of.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidData`: `hdr_v2` is missing although there are values, is broken, is of another range or precision than this
+    ///   crate's, or does not hold `count` values.
+    pub fn from_summary(summary: &Summary) -> io::Result<Self> {
+        let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+        let mut histogram = Self { censored: summary.censored, clipped: summary.clipped, ..Self::new() };
+        if let Some(text) = &summary.hdr_v2 {
+            let bytes = STANDARD.decode(text).map_err(|error| invalid(format!("hdr_v2 is not base64: {error}")))?;
+            let values: hdrhistogram::Histogram<u64> = Deserializer::new()
+                .deserialize(&mut bytes.as_slice())
+                .map_err(|error| invalid(format!("hdr_v2 is not a histogram: {error}")))?;
+            if (values.low(), values.high(), values.sigfig()) != (1, MICROSECONDS_MAX, SIGNIFICANT_DIGITS) {
+                return Err(invalid("hdr_v2 has another range or precision".to_owned()));
+            }
+            histogram.values = values;
+        }
+        if histogram.count() != summary.count {
+            let counts = (histogram.count(), summary.count);
+            return Err(invalid(format!("hdr_v2 holds {} values where count is {}", counts.0, counts.1)));
+        }
+        Ok(histogram)
+    }
+
+    /// Values recorded.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.values.len()
+    }
+
+    /// The value that a share of `quantile` of all values does not exceed, in microseconds.
+    #[must_use]
+    pub fn quantile(&self, quantile: f64) -> Option<u64> {
+        (self.count() > 0).then(|| self.values.value_at_quantile(quantile))
+    }
+
+    /// The arithmetic mean, in microseconds.
+    #[must_use]
+    pub fn mean(&self) -> Option<f64> {
+        (self.count() > 0).then(|| self.values.mean())
+    }
+
+    /// The standard deviation, in microseconds.
+    #[must_use]
+    pub fn deviation(&self) -> Option<f64> {
+        (self.count() > 0).then(|| self.values.stdev())
+    }
+
+    /// The largest value, in microseconds.
+    #[must_use]
+    pub fn max(&self) -> Option<u64> {
+        (self.count() > 0).then(|| self.values.max())
+    }
+
+    /// The distribution from its smallest value to its largest, with `ticks` steps each time the distance to 100 % halves.
+    #[must_use]
+    pub fn percentiles(&self, ticks: u32) -> Vec<Percentile> {
+        if self.count() == 0 {
+            return Vec::new();
+        }
+        let mut count = 0;
+        let step = |step: hdrhistogram::iterators::IterationValue<u64>| {
+            count += step.count_since_last_iteration();
+            let value_us = self.values.highest_equivalent(step.value_iterated_to());
+            Percentile { value_us, quantile: step.quantile_iterated_to(), count }
+        };
+        self.values.iter_quantiles(ticks.max(1)).map(step).collect()
+    }
+
+    fn encode(&self) -> Option<String> {
+        if self.count() == 0 {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        // It can only fail by an address space too small for the histogram that is there.
+        V2DeflateSerializer::new().serialize(&self.values, &mut bytes).ok()?;
+        Some(STANDARD.encode(bytes))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(nanoseconds: &[u64]) -> Histogram {
+        let mut histogram = Histogram::new();
+        for &value in nanoseconds {
+            histogram.record(value);
+        }
+        histogram
+    }
+
+    #[test]
+    fn a_time_is_rounded_up_to_whole_microseconds() {
+        for (nanoseconds, microseconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (999_001, 1000)] {
+            assert_eq!(of(&[nanoseconds]).quantile(0.5), Some(microseconds), "{nanoseconds} ns");
+        }
+    }
+
+    #[test]
+    fn nothing_recorded_is_no_data() {
+        let summary = Histogram::new().summary();
+        assert_eq!(summary, Summary::default());
+        assert!(Histogram::from_summary(&summary).unwrap().percentiles(5).is_empty());
+    }
+
+    #[test]
+    fn the_buckets_are_as_many_as_it_says() {
+        let values = Histogram::new().values;
+        assert_eq!(u32::from(values.buckets()), Histogram::BUCKETS);
+        let half = u64::from(Histogram::SUB_BUCKETS / 2);
+        assert_eq!((values.equivalent_range(2 * half - 1), values.equivalent_range(2 * half)), (1, 2));
+    }
+
+    #[test]
+    fn more_than_an_hour_is_clipped_and_said() {
+        let hour = MICROSECONDS_MAX * NANOSECONDS_A_MICROSECOND;
+        let summary = of(&[hour, hour + 1, u64::MAX]).summary();
+        assert_eq!((summary.count, summary.clipped), (3, 2));
+        let max = summary.max.unwrap();
+        assert!((MICROSECONDS_MAX..MICROSECONDS_MAX + MICROSECONDS_MAX / 1000).contains(&max), "{max}");
+    }
+
+    #[test]
+    fn what_was_never_answered_counts_with_its_age() {
+        let mut histogram = of(&[5000]);
+        histogram.record_censored(10_000_000_000);
+        let summary = histogram.summary();
+        assert_eq!((summary.count, summary.censored), (2, 1));
+        assert!((10_000_000..10_010_000).contains(&summary.max.unwrap()), "{summary:?}");
+        histogram.clear();
+        assert_eq!(histogram.summary(), Summary::default());
+    }
+
+    #[test]
+    fn a_summary_that_does_not_fit_its_histogram_is_refused() {
+        let good = of(&[5000, 7000]).summary();
+        let refusal = |change: fn(&mut Summary)| {
+            let mut summary = good.clone();
+            change(&mut summary);
+            Histogram::from_summary(&summary).unwrap_err().to_string()
+        };
+        assert_eq!(refusal(|summary| summary.count = 3), "hdr_v2 holds 2 values where count is 3");
+        assert_eq!(refusal(|summary| summary.hdr_v2 = None), "hdr_v2 holds 0 values where count is 2");
+        let error = refusal(|summary| summary.hdr_v2 = Some("!".to_owned()));
+        assert!(error.starts_with("hdr_v2 is not base64: "), "{error}");
+        let error = refusal(|summary| summary.hdr_v2 = Some("AAAA".to_owned()));
+        assert!(error.starts_with("hdr_v2 is not a histogram: "), "{error}");
+        let error = refusal(|summary| {
+            let mut bytes = Vec::new();
+            let other = hdrhistogram::Histogram::<u64>::new_with_bounds(1, 1000, 2).unwrap();
+            V2DeflateSerializer::new().serialize(&other, &mut bytes).unwrap();
+            summary.hdr_v2 = Some(STANDARD.encode(bytes));
+        });
+        assert_eq!(error, "hdr_v2 has another range or precision");
+    }
+
+    proptest! {
+        // Each walks tens of thousands of buckets, which takes its time without optimisation.
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn quantiles_are_those_of_the_sorted_values(mut values in prop::collection::vec(1..4_000_000_000_000_u64, 1..200)) {
+            let histogram = of(&values);
+            values.sort_unstable();
+            for (quantile, nth) in [(0.5, values.len().div_ceil(2)), (1.0, values.len())] {
+                let exact = values[nth - 1].div_ceil(1000).min(MICROSECONDS_MAX);
+                let told = histogram.quantile(quantile).unwrap();
+                prop_assert!(told >= exact && told <= exact + exact / 1000 + 1, "{told} for {exact} at {quantile}");
+            }
+            let steps = histogram.percentiles(5);
+            prop_assert!(steps.is_sorted_by(|a, b| a.value_us <= b.value_us && a.count <= b.count));
+            let last = steps.last().unwrap();
+            prop_assert_eq!((last.value_us, last.quantile, last.count), (histogram.max().unwrap(), 1.0, histogram.count()));
+        }
+
+        #[test]
+        fn what_is_added_after_a_way_through_text_is_what_was_recorded_in_one(
+            ours in prop::collection::vec(0..5_000_000_000_000_u64, 0..100),
+            theirs in prop::collection::vec(0..5_000_000_000_000_u64, 0..100),
+        ) {
+            let mut sum = Histogram::from_summary(&of(&ours).summary()).unwrap();
+            sum.add(&Histogram::from_summary(&of(&theirs).summary()).unwrap());
+            prop_assert_eq!(sum.summary(), of(&[ours, theirs].concat()).summary());
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The bytes that the connections of a run send: each word of them says where it belongs.
+
+/// Bytes of a word.
+pub(crate) const WORD: u64 = size_of::<Word>() as u64;
+
+pub(crate) type Word = [u8; 8];
+
+/// Bits of a word's index; those above them are its connection's.
+const INDEX_BITS: u32 = 38;
+
+/// The streams of a run, one a connection, made from its seed.
+///
+/// Word i of connection c is an invertible mix of (seed, c, i), in little-endian order. So no word comes twice in a run, and from a
+/// word alone follows which stream it is of and its place there.
+#[derive(Debug)]
+pub(crate) struct Pattern {
+    key: u64,
+}
+
+impl Pattern {
+    pub(crate) fn new(seed: u64) -> Self {
+        // Mixed, since a small seed would only exchange words with their neighbours.
+        Self { key: mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) }
+    }
+
+    /// Writes the stream's bytes from byte `offset` on.
+    pub(crate) fn fill(&self, connection: u64, offset: u64, out: &mut [u8]) {
+        let (head, skipped) = split_at_word(offset, out.len());
+        let (head, out) = out.split_at_mut(head);
+        // Messages are mostly of whole words, and a copy of no bytes is a call all the same.
+        if !head.is_empty() {
+            head.copy_from_slice(&self.bytes(connection, offset / WORD)[skipped..][..head.len()]);
+        }
+        let mut index = offset.div_ceil(WORD);
+        let (words, tail) = out.as_chunks_mut();
+        for word in words {
+            *word = self.bytes(connection, index);
+            index += 1;
+        }
+        if !tail.is_empty() {
+            tail.copy_from_slice(&self.bytes(connection, index)[..tail.len()]);
+        }
+    }
+
+    /// How many of the first bytes of `data` are the stream's from byte `offset` on.
+    ///
+    /// It makes the words as it compares them, which is faster than to write them out for `memcmp`.
+    pub(crate) fn count_right(&self, connection: u64, offset: u64, data: &[u8]) -> usize {
+        let (head, skipped) = split_at_word(offset, data.len());
+        let (head, data) = data.split_at(head);
+        if !head.is_empty() {
+            let right = common_prefix(head, &self.bytes(connection, offset / WORD)[skipped..]);
+            if right < head.len() {
+                return right;
+            }
+        }
+        let mut index = offset.div_ceil(WORD);
+        let mut right = head.len();
+        let (words, tail) = data.as_chunks();
+        for word in words {
+            let bytes = self.bytes(connection, index);
+            if *word != bytes {
+                return right + common_prefix(word, &bytes);
+            }
+            index += 1;
+            right += bytes.len();
+        }
+        if tail.is_empty() { right } else { right + common_prefix(tail, &self.bytes(connection, index)) }
+    }
+
+    /// The connection that a word belongs to, and its index in that stream.
+    pub(crate) fn locate(&self, word: u64) -> (u64, u64) {
+        let place = unmix(word) ^ self.key;
+        (place >> INDEX_BITS, place & ((1 << INDEX_BITS) - 1))
+    }
+
+    fn bytes(&self, connection: u64, index: u64) -> Word {
+        mix((connection << INDEX_BITS | index) ^ self.key).to_le_bytes()
+    }
+}
+
+/// How many of `length` bytes from byte `offset` on stand before the first whole word, and where in their own word.
+fn split_at_word(offset: u64, length: usize) -> (usize, usize) {
+    let within = (offset % WORD) as usize;
+    if within == 0 { (0, 0) } else { (length.min(size_of::<Word>() - within), within) }
+}
+
+fn common_prefix(left: &[u8], right: &[u8]) -> usize {
+    left.iter().zip(right).take_while(|(left, right)| left == right).count()
+}
+
+/// The finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators"): every bit of the result
+/// depends on every bit of the argument.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Inverts [`mix`]: the multipliers are the inverses of its own modulo 2^64.
+fn unmix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 31) ^ (z >> 62)).wrapping_mul(0x3196_42b2_d24d_8ec3);
+    z = (z ^ (z >> 27) ^ (z >> 54)).wrapping_mul(0x96de_1b17_3f11_9089);
+    z ^ (z >> 30) ^ (z >> 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_word_says_where_it_belongs(seed: u64, connection in 0..1_u64 << 26, index in 0..1_u64 << INDEX_BITS) {
+            let pattern = Pattern::new(seed);
+            let mut word = [0; 8];
+            pattern.fill(connection, index * WORD, &mut word);
+            prop_assert_eq!(pattern.locate(u64::from_le_bytes(word)), (connection, index));
+        }
+
+        #[test]
+        fn a_stream_is_the_same_from_any_offset(
+            seed: u64,
+            connection in 0..1_u64 << 26,
+            start in 0..1_u64 << 40,
+            skip in 0..40_usize,
+            length in 0..100_usize,
+        ) {
+            let pattern = Pattern::new(seed);
+            let mut whole = [0; 140];
+            pattern.fill(connection, start / WORD * WORD, &mut whole);
+            let mut part = vec![0; length];
+            pattern.fill(connection, start / WORD * WORD + skip as u64, &mut part);
+            prop_assert_eq!(&part[..], &whole[skip..][..length]);
+        }
+
+        #[test]
+        fn the_first_wrong_byte_is_found(
+            seed: u64,
+            connection in 0..1_u64 << 26,
+            offset in 0..1_u64 << 40,
+            length in 0..100_usize,
+            wrong in 0..100_usize,
+            difference in 1..=u8::MAX,
+        ) {
+            let pattern = Pattern::new(seed);
+            let mut data = vec![0; length];
+            pattern.fill(connection, offset, &mut data);
+            prop_assert_eq!(pattern.count_right(connection, offset, &data), length);
+            if let Some(byte) = data.get_mut(wrong) {
+                *byte ^= difference;
+                prop_assert_eq!(pattern.count_right(connection, offset, &data), wrong);
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_and_connections_have_streams_of_their_own() {
+        let first_words = |seed, connection| {
+            let mut words = [0; 64];
+            Pattern::new(seed).fill(connection, 0, &mut words);
+            words
+        };
+        assert_eq!(first_words(1, 2), first_words(1, 2));
+        assert_ne!(first_words(1, 2), first_words(2, 2));
+        assert_ne!(first_words(1, 2), first_words(1, 3));
+    }
+}

@@ -1,0 +1,1119 @@
+//! `ecoloop load`, against this crate's own server and against servers that lie.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ecoloop::load::report::{Ended as RunEnded, ErrorName, Finding, FindingKind, Loop, Phase};
+use ecoloop::load::{self, Close, Config, Interrupt, Mode, Report, Slot};
+use ecoloop::{Config as ServerConfig, Stats};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use rustix::process::Signal;
+use serde_json::Value;
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::support::{Ended, PATIENCE, Process, Scratch, ecoloop, eventually, half_close, join, reserve_port, serve};
+
+/// Bytes of a message.
+const SIZE: usize = 64;
+/// What a liar waits out, where only time can tell.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// The connections of a run against a liar, and the one among them that is lied to.
+const CONNECTIONS: usize = 3;
+const VICTIM: usize = 1;
+
+fn config(address: SocketAddr) -> Config {
+    let mut config = Config::new(vec![address]);
+    config.answer_timeout = ANSWER_TIMEOUT;
+    config.connect_timeout = ANSWER_TIMEOUT;
+    config.size = SIZE;
+    config
+}
+
+/// Runs to the end, which must come, and checks what holds of every report.
+#[track_caller]
+fn run(config: Config) -> Report {
+    let (sender, report) = mpsc::channel();
+    let interrupt = Interrupt::default();
+    thread::spawn(move || sender.send(Box::new(load::run(config, &interrupt, &Slot::default()).unwrap())));
+    let report = report.recv_timeout(PATIENCE).expect("the end of the run");
+    assert_sums(&report);
+    *report
+}
+
+/// Every message that was due is accounted for once, and so is every latency.
+#[track_caller]
+fn assert_sums(report: &Report) {
+    let messages = report.messages;
+    let sum = messages.unsent + messages.verified + messages.unanswered + messages.failed;
+    assert_eq!(messages.due, sum, "{messages:?}");
+    assert_eq!(report.latency_us.count, messages.verified + messages.unanswered, "{messages:?}");
+    assert_eq!(report.latency_us.censored, messages.unanswered, "{messages:?}");
+    if let Some(hold) = report.hold {
+        assert_eq!(hold.alive + hold.late, report.connections.held, "{hold:?}");
+        // A connection has one outcome, or none where it never connected or was lied to.
+        let outcomes = hold.alive + hold.late + hold.reset + hold.closed + hold.silent;
+        assert!(outcomes <= report.connections.requested, "{hold:?}");
+    }
+}
+
+#[track_caller]
+fn assert_clean(report: &Report) {
+    assert_eq!((&report.errors[..], &report.verify.findings[..]), (&[][..], &[][..]));
+    let messages = report.messages;
+    assert_eq!((messages.unsent, messages.unanswered, messages.failed), (0, 0, 0));
+    assert_eq!((report.exit, report.ended), (0, RunEnded::Complete), "{:?}", report.gates);
+}
+
+type ErrorRow<'a> = (Phase, ErrorName, Option<&'a str>, u64);
+
+fn errors(report: &Report) -> Vec<ErrorRow<'_>> {
+    report.errors.iter().map(|row| (row.phase, row.error, row.errno.as_deref(), row.count)).collect()
+}
+
+// ---- Against this crate's own server.
+
+/// Runs against a server of this process, whose counters must agree with the report.
+#[track_caller]
+fn run_on_server(change: impl FnOnce(&mut Config)) -> (Report, Stats) {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    // Nothing here may depend on how busy the machine is.
+    config.answer_timeout = PATIENCE;
+    config.connect_timeout = PATIENCE;
+    change(&mut config);
+    let report = run(config);
+    server.handle().drain();
+    let stats = join(server).stats;
+    assert_eq!(stats.accepted, report.connections.opened_total);
+    assert_eq!(stats.bytes_in, stats.bytes_out);
+    (report, stats)
+}
+
+/// In an echo without warm-up, the first message of each connection is the only one that is not reported.
+#[track_caller]
+fn assert_all_bytes_seen(report: &Report, stats: Stats) {
+    let messages = report.messages.verified + report.connections.established;
+    assert_eq!(stats.bytes_in, messages * report.config.size);
+}
+
+#[test]
+fn a_closed_loop_for_a_time_is_clean() {
+    let (report, stats) = run_on_server(|config| {
+        config.connections = 7;
+        config.duration = Duration::from_millis(200);
+    });
+    assert_clean(&report);
+    assert_all_bytes_seen(&report, stats);
+    let connections = report.connections;
+    assert_eq!([connections.requested, connections.established, connections.verified, connections.held], [7; 4]);
+    assert_eq!((report.mode, report.r#loop), (Mode::Echo, Loop::Closed));
+    assert_eq!((report.schedule.kept, report.lateness_us.count, report.lateness_us.p99), (None, 0, None));
+    assert!(report.messages.verified > 0);
+    assert_eq!(report.connect_us.count, 7);
+    assert!(report.phases_s.measure >= 0.2);
+}
+
+#[test]
+fn every_connection_sends_its_number_of_messages_at_any_depth() {
+    for depth in [1, 3, 64] {
+        let (report, stats) = run_on_server(|config| {
+            config.connections = 5;
+            config.depth = Some(depth);
+            config.messages_per_connection = Some(40);
+        });
+        assert_clean(&report);
+        assert_all_bytes_seen(&report, stats);
+        assert_eq!((report.messages.due, report.messages.verified), (200, 200));
+        assert_eq!(report.config.depth, Some(depth));
+    }
+}
+
+#[test]
+fn messages_larger_than_every_buffer_come_back_right() {
+    let (report, stats) = run_on_server(|config| {
+        config.connections = 2;
+        config.size = 5_000_001;
+        config.depth = Some(2);
+        config.messages_per_connection = Some(3);
+    });
+    assert_clean(&report);
+    assert_all_bytes_seen(&report, stats);
+    assert_eq!(report.messages.verified, 6);
+}
+
+#[test]
+fn an_open_loop_sends_what_is_due_and_no_more() {
+    let (report, stats) = run_on_server(|config| {
+        config.connections = 3;
+        config.rate = Some(1000.0);
+        config.duration = Duration::from_millis(300);
+    });
+    assert_clean(&report);
+    assert_all_bytes_seen(&report, stats);
+    assert_eq!((report.messages.due, report.messages.verified), (300, 300));
+    assert_eq!((report.r#loop, report.config.depth, report.config.rate), (Loop::Open, None, Some(1000.0)));
+    assert_eq!(report.lateness_us.count, 300);
+    assert!(report.schedule.kept.is_some());
+}
+
+#[test]
+fn an_open_loop_with_a_depth_and_a_number_of_messages_ends_by_itself() {
+    let (report, _) = run_on_server(|config| {
+        config.connections = 3;
+        config.rate = Some(5000.0);
+        config.depth = Some(1);
+        config.messages_per_connection = Some(50);
+    });
+    assert_clean(&report);
+    assert_eq!(report.messages.verified, 150);
+}
+
+#[test]
+fn messages_of_the_warm_up_are_left_out_of_the_report() {
+    let (report, stats) = run_on_server(|config| {
+        config.connections = 2;
+        config.rate = Some(1000.0);
+        config.warmup = Duration::from_millis(200);
+        config.duration = Duration::from_millis(100);
+    });
+    assert_clean(&report);
+    // One message less or more: an interval does not always divide the nanoseconds of a window.
+    assert!((99..=101).contains(&report.messages.due), "{:?}", report.messages);
+    assert!((301..=303).contains(&(stats.bytes_in / SIZE as u64)), "{stats:?}");
+    assert!(report.phases_s.warmup >= 0.2);
+}
+
+#[test]
+fn hold_sends_one_message_at_each_end() {
+    let (report, stats) = run_on_server(|config| {
+        config.mode = Mode::Hold;
+        config.connections = 20;
+        config.duration = Duration::from_millis(100);
+    });
+    assert_clean(&report);
+    let hold = report.hold.unwrap();
+    assert_eq!([hold.alive, hold.late, hold.reset, hold.closed, hold.silent], [20, 0, 0, 0, 0]);
+    assert_eq!((report.messages.due, stats.bytes_in), (40, 40 * SIZE as u64));
+}
+
+#[test]
+fn churn_connects_anew_for_the_whole_window() {
+    for close in [Close::Fin, Close::Rst] {
+        for messages in [None, Some(3)] {
+            let (report, stats) = run_on_server(|config| {
+                config.mode = Mode::Churn;
+                config.connections = 4;
+                config.close = close;
+                config.messages_per_connection = messages;
+                config.duration = Duration::from_millis(200);
+            });
+            assert_clean(&report);
+            let opened = report.connections.opened_total;
+            assert!(opened > 4, "{opened}");
+            assert_eq!([report.connections.established, report.connections.verified], [opened; 2]);
+            assert_eq!(stats.bytes_in, report.messages.verified * SIZE as u64);
+            // At the end of the window a connection goes on with none of its other messages.
+            let most = opened * messages.unwrap_or(1);
+            assert!(
+                (most.saturating_sub(4 * 2)..=most).contains(&report.messages.due),
+                "{opened} {:?}",
+                report.messages
+            );
+        }
+    }
+}
+
+#[test]
+fn messages_of_the_warm_up_are_left_out_in_churn_too() {
+    let (report, stats) = run_on_server(|config| {
+        config.mode = Mode::Churn;
+        config.warmup = Duration::from_millis(200);
+        config.duration = Duration::from_millis(100);
+    });
+    assert_clean(&report);
+    assert!(report.phases_s.warmup >= 0.2, "{:?}", report.phases_s);
+    assert!(report.messages.due * (SIZE as u64) < stats.bytes_in, "{:?} {stats:?}", report.messages);
+}
+
+// ---- Against liars.
+
+/// A server whose connections are each given to `answer`, on a thread of their own, with their number.
+fn liar(answer: impl Fn(usize, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let answer = Arc::clone(&answer);
+            let mut stream = stream.unwrap();
+            stream.set_nodelay(true).unwrap();
+            // That the client goes away ends it, and is no failure.
+            thread::spawn(move || answer(number, &mut stream));
+        }
+    });
+    address
+}
+
+/// Echoes so many messages.
+fn echo_messages(stream: &mut TcpStream, count: usize) -> std::io::Result<()> {
+    for _ in 0..count {
+        let message = read_message(stream)?;
+        stream.write_all(&message)?;
+    }
+    Ok(())
+}
+
+/// Echoes to the end.
+fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => stream.write_all(&buffer[..n])?,
+        }
+    }
+}
+
+/// Reads to the end, and answers nothing.
+fn swallow(stream: &mut TcpStream) -> std::io::Result<()> {
+    std::io::copy(stream, &mut std::io::sink()).map(drop)
+}
+
+/// Lets the close that follows send RST.
+fn end_with_reset(stream: &TcpStream) -> std::io::Result<()> {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+fn read_message(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut message = vec![0; SIZE];
+    stream.read_exact(&mut message)?;
+    Ok(message)
+}
+
+/// What a liar does with the connection once it has the message that it lies about.
+type Lie = fn(&mut TcpStream, Vec<u8>) -> std::io::Result<()>;
+
+/// Messages of a connection, besides the first.
+const MESSAGES: u64 = 20;
+
+/// Runs against a server that echoes all but one message of the victim, of which it has echoed `right` before.
+#[track_caller]
+fn run_on_liar(right: usize, lie: Lie) -> Report {
+    let address = liar(move |number, stream| {
+        if number != VICTIM {
+            return echo(stream);
+        }
+        echo_messages(stream, right)?;
+        let message = read_message(stream)?;
+        lie(stream, message)
+    });
+    let mut config = config(address);
+    config.connections = u32::try_from(CONNECTIONS).unwrap();
+    // One after the other, so that both ends number them alike.
+    config.connecting = 1;
+    config.messages_per_connection = Some(MESSAGES);
+    let report = run(config);
+    assert_eq!(report.exit, 1);
+    assert_eq!(report.connections.established, CONNECTIONS as u64);
+    assert_eq!(report.ended, RunEnded::Complete);
+    report
+}
+
+/// The lie must be found on the victim alone, and the others not suffer from it.
+#[track_caller]
+fn assert_found(lie: Lie, kind: FindingKind, offset_in_message: usize, bytes: [u64; 3]) {
+    for right in [0, 3, 3, 3] {
+        let report = run_on_liar(right, lie);
+        let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
+        assert_is(&finding, &report, kind, VICTIM, right * SIZE + offset_in_message);
+        let verify = &report.verify;
+        assert_eq!([verify.wrong_bytes, verify.lost_bytes, verify.extra_bytes], bytes, "{verify:?}");
+        assert_eq!((verify.connections_failed, errors(&report)), (1, vec![]));
+        assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
+        // Of a message that came back right before the lie, that is known.
+        let whole = right + offset_in_message / SIZE;
+        assert_eq!(report.connections.verified, CONNECTIONS as u64 - u64::from(whole == 0));
+        assert_victims_messages(&report, whole, report.messages.failed);
+    }
+}
+
+#[track_caller]
+fn assert_is(finding: &Finding, report: &Report, kind: FindingKind, connection: usize, offset: usize) {
+    assert_eq!((finding.kind, finding.connection, finding.offset), (kind, connection as u64, offset as u64));
+    assert_eq!(finding.peer, report.config.targets[0]);
+    assert!(finding.local.is_some_and(|local| local != finding.peer && local.port() != 0), "{finding:?}");
+}
+
+/// The victim was answered `whole` messages, and one more is `missing`, unless that is its first, which is not reported.
+#[track_caller]
+fn assert_victims_messages(report: &Report, whole: usize, missing: u64) {
+    let of_others = (CONNECTIONS as u64 - 1) * MESSAGES;
+    assert_eq!(report.messages.verified, of_others + (whole as u64).saturating_sub(1), "{:?}", report.messages);
+    assert_eq!(report.messages.due, report.messages.verified + missing, "{:?}", report.messages);
+    assert!(missing <= 1, "{:?}", report.messages);
+}
+
+#[test]
+fn a_flipped_byte_is_found() {
+    let lie: Lie = |stream, mut message| {
+        message[5] ^= 0x10;
+        stream.write_all(&message)?;
+        echo(stream)
+    };
+    assert_found(lie, FindingKind::Flipped, 5, [1, 0, 0]);
+}
+
+#[test]
+fn dropped_bytes_are_lost_once_later_ones_have_come() {
+    let lie: Lie = |stream, mut message| {
+        message.drain(16..24);
+        stream.write_all(&message)?;
+        echo(stream)
+    };
+    assert_found(lie, FindingKind::Lost, 16, [0, 8, 0]);
+}
+
+#[test]
+fn a_message_that_comes_twice_is_duplicated() {
+    let lie: Lie = |stream, message| {
+        stream.write_all(&message.repeat(2))?;
+        echo(stream)
+    };
+    assert_found(lie, FindingKind::Duplicated, SIZE, [0, 0, SIZE as u64]);
+}
+
+#[test]
+fn swapped_words_are_reordered() {
+    let lie: Lie = |stream, mut message| {
+        let (left, right) = message.split_at_mut(32);
+        left[8..16].swap_with_slice(&mut right[..8]);
+        stream.write_all(&message)?;
+        echo(stream)
+    };
+    let report = run_on_liar(3, lie);
+    let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
+    assert_is(&finding, &report, FindingKind::Reordered, VICTIM, 3 * SIZE + 8);
+    let report = run_on_liar(0, lie);
+    let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
+    assert_is(&finding, &report, FindingKind::Reordered, VICTIM, 8);
+}
+
+#[test]
+fn one_byte_more_is_extra() {
+    let lie: Lie = |stream, mut message| {
+        message.push(0);
+        stream.write_all(&message)?;
+        echo(stream)
+    };
+    assert_found(lie, FindingKind::Extra, SIZE, [0, 0, 1]);
+}
+
+#[test]
+fn one_byte_more_behind_the_last_message_is_extra() {
+    let report = run_on_liar(0, |stream, message| {
+        stream.write_all(&message)?;
+        echo(stream)?;
+        stream.write_all(b"x")
+    });
+    let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
+    assert_is(&finding, &report, FindingKind::Extra, VICTIM, (1 + usize::try_from(MESSAGES).unwrap()) * SIZE);
+    assert_eq!(report.verify.extra_bytes, 1);
+    assert_eq!(report.messages.verified, MESSAGES * CONNECTIONS as u64);
+    // It was held all the time that was measured.
+    assert_eq!(report.connections.held, CONNECTIONS as u64);
+}
+
+#[test]
+fn half_an_answer_before_the_end_is_truncated() {
+    let lie: Lie = |stream, message| {
+        stream.write_all(&message[..24])?;
+        half_close(stream);
+        swallow(stream)
+    };
+    assert_found(lie, FindingKind::Truncated, 24, [0, 40, 0]);
+}
+
+#[test]
+fn answers_of_two_connections_that_are_crossed_are_foreign() {
+    for right in [0, 3, 3] {
+        // The message of each of the two goes to the other.
+        let ((to_one, of_one), (to_two, of_two)) = (mpsc::channel(), mpsc::channel());
+        let ends = BTreeMap::from([(VICTIM, (to_two, of_one)), (VICTIM + 1, (to_one, of_two))]);
+        let ends = Mutex::new(ends);
+        let address = liar(move |number, stream| {
+            let end = ends.lock().unwrap().remove(&number);
+            if let Some((other, own)) = end {
+                echo_messages(stream, right)?;
+                other.send(read_message(stream)?).unwrap();
+                stream.write_all(&own.recv().unwrap())?;
+            }
+            echo(stream)
+        });
+        let mut config = config(address);
+        config.connections = 4;
+        // Both must be open at once, and yet be numbered alike at both ends.
+        config.connecting = 4;
+        config.connect_rate = Some(20.0);
+        config.messages_per_connection = Some(MESSAGES);
+        let report = run(config);
+        assert_eq!((report.exit, errors(&report)), (1, vec![]));
+        let mut findings = report.verify.findings.clone();
+        findings.sort_by_key(|finding| finding.connection);
+        let [one, two] = findings[..] else { panic!("{findings:?}") };
+        assert_is(&one, &report, FindingKind::Foreign, VICTIM, right * SIZE);
+        assert_is(&two, &report, FindingKind::Foreign, VICTIM + 1, right * SIZE);
+        assert_eq!(report.verify.wrong_bytes / (2 * SIZE as u64 - 8), 1, "{:?}", report.verify);
+        assert_eq!((report.connections.held, report.verify.connections_failed), (2, 2));
+    }
+}
+
+/// An end without a wrong byte is an error, and no finding.
+#[track_caller]
+fn assert_error(lie: Lie, error: ErrorRow<'_>, is_unanswered: bool) {
+    for right in [0, 3] {
+        let report = run_on_liar(right, lie);
+        assert_eq!(errors(&report), [error]);
+        assert_eq!(report.verify.findings, []);
+        assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
+        let messages = report.messages;
+        let (missing, none) =
+            if is_unanswered { (messages.unanswered, messages.failed) } else { (messages.failed, messages.unanswered) };
+        assert_eq!((missing, none), (u64::from(right > 0), 0), "{messages:?}");
+        assert_victims_messages(&report, right, missing);
+    }
+}
+
+#[test]
+fn an_end_instead_of_an_answer_is_closed_early() {
+    let lie: Lie = |stream, _| {
+        half_close(stream);
+        swallow(stream)
+    };
+    assert_error(lie, (Phase::Receive, ErrorName::ClosedEarly, None, 1), false);
+}
+
+#[test]
+fn a_reset_within_an_answer_is_a_reset() {
+    let lie: Lie = |stream, message| {
+        stream.write_all(&message[..24])?;
+        end_with_reset(stream)
+    };
+    assert_error(lie, (Phase::Receive, ErrorName::Reset, Some("ECONNRESET"), 1), true);
+}
+
+#[test]
+fn silence_is_a_timeout() {
+    assert_error(|stream, _| swallow(stream), (Phase::Receive, ErrorName::Timeout, None, 1), true);
+    let report = run_on_liar(3, |stream, _| swallow(stream));
+    assert!(report.latency_us.max.unwrap() >= 1_000_000, "{:?}", report.latency_us);
+}
+
+#[test]
+fn an_answer_whose_end_does_not_come_is_not_lost_but_unanswered() {
+    let lie: Lie = |stream, message| {
+        stream.write_all(&message[..24])?;
+        swallow(stream)
+    };
+    assert_error(lie, (Phase::Receive, ErrorName::Timeout, None, 1), true);
+}
+
+#[test]
+fn a_server_that_never_accepts_lets_all_be_established_and_none_verified() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = config(listener.local_addr().unwrap());
+    config.connections = 3;
+    config.duration = Duration::from_millis(100);
+    let report = run(config);
+    let connections = report.connections;
+    assert_eq!([connections.established, connections.verified, connections.held], [3, 0, 0]);
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Timeout, None, 3)]);
+    assert_eq!((report.exit, report.messages.due, report.latency_us.p50), (1, 0, None));
+}
+
+#[test]
+fn a_full_backlog_is_a_timeout_of_the_connect() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    // One more than the backlog fits in (listen(2) on Linux).
+    socket.listen(0).unwrap();
+    let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
+    config.connections = 3;
+    config.duration = Duration::from_millis(100);
+    let report = run(config);
+    assert_eq!((report.connections.established, report.connections.verified), (1, 0));
+    let expected = [(Phase::Connect, ErrorName::Timeout, None, 2), (Phase::Receive, ErrorName::Timeout, None, 1)];
+    assert_eq!((report.exit, errors(&report)), (1, expected.to_vec()));
+}
+
+#[test]
+fn a_port_without_a_listener_refuses() {
+    for mode in [Mode::Echo, Mode::Hold] {
+        let (_port, address) = reserve_port();
+        let mut config = config(address);
+        config.mode = mode;
+        config.connections = 3;
+        config.duration = Duration::from_millis(100);
+        let report = run(config);
+        assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 3)]);
+        assert_eq!((report.exit, report.connections.established, report.connect_us.p50), (1, 0, None));
+    }
+}
+
+#[test]
+fn churn_on_a_port_without_a_listener_ends_with_its_window() {
+    let (_port, address) = reserve_port();
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.connections = 3;
+    config.duration = Duration::from_millis(200);
+    let report = run(config);
+    let [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), count)] = errors(&report)[..] else {
+        panic!("{:?}", report.errors);
+    };
+    assert_eq!((count, report.exit), (report.connections.opened_total, 1));
+}
+
+/// Holds connections of which the victim's last message is answered by `lie`.
+#[track_caller]
+fn hold_on_liar(lie: Lie) -> Report {
+    let address = liar(move |number, stream| {
+        if number != VICTIM {
+            return echo(stream);
+        }
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        lie(stream, message)
+    });
+    let mut config = config(address);
+    config.mode = Mode::Hold;
+    config.connections = u32::try_from(CONNECTIONS).unwrap();
+    config.connecting = 1;
+    config.answer_timeout = Duration::from_secs(3);
+    config.duration = Duration::from_millis(50);
+    run(config)
+}
+
+fn outcomes(report: &Report) -> [u64; 5] {
+    let hold = report.hold.unwrap();
+    [hold.alive, hold.late, hold.reset, hold.closed, hold.silent]
+}
+
+/// Over the second from which on an answer is late.
+const LATE: Duration = Duration::from_millis(1100);
+
+#[test]
+fn a_late_answer_leaves_a_connection_held_and_late() {
+    let report = hold_on_liar(|stream, message| {
+        thread::sleep(LATE);
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    assert_eq!(outcomes(&report), [2, 1, 0, 0, 0]);
+    assert_clean(&report);
+    assert!(report.latency_us.max.unwrap() >= 1_000_000);
+}
+
+#[test]
+fn every_outcome_of_hold_is_counted_once() {
+    let closed: Lie = |stream, _| {
+        half_close(stream);
+        swallow(stream)
+    };
+    assert_eq!(outcomes(&hold_on_liar(closed)), [2, 0, 0, 1, 0]);
+    let is_reset: Lie = |stream, _| end_with_reset(stream);
+    assert_eq!(outcomes(&hold_on_liar(is_reset)), [2, 0, 1, 0, 0]);
+    assert_eq!(outcomes(&hold_on_liar(|stream, _| swallow(stream))), [2, 0, 0, 0, 1]);
+}
+
+#[test]
+fn a_connection_that_was_late_and_then_ended_is_not_counted_twice() {
+    // The others' answers come later still, so that the measurement is not over when the victim ends.
+    let address = liar(move |number, stream| {
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        thread::sleep(if number == VICTIM { LATE } else { LATE * 2 });
+        stream.write_all(&message)?;
+        if number == VICTIM {
+            half_close(stream);
+            return swallow(stream);
+        }
+        echo(stream)
+    });
+    let mut config = config(address);
+    config.mode = Mode::Hold;
+    config.connections = 2;
+    config.connecting = 1;
+    config.answer_timeout = PATIENCE;
+    config.duration = Duration::from_millis(50);
+    let report = run(config);
+    assert_eq!(outcomes(&report), [0, 1, 0, 1, 0]);
+    assert_eq!((report.connections.held, report.exit), (1, 1));
+}
+
+#[test]
+fn a_reset_after_the_measurement_does_not_take_back_that_a_connection_was_alive() {
+    let report = hold_on_liar(|stream, message| {
+        stream.write_all(&message)?;
+        swallow(stream)?;
+        end_with_reset(stream)
+    });
+    assert_eq!(outcomes(&report)[0], 3, "{:?}", report.hold);
+    assert_eq!(outcomes(&report)[1..], [0; 4], "{:?}", report.hold);
+}
+
+#[test]
+fn an_open_loop_does_not_move_messages_to_another_connection() {
+    let address = liar(|number, stream| {
+        if number != VICTIM {
+            return echo(stream);
+        }
+        echo_messages(stream, 3)?;
+        read_message(stream)?;
+        half_close(stream);
+        swallow(stream)
+    });
+    let mut config = config(address);
+    config.connections = 2;
+    config.connecting = 1;
+    config.rate = Some(200.0);
+    config.duration = Duration::from_millis(500);
+    let report = run(config);
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
+    let messages = report.messages;
+    // Half of what is due is the victim's, of which two came back.
+    assert_eq!((messages.due, messages.verified), (100, 50 + 2), "{messages:?}");
+    assert_eq!(messages.unanswered, 0);
+    assert_eq!((report.schedule.kept, report.exit), (Some(false), 1));
+}
+
+#[test]
+fn what_is_due_after_the_last_connection_has_ended_stays_unsent() {
+    let address = liar(|_, stream| {
+        echo_messages(stream, 3)?;
+        read_message(stream)?;
+        half_close(stream);
+        swallow(stream)
+    });
+    let mut config = config(address);
+    config.rate = Some(200.0);
+    config.duration = Duration::from_millis(500);
+    let report = run(config);
+    let messages = report.messages;
+    // Those that went out before the end was known have failed.
+    assert_eq!((messages.due, messages.verified, messages.failed + messages.unsent), (100, 2, 98), "{messages:?}");
+    assert!(messages.failed > 0 && messages.unanswered == 0, "{messages:?}");
+    // The rate is that of the window, not of the part in which somebody answered.
+    assert!(report.phases_s.measure >= 0.49, "{:?}", report.phases_s);
+    assert!(report.rate_per_s.unwrap() < 5.0, "{:?}", report.rate_per_s);
+}
+
+// ---- Any schedule of answers.
+
+/// What a server does with what it reads next.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Echo,
+    Delay(u64),
+    Drop,
+    Half,
+    Flip,
+    Twice,
+    Close,
+    Reset,
+}
+
+fn acts() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        12 => Just(Act::Echo),
+        4 => (0..40_u64).prop_map(Act::Delay),
+        1 => (200..400_u64).prop_map(Act::Delay),
+        1 => Just(Act::Drop),
+        1 => Just(Act::Half),
+        1 => Just(Act::Flip),
+        1 => Just(Act::Twice),
+        1 => Just(Act::Close),
+        1 => Just(Act::Reset),
+    ]
+}
+
+/// Plays the acts, each on what one read brings, then echoes.
+fn play(stream: &mut TcpStream, acts: &[Act]) -> std::io::Result<()> {
+    let mut buffer = [0; 1000];
+    for act in acts {
+        let n = stream.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        let data = &mut buffer[..n];
+        match *act {
+            Act::Echo => stream.write_all(data)?,
+            Act::Delay(milliseconds) => {
+                thread::sleep(Duration::from_millis(milliseconds));
+                stream.write_all(data)?;
+            }
+            Act::Drop => {}
+            Act::Half => stream.write_all(&data[..n / 2])?,
+            Act::Flip => {
+                data[n / 2] ^= 1;
+                stream.write_all(data)?;
+            }
+            Act::Twice => stream.write_all(&data.repeat(2))?,
+            Act::Close => return Ok(()),
+            Act::Reset => return end_with_reset(stream),
+        }
+    }
+    echo(stream)
+}
+
+fn configs() -> impl Strategy<Value = Config> {
+    let mode = prop::sample::select(&[Mode::Echo, Mode::Echo, Mode::Hold, Mode::Churn]);
+    let rate = prop::option::of(100.0..5000.0_f64);
+    let messages = prop::option::of(1..60_u64);
+    let close = prop::sample::select(&[Close::Fin, Close::Rst]);
+    let shape = (1..6_u32, prop::option::of(1..9_u32), 1..200_usize, 0..80_u64);
+    (mode, rate, messages, close, shape).prop_map(|(mode, rate, messages, close, shape)| {
+        let mut config = Config::new(vec![]);
+        config.mode = mode;
+        config.rate = rate.filter(|_| mode != Mode::Churn);
+        config.messages_per_connection = messages.filter(|_| mode != Mode::Hold);
+        config.close = close;
+        config.connections = shape.0;
+        config.depth = shape.1;
+        config.size = shape.2;
+        config.warmup = Duration::from_millis(shape.3);
+        config.duration = Duration::from_millis(150);
+        config.answer_timeout = Duration::from_millis(150);
+        config.connect_timeout = Duration::from_secs(1);
+        config
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_becomes_of_the_answers_each_message_is_accounted_for(
+        config in configs(), scripts in vec(vec(acts(), 0..12), 1..6)
+    ) {
+        let mut config = config;
+        config.targets = vec![liar(move |number, stream| play(stream, &scripts[number % scripts.len()]))];
+        // `run` checks the sums, and that it ends.
+        let report = run(config);
+        prop_assert!(report.connections.held <= report.connections.verified);
+        prop_assert!(report.connections.verified <= report.connections.established);
+        prop_assert!(report.connections.established <= report.connections.opened_total);
+        let bad = !report.errors.is_empty() || !report.verify.findings.is_empty() || report.messages.unanswered > 0;
+        prop_assert!(!bad || report.exit == 1);
+    }
+}
+
+// ---- The command line.
+
+#[track_caller]
+fn run_command(arguments: &[&str]) -> Ended {
+    Process::start(ecoloop(&[&["load"], arguments].concat())).wait()
+}
+
+/// The one document that standard output holds.
+#[track_caller]
+fn document(ended: &Ended) -> (Value, Report) {
+    let [line] = &ended.stdout[..] else { panic!("not one line: {ended:?}") };
+    let report = Report::from_json(line).unwrap();
+    assert_sums(&report);
+    assert_eq!(ended.status.code(), Some(i32::from(report.exit)), "{ended:?}");
+    (serde_json::from_str(line).unwrap(), report)
+}
+
+#[track_caller]
+fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn wrong_use_has_an_exit_status_of_its_own() {
+    let wrong: [&[&str]; 13] = [
+        &[],
+        &["-d", "1s", "-m", "1"],
+        &["--mode", "hold", "-m", "1"],
+        &["--mode", "churn", "--rate", "1"],
+        &["--mode", "echoes"],
+        &["--rate", "0"],
+        &["--connect-rate", "0"],
+        &["--rate", "-1"],
+        &["--fail-if", "p99"],
+        &["--fail-if", "p98>1ms"],
+        &["--fail-if", "p99>5"],
+        &["--fail-if", "rate<1ms"],
+        &["--close", "reset"],
+    ];
+    let (_port, address) = reserve_port();
+    let address = address.to_string();
+    for arguments in wrong {
+        let target: &[&str] = if arguments.is_empty() { &[] } else { &[&address] };
+        let ended = run_command(&[arguments, target].concat());
+        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
+        assert!(ended.stdout.is_empty() && !ended.stderr.is_empty(), "{arguments:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn json_on_standard_output_is_one_document_with_the_fields_of_the_contract() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let pid = std::process::id().to_string();
+    let ended = run_command(&[
+        "-c",
+        "3",
+        "-r",
+        "200",
+        "-d",
+        "1100ms",
+        "--label",
+        "a=b",
+        "--seed",
+        "7",
+        "--server-pid",
+        &pid,
+        "--json",
+        "-",
+        &address,
+    ]);
+    let (json, report) = document(&ended);
+    assert_clean(&report);
+    assert!(!ended.stderr.iter().any(|line| line.contains('\x1b')), "{ended:?}");
+    let expected = "schema version run_id start ended exit mode loop config phases_s connections hold messages rate_per_s \
+                    latency_us connect_us lateness_us schedule errors verify generator server sockstat series gates";
+    assert_eq!(keys(&json), expected.split_ascii_whitespace().collect());
+    let summary = "count censored clipped mean p50 p90 p99 p99_9 p99_99 max hdr_v2";
+    let of = [
+        ("config", "targets sources size depth rate seed labels"),
+        ("phases_s", "connect warmup measure drain close"),
+        ("connections", "requested established verified held opened_total"),
+        ("messages", "due unsent verified unanswered failed deferred"),
+        ("latency_us", summary),
+        ("connect_us", summary),
+        ("lateness_us", summary),
+        ("schedule", "kept"),
+        ("verify", "wrong_bytes lost_bytes extra_bytes connections_failed findings"),
+        ("generator", "cpu_us_per_message cpu_percent turn_us_p99 saturated"),
+        ("server", "pid cpu_us_per_message rss_bytes_per_connection"),
+        ("sockstat", "scope tcp_inuse tcp_mem_pages"),
+    ];
+    for (name, expected) in of {
+        assert_eq!(keys(&json[name]), expected.split_ascii_whitespace().collect(), "{name}");
+    }
+    assert_eq!(keys(&json["series"][0]), ["t", "rate", "open", "errors", "p50", "p99"].into());
+    assert_eq!(keys(&json["gates"][0]), ["expr", "default", "value", "fell"].into());
+    assert_eq!(
+        (&json["schema"], &json["ended"], &json["loop"]),
+        (&"ecoloop.load/1".into(), &"complete".into(), &"open".into())
+    );
+    assert_eq!(
+        (&json["hold"], &json["config"]["depth"], &json["config"]["labels"]["a"]),
+        (&Value::Null, &Value::Null, &"b".into())
+    );
+    assert_eq!((&json["config"]["rate"], &json["config"]["seed"], &json["exit"]), (&200.into(), &7.into(), &0.into()));
+    // Memory of fewer than a thousand connections says nothing of one.
+    assert_eq!(json["server"]["rss_bytes_per_connection"], Value::Null);
+    assert_eq!(json["sockstat"]["scope"], "namespace");
+}
+
+#[test]
+fn findings_and_errors_stand_in_the_document_by_their_names() {
+    let address = liar(|number, stream| {
+        let mut message = read_message(stream)?;
+        if number == 0 {
+            message[9] ^= 1;
+            stream.write_all(&message)?;
+            return echo(stream);
+        }
+        half_close(stream);
+        swallow(stream)
+    });
+    let ended = run_command(&["-c", "2", "--connecting", "1", "-m", "1", "--json", "-", &address.to_string()]);
+    let (json, report) = document(&ended);
+    assert_eq!(report.exit, 1);
+    let finding = &json["verify"]["findings"][0];
+    assert_eq!(keys(finding), ["kind", "connection", "local", "peer", "offset"].into());
+    let told = (&finding["kind"], &finding["connection"], &finding["offset"], &finding["peer"]);
+    assert_eq!(told, (&"flipped".into(), &0.into(), &9.into(), &address.to_string().into()));
+    let error = serde_json::json!([{"phase": "receive", "error": "closed_early", "errno": null, "count": 1}]);
+    assert_eq!(json["errors"], error);
+    // Nothing was measured, which is not the same as zero.
+    assert_eq!((&json["latency_us"]["p50"], &json["latency_us"]["mean"]), (&Value::Null, &Value::Null));
+}
+
+#[test]
+fn an_interrupted_run_reports_what_it_has_seen() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let server = serve(ServerConfig::default());
+        let address = server.local_addr().to_string();
+        let process = Process::start(ecoloop(&["load", "-c", "3", "-d", "1h", "--json", "-", &address]));
+        eventually("traffic", || server.handle().stats().bytes_in > 100 * SIZE as u64);
+        process.signal(signal);
+        let ended = process.wait();
+        assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+        let (_, report) = document(&ended);
+        assert_eq!((report.ended, report.exit), (RunEnded::Interrupted, 130));
+        assert!(report.messages.verified > 0);
+        assert_eq!((report.verify.findings.len(), report.connections.held), (0, 3));
+    }
+}
+
+#[test]
+fn a_run_is_interrupted_in_every_step() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().map(|address| (silent, address.to_string())).unwrap();
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    // While it waits for the first message, in the warm-up, in a hold, and in churn.
+    let runs: [&[&str]; 4] = [
+        &[&silent.1, "--answer-timeout", "1h"],
+        &[&address, "--warmup", "1h"],
+        &[&address, "--mode", "hold", "-d", "1h"],
+        &[&address, "--mode", "churn", "-d", "1h"],
+    ];
+    for arguments in runs {
+        let before = server.handle().stats().bytes_in;
+        let process = Process::start(ecoloop(&[&["load", "--json", "-"], arguments].concat()));
+        if arguments[0] == address {
+            eventually("the first message", || server.handle().stats().bytes_in > before);
+        } else {
+            // Its end of the connection is established at once, without anybody to see it but the kernel.
+            let port = format!(":{:04X} ", silent.0.local_addr().unwrap().port());
+            eventually("a connection", || {
+                fs::read_to_string("/proc/net/tcp").unwrap().lines().filter(|row| row.contains(&port)).count() == 3
+            });
+        }
+        process.signal(Signal::INT);
+        let (_, report) = document(&process.wait());
+        assert_eq!((report.ended, report.exit), (RunEnded::Interrupted, 130), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_gate_that_falls_fails_the_run_and_one_that_holds_does_not() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let gated = |gate: &str| {
+        let ended = run_command(&["-m", "10", "--fail-if", gate, "--json", "-", &address]);
+        let (_, report) = document(&ended);
+        let gates: Vec<_> = report.gates.iter().filter(|row| !row.default).collect();
+        let [row] = gates[..] else { panic!("{gates:?}") };
+        assert_eq!(row.expr, gate);
+        assert_eq!(report.exit, u8::from(row.fell), "{:?}", report.gates);
+        (report.exit, row.value)
+    };
+    for gate in ["p99<1h", "max>0us", "connections<2", "rate<1M", "errors>=0", "mean<1h", "connect_p99<1h"] {
+        assert!(matches!(gated(gate), (1, Some(_))), "{gate}");
+    }
+    for gate in ["p99>1h", "max<0us", "connections<1", "rate>100M/s", "unanswered>0", "p99.99>=1h"] {
+        assert!(matches!(gated(gate), (0, Some(_))), "{gate}");
+    }
+    // A closed loop has no lateness: what has no value falls.
+    assert_eq!(gated("lateness_p99>1h"), (1, None));
+}
+
+#[test]
+fn a_gate_takes_the_place_of_the_one_that_stands_but_never_of_the_findings() {
+    let closing = || {
+        liar(|number, stream| {
+            if number != VICTIM {
+                return echo(stream);
+            }
+            echo_messages(stream, 3)?;
+            half_close(stream);
+            swallow(stream)
+        })
+    };
+    let flipping = liar(|number, stream| {
+        echo_messages(stream, 3)?;
+        let mut message = read_message(stream)?;
+        message[0] ^= u8::from(number == VICTIM);
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    let exit = |address: SocketAddr, gates: &[&str]| {
+        let address = address.to_string();
+        let mut arguments = vec!["-c", "3", "-m", "10", "--json", "-", &address];
+        arguments.extend(gates.iter().flat_map(|gate| ["--fail-if", gate]));
+        document(&run_command(&arguments)).1.exit
+    };
+    // The liars number their connections over their whole life: there is a victim in the first run alone.
+    assert_eq!(exit(closing(), &[]), 1);
+    assert_eq!(exit(closing(), &["errors>1"]), 1);
+    assert_eq!(exit(closing(), &["errors>1", "connections<2"]), 0);
+    assert_eq!(exit(flipping, &["errors>1", "connections<1", "unanswered>9"]), 1);
+}
+
+#[test]
+fn an_output_that_cannot_be_created_ends_it_before_any_connect() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let missing = Scratch::new("load-missing");
+    for option in ["--json", "--hgrm", "--plot"] {
+        let path = format!("{}/file.svg", missing.path());
+        let ended = run_command(&["-m", "1", option, &path, &address]);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
+        assert!(line.starts_with(&format!("ecoloop: cannot create {path}: ")), "{line}");
+        assert!(ended.stdout.is_empty(), "{ended:?}");
+    }
+    server.handle().drain();
+    assert_eq!(join(server).stats.accepted, 0);
+}
+
+#[test]
+fn a_file_of_json_comes_beside_the_table() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let file = Scratch::new("load-json");
+    let ended = run_command(&["-m", "5", "--json", file.path(), &address]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert_eq!(file.json()["messages"]["verified"], 5);
+    assert!(!ended.stdout.is_empty());
+    assert!(!ended.stdout.iter().chain(&ended.stderr).any(|line| line.contains('\x1b')), "{ended:?}");
+    let ended = run_command(&["-m", "5", "--quiet", &address]);
+    assert_eq!((ended.status.code(), ended.stdout.len()), (Some(0), 0), "{ended:?}");
+}
+
+#[test]
+fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let limited = |address: &str| {
+        let load = ecoloop(&["load", "-c", "100", "-m", "2", "--json", "-", address]);
+        let mut command = Command::new("sh");
+        // Both the soft limit and the hard one, which it would raise itself to.
+        command.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(load.get_program()).args(load.get_args());
+        Process::start(command).wait()
+    };
+    let ended = limited(&address);
+    let (_, report) = document(&ended);
+    let [(Phase::Connect, ErrorName::NoDescriptors, Some("EMFILE"), count)] = errors(&report)[..] else {
+        panic!("{:?}", report.errors);
+    };
+    let connections = report.connections;
+    assert_eq!((report.exit, connections.held + count, connections.opened_total), (1, 100, 100));
+    // Those that are open are as good as ever.
+    assert!(connections.held > 0);
+    assert_eq!((report.messages.verified, report.messages.due), (connections.held * 2, connections.held * 2));
+    let remedy = |ended: &Ended, words: &str| ended.stderr.iter().any(|line| line.contains(words));
+    assert!(remedy(&ended, "no_descriptors") && remedy(&ended, "ulimit -n"), "{ended:?}");
+
+    let (_port, address) = reserve_port();
+    let start = Instant::now();
+    let ended = run_command(&["-c", "100", "-m", "2", "--json", "-", &address.to_string()]);
+    let (_, report) = document(&ended);
+    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 100)]);
+    assert!(remedy(&ended, "refused") && !remedy(&ended, "no_descriptors"), "{ended:?}");
+    assert!(start.elapsed() < PATIENCE);
+}
