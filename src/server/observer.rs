@@ -53,7 +53,7 @@ pub trait Observer {
         let _ = (peer, data);
     }
 
-    /// The peer has ended its direction, and all that it sent has gone back.
+    /// The peer has ended its direction, and all that it sent has gone back, apart from what came after this end's own FIN.
     fn ended(&mut self, peer: Peer) {
         let _ = peer;
     }
