@@ -22,8 +22,9 @@ pub(super) const TARGET: &str = "ecoloop";
 const HALF_BYTES: usize = 1 << 19;
 /// Stands behind each line of a half. No line holds it: what comes from a peer is escaped.
 const SEPARATOR: char = '\x1e';
-/// How long the end of the process waits for standard output, and then for standard error.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the end of the process waits for standard output, and then for standard error: a second in all.
+const STDOUT_PATIENCE: Duration = Duration::from_millis(900);
+const STDERR_PATIENCE: Duration = Duration::from_millis(100);
 const WRITER: &str = "log";
 
 /// The way to end the log.
@@ -73,7 +74,7 @@ impl Writer {
         let (sender, answer) = mpsc::channel();
         self.0.lock().finish = Some(sender);
         self.0.filled.notify_one();
-        let said = answer.recv_timeout(PATIENCE) == Ok(true);
+        let said = answer.recv_timeout(STDOUT_PATIENCE) == Ok(true);
         let lost = self.0.lost();
         if lost > 0 && !said {
             say_on_stderr(lost_lines(lost));
@@ -156,7 +157,7 @@ pub(super) fn say_on_stderr(line: String) {
         let _ = sender.send(());
     };
     if thread::Builder::new().spawn(write).is_ok() {
-        let _ = done.recv_timeout(PATIENCE);
+        let _ = done.recv_timeout(STDERR_PATIENCE);
     }
 }
 
