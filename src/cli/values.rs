@@ -46,6 +46,10 @@ impl FromStr for Address {
             return Err("an IPv6 address with a port is written [IPv6]:PORT");
         }
         // RFC 1123, 2.1, and the underscore that real zones hold.
+        let last_label = host.rsplit('.').next().unwrap_or_default();
+        if !last_label.is_empty() && last_label.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err("not an IPv4 address, and no name ends in a number");
+        }
         let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
         if is_name && !host.starts_with(['-', '.']) { Ok(Self::Name(text.to_owned())) } else { Err(EXPECTED) }
     }
