@@ -557,30 +557,20 @@ impl Engine {
         if client.stage != Stage::Steady {
             return;
         }
-        match self.config.mode {
+        let messages = self.config.messages_per_connection;
+        let most = match self.config.mode {
+            // The first of a connection is not one of its messages.
             Mode::Echo if self.ledger.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
-                // The first of a connection is not one of its messages.
-                let most = self.config.messages_per_connection.map_or(u64::MAX, |messages| messages + 1);
-                while client.outstanding() < self.ledger.depth
-                    && client.released < most
-                    && self.now < self.ledger.window.end
-                {
-                    self.ledger.release(key, client, self.now);
-                }
+                messages.map_or(u64::MAX, |messages| messages + 1)
             }
-            Mode::Churn => {
-                let most = self.config.messages_per_connection.unwrap_or(1);
-                while client.outstanding() < self.ledger.depth
-                    && client.released < most
-                    && self.now < self.ledger.window.end
-                {
-                    self.ledger.release(key, client, self.now);
-                }
-                if client.outstanding() == 0 {
-                    self.close(key);
-                }
-            }
-            Mode::Echo | Mode::Hold => {}
+            Mode::Churn => messages.unwrap_or(1),
+            Mode::Echo | Mode::Hold => return,
+        };
+        while client.outstanding() < self.ledger.depth && client.released < most && self.now < self.ledger.window.end {
+            self.ledger.release(key, client, self.now);
+        }
+        if self.config.mode == Mode::Churn && client.outstanding() == 0 {
+            self.close(key);
         }
     }
 
