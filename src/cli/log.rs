@@ -150,7 +150,7 @@ impl Queue {
 }
 
 /// Writes a line on standard error, and waits for it a little: a pipe that nobody reads shall not hold up the end.
-pub(super) fn say_on_stderr(line: String) {
+fn say_on_stderr(line: String) {
     let (sender, done) = mpsc::channel();
     let write = move || {
         let _ = writeln!(std::io::stderr(), "{line}");
