@@ -3,7 +3,6 @@
 //! Nothing else touches [`Poll`] or [`Events`]. What follows takes a key and a [`Readiness`], so a test can play edges
 //! through [`Reactor::note`] without a socket.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -18,6 +17,9 @@ const WAKE: Token = Token(usize::MAX);
 /// Room for so many keys is reserved at the start, and its pages stay untouched until they are used. It is more than 128 KiB,
 /// which glibc maps apart from its heap, and so grows without copying (mallopt(3), `M_MMAP_THRESHOLD`).
 pub(crate) const SLOTS_RESERVED: usize = 4096;
+
+/// epoll(7) makes one event of all that has happened to a source; kqueue(2) makes one for each direction.
+const ONE_EVENT_A_SOURCE: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// What a source may be able to do now.
 ///
@@ -92,10 +94,14 @@ pub struct Reactor<T> {
     /// The last poll filled `events`: more may wait in the kernel.
     batch_full: bool,
     slots: Slab<Slot<T>>,
-    /// Keys to serve: first those of this turn, then those put back in it.
-    due: VecDeque<usize>,
-    /// How many of `due` belong to this turn.
-    share: usize,
+    /// The events of this turn, out of the reach of the next poll, and how many of them are served.
+    batch: Vec<Event>,
+    batch_served: usize,
+    /// Keys on the list: first those of this turn, then those put on it since.
+    list: Vec<usize>,
+    list_served: usize,
+    /// How many of `list` belong to this turn.
+    list_share: usize,
     /// Keys whose value was removed in this turn.
     freed: Vec<usize>,
 }
@@ -105,8 +111,15 @@ pub struct Reactor<T> {
 struct Slot<T> {
     value: Option<T>,
     noted: Readiness,
-    /// Its key is in `due`, or, once the value is gone, in `freed`: in neither twice.
-    queued: bool,
+    listed: Listed,
+}
+
+/// Whether a key waits on the list to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listed {
+    No,
+    ThisTurn,
+    NextTurn,
 }
 
 /// What a connection is registered for, once and for good.
@@ -128,8 +141,11 @@ impl<T> Reactor<T> {
             events: Events::with_capacity(events_per_turn),
             batch_full: false,
             slots: Slab::with_capacity(SLOTS_RESERVED),
-            due: VecDeque::new(),
-            share: 0,
+            batch: Vec::new(),
+            batch_served: 0,
+            list: Vec::new(),
+            list_served: 0,
+            list_share: 0,
             freed: Vec::new(),
         })
     }
@@ -161,7 +177,7 @@ impl<T> Reactor<T> {
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         self.poll.registry().register(&mut source, Token(key), interest)?;
-        entry.insert(Slot { value: Some(wrap(source)), noted: Readiness::default(), queued: false });
+        entry.insert(Slot { value: Some(wrap(source)), noted: Readiness::default(), listed: Listed::No });
         Ok(key)
     }
 
@@ -182,8 +198,8 @@ impl<T> Reactor<T> {
     pub fn remove(&mut self, key: usize) -> Option<T> {
         let slot = self.slots.get_mut(key)?;
         let value = slot.value.take()?;
-        // A key still in `due` is freed by `next`, when it comes to it.
-        if !std::mem::replace(&mut slot.queued, true) {
+        // A key on the list is freed by `next`, when it comes to it.
+        if slot.listed == Listed::No {
             self.freed.push(key);
         }
         Some(value)
@@ -198,7 +214,7 @@ impl<T> Reactor<T> {
     ///
     /// [`poll`](Self::poll) does this for each event; a test does it in its place.
     pub fn note(&mut self, key: usize, readiness: Readiness) {
-        note(&mut self.slots, &mut self.due, key, readiness);
+        note(&mut self.slots, &mut self.list, key, readiness);
     }
 
     /// Begins a turn: waits for events, at most for `timeout`, and not at all while something is on the list.
@@ -209,32 +225,52 @@ impl<T> Reactor<T> {
     ///
     /// - The poll itself fails (`epoll_wait(2)`), which no peer can cause.
     pub fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.release_freed();
+        self.end_turn();
         let timeout = if self.has_work() { Some(Duration::ZERO) } else { timeout };
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        let mut count = 0;
-        for event in &self.events {
-            // The waker's key is in no slab: it ends the wait, and that is all.
-            note(&mut self.slots, &mut self.due, event.token().0, Readiness::from(event));
-            count += 1;
+        self.batch.extend(self.events.iter().cloned());
+        self.batch_full = self.batch.len() == self.events.capacity();
+        if !ONE_EVENT_A_SOURCE {
+            self.list_batch();
         }
-        self.batch_full = count == self.events.capacity();
-        self.share = self.due.len();
+        for &key in &self.list {
+            if let Some(slot) = self.slots.get_mut(key) {
+                slot.listed = Listed::ThisTurn;
+            }
+        }
+        self.list_share = self.list.len();
         Ok(())
     }
 
     /// The next key of this turn that still has a value, with all that was noted for it.
     #[expect(clippy::should_implement_trait, reason = "an iterator would borrow the reactor for the whole turn")]
     pub fn next(&mut self) -> Option<(usize, Readiness)> {
-        while self.share > 0 {
-            self.share -= 1;
-            let key = self.due.pop_front()?;
-            if let Some(slot) = self.slots.get_mut(key) {
+        while let Some(event) = self.batch.get(self.batch_served) {
+            self.batch_served += 1;
+            // The waker's key is in no slab: it ends the wait, and that is all.
+            let key = event.token().0;
+            if let Some(slot) = self.slots.get_mut(key)
+                && slot.value.is_some()
+            {
+                let mut readiness = Readiness::from(event);
+                if slot.listed == Listed::ThisTurn {
+                    slot.listed = Listed::No;
+                    readiness.merge(std::mem::take(&mut slot.noted));
+                }
+                return Some((key, readiness));
+            }
+        }
+        while self.list_served < self.list_share {
+            let key = self.list[self.list_served];
+            self.list_served += 1;
+            if let Some(slot) = self.slots.get_mut(key)
+                && slot.listed == Listed::ThisTurn
+            {
+                slot.listed = Listed::No;
                 if slot.value.is_some() {
-                    slot.queued = false;
                     return Some((key, std::mem::take(&mut slot.noted)));
                 }
                 self.freed.push(key);
@@ -246,7 +282,7 @@ impl<T> Reactor<T> {
     /// Whether there is something to do without waiting: keys on the list, or a poll that filled its batch.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.batch_full || !self.due.is_empty()
+        self.batch_full || self.list_served < self.list.len()
     }
 
     /// Makes room for `additional` keys at once, so that the slab does not grow while they come.
@@ -262,9 +298,9 @@ impl<T> Reactor<T> {
 
     /// Ends the turn and gives back the memory of keys that are no longer used, as far as they lie at the end of the slab.
     pub fn shrink_to_fit(&mut self) {
-        self.release_freed();
+        self.end_turn();
         self.freed.shrink_to_fit();
-        self.due.shrink_to_fit();
+        self.list.shrink_to_fit();
         self.slots.shrink_to_fit();
     }
 
@@ -277,10 +313,26 @@ impl<T> Reactor<T> {
         self.poll.registry().deregister(source)
     }
 
-    fn release_freed(&mut self) {
-        for key in self.freed.drain(..) {
+    /// Each step is taken only where there is something to do: they are a large part of a turn with a single event.
+    fn end_turn(&mut self) {
+        while let Some(key) = self.freed.pop() {
             self.slots.remove(key);
         }
+        if self.list_served > 0 {
+            self.list.drain(..self.list_served);
+            self.list_served = 0;
+        }
+        // An event that the caller has not come for is not announced again.
+        self.list_batch();
+    }
+
+    /// Puts on the list what is left of the batch.
+    fn list_batch(&mut self) {
+        for event in &self.batch[self.batch_served..] {
+            note(&mut self.slots, &mut self.list, event.token().0, event.into());
+        }
+        self.batch.clear();
+        self.batch_served = 0;
     }
 }
 
@@ -291,12 +343,14 @@ impl<T> AsFd for Reactor<T> {
     }
 }
 
-fn note<T>(slots: &mut Slab<Slot<T>>, due: &mut VecDeque<usize>, key: usize, readiness: Readiness) {
-    if let Some(slot) = slots.get_mut(key) {
+fn note<T>(slots: &mut Slab<Slot<T>>, list: &mut Vec<usize>, key: usize, readiness: Readiness) {
+    if let Some(slot) = slots.get_mut(key)
+        && slot.value.is_some()
+    {
         slot.noted.merge(readiness);
-        if !slot.queued {
-            slot.queued = true;
-            due.push_back(key);
+        if slot.listed == Listed::No {
+            slot.listed = Listed::NextTurn;
+            list.push(key);
         }
     }
 }

@@ -269,6 +269,36 @@ fn another_loop_can_wait_on_its_descriptor() {
     assert_eq!(reactor.next().map(|(key, _)| key), Some(key));
 }
 
+#[test]
+fn an_event_and_the_list_serve_a_key_once() {
+    let mut reactor = reactor();
+    let (key, mut far) = insert_pair(&mut reactor);
+    poll(&mut reactor);
+    assert_eq!(reactor.next().map(|(key, _)| key), Some(key));
+
+    reactor.note(key, Readiness { priority: true, ..Readiness::default() });
+    far.write_all(b"hola").unwrap();
+    poll(&mut reactor);
+    let (served, readiness) = reactor.next().unwrap();
+    assert_eq!((served, readiness.readable, readiness.priority), (key, true, true));
+    assert_eq!(reactor.next(), None);
+    assert!(!reactor.has_work());
+}
+
+#[test]
+fn an_event_that_nobody_came_for_is_served_in_the_next_turn() {
+    let mut reactor = reactor();
+    let ((one, _far_one), (other, _far_other)) = (insert_pair(&mut reactor), insert_pair(&mut reactor));
+    poll(&mut reactor);
+    let (first, _) = reactor.next().unwrap();
+
+    poll(&mut reactor);
+    let (second, readiness) = reactor.next().unwrap();
+    assert_eq!(BTreeSet::from([first, second]), BTreeSet::from([one, other]));
+    assert!(readiness.writable);
+    assert_eq!(reactor.next(), None);
+}
+
 // ---- any order of calls ----
 
 #[derive(Clone, Copy, Debug)]
