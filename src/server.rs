@@ -314,7 +314,7 @@ impl<O: Observer> Server<O> {
 
     /// Does what its time has come for, and answers how long the turn may wait. Without a deadline it reads no clock.
     fn meet_deadlines(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.earliest_deadline().is_none() {
+        if self.next_sweep.is_none() && self.accepting.retry_at().is_none() && matches!(self.phase, Phase::Serving) {
             return timeout;
         }
         let now = Instant::now();
@@ -336,7 +336,7 @@ impl<O: Observer> Server<O> {
     fn serve(&mut self, key: usize, readiness: Readiness) {
         match self.reactor.get_mut(key) {
             Some(Entry::Connection { connection, address }) => {
-                let peer = Peer::new(key, *address);
+                let peer = || Peer::new(key, *address);
                 let reads_max = self.config.reads_per_turn;
                 let counters = self.handle.counters();
                 match echo(connection, peer, readiness, &mut self.buffer, reads_max, counters, &mut self.observer) {
@@ -344,7 +344,7 @@ impl<O: Observer> Server<O> {
                     Progress::Unfinished => self.reactor.resume(key),
                     Progress::Ended => {
                         let why = if connection.is_discarding() { Closed::Drained } else { Closed::EndOfStream };
-                        self.observer.ended(peer);
+                        self.observer.ended(peer());
                         self.close(key, why);
                     }
                     Progress::Failed(kind) => self.close(key, kind.into()),
@@ -545,9 +545,11 @@ impl Drop for Running {
 }
 
 /// Serves one connection, counts what moves, and tells the observer what came in.
+///
+/// `peer` is made for an observer that looks at it, and costs nothing for one that does not.
 fn echo<S: Read + Write>(
     connection: &mut Connection<S>,
-    peer: Peer,
+    peer: impl Fn() -> Peer,
     readiness: Readiness,
     buffer: &mut [u8],
     reads_max: usize,
@@ -557,7 +559,7 @@ fn echo<S: Read + Write>(
     connection.serve(readiness, buffer, reads_max, |moved| match moved {
         Moved::Received(data) => {
             counters.bytes_in.add(data.len());
-            observer.received(peer, data);
+            observer.received(peer(), data);
         }
         Moved::Sent(n) => counters.bytes_out.add(n),
         Moved::Discarded(n) => {

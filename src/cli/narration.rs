@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use clap::ValueEnum;
 use ecoloop::{Closed, Handle, Observer, Peer, Report};
+use log::LevelFilter;
 
 use super::log::TARGET;
 
@@ -63,6 +64,13 @@ impl Narration {
         log::info!(target: TARGET, "{}", self.language.pick("Waiting for connections...", "Esperando conexiones..."));
     }
 
+    /// Apart from the path of a message that is not logged.
+    #[cold]
+    fn say_received(&self, address: SocketAddr, data: &[u8]) {
+        let words = self.language.pick("Received", "Recibido");
+        log::debug!(target: TARGET, "[{address}] {words} {}", Printable(data));
+    }
+
     /// What the server has done, on one line.
     pub(super) fn summary(&self, report: &Report) -> String {
         let (stats, closed) = (report.stats, report.stats.closed);
@@ -104,8 +112,9 @@ impl Observer for Narration {
     }
 
     fn received(&mut self, Peer { address, .. }: Peer, data: &[u8]) {
-        let words = self.language.pick("Received", "Recibido");
-        log::debug!(target: TARGET, "[{address}] {words} {}", Printable(data));
+        if log::max_level() >= LevelFilter::Debug {
+            self.say_received(address, data);
+        }
     }
 
     fn ended(&mut self, Peer { address, .. }: Peer) {

@@ -124,23 +124,17 @@ impl<S: Read + Write> Connection<S> {
         // the end unseen. And a read stops at urgent data, with more behind it.
         self.short_read_drains &= !readiness.read_closed && !readiness.priority;
 
-        if let Some(mut pending) = self.pending.take() {
-            if readiness.writable {
-                match self.send(&pending.bytes[pending.sent..], &mut moved) {
-                    Ok(sent) => pending.sent += sent,
-                    Err(kind) => return Progress::Failed(kind),
-                }
-            }
-            if pending.sent < pending.bytes.len() {
-                self.pending = Some(pending);
-                return Progress::Waiting;
-            }
+        if self.pending.is_some()
+            && let Some(progress) = self.flush(readiness.writable, &mut moved)
+        {
+            return progress;
         }
-
-        for _ in 0..reads_max {
-            if !self.readable {
-                return Progress::Waiting;
+        let mut reads = 0;
+        while self.readable {
+            if reads == reads_max {
+                return Progress::Unfinished;
             }
+            reads += 1;
             let received = match step(|| self.stream.read(buffer)) {
                 Step::Moved(0) => return Progress::Ended,
                 Step::Moved(received) => received,
@@ -170,27 +164,50 @@ impl<S: Read + Write> Connection<S> {
                 Err(kind) => return Progress::Failed(kind),
             }
         }
-        if self.readable { Progress::Unfinished } else { Progress::Waiting }
+        Progress::Waiting
+    }
+
+    /// Sends what is pending, if it can; answers what is to become of the connection, if that is decided by it.
+    #[cold]
+    fn flush(&mut self, writable: bool, moved: &mut impl FnMut(Moved<'_>)) -> Option<Progress> {
+        let mut pending = self.pending.take()?;
+        if writable {
+            match self.send(&pending.bytes[pending.sent..], moved) {
+                Ok(0) => {}
+                Ok(sent) => {
+                    self.quiet = 0;
+                    pending.sent += sent;
+                }
+                Err(kind) => return Some(Progress::Failed(kind)),
+            }
+        }
+        if pending.sent == pending.bytes.len() {
+            return None;
+        }
+        self.pending = Some(pending);
+        Some(Progress::Waiting)
     }
 
     /// Writes `data` until it is all out or the stream blocks; answers how much went out.
     ///
     /// A short write is followed by another: only `WouldBlock` makes the kernel report when there is room again.
+    #[inline]
     fn send(&mut self, data: &[u8], moved: &mut impl FnMut(Moved<'_>)) -> Result<usize, io::ErrorKind> {
         let mut sent = 0;
-        while sent < data.len() {
+        loop {
             match step(|| self.stream.write(&data[sent..])) {
                 Step::Moved(0) => return Err(io::ErrorKind::WriteZero),
                 Step::Moved(n) => {
-                    self.quiet = 0;
                     moved(Moved::Sent(n));
                     sent += n;
+                    if sent >= data.len() {
+                        return Ok(sent);
+                    }
                 }
-                Step::Blocked => break,
+                Step::Blocked => return Ok(sent),
                 Step::Failed(kind) => return Err(kind),
             }
         }
-        Ok(sent)
     }
 }
 

@@ -319,7 +319,7 @@ impl Model {
         let connection = self.reactor.get_mut(key).unwrap();
         let socket = &self.open[&key];
         socket.borrow_mut().reads = 0;
-        let peer = Peer::new(key, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
+        let peer = || Peer::new(key, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
         let progress = echo(connection, peer, readiness, &mut self.buffer, READS_PER_TURN, &self.counters, &mut ());
         assert!(socket.borrow().reads <= READS_PER_TURN);
         match progress {
