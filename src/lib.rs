@@ -33,6 +33,7 @@ compile_error!("the load generator paces with timerfd(2), of Linux: build with `
 pub mod load;
 mod reactor;
 mod server;
+mod socket;
 
 pub use reactor::{INTEREST, Reactor, Readiness};
 pub use server::{

@@ -24,6 +24,7 @@ use self::handle::Command;
 use self::listener::{ACCEPTED_INHERITS, Accept, Accepting, Listener};
 use self::stats::Counters;
 use crate::reactor::{INTEREST, Reactor, Readiness, SLOTS_RESERVED};
+use crate::socket::Socket;
 
 pub use self::config::Config;
 pub use self::connection::{Connection, Moved, Progress};
@@ -87,7 +88,7 @@ pub struct Server<O = ()> {
 #[derive(Debug)]
 enum Entry {
     Listener(u32),
-    Connection { connection: Connection<TcpStream>, address: SocketAddr },
+    Connection { connection: Connection<Socket>, address: SocketAddr },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -385,7 +386,7 @@ impl<O: Observer> Server<O> {
         {
             return self.accepting.dropped(address, &error);
         }
-        let wrap = |stream| Entry::Connection { connection: Connection::new(stream), address };
+        let wrap = |stream| Entry::Connection { connection: Connection::new(Socket(stream)), address };
         match self.reactor.insert(stream, INTEREST, wrap) {
             Ok(key) => {
                 self.connections += 1;
@@ -455,7 +456,7 @@ impl<O: Observer> Server<O> {
             if draining {
                 if quiet >= DRAIN_SWEEPS && connection.pending() == 0 && !connection.is_discarding() {
                     // A peer that has gone answers ENOTCONN; the read that follows says how it went.
-                    let _ = connection.get_ref().shutdown(Shutdown::Write);
+                    let _ = connection.get_ref().0.shutdown(Shutdown::Write);
                     connection.discard();
                 }
             } else if quiet > IDLE_SWEEPS {
