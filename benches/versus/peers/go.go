@@ -1,0 +1,54 @@
+// Go's net: a goroutine and a buffer a connection, all on one processor. Go
+// itself sets TCP_NODELAY, asks for a backlog of net.core.somaxconn and raises
+// the descriptor limit. io.Copy would splice from socket to socket through a
+// pipe of the kernel; every peer here reads into a buffer of its own.
+//
+//	go PORT BUFFER_SIZE
+package main
+
+import (
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+)
+
+func echo(connection net.Conn, bufferSize int) {
+	defer connection.Close()
+	buffer := make([]byte, bufferSize)
+	for {
+		n, err := connection.Read(buffer)
+		if err != nil {
+			return
+		}
+		if _, err := connection.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func main() {
+	bufferSize := 0
+	if len(os.Args) == 3 {
+		bufferSize, _ = strconv.Atoi(os.Args[2])
+	}
+	if bufferSize <= 0 {
+		fmt.Fprintf(os.Stderr, "usage: %s PORT BUFFER_SIZE\n", os.Args[0])
+		os.Exit(2)
+	}
+	runtime.GOMAXPROCS(1)
+	listener, err := net.Listen("tcp4", "127.0.0.1:"+os.Args[1])
+	if err != nil {
+		log.Fatal(err)
+	}
+	for {
+		connection, err := listener.Accept()
+		if err != nil {
+			log.Print(err)
+			continue
+		}
+		go echo(connection, bufferSize)
+	}
+}
