@@ -46,8 +46,7 @@ func main() {
 	for {
 		connection, err := listener.Accept()
 		if err != nil {
-			log.Print(err)
-			continue
+			log.Fatal(err)
 		}
 		go echo(connection, bufferSize)
 	}
