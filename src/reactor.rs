@@ -285,6 +285,12 @@ impl<T> Reactor<T> {
         self.batch_full || self.list_served < self.list.len()
     }
 
+    /// Whether the last poll brought an event, or there is something on the list.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty() || !self.list.is_empty()
+    }
+
     /// Makes room for `additional` keys at once, so that the slab does not grow while they come.
     pub fn reserve(&mut self, additional: usize) {
         self.slots.reserve(additional);

@@ -294,7 +294,7 @@ impl<O: Observer> Server<O> {
         if let Phase::Finished = self.phase {
             return Ok(Turn::Finished);
         }
-        self.reactor.poll(timeout)?;
+        self.poll(timeout)?;
         match (self.handle.command(), self.phase) {
             (Command::Drain, Phase::Serving) => self.begin_drain(),
             (Command::Stop, _) => self.finish(Closed::Stopped),
@@ -332,6 +332,25 @@ impl<O: Observer> Server<O> {
         }
         let wait = self.earliest_deadline().map(|at| at.saturating_duration_since(now));
         [timeout, wait].into_iter().flatten().min()
+    }
+
+    /// Waits for events, at most for `timeout`; polls without waiting first, as long as the configuration says.
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let spin = self.config.spin.min(timeout.unwrap_or(Duration::MAX));
+        if spin.is_zero() {
+            return self.reactor.poll(timeout);
+        }
+        let start = Instant::now();
+        loop {
+            self.reactor.poll(Some(Duration::ZERO))?;
+            let spun = start.elapsed();
+            if self.reactor.has_events() {
+                return Ok(());
+            }
+            if spun >= spin {
+                return self.reactor.poll(timeout.map(|timeout| timeout.saturating_sub(spun)));
+            }
+        }
     }
 
     fn serve(&mut self, key: usize, readiness: Readiness) {

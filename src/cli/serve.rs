@@ -40,6 +40,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "COUNT", value_parser = count)]
     max_connections: Option<u32>,
 
+    /// How long to poll without waiting before each wait: lone messages are answered sooner, and a core is kept busy
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    spin: Duration,
+
     /// From the signal to drain to the end of those that have not
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
@@ -124,6 +128,7 @@ impl Arguments {
         config.buffer_size = self.buffer_size;
         config.backlog = self.backlog;
         config.max_connections = self.max_connections()?;
+        config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
         config.recv_buffer = self.recv_buffer;
         config.send_buffer = self.send_buffer;

@@ -164,7 +164,9 @@ fn a_zero_and_what_is_no_number_are_wrong_use() {
         assert_wrong_use(&["127.0.0.1:0", option, "-1"], "-1");
     }
     for value in ["5", "x", "", "5 parsecs"] {
-        assert_wrong_use(&["127.0.0.1:0", "--drain-timeout", value], "--drain-timeout");
+        for option in ["--drain-timeout", "--spin"] {
+            assert_wrong_use(&["127.0.0.1:0", option, value], option);
+        }
     }
 }
 
@@ -198,6 +200,7 @@ fn help_names_every_option_and_version_the_version() {
             "--buffer-size <SIZE>",
             "--backlog <COUNT>",
             "--max-connections <COUNT>",
+            "--spin <DURATION>",
             "--drain-timeout <DURATION>",
             "--recv-buffer <SIZE>",
             "--send-buffer <SIZE>",

@@ -789,3 +789,46 @@ fn the_counters_agree_with_what_the_clients_saw() {
     assert_eq!((stats.closed.end_of_stream, stats.closed.reset, stats.closed.drained), (2, 1, 3));
     assert_eq!((stats.bytes_in, stats.bytes_out, stats.discarded), (111_135, 111_111, 24));
 }
+
+/// Never waits: what ends a turn is seen while it polls.
+fn spinning() -> Config {
+    let mut config = patient();
+    config.spin = Duration::MAX;
+    config
+}
+
+#[test]
+fn a_server_that_spins_echoes_and_obeys() {
+    let server = bind(spinning()).spawn().unwrap();
+    assert_echoes(&mut connect(server.local_addr()), b"hola");
+    let handle = server.handle();
+    eventually("the connection is closed", || handle.stats().closed.end_of_stream + handle.stats().closed.reset == 1);
+    handle.stop();
+    join(server);
+}
+
+#[test]
+fn a_turn_that_spins_ends_in_time() {
+    let mut server = bind(spinning());
+    let handle = server.handle();
+    let timeout = Duration::from_millis(20);
+    let start = Instant::now();
+    let turn = ends_by_itself(move || handle.stop(), || server.turn(Some(timeout)).unwrap());
+    assert_eq!(turn, Turn::Running);
+    assert!(start.elapsed() >= timeout);
+}
+
+#[test]
+fn a_server_that_has_spun_waits() {
+    let mut config = patient();
+    config.spin = Duration::from_millis(1);
+    let mut server = bind(config);
+    let mut client = connect(server.local_addr());
+    turn_until(&mut server, |server| server.report().stats.accepted == 1);
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| client.write_all(b"hola"));
+        turn_until(&mut server, |server| server.report().stats.bytes_out == 4);
+        sender.join().unwrap().unwrap();
+    });
+    assert_receives(&mut client, b"hola");
+}
