@@ -630,6 +630,7 @@ impl Engine {
         self.ledger.verify.lost_bytes += fault.lost_bytes;
         self.ledger.verify.extra_bytes += fault.extra_bytes;
         self.ledger.find(finding);
+        self.ledger.error(Phase::Verify, ErrorName::BadBytes, None);
         self.give_up(key, Ending::Failed);
         self.pause_churn();
         self.remove(key);

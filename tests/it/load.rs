@@ -78,6 +78,11 @@ fn errors(report: &Report) -> Vec<ErrorRow<'_>> {
     report.errors.iter().map(|row| (row.phase, row.error, row.errno.as_deref(), row.count)).collect()
 }
 
+/// The errors of a run in which so many connections ended by a finding, and none otherwise.
+fn bad_bytes(connections: u64) -> Vec<ErrorRow<'static>> {
+    vec![(Phase::Verify, ErrorName::BadBytes, None, connections)]
+}
+
 // ---- Against this crate's own server.
 
 /// Runs against a server of this process, whose counters must agree with the report.
@@ -336,7 +341,7 @@ fn assert_found(lie: Lie, kind: FindingKind, offset_in_message: usize, bytes: [u
         assert_is(&finding, &report, kind, VICTIM, right * SIZE + offset_in_message);
         let verify = &report.verify;
         assert_eq!([verify.wrong_bytes, verify.lost_bytes, verify.extra_bytes], bytes, "{verify:?}");
-        assert_eq!((verify.connections_failed, errors(&report)), (1, vec![]));
+        assert_eq!((verify.connections_failed, errors(&report)), (1, bad_bytes(1)));
         assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
         // Of a message that came back right before the lie, that is known.
         let whole = right + offset_in_message / SIZE;
@@ -464,7 +469,7 @@ fn answers_of_two_connections_that_are_crossed_are_foreign() {
         config.connect_rate = Some(20.0);
         config.messages_per_connection = Some(MESSAGES);
         let report = run(config);
-        assert_eq!((report.exit, errors(&report)), (1, vec![]));
+        assert_eq!((report.exit, errors(&report)), (1, bad_bytes(2)));
         let mut findings = report.verify.findings.clone();
         findings.sort_by_key(|finding| finding.connection);
         let [one, two] = findings[..] else { panic!("{findings:?}") };
@@ -945,8 +950,11 @@ fn findings_and_errors_stand_in_the_document_by_their_names() {
     assert_eq!(keys(finding), ["kind", "connection", "local", "peer", "offset"].into());
     let told = (&finding["kind"], &finding["connection"], &finding["offset"], &finding["peer"]);
     assert_eq!(told, (&"flipped".into(), &0.into(), &9.into(), &address.to_string().into()));
-    let error = serde_json::json!([{"phase": "receive", "error": "closed_early", "errno": null, "count": 1}]);
-    assert_eq!(json["errors"], error);
+    let errors = serde_json::json!([
+        {"phase": "receive", "error": "closed_early", "errno": null, "count": 1},
+        {"phase": "verify", "error": "bad_bytes", "errno": null, "count": 1},
+    ]);
+    assert_eq!(json["errors"], errors);
     // Nothing was measured, which is not the same as zero.
     assert_eq!((&json["latency_us"]["p50"], &json["latency_us"]["mean"]), (&Value::Null, &Value::Null));
 }
