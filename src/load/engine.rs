@@ -64,6 +64,8 @@ pub(super) struct Engine {
     interrupt: Interrupt,
     slot: Slot,
     connect_pause_until: u64,
+    /// In churn, why the next connect waits for a port.
+    no_ports: Option<ConnectFailure>,
     /// The keys of the schedule's connections, in its order.
     lanes: Vec<Option<usize>>,
     next_sweep: u64,
@@ -127,6 +129,7 @@ impl Engine {
             timer,
         })
     }
+            no_ports: None,
 
     /// Runs until `until` is reached or passed.
     pub(super) fn run_until(&mut self, until: Step) -> io::Result<()> {
@@ -303,6 +306,10 @@ impl Engine {
                 && client.stage == Stage::Steady
             {
                 self.counts.held += 1;
+            // Nothing was opened at all: the ports are not this run's own, and waiting for them was in vain.
+            if let Some(failure) = self.no_ports.filter(|_| self.counts.opened == 0) {
+                self.ledger.error(failure.phase, failure.error, failure.errno);
+            }
                 self.hold.late += u64::from(client.is_late);
             }
         }
@@ -351,10 +358,12 @@ impl Engine {
             let number = self.counts.opened;
             let begun = self.sources.connect(&self.options);
             // In churn every port may be waiting for its last connection to be forgotten (TIME_WAIT): one will be free.
-            if self.config.mode == Mode::Churn && matches!(&begun, Err(failure) if failure.error == ErrorName::NoPorts)
+            if let Err(failure) = begun
+                && failure.error == ErrorName::NoPorts
+                && self.config.mode == Mode::Churn
             {
-                self.pause_churn();
-                return;
+                self.no_ports = Some(failure);
+                return self.pause_churn();
             }
             self.counts.opened += 1;
             self.begin(number, begun);

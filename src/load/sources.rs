@@ -382,8 +382,7 @@ const NO_PORTS: ConnectFailure = ConnectFailure { phase: Phase::Bind, error: Err
 fn open(local: Option<SocketAddr>, peer: SocketAddr, options: &SocketOptions) -> Result<TcpStream, (Phase, io::Error)> {
     let socket = prepare(peer, options).map_err(|error| (Phase::Connect, error))?;
     if let Some(local) = local {
-        let bind = socket.set_reuse_address(true).and_then(|()| socket.bind(&local.into()));
-        bind.map_err(|error| (Phase::Bind, error))?;
+        socket.bind(&local.into()).map_err(|error| (Phase::Bind, error))?;
     }
     match socket.connect(&peer.into()) {
         // POSIX: an interrupted connect goes on like one of a non-blocking socket.
@@ -397,6 +396,8 @@ fn open(local: Option<SocketAddr>, peer: SocketAddr, options: &SocketOptions) ->
 fn prepare(peer: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
+    // Not only for a bind of its own: it stays with the port in TIME_WAIT, and lets a later run with sources bind it.
+    socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(options.nodelay)?;
     // Before the handshake, which fixes the window scale (tcp(7)).
     if let Some(bytes) = options.recv_buffer {
@@ -808,7 +809,7 @@ mod tests {
         let socket = socket2::SockRef::from(&stream);
         // socket(7): the kernel doubles them.
         assert_eq!((socket.recv_buffer_size().unwrap(), socket.send_buffer_size().unwrap()), (16384, 32768));
-        assert!(stream.nodelay().unwrap());
+        assert!(stream.nodelay().unwrap() && socket.reuse_address().unwrap());
         let stream = sources.connect(&SocketOptions::default()).unwrap().stream;
         assert!(!stream.nodelay().unwrap());
     }
