@@ -20,6 +20,8 @@ mod values;
 use std::error::Error;
 use std::process::ExitCode;
 
+#[cfg(feature = "load")]
+use clap::{CommandFactory, error::ErrorKind};
 use clap::{Parser, Subcommand};
 
 /// A TCP echo server on one thread and one readiness loop.
@@ -58,6 +60,16 @@ SIGINT and SIGTERM drain: no new connections, the echo of all that comes, FIN to
 ends at once. SIGHUP is ignored.
 
 Exit status: 0 done; 1 the machine refuses (an address in use, a name that does not resolve); 2 wrong use.";
+
+/// Ends the process as the parser does, for what it cannot see: words of a subcommand that do not go together.
+#[cfg(feature = "load")]
+fn wrong_use(subcommand: &str, words: &str) -> ! {
+    let mut cli = Cli::command();
+    // So that the usage below the words is the subcommand's own.
+    cli.build();
+    let command = cli.find_subcommand_mut(subcommand).cloned();
+    command.unwrap_or(cli).error(ErrorKind::ArgumentConflict, words).exit()
+}
 
 /// Parses the command line and does what it says. Wrong use ends the process here, with exit status 2.
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {

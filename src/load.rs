@@ -96,7 +96,9 @@ impl Interrupt {
 ///   the report.
 pub fn run(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Report> {
     config.validate()?;
-    wait_for(config.start_at, interrupt);
+    if config.unresolved == 0 {
+        wait_for(config.start_at, interrupt);
+    }
     let server = config.server_pid.map(Process::open).transpose()?;
     let memory_before = server.as_ref().and_then(Process::resident_bytes);
     let own = Process::own();

@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 use ecoloop::load::{Allows, Limit, Plan, Purpose, SourceRange, count_pairs, limits};
 
 use super::values::{Address, count};
 
+use super::wrong_use;
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The servers that a load would connect to
@@ -51,9 +51,9 @@ impl Arguments {
         for target in &self.targets {
             targets.extend(target.resolve(Ipv4Addr::LOCALHOST.into())?);
         }
-        let sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| wrong_use(&words));
+        let sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| wrong_use("doctor", &words));
         if !targets.is_empty() {
-            count_pairs(&sources, &targets).unwrap_or_else(|words| wrong_use(&words));
+            count_pairs(&sources, &targets).unwrap_or_else(|words| wrong_use("doctor", &words));
         }
         let purpose = match self.purpose {
             Some(For::Serve) => Purpose::Serve,
@@ -62,11 +62,6 @@ impl Arguments {
         };
         Ok(Plan { connections: self.connections, purpose, sources, targets })
     }
-}
-
-/// Ends the process as clap does.
-fn wrong_use(words: &str) -> ! {
-    clap::Error::raw(ErrorKind::ValueValidation, format!("{words}\n")).exit()
 }
 
 fn print(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> {

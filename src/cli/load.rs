@@ -9,17 +9,18 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, ValueEnum};
+use clap::{Args, ValueEnum};
 use ecoloop::load::report::{ErrorName, Report};
-use ecoloop::load::{self, Close, Config, Gate, Interrupt, Mode, Plan, Progress, Purpose, Slot, SourceRange, warnings};
+use ecoloop::load::{
+    self, Close, Config, Gate, Interrupt, Mode, Plan, Progress, Purpose, Slot, SourceRange, count_pairs, warnings,
+};
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::table::time;
 use super::values::{Address, count, rate, size};
-use super::{Cli, output};
+use super::{output, wrong_use};
 
 /// How often a terminal is drawn anew, at most.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -157,10 +158,21 @@ impl Arguments {
         }
     }
 
-    fn config(&self) -> Result<Config, Box<dyn Error>> {
-        let mut targets = Vec::new();
+    /// A name that does not resolve is said, and counted: the report has it.
+    fn config(&self) -> Config {
+        let mut config = Config::new(Vec::new());
         for address in &self.addresses {
-            targets.extend(address.resolve(Ipv4Addr::LOCALHOST.into())?);
+            match address.resolve(Ipv4Addr::LOCALHOST.into()) {
+                Ok(targets) => config.targets.extend(targets),
+                Err(error) => {
+                    say(&error.to_string());
+                    config.unresolved += 1;
+                }
+            }
+        }
+        config.sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| wrong_use("load", &words));
+        if config.unresolved == 0 {
+            count_pairs(&config.sources, &config.targets).unwrap_or_else(|words| wrong_use("load", &words));
         }
         let mut config = Config::new(targets);
         config.sources = SourceRange::expand(&self.sources)?;
@@ -192,19 +204,21 @@ impl Arguments {
         config.send_buffer = self.send_buffer;
         config.nodelay = !self.nagle;
         config.gates.clone_from(&self.gates);
-        Ok(config)
+        config
     }
 }
 
 /// Runs, writes what was asked for, and answers the exit status.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(conflict) = arguments.conflict() {
-        Cli::command().error(ErrorKind::ArgumentConflict, conflict).exit();
+        wrong_use("load", conflict);
     }
-    let config = arguments.config()?;
+    let config = arguments.config();
     let outputs = arguments.output.open()?;
     rlimit::increase_nofile_limit(u64::MAX).map_err(|error| format!("cannot read the descriptor limit: {error}"))?;
-    warn_of_limits(&config);
+    if config.unresolved == 0 {
+        warn_of_limits(&config);
+    }
 
     let interrupt = Interrupt::default();
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| format!("cannot handle signals: {error}"))?;

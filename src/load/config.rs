@@ -20,6 +20,8 @@ pub(super) const CONNECTIONS_MOST: u64 = 1 << 26;
 pub struct Config {
     /// The servers; several are dealt with the sources.
     pub targets: Vec<SocketAddr>,
+    /// Targets by a name that did not resolve. 0. With any, nothing is connected: the report has an error for each.
+    pub unresolved: u32,
     /// The addresses to connect from, with ports chosen here. None: the system chooses.
     pub sources: Vec<IpAddr>,
     /// Connections at once. 1.
@@ -72,6 +74,7 @@ impl Config {
     pub fn new(targets: Vec<SocketAddr>) -> Self {
         Self {
             targets,
+            unresolved: 0,
             sources: Vec::new(),
             connections: 1,
             mode: Mode::Echo,

@@ -96,16 +96,26 @@ impl Engine {
         reactor.insert(SourceFd(&timer.descriptor()), Interest::READABLE, |_| Entry::Timer)?;
         interrupt.wakes(reactor.waker()?);
         reactor.reserve(config.connections as usize);
+        // Without all of its targets it is not the run that was asked for.
+        let (step, sources) = if config.unresolved > 0 {
+            (Step::Done, Sources::default())
+        } else {
+            (Step::Connect, Sources::new(&config.sources, &config.targets, config.seed)?)
+        };
+        let mut ledger = Ledger::new(&config);
+        for _ in 0..config.unresolved {
+            ledger.error(Phase::Resolve, ErrorName::Other, None);
+        }
         Ok(Self {
-            ledger: Ledger::new(&config),
-            step: Step::Connect,
+            ledger,
+            step,
             steps: [0; 6],
             counts: Counts::default(),
             hold: Hold::default(),
             series: Vec::new(),
             turn: Histogram::new(),
             interrupted: false,
-            sources: Sources::new(&config.sources, &config.targets, config.seed)?,
+            sources,
             options: SocketOptions {
                 nodelay: config.nodelay,
                 recv_buffer: config.recv_buffer,

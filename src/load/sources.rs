@@ -202,7 +202,7 @@ impl ConnectFailure {
 }
 
 /// Deals connections to the source-target pairs, and keeps the ports of each.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sources {
     groups: Vec<Group>,
     pairs: u32,

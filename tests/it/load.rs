@@ -1125,3 +1125,49 @@ fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy(
     assert!(remedy(&ended, "refused") && !remedy(&ended, "no_descriptors"), "{ended:?}");
     assert!(start.elapsed() < PATIENCE);
 }
+#[test]
+fn wrong_use_that_the_parser_cannot_see_prints_the_usage_of_the_subcommand() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    for (arguments, usage) in [
+        (&["load", "-d", "1s", "-m", "1"][..], "Usage: ecoloop load [OPTIONS] <ADDR>..."),
+        (&["load", "--source", "::1"], "Usage: ecoloop load [OPTIONS] <ADDR>..."),
+        (&["doctor", "-c", "1", "--source", "::1"], "Usage: ecoloop doctor [OPTIONS] --connections <COUNT> [ADDR]..."),
+    ] {
+        let ended = Process::start(ecoloop(&[arguments, &[&address]].concat())).wait();
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(ended.stderr.iter().any(|line| line == usage), "{ended:?}");
+    }
+    server.handle().drain();
+    assert_eq!(join(server).stats.accepted, 0);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_in_the_report_and_nothing_is_connected() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    // RFC 6761: no such name ever resolves.
+    let ended =
+        run_command(&["-c", "3", "--start-at", "2999-01-01T00:00:00Z", "--json", "-", "no.invalid:5", &address]);
+    let (_, report) = document(&ended);
+    assert_eq!(errors(&report), [(Phase::Resolve, ErrorName::Other, None, 1)]);
+    assert_eq!((report.exit, report.connections.requested, report.connections.opened_total), (1, 3, 0));
+    assert_eq!((report.rate_per_s, report.generator.cpu_percent), (None, None));
+    let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
+    assert!(line.starts_with("ecoloop: cannot resolve no.invalid:5: "), "{line}");
+    server.handle().drain();
+    assert_eq!(join(server).stats.accepted, 0);
+}
+
+#[test]
+fn what_never_measured_claims_no_window_and_no_share_of_a_core() {
+    let (_port, address) = reserve_port();
+    let ended = run_command(&["-d", "7s", &address.to_string()]);
+    let settings = format!("run          echo, closed loop, 1 connection, 64 B a message, 1 in flight, to {address}");
+    assert_eq!(ended.stdout[0], settings);
+    let generator = ended.stdout.iter().find(|line| line.starts_with("generator ")).unwrap();
+    assert!(generator.starts_with("generator    - CPU a message, - of a core, "), "{generator}");
+    let advice = "ecoloop: connect refused 1 time: nobody listens there, or its backlog is full";
+    assert_eq!(ended.stderr, [advice]);
+}
+
