@@ -35,8 +35,9 @@ pub(super) struct Client {
     pub(super) verifier: Verifier,
     /// Bytes sent.
     sent: u64,
-    /// Messages due so far, answered so far, and found to have to wait.
+    /// Messages due so far, those of them that are reported, answered so far, and found to have to wait.
     pub(super) released: u64,
+    pub(super) reported: u64,
     pub(super) done: u64,
     deferred: u64,
 }
@@ -82,6 +83,7 @@ impl Client {
             verifier: Verifier::new(number),
             sent: 0,
             released: 0,
+            reported: 0,
             done: 0,
             deferred: 0,
         }

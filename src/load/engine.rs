@@ -129,6 +129,7 @@ impl Engine {
             interrupt: interrupt.clone(),
             slot,
             connect_pause_until: 0,
+            no_ports: None,
             lanes: Vec::new(),
             next_sweep: 0,
             next_second: u64::MAX,
@@ -139,7 +140,6 @@ impl Engine {
             timer,
         })
     }
-            no_ports: None,
 
     /// Runs until `until` is reached or passed.
     pub(super) fn run_until(&mut self, until: Step) -> io::Result<()> {
@@ -246,10 +246,8 @@ impl Engine {
             (Mode::Echo, None) => {
                 let keys: Vec<_> = self.lanes.iter().copied().flatten().collect();
                 for key in keys {
-                    let first = self.ledger.depth.min(self.config.messages_per_connection.unwrap_or(u64::MAX));
-                    for _ in 0..first {
-                        self.release(key, self.now);
-                    }
+                    self.go_on(key);
+                    self.reactor.resume(key);
                 }
             }
             (Mode::Hold | Mode::Churn, _) => {}
@@ -269,19 +267,21 @@ impl Engine {
     }
 
     /// From now on, a message is due every so often, on one lane after the other.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a run has fewer than 2^53 nanoseconds"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "exact")]
     fn start_schedule(&mut self, rate: f64, messages: Option<u64>) {
-        let interval = SECOND as f64 / rate;
-        let lanes = self.lanes.len() as u64;
-        let in_window = || ((self.ledger.window.end - self.now) as f64 / interval).ceil() as u64;
-        let of_each = self.config.messages_per_connection.map(|messages| messages * lanes);
-        let total = if lanes == 0 { 0 } else { messages.or(of_each).unwrap_or_else(in_window) };
-        self.ledger.schedule = Some(Schedule { start: self.now, interval, lanes, next: 0, total });
+        let (lanes, window) = (self.lanes.len() as u64, self.ledger.window);
+        let mut schedule = Schedule { start: self.now, interval: SECOND as f64 / rate, lanes, next: 0, total: 0 };
+        if lanes > 0 {
+            schedule.total = match (messages, self.config.messages_per_connection) {
+                (Some(messages), _) => messages,
+                // Those of the warm-up come before them.
+                (None, Some(of_each)) => {
+                    schedule.first_from(window.start).saturating_add(of_each.saturating_mul(lanes))
+                }
+                (None, None) => schedule.first_from(window.end),
+            };
+        }
+        self.ledger.schedule = Some(schedule);
     }
 
     fn window_is_over(&self) -> bool {
@@ -306,6 +306,10 @@ impl Engine {
         }
         if self.config.mode == Mode::Churn {
             self.count_held();
+            // Nothing was opened at all: the ports are not this run's own, and waiting for them was in vain.
+            if let Some(failure) = self.no_ports.filter(|_| self.counts.opened == 0) {
+                self.ledger.error(failure.phase, failure.error, failure.errno);
+            }
         }
     }
 
@@ -316,10 +320,6 @@ impl Engine {
                 && client.stage == Stage::Steady
             {
                 self.counts.held += 1;
-            // Nothing was opened at all: the ports are not this run's own, and waiting for them was in vain.
-            if let Some(failure) = self.no_ports.filter(|_| self.counts.opened == 0) {
-                self.ledger.error(failure.phase, failure.error, failure.errno);
-            }
                 self.hold.late += u64::from(client.is_late);
             }
         }
@@ -339,8 +339,9 @@ impl Engine {
     /// Ends everything at once: what is in flight stays unanswered.
     fn end_all(&mut self) {
         self.read_clock();
-        // What was held is counted already once the connections close.
-        if self.step < Step::Close {
+        // Once the connections close, which in churn is from the window's end on, what was held is counted already.
+        let closing = if self.config.mode == Mode::Churn { Step::Drain } else { Step::Close };
+        if self.step < closing {
             self.count_held();
         }
         self.end_second();
@@ -447,7 +448,9 @@ impl Engine {
         {
             let lane = usize::try_from(schedule.next % schedule.lanes).unwrap_or(usize::MAX);
             schedule.next += 1;
-            self.ledger.lateness.record(self.now - due);
+            if due >= self.ledger.window.start {
+                self.ledger.lateness.record(self.now - due);
+            }
             match self.lanes.get(lane) {
                 Some(&Some(key)) => self.release(key, due),
                 _ => self.ledger.release_to_nobody(due),
@@ -578,14 +581,16 @@ impl Engine {
         }
         let messages = self.config.messages_per_connection;
         let most = match self.config.mode {
-            // The first of a connection is not one of its messages.
             Mode::Echo if self.ledger.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
-                messages.map_or(u64::MAX, |messages| messages + 1)
+                messages.unwrap_or(u64::MAX)
             }
             Mode::Churn => messages.unwrap_or(1),
             Mode::Echo | Mode::Hold => return,
         };
-        while client.outstanding() < self.ledger.depth && client.released < most && self.now < self.ledger.window.end {
+        let is_churn = self.config.mode == Mode::Churn;
+        // In an echo, neither the first message nor those of the warm-up are among them.
+        let has_more = |client: &Client| if is_churn { client.released } else { client.reported } < most;
+        while client.outstanding() < self.ledger.depth && has_more(client) && self.now < self.ledger.window.end {
             self.ledger.release(key, client, self.now);
         }
         if self.config.mode == Mode::Churn && client.outstanding() == 0 {
@@ -621,12 +626,12 @@ impl Engine {
         if let Some(fault) = client.verifier.conclude(&self.pattern, client.sent(), self.counts.opened, End::Cut) {
             return self.find(key, &fault);
         }
-        let is_closing = client.stage == Stage::Closing;
+        let stage = client.stage;
         self.give_up(key, Ending::Unanswered);
-        self.ledger.error(if is_closing { Phase::Close } else { phase }, error, errno);
+        self.ledger.error(if stage == Stage::Closing { Phase::Close } else { phase }, error, errno);
         match error {
-            // It was held: what it ended with takes nothing back.
-            _ if is_closing => {}
+            // It never was held, or it was, and what it ended with takes nothing back.
+            _ if matches!(stage, Stage::Connecting | Stage::Closing) => {}
             ErrorName::Reset => self.note_hold(|hold| &mut hold.reset),
             ErrorName::Timeout => self.note_hold(|hold| &mut hold.silent),
             _ => {}
@@ -786,6 +791,7 @@ impl Engine {
     }
 }
 
+/// At most a quarter of what fits, which is 146 years: sums of a few do not overflow.
 fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 4)
 }

@@ -69,7 +69,20 @@ impl Schedule {
         reason = "below 2^53 nanoseconds, which is a hundred days"
     )]
     pub(super) fn due(&self, message: u64) -> u64 {
-        self.start + (message as f64 * self.interval) as u64
+        self.start.saturating_add((message as f64 * self.interval) as u64)
+    }
+
+    /// The first message that is due at `time` or later.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53 nanoseconds, which is a hundred days"
+    )]
+    pub(super) fn first_from(&self, time: u64) -> u64 {
+        let about = ((time - self.start) as f64 / self.interval) as u64;
+        // What `due` rounds decides, so that every message is on one side of `time`.
+        (about.saturating_sub(1)..u64::MAX).find(|&message| self.due(message) >= time).unwrap_or(u64::MAX)
     }
 
     /// When the next message is due, if there is one.
@@ -108,7 +121,10 @@ impl Ledger {
             }
             self.dues[place] = due;
         }
-        self.messages.due += u64::from(self.counts(client.released, due));
+        if self.counts(client.released, due) {
+            self.messages.due += 1;
+            client.reported += 1;
+        }
         client.released += 1;
         self.in_flight += 1;
     }

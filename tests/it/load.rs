@@ -190,10 +190,36 @@ fn messages_of_the_warm_up_are_left_out_of_the_report() {
         config.duration = Duration::from_millis(100);
     });
     assert_clean(&report);
-    // One message less or more: an interval does not always divide the nanoseconds of a window.
-    assert!((99..=101).contains(&report.messages.due), "{:?}", report.messages);
-    assert!((301..=303).contains(&(stats.bytes_in / SIZE as u64)), "{stats:?}");
+    assert_eq!(report.messages.due, 100);
+    // And the first message of each connection.
+    assert_eq!(stats.bytes_in, (300 + 2) * SIZE as u64);
     assert!(report.phases_s.warmup >= 0.2);
+}
+
+#[test]
+fn the_warm_up_uses_up_no_messages_of_a_connection() {
+    for rate in [None, Some(700.0)] {
+        let (report, stats) = run_on_server(|config| {
+            config.connections = 3;
+            config.rate = rate;
+            config.warmup = Duration::from_millis(200);
+            config.messages_per_connection = Some(10);
+        });
+        assert_clean(&report);
+        assert_eq!((report.messages.due, report.messages.verified), (30, 30));
+        assert!(stats.bytes_in > (30 + 3) * SIZE as u64, "{stats:?}");
+        assert!(report.phases_s.warmup >= 0.2, "{:?}", report.phases_s);
+    }
+}
+
+#[test]
+fn the_warm_up_is_not_in_the_lateness() {
+    let (report, _) = run_on_server(|config| {
+        config.rate = Some(1000.0);
+        config.warmup = Duration::from_millis(200);
+        config.duration = Duration::from_millis(100);
+    });
+    assert_eq!((report.lateness_us.count, report.messages.due), (100, 100));
 }
 
 #[test]
@@ -636,6 +662,51 @@ fn every_outcome_of_hold_is_counted_once() {
     let is_reset: Lie = |stream, _| end_with_reset(stream);
     assert_eq!(outcomes(&hold_on_liar(is_reset)), [2, 0, 1, 0, 0]);
     assert_eq!(outcomes(&hold_on_liar(|stream, _| swallow(stream))), [2, 0, 0, 0, 1]);
+}
+
+#[test]
+fn a_connect_that_times_out_has_no_outcome_of_hold() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    // One more than the backlog fits in (listen(2) on Linux).
+    socket.listen(0).unwrap();
+    let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
+    config.mode = Mode::Hold;
+    config.connections = 3;
+    config.duration = Duration::from_millis(50);
+    let report = run(config);
+    let timeouts = [(Phase::Connect, ErrorName::Timeout, None, 2), (Phase::Receive, ErrorName::Timeout, None, 1)];
+    assert_eq!(errors(&report), timeouts);
+    assert_eq!(outcomes(&report), [0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn what_churn_held_at_the_end_of_its_window_is_not_counted_anew_by_an_interrupt() {
+    let interrupt = Interrupt::default();
+    let of_server = interrupt.clone();
+    let address = liar(move |number, stream| {
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        if number > 0 {
+            return swallow(stream);
+        }
+        // After the window, which is over for both at once.
+        thread::sleep(Duration::from_millis(600));
+        stream.write_all(&message)?;
+        swallow(stream)?;
+        of_server.set();
+        Ok(())
+    });
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.connections = 2;
+    config.messages_per_connection = Some(2);
+    config.answer_timeout = PATIENCE;
+    config.duration = Duration::from_millis(300);
+    let report = load::run(config, &interrupt, &Slot::default()).unwrap();
+    assert_sums(&report);
+    assert_eq!((report.ended, report.connections.held), (RunEnded::Interrupted, 2));
+    assert_eq!((report.messages.verified, report.messages.unanswered), (3, 1));
 }
 
 #[test]
@@ -1094,38 +1165,6 @@ fn a_file_of_json_comes_beside_the_table() {
 }
 
 #[test]
-fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy() {
-    let server = serve(ServerConfig::default());
-    let address = server.local_addr().to_string();
-    let limited = |address: &str| {
-        let load = ecoloop(&["load", "-c", "100", "-m", "2", "--json", "-", address]);
-        let mut command = Command::new("sh");
-        // Both the soft limit and the hard one, which it would raise itself to.
-        command.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(load.get_program()).args(load.get_args());
-        Process::start(command).wait()
-    };
-    let ended = limited(&address);
-    let (_, report) = document(&ended);
-    let [(Phase::Connect, ErrorName::NoDescriptors, Some("EMFILE"), count)] = errors(&report)[..] else {
-        panic!("{:?}", report.errors);
-    };
-    let connections = report.connections;
-    assert_eq!((report.exit, connections.held + count, connections.opened_total), (1, 100, 100));
-    // Those that are open are as good as ever.
-    assert!(connections.held > 0);
-    assert_eq!((report.messages.verified, report.messages.due), (connections.held * 2, connections.held * 2));
-    let remedy = |ended: &Ended, words: &str| ended.stderr.iter().any(|line| line.contains(words));
-    assert!(remedy(&ended, "no_descriptors") && remedy(&ended, "ulimit -n"), "{ended:?}");
-
-    let (_port, address) = reserve_port();
-    let start = Instant::now();
-    let ended = run_command(&["-c", "100", "-m", "2", "--json", "-", &address.to_string()]);
-    let (_, report) = document(&ended);
-    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 100)]);
-    assert!(remedy(&ended, "refused") && !remedy(&ended, "no_descriptors"), "{ended:?}");
-    assert!(start.elapsed() < PATIENCE);
-}
-#[test]
 fn wrong_use_that_the_parser_cannot_see_prints_the_usage_of_the_subcommand() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
@@ -1171,3 +1210,35 @@ fn what_never_measured_claims_no_window_and_no_share_of_a_core() {
     assert_eq!(ended.stderr, [advice]);
 }
 
+#[test]
+fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let limited = |address: &str| {
+        let load = ecoloop(&["load", "-c", "100", "-m", "2", "--json", "-", address]);
+        let mut command = Command::new("sh");
+        // Both the soft limit and the hard one, which it would raise itself to.
+        command.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(load.get_program()).args(load.get_args());
+        Process::start(command).wait()
+    };
+    let ended = limited(&address);
+    let (_, report) = document(&ended);
+    let [(Phase::Connect, ErrorName::NoDescriptors, Some("EMFILE"), count)] = errors(&report)[..] else {
+        panic!("{:?}", report.errors);
+    };
+    let connections = report.connections;
+    assert_eq!((report.exit, connections.held + count, connections.opened_total), (1, 100, 100));
+    // Those that are open are as good as ever.
+    assert!(connections.held > 0);
+    assert_eq!((report.messages.verified, report.messages.due), (connections.held * 2, connections.held * 2));
+    let remedy = |ended: &Ended, words: &str| ended.stderr.iter().any(|line| line.contains(words));
+    assert!(remedy(&ended, "no_descriptors") && remedy(&ended, "ulimit -n"), "{ended:?}");
+
+    let (_port, address) = reserve_port();
+    let start = Instant::now();
+    let ended = run_command(&["-c", "100", "-m", "2", "--json", "-", &address.to_string()]);
+    let (_, report) = document(&ended);
+    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 100)]);
+    assert!(remedy(&ended, "refused") && !remedy(&ended, "no_descriptors"), "{ended:?}");
+    assert!(start.elapsed() < PATIENCE);
+}
