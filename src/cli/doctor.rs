@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use ecoloop::load::{Allows, Limit, Plan, Purpose, SourceRange, count_pairs, limits};
 
+use super::table::plural;
 use super::values::{Address, count};
-
 use super::wrong_use;
+
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The servers that a load would connect to
@@ -82,22 +83,22 @@ fn print(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> 
 
 fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> {
     let stops: Vec<_> = limits.iter().filter(|limit| limit.stops).collect();
-    let connections = plan.connections;
+    let connections = plural(&plan.connections.to_string(), "connection");
     let purpose = match plan.purpose {
         Purpose::Serve => "for a server",
         Purpose::Load => "for a load",
         Purpose::Both => "for a server and its load on this machine",
     };
     if stops.is_empty() {
-        return writeln!(out, "\nNothing that could be read stops {connections} connections {purpose}.");
+        return writeln!(out, "\nNothing that could be read stops {connections} {purpose}.");
     }
     let most = stops.iter().filter_map(|limit| match limit.allows {
         Allows::Connections(count) => Some(count),
         _ => None,
     });
     match most.min() {
-        Some(most) => writeln!(out, "\n{connections} connections {purpose} stop at {most}:")?,
-        None => writeln!(out, "\n{connections} connections {purpose} stop where many arrive at once:")?,
+        Some(most) => writeln!(out, "\n{connections} {purpose} stop at {most}:")?,
+        None => writeln!(out, "\n{connections} {purpose} stop where many arrive at once:")?,
     }
     for limit in &stops {
         writeln!(out, "  {limit}")?;
@@ -155,6 +156,6 @@ mod tests {
             assert!(limit.advice.iter().all(|advice| lifted.contains(advice)), "{text}");
         }
         let (text, _) = printed(1);
-        assert!(text.ends_with("stops 1 connections for a server and its load on this machine.\n"), "{text}");
+        assert!(text.ends_with("stops 1 connection for a server and its load on this machine.\n"), "{text}");
     }
 }

@@ -18,7 +18,7 @@ use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::table::time;
+use super::table::{plural, time};
 use super::values::{Address, count, rate, size};
 use super::{output, wrong_use};
 
@@ -174,8 +174,6 @@ impl Arguments {
         if config.unresolved == 0 {
             count_pairs(&config.sources, &config.targets).unwrap_or_else(|words| wrong_use("load", &words));
         }
-        let mut config = Config::new(targets);
-        config.sources = SourceRange::expand(&self.sources)?;
         config.connections = self.connections;
         config.mode = match self.mode {
             ModeName::Echo => Mode::Echo,
@@ -275,7 +273,8 @@ fn advise(report: &Report) {
             ErrorName::Refused => "nobody listens there, or its backlog is full",
             _ => continue,
         };
-        say(&format!("{} {} {} times: {remedy}", error.phase.name(), error.error.name(), error.count));
+        let times = plural(&error.count.to_string(), "time");
+        say(&format!("{} {} {times}: {remedy}", error.phase.name(), error.error.name()));
     }
 }
 
@@ -333,7 +332,7 @@ fn line(progress: &Progress) -> String {
     let mut words = vec![
         progress.step.name().to_owned(),
         format!("{}/{} open", progress.open, progress.requested),
-        format!("{} errors", progress.errors),
+        plural(&progress.errors.to_string(), "error"),
     ];
     if let Some(rate) = progress.rate {
         words.push(format!("{rate}/s"));

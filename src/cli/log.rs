@@ -162,7 +162,10 @@ fn say_on_stderr(line: String) {
 }
 
 fn lost_lines(lost: u64) -> String {
-    format!("{lost} log lines were lost: standard output did not take them")
+    match lost {
+        1 => "1 log line was lost: standard output did not take it".to_owned(),
+        _ => format!("{lost} log lines were lost: standard output did not take them"),
+    }
 }
 
 /// Room for half a queue, every page of it touched: a storm of lines later costs no memory that was not there before.

@@ -80,7 +80,7 @@ impl Narration {
             (closed.failed, self.language.pick("failed", "por error")),
             (closed.idle, self.language.pick("idle", "por inactividad")),
             (closed.drained, self.language.pick("drained", "al terminar")),
-            (closed.cut, self.language.pick("cut", "cortadas")),
+            (closed.cut, self.language.pick("cut", if closed.cut == 1 { "cortada" } else { "cortadas" })),
             (closed.stopped, self.language.pick("stopped", "al parar")),
         ];
         let mut words = String::new();
@@ -95,13 +95,25 @@ impl Narration {
         let (bytes_in, bytes_out) = (stats.bytes_in, stats.bytes_out);
         match self.language {
             Language::En => format!(
-                "Done: {accepted} connections accepted, {total} closed{words}, {bytes_in} bytes in, {bytes_out} bytes out, {seconds:.3} s"
+                "Done: {} accepted, {total} closed{words}, {} in, {} out, {seconds:.3} s",
+                plural(accepted, "connection", "connections"),
+                plural(bytes_in, "byte", "bytes"),
+                plural(bytes_out, "byte", "bytes"),
             ),
             Language::Es => format!(
-                "Fin: {accepted} conexiones aceptadas, {total} cerradas{words}, {bytes_in} bytes recibidos, {bytes_out} bytes enviados, {seconds:.3} s"
+                "Fin: {}, {}{words}, {}, {}, {seconds:.3} s",
+                plural(accepted, "conexion aceptada", "conexiones aceptadas"),
+                plural(total, "cerrada", "cerradas"),
+                plural(bytes_in, "byte recibido", "bytes recibidos"),
+                plural(bytes_out, "byte enviado", "bytes enviados"),
             ),
         }
     }
+}
+
+/// The number, and the words that go with it.
+fn plural(number: u64, one: &str, more: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { more })
 }
 
 impl Observer for Narration {

@@ -10,7 +10,7 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::table::{count, mode, number, plain, round_time, settings, time, wrap};
+use super::table::{count, mode, number, plain, plural, round_time, settings, time, wrap};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
@@ -81,11 +81,11 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
 
 fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
     let pace = match report.config.rate {
-        Some(rate) => format!("{} messages/s", number(rate)),
+        Some(rate) => format!("{}/s", plural(&number(rate), "message")),
         None => "closed loop".to_owned(),
     };
-    let connections = count(report.connections.requested);
-    let title = format!("ecoloop load: {}, {connections} connections, {pace}", mode(report.mode));
+    let connections = plural(&count(report.connections.requested), "connection");
+    let title = format!("ecoloop load: {}, {connections}, {pace}", mode(report.mode));
     let bold = FontDesc::new(FontFamily::SansSerif, TITLE_SIZE, FontStyle::Bold).color(&INK);
     area.draw(&Text::new(title, (MARGIN, 16), bold))?;
     let latency = &report.latency_us;
@@ -420,7 +420,7 @@ mod tests {
     #[test]
     fn a_broken_histogram_is_said() {
         let refused = plot(&example_with(|json| json["latency_us"]["count"] = 7.into())).unwrap_err();
-        assert_eq!(refused, "cannot draw the plot: hdr_v2 holds 1000 values where count is 7");
+        assert_eq!(refused, "cannot draw the plot: count is 7, that of hdr_v2 1000");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn table(report: &Report) -> String {
     table.0
 }
 
-/// What was asked for, in words.
+/// What was asked for, in words, and for how long it was measured.
 pub(super) fn settings(report: &Report) -> Vec<String> {
     let config = &report.config;
     let pace = match (report.r#loop, config.rate) {
@@ -47,12 +47,17 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
     let mut words = vec![
         mode(report.mode).to_owned(),
         pace,
-        plural(report.connections.requested, "connection"),
+        plural(&count(report.connections.requested), "connection"),
         format!("{} a message", bytes(config.size)),
         config.depth.map_or("any number in flight".to_owned(), |depth| format!("{} in flight", count(depth.into()))),
-        format!("{} s", number(report.phases_s.measure)),
-        format!("to {}", several(&config.targets)),
     ];
+    // Where nothing ever came back, the window was over as soon as it began.
+    if report.connections.verified > 0 && report.phases_s.measure > 0.0 {
+        words.push(round_time(report.phases_s.measure * 1e6));
+    }
+    if !config.targets.is_empty() {
+        words.push(format!("to {}", several(&config.targets)));
+    }
     if !config.sources.is_empty() {
         words.push(format!("from {}", several(&config.sources)));
     }
@@ -122,7 +127,7 @@ fn work(table: &mut Table, report: &Report) {
             reason = "to three digits"
         )]
         let each_way = bytes((rate * report.config.size as f64) as u64);
-        format!("{} messages/s, {each_way}/s each way", number(rate))
+        format!("{}/s, {each_way}/s each way", plural(&number(rate), "message"))
     });
     table.row("throughput", &throughput);
 }
@@ -152,10 +157,10 @@ fn distributions(table: &mut Table, report: &Report) {
     table.row("schedule", schedule);
     let Summary { censored, clipped, .. } = report.latency_us;
     if censored > 0 {
-        table.row("censored", &format!("{} latencies are the ages of messages never answered", count(censored)));
+        table.row("censored", &format!("{} of the latencies: the age of a message never answered", count(censored)));
     }
     if clipped > 0 {
-        table.row("clipped", &format!("{} latencies are longer than the hour that is shown", count(clipped)));
+        table.row("clipped", &format!("{} of the latencies: over the hour that is shown", count(clipped)));
     }
 }
 
@@ -182,9 +187,12 @@ fn costs(table: &mut Table, report: &Report) {
     });
     table.row("server", &data(server));
     let kernel = report.sockstat.as_ref().map(|kernel| {
-        let sockets = plural(kernel.tcp_inuse, "TCP socket");
-        let pages = plural(kernel.tcp_mem_pages, "page");
-        format!("{sockets}, {pages} of buffers: all of this network {}, both ends counted", plain(&kernel.scope))
+        let sockets = plural(&count(kernel.tcp_inuse), "TCP socket");
+        let pages = plural(&count(kernel.tcp_mem_pages), "page");
+        format!(
+            "{sockets} of this network {}, both ends counted; {pages} of buffers in the whole system",
+            plain(&kernel.scope)
+        )
     });
     table.row("kernel", &data(kernel));
 }
@@ -294,8 +302,9 @@ pub(super) fn count(value: u64) -> String {
     text
 }
 
-fn plural(value: u64, noun: &str) -> String {
-    format!("{} {noun}{}", count(value), if value == 1 { "" } else { "s" })
+/// `1 connection`, `20,000 connections`.
+pub(super) fn plural(number: &str, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == "1" { "" } else { "s" })
 }
 
 fn bytes(value: u64) -> String {
@@ -393,7 +402,7 @@ errors       none
 findings     none
 generator    5.10 µs CPU a message, 31.2 % of a core, 80 µs a turn at p99
 server       5.00 µs CPU a message, 1.25 KiB memory a connection (process 4711)
-kernel       1,100 TCP sockets, 1 page of buffers: all of this network namespace, both ends counted
+kernel       1,100 TCP sockets of this network namespace, both ends counted; 1 page of buffers in the whole system
 result       passed: none of 1 gates fell
 ";
         let table = table(&example());
@@ -440,8 +449,8 @@ result       passed: none of 1 gates fell
         let lines = [
             "ended        interrupted: what follows is of the time until then",
             "schedule     NOT KEPT: the generator was late or left messages unsent, and the figures are not the server's",
-            "censored     5 latencies are the ages of messages never answered",
-            "clipped      1 latencies are longer than the hour that is shown",
+            "censored     5 of the latencies: the age of a message never answered",
+            "clipped      1 of the latencies: over the hour that is shown",
             "generator    5.10 µs CPU a message, 31.2 % of a core, 80 µs a turn at p99; SATURATED: it may be what was measured",
         ];
         assert_has(&table(&report), &lines);
@@ -481,6 +490,30 @@ result       passed: none of 1 gates fell
         assert_has(&table, &["             and 12 more, which --json has"]);
         assert!(table.lines().count() < 40);
         assert!(!table.contains(|letter: char| letter.is_control() && letter != '\n'), "{table:?}");
+    }
+
+    #[test]
+    fn what_there_is_one_of_is_no_plural() {
+        let report = example_with(|json| {
+            (json["rate_per_s"], json["connections"]["requested"]) = (1.into(), 1.into());
+            (json["config"]["size"], json["sockstat"]["tcp_inuse"]) = (1.into(), 1.into());
+        });
+        let lines = [
+            "run          echo, open loop at 100/s, 1 connection, 1 B a message, any number in flight",
+            "throughput   1 message/s, 1 B/s each way",
+            "kernel       1 TCP socket of this network namespace, both ends counted; 1 page of buffers in the whole system",
+        ];
+        assert_has(&table(&report), &lines);
+    }
+
+    #[test]
+    fn a_window_that_never_was_is_not_told() {
+        let has_window =
+            |change: fn(&mut Value), words: &str| settings(&example_with(change)).contains(&words.to_owned());
+        assert!(has_window(|_| (), "10 s"));
+        assert!(has_window(|json| json["phases_s"]["measure"] = 0.25.into(), "250 ms"));
+        assert!(!has_window(|json| json["connections"]["verified"] = 0.into(), "10 s"));
+        assert!(!has_window(|json| json["phases_s"]["measure"] = 0.into(), "0 µs"));
     }
 
     #[test]

@@ -114,8 +114,8 @@ impl Histogram {
             histogram.values = values;
         }
         if histogram.count() != summary.count {
-            let counts = (histogram.count(), summary.count);
-            return Err(invalid(format!("hdr_v2 holds {} values where count is {}", counts.0, counts.1)));
+            let counts = (summary.count, histogram.count());
+            return Err(invalid(format!("count is {}, that of hdr_v2 {}", counts.0, counts.1)));
         }
         Ok(histogram)
     }
@@ -241,8 +241,8 @@ mod tests {
             change(&mut summary);
             Histogram::from_summary(&summary).unwrap_err().to_string()
         };
-        assert_eq!(refusal(|summary| summary.count = 3), "hdr_v2 holds 2 values where count is 3");
-        assert_eq!(refusal(|summary| summary.hdr_v2 = None), "hdr_v2 holds 0 values where count is 2");
+        assert_eq!(refusal(|summary| summary.count = 3), "count is 3, that of hdr_v2 2");
+        assert_eq!(refusal(|summary| summary.hdr_v2 = None), "count is 2, that of hdr_v2 0");
         let error = refusal(|summary| summary.hdr_v2 = Some("!".to_owned()));
         assert!(error.starts_with("hdr_v2 is not base64: "), "{error}");
         let error = refusal(|summary| summary.hdr_v2 = Some("AAAA".to_owned()));

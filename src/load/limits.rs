@@ -112,6 +112,7 @@ impl fmt::Display for Limit {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} ({}) ", self.name, self.value.as_deref().unwrap_or("unknown"))?;
         match self.allows {
+            Allows::Connections(1) => formatter.write_str("stops at 1 connection"),
             Allows::AtOnce(count) => write!(formatter, "stops at {count} connections that arrive at once"),
             allows => write!(formatter, "stops at {allows} connections"),
         }
@@ -263,7 +264,8 @@ fn ports(machine: &Machine, plan: &Plan) -> Limit {
     let (count, pairs) = (ports.len() as u64, plan.pairs());
     let words: Vec<_> = range.split_ascii_whitespace().collect();
     let pairs_said = if pairs == 1 { String::new() } else { format!(" x {pairs} pairs") };
-    let value = format!("{} = {count} ports{pairs_said}", words.join(" "));
+    let noun = if count == 1 { "port" } else { "ports" };
+    let value = format!("{} = {count} {noun}{pairs_said}", words.join(" "));
     let mut found = Limit::new(NAME, value, count * pairs, plan);
     if found.stops {
         let connections = u64::from(plan.connections);

@@ -458,10 +458,7 @@ mod tests {
         assert_eq!(refusal(|run| run.mode = Mode::Hold), "b.json: its mode is \"hold\", that of a.json \"echo\"");
         assert_eq!(refusal(|run| run.r#loop = Loop::Closed), "b.json: its loop is \"closed\", that of a.json \"open\"");
         assert_eq!(refusal(|run| run.config.size = 65), "b.json: its size is 65, that of a.json 64");
-        assert_eq!(
-            refusal(|run| run.latency_us.count = 1),
-            "b.json: latency_us: hdr_v2 holds 0 values where count is 1"
-        );
+        assert_eq!(refusal(|run| run.latency_us.count = 1), "b.json: latency_us: count is 1, that of hdr_v2 0");
         assert_eq!(merge(&[], &[]).unwrap_err().to_string(), "nothing to merge");
     }
 

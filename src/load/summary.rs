@@ -17,6 +17,8 @@ use super::sources::errno_name;
 const LATENESS_US_MOST: u64 = 1000;
 /// From so many connections on, a process's memory says something of one.
 const CONNECTIONS_TO_WEIGH: u64 = 1000;
+/// Seconds from which on CPU time is a share of them: a kernel accounts for it by slices of milliseconds.
+const SECONDS_TO_WEIGH: f64 = 0.1;
 /// Percent of a core from which on the generator may be itself what is measured.
 const SATURATED_PERCENT: f64 = 90.0;
 
@@ -52,7 +54,8 @@ pub(super) fn report(
     let messages = ledger.messages;
     let verified = ledger.verified_in_window;
     let of_each = |time: Duration| (verified > 0).then(|| time.as_secs_f64() * 1e6 / float(verified));
-    let cpu_percent = cpu.own.filter(|_| phases.measure > 0.0).map(|time| time.as_secs_f64() * 100.0 / phases.measure);
+    let cpu_percent =
+        cpu.own.filter(|_| phases.measure >= SECONDS_TO_WEIGH).map(|time| time.as_secs_f64() * 100.0 / phases.measure);
     let mut report = Report {
         schema: SCHEMA.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

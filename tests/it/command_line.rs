@@ -427,6 +427,6 @@ fn the_summary_is_in_the_language_of_the_log() {
     let ended = process.terminate();
     assert!(ended.status.success(), "{ended:?}");
     let summary = ended.stdout.last().unwrap();
-    let figures = "Fin: 1 conexiones aceptadas, 1 cerradas (1 fin de datos), 4 bytes recibidos, 4 bytes enviados, ";
+    let figures = "Fin: 1 conexion aceptada, 1 cerrada (1 fin de datos), 4 bytes recibidos, 4 bytes enviados, ";
     assert!(summary.contains(figures), "{summary}");
 }

@@ -250,7 +250,7 @@ fn a_signal_drains() {
         assert_refused(address);
         drop(client);
         let ended = server.wait();
-        assert!(ended.summary().contains("1 connections accepted, 1 closed (1 drained)"), "{}", ended.summary());
+        assert!(ended.summary().contains("1 connection accepted, 1 closed (1 drained)"), "{}", ended.summary());
     }
 }
 
@@ -264,7 +264,7 @@ fn a_second_signal_stops() {
         assert_ended(&mut client);
         server.signal(second);
         let ended = server.wait();
-        assert!(ended.summary().contains("1 connections accepted, 1 closed (1 stopped)"), "{}", ended.summary());
+        assert!(ended.summary().contains("1 connection accepted, 1 closed (1 stopped)"), "{}", ended.summary());
     }
 }
 
@@ -274,7 +274,7 @@ fn a_drain_that_is_cut_ends_in_success_too() {
     let mut client = connect(address);
     assert_echoes(&mut client, b"hola");
     let ended = server.terminate();
-    assert!(ended.summary().contains("1 connections accepted, 1 closed (1 cut)"), "{}", ended.summary());
+    assert!(ended.summary().contains("1 connection accepted, 1 closed (1 cut)"), "{}", ended.summary());
     assert_ended(&mut client);
 }
 

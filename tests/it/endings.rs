@@ -179,6 +179,6 @@ fn signals_that_ask_for_no_end_change_nothing() {
     }
     drop(client);
     let ended = server.terminate();
-    let counts = "1 connections accepted, 1 closed (1 end of stream), 18 bytes in, 18 bytes out";
+    let counts = "1 connection accepted, 1 closed (1 end of stream), 18 bytes in, 18 bytes out";
     assert!(ended.summary().contains(counts), "{}", ended.summary());
 }
