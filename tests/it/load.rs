@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ecoloop::load::report::{Ended as RunEnded, ErrorName, Finding, FindingKind, Loop, Phase};
 use ecoloop::load::{self, Close, Config, Interrupt, Mode, Report, Slot};
@@ -1208,6 +1208,62 @@ fn what_never_measured_claims_no_window_and_no_share_of_a_core() {
     assert!(generator.starts_with("generator    - CPU a message, - of a core, "), "{generator}");
     let advice = "ecoloop: connect refused 1 time: nobody listens there, or its backlog is full";
     assert_eq!(ended.stderr, [advice]);
+}
+
+#[test]
+fn connections_come_from_the_sources_that_are_given() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let of_server = Arc::clone(&seen);
+    let address = liar(move |_, stream| {
+        of_server.lock().unwrap().push(stream.peer_addr()?);
+        echo(stream)
+    });
+    let sources = ["--source", "127.0.0.2-127.0.0.3", "--source", "127.0.0.9"];
+    let target = address.to_string();
+    let ended = run_command(&[&["-c", "6", "-m", "3", "--json", "-", &target], &sources[..]].concat());
+    let (_, report) = document(&ended);
+    assert_clean(&report);
+    let addresses = ["127.0.0.2", "127.0.0.3", "127.0.0.9"].map(|address| address.parse::<IpAddr>().unwrap());
+    assert_eq!(report.config.sources, addresses);
+    let seen = seen.lock().unwrap();
+    for source in addresses {
+        let ports: BTreeSet<_> = seen.iter().filter(|peer| peer.ip() == source).map(SocketAddr::port).collect();
+        assert_eq!(ports.len(), 2, "{seen:?}");
+    }
+}
+
+#[test]
+fn runs_that_start_together_are_merged_on_the_command_line() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let start = SystemTime::now() + Duration::from_secs(1);
+    let start_at = humantime::format_rfc3339_millis(start).to_string();
+    let files = [Scratch::new("merge-one"), Scratch::new("merge-two")];
+    let runs = files.each_ref().map(|file| {
+        let options = ["-q", "-c", "2", "-r", "100", "-d", "2s", "--start-at", &start_at, "--json", file.path()];
+        Process::start(ecoloop(&[&["load"], &options[..], &[&address]].concat()))
+    });
+    for run in runs {
+        let ended = run.wait();
+        assert_eq!((ended.status.code(), ended.stdout), (Some(0), vec![]), "{:?}", ended.stderr);
+    }
+    let reports = files.each_ref().map(|file| Report::from_json(&file.json().to_string()).unwrap());
+    for report in &reports {
+        // The time is given in milliseconds.
+        let late = report.start.duration_since(start - Duration::from_millis(1)).unwrap();
+        assert!(late < PATIENCE, "{late:?}");
+    }
+
+    let merge = |arguments: &[&str]| Process::start(ecoloop(&[&["merge"], arguments].concat())).wait();
+    let [one, two] = files.each_ref().map(Scratch::path);
+    let ended = merge(&["--json", "-", "--fail-if", "p99>1h", one, two]);
+    let (_, merged) = document(&ended);
+    assert_eq!((merged.messages.due, merged.connections.held, merged.exit), (400, 4, 0), "{:?}", merged.gates);
+    assert_eq!(merged.run_id, format!("{}+{}", reports[0].run_id, reports[1].run_id));
+    assert_eq!(merge(&["-q", "--fail-if", "connections<5", one, two]).status.code(), Some(1));
+    let refused = merge(&[one, one]);
+    let expected = format!("ecoloop: cannot merge {one}: its run {:?} is in {one} already", reports[0].run_id);
+    assert_eq!((refused.status.code(), refused.stderr), (Some(1), vec![expected]));
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod draining;
 mod echo;
 mod endings;
 mod fairness;
+#[cfg(feature = "load")]
+mod few_ports;
 mod injected;
 mod library;
 #[cfg(feature = "load")]

@@ -1,0 +1,136 @@
+//! `ecoloop load` where ports are few: in a network namespace with a range of its own.
+
+use std::process::{Command, Stdio};
+
+use ecoloop::load::Report;
+use ecoloop::load::report::{ErrorName, Phase};
+
+use crate::support::{Process, ecoloop};
+
+const ADDRESS: &str = "127.0.0.1:5000";
+
+/// A network namespace of one test. Dropped, it is gone.
+struct Namespace(String);
+
+impl Namespace {
+    /// With these ports for connections.
+    #[track_caller]
+    fn new(test: &str, ports: &str) -> Self {
+        let namespace = Self(format!("ecoloop-{}-{test}", std::process::id()));
+        run(Command::new("ip").args(["netns", "add", &namespace.0]));
+        run(namespace.command("ip").args(["link", "set", "lo", "up"]));
+        let script = format!("echo {ports} > /proc/sys/net/ipv4/ip_local_port_range");
+        run(namespace.command("sh").args(["-c", &script]));
+        namespace
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]).stdin(Stdio::null());
+        command
+    }
+
+    #[track_caller]
+    fn start(&self, arguments: &[&str]) -> Process {
+        let inner = ecoloop(arguments);
+        let mut command = self.command(inner.get_program().to_str().unwrap());
+        command.args(inner.get_args());
+        Process::start(command)
+    }
+
+    #[track_caller]
+    fn serve(&self, addresses: &[&str]) -> Process {
+        let mut server = self.start(&[&["serve", "--lang", "en"], addresses].concat());
+        for _ in addresses {
+            server.listening();
+        }
+        server
+    }
+
+    #[track_caller]
+    fn load(&self, arguments: &[&str]) -> Report {
+        let ended = self.start(&[&["load", "--json", "-"], arguments].concat()).wait();
+        let [line] = &ended.stdout[..] else { panic!("not one line: {ended:?}") };
+        Report::from_json(line).unwrap()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+fn errors(report: &Report) -> Vec<(Phase, ErrorName, u64)> {
+    report.errors.iter().map(|row| (row.phase, row.error, row.count)).collect()
+}
+
+#[test]
+#[ignore = "needs root, for a network namespace with a single port"]
+fn a_connection_to_itself_is_no_echo() {
+    let namespace = Namespace::new("self", "20000 20000");
+    // Nobody listens, and the system has but the port of the target to connect from.
+    let report = namespace.load(&["-d", "100ms", "127.0.0.1:20000"]);
+    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::SelfConnect, 1)]);
+    assert_eq!((report.exit, report.connections.verified), (1, 0));
+    // Chosen here, that port is passed over.
+    let report = namespace.load(&["-d", "100ms", "--source", "127.0.0.1", "127.0.0.1:20000"]);
+    assert_eq!(errors(&report), [(Phase::Bind, ErrorName::NoPorts, 1)]);
+}
+
+#[test]
+#[ignore = "needs root, for a network namespace with a port range of 2000"]
+fn churn_never_runs_out_of_ports() {
+    let namespace = Namespace::new("churn", "20000 21999");
+    let _server = namespace.serve(&[ADDRESS]);
+    // Those that the system chose wait before those that are chosen here, which take them over.
+    for close in ["rst", "fin"] {
+        for sources in [&[][..], &["--source", "127.0.0.1"], &["--source", "127.0.0.2-127.0.0.3"]] {
+            let arguments = ["--mode", "churn", "-c", "50", "-d", "3s", "--close", close, ADDRESS];
+            let report = namespace.load(&[&arguments, sources].concat());
+            assert_eq!((errors(&report), report.exit), (vec![], 0), "{close} {sources:?}");
+            let connections = report.connections;
+            assert!(connections.verified > 2000, "this has shown nothing: {close} {sources:?} {connections:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root, for a network namespace with a port range of 200"]
+fn churn_that_finds_no_port_at_all_says_so() {
+    let namespace = Namespace::new("none", "20000 20199");
+    let _server = namespace.serve(&[ADDRESS]);
+    let churn = |more: &[&str]| namespace.load(&[&["--mode", "churn", "-c", "50", "-d", "1s", ADDRESS], more].concat());
+    assert!(churn(&["--source", "127.0.0.1"]).connections.verified > 200);
+    // The system gives nobody a port that was bound, while it waits.
+    let report = churn(&[]);
+    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::NoPorts, 1)]);
+    assert_eq!((report.exit, report.connections.opened_total), (1, 0));
+}
+
+#[test]
+#[ignore = "needs root, for a network namespace with a port range of 200"]
+fn every_pair_of_a_source_and_a_target_has_all_ports() {
+    let namespace = Namespace::new("pairs", "20000 20199");
+    let targets = [ADDRESS, "127.0.0.1:5001"];
+    let _server = namespace.serve(&targets);
+    for (source, targets, asked, held) in [
+        ("127.0.0.1-127.0.0.3", &targets[..1], 550, 550),
+        ("127.0.0.1", &targets[..], 350, 350),
+        ("127.0.0.0/30", &targets[..], 700, 700),
+        ("127.0.0.1", &targets[..1], 250, 200),
+    ] {
+        // RST, so that nothing waits for the next.
+        let count = asked.to_string();
+        let arguments = ["-m", "2", "--close", "rst", "-c", &count, "--source", source];
+        let report = namespace.load(&[&arguments, targets].concat());
+        let expected = if held < asked { vec![(Phase::Bind, ErrorName::NoPorts, asked - held)] } else { vec![] };
+        assert_eq!((report.connections.held, errors(&report)), (held, expected), "{source} to {targets:?}");
+        assert_eq!(report.messages.verified, held * 2);
+    }
+}
