@@ -42,7 +42,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let plan = arguments.plan()?;
     let limits = limits(&plan);
     // Not `println!`, which panics where standard output is closed.
-    print(&mut io::stdout().lock(), &plan, &limits).map_err(|error| format!("cannot print: {error}"))?;
+    match print(&mut io::stdout().lock(), &plan, &limits) {
+        // Who reads the first lines only, as `head` does, has what was asked for.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            return Err(format!("cannot write to standard output: {error}").into());
+        }
+        _ => {}
+    }
     Ok(if limits.iter().any(|limit| limit.stops) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -144,6 +144,9 @@ enum CloseName {
 impl Arguments {
     /// What the parser cannot see: words that do not go together.
     fn conflict(&self) -> Option<&'static str> {
+        if self.interval.is_some_and(|interval| interval.is_zero()) {
+            return Some("--interval must be above zero");
+        }
         match self.mode {
             ModeName::Echo if self.duration.is_some() && self.messages_per_connection.is_some() => {
                 Some("--duration and --messages-per-connection each end an echo: give one")
@@ -212,6 +215,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         wrong_use("load", conflict);
     }
     let config = arguments.config();
+    config.validate().unwrap_or_else(|error| wrong_use("load", &error.to_string()));
     let outputs = arguments.output.open()?;
     rlimit::increase_nofile_limit(u64::MAX).map_err(|error| format!("cannot read the descriptor limit: {error}"))?;
     if config.unresolved == 0 {

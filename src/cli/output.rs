@@ -117,6 +117,9 @@ enum Output {
 impl Output {
     fn open(path: &Path) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot create {}: {error}", path.display());
+        if path == Path::new("-") {
+            return Err("cannot create -: only --json goes to standard output; ./- is a file of that name".to_owned());
+        }
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
             // Renaming over it would take it from everybody else.
@@ -267,6 +270,7 @@ mod tests {
         assert_eq!(refusal(&missing), expected);
         assert_eq!(refusal(&directory.0), format!("cannot create {}: is a directory", directory.0.display()));
         assert_eq!(refusal(Path::new("")), "cannot create \"\": it names no file");
+        assert!(refusal(Path::new("-")).starts_with("cannot create -: only --json goes to standard output"));
         let twice = directory.join("twice");
         let _first = Output::open(&twice).unwrap();
         let error = refusal(&twice);

@@ -11,6 +11,10 @@ use super::gates::Gate;
 
 /// Connections whose bytes can be told apart in one run.
 pub(super) const CONNECTIONS_MOST: u64 = 1 << 26;
+/// Messages in flight at once in a closed loop, which keeps 8 bytes for each.
+const IN_FLIGHT_MOST: u64 = 1 << 27;
+/// Of messages or connects in a second: one in each nanosecond, which is how fine a run counts time.
+const RATE_MOST: f64 = 1e9;
 
 /// Every setting of a run.
 ///
@@ -105,19 +109,26 @@ impl Config {
         self.rate.is_some() && self.mode != Mode::Hold
     }
 
-    /// Refuses what cannot work.
-    pub(super) fn validate(&self) -> io::Result<()> {
-        let positive = |rate: Option<f64>| rate.is_none_or(|rate| rate.is_finite() && rate > 0.0);
+    /// Refuses what cannot work, before [`run`](super::run) does.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: a setting is out of its range, or two do not go together.
+    pub fn validate(&self) -> io::Result<()> {
+        let possible = |rate: Option<f64>| rate.is_none_or(|rate| rate > 0.0 && rate <= RATE_MOST);
+        let in_flight = u64::from(self.connections) * u64::from(self.depth.unwrap_or(1));
         let reason = if self.connections == 0 || self.connecting == 0 {
             "there must be at least one connection"
         } else if u64::from(self.connections) > CONNECTIONS_MOST {
             "a run tells apart 2^26 connections"
         } else if self.size == 0 || self.depth == Some(0) || self.messages_per_connection == Some(0) {
             "a message, its depth and its number must be at least 1"
-        } else if !positive(self.rate) || !positive(self.connect_rate) {
-            "a rate must be above zero"
-        } else if self.connect_timeout.is_zero() || self.answer_timeout.is_zero() {
-            "a timeout must be above zero"
+        } else if !self.is_open_loop() && in_flight > IN_FLIGHT_MOST {
+            "a closed loop has at most 2^27 messages in flight, connections times depth"
+        } else if !possible(self.rate) || !possible(self.connect_rate) {
+            "a rate must be above zero, and at most 1000M a second"
+        } else if self.duration.is_zero() || self.connect_timeout.is_zero() || self.answer_timeout.is_zero() {
+            "the window and the timeouts must be above zero"
         } else if self.mode == Mode::Churn && self.rate.is_some() {
             "churn has no rate of messages: it has a rate of connects"
         } else {

@@ -27,8 +27,10 @@ pub(super) struct Ledger {
     /// Messages in flight on a connection, at most.
     pub(super) depth: u64,
     mode: Mode,
-    /// When each message in flight of a closed loop was due: `depth` places for each key.
+    /// When each message in flight of a closed loop was due: so many places for each key. With a schedule only the first
+    /// message has one.
     dues: Vec<u64>,
+    places: usize,
     pub(super) schedule: Option<Schedule>,
     pub(super) window: Window,
     /// Messages due and neither answered nor given up, over all connections.
@@ -93,11 +95,13 @@ impl Schedule {
 
 impl Ledger {
     pub(super) fn new(config: &Config) -> Self {
+        let is_open_loop = config.is_open_loop();
         Self {
             size: config.size as u64,
-            depth: config.depth.map_or(if config.is_open_loop() { u64::MAX } else { 1 }, u64::from),
+            depth: config.depth.map_or(if is_open_loop { u64::MAX } else { 1 }, u64::from),
             mode: config.mode,
             dues: Vec::new(),
+            places: if is_open_loop { 1 } else { config.depth.map_or(1, |depth| depth as usize) },
             schedule: None,
             window: Window { start: 0, end: u64::MAX },
             in_flight: 0,
@@ -221,12 +225,8 @@ impl Ledger {
     }
 
     fn place(&self, key: usize, message: u64) -> usize {
-        // An open loop keeps but the first message's, whatever its depth.
-        let depth = if self.depth == u64::MAX { 1 } else { self.depth };
-        #[expect(clippy::cast_possible_truncation, reason = "below the depth")]
-        let place = (message % depth) as usize;
-        #[expect(clippy::cast_possible_truncation, reason = "a count of the command line")]
-        let depth = depth as usize;
-        key * depth + place
+        #[expect(clippy::cast_possible_truncation, reason = "below the number of places")]
+        let place = (message % self.places as u64) as usize;
+        key * self.places + place
     }
 }

@@ -155,17 +155,17 @@ fn phases(reports: &[&Report]) -> Phases {
     let window = Window { start: least(|run| Window::of(run).start), end: most(|run| Window::of(run).end) };
     let warmup = least(|run| run.phases_s.warmup);
     Phases {
-        connect: milliseconds_of(window.start - least(seconds) - warmup),
+        connect: microseconds_of(window.start - least(seconds) - warmup),
         warmup,
-        measure: milliseconds_of(window.end - window.start),
+        measure: microseconds_of(window.end - window.start),
         drain: most(|run| run.phases_s.drain),
         close: most(|run| run.phases_s.close),
     }
 }
 
 /// Without what the large numbers of a date leave behind in a small difference.
-fn milliseconds_of(seconds: f64) -> f64 {
-    (seconds * 1000.0).round() / 1000.0
+fn microseconds_of(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
 }
 
 fn connections(reports: &[&Report]) -> Connections {
@@ -470,6 +470,14 @@ mod tests {
         assert_eq!(refusal(&[ab.clone(), b]), "b.json: its run \"b\" is in ab.json already");
         let c = run("c", |_| ());
         assert_eq!(merge(&[ab, c], &[]).unwrap().messages.due, 60000);
+    }
+
+    #[test]
+    fn a_window_of_less_than_a_millisecond_stays_one() {
+        let short = run("a", |run| run.phases_s.measure = 0.000_3);
+        let merged = ("merged.json".to_owned(), merge(&[short], &[]).unwrap());
+        assert!((merged.1.phases_s.measure - 0.000_3).abs() < 1e-9, "{:?}", merged.1.phases_s);
+        assert!(merge(&[merged], &[]).is_ok());
     }
 
     #[test]

@@ -915,7 +915,7 @@ fn keys(value: &Value) -> BTreeSet<&str> {
 
 #[test]
 fn wrong_use_has_an_exit_status_of_its_own() {
-    let wrong: [&[&str]; 13] = [
+    let wrong: [&[&str]; 20] = [
         &[],
         &["-d", "1s", "-m", "1"],
         &["--mode", "hold", "-m", "1"],
@@ -929,6 +929,13 @@ fn wrong_use_has_an_exit_status_of_its_own() {
         &["--fail-if", "p99>5"],
         &["--fail-if", "rate<1ms"],
         &["--close", "reset"],
+        &["-c", "100M"],
+        &["-c", "2", "-p", "2000M"],
+        &["-d", "0s"],
+        &["--connect-timeout", "0s"],
+        &["--interval", "0s"],
+        &["--rate", "1001M"],
+        &["--connect-rate", "999999999999999999999999M"],
     ];
     let (_port, address) = reserve_port();
     let address = address.to_string();
@@ -1056,7 +1063,7 @@ fn a_run_is_interrupted_in_every_step() {
     // While it waits for the first message, in the warm-up, in a hold, and in churn.
     let runs: [&[&str]; 4] = [
         &[&silent.1, "--answer-timeout", "1h"],
-        &[&address, "--warmup", "1h"],
+        &[&address, "--warmup", "5000y", "-d", "5000y", "--answer-timeout", "5000y"],
         &[&address, "--mode", "hold", "-d", "1h"],
         &[&address, "--mode", "churn", "-d", "1h"],
     ];
@@ -1229,6 +1236,18 @@ fn connections_come_from_the_sources_that_are_given() {
     for source in addresses {
         let ports: BTreeSet<_> = seen.iter().filter(|peer| peer.ip() == source).map(SocketAddr::port).collect();
         assert_eq!(ports.len(), 2, "{seen:?}");
+    }
+}
+
+#[test]
+fn who_reads_a_part_of_the_output_gets_no_complaint() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    for arguments in [&["doctor", "-c", "1"][..], &["load", "-m", "1", &address]] {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let ended = ecoloop(arguments).stdout(writer).output().unwrap();
+        assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &b""[..]), "{arguments:?}");
     }
 }
 
