@@ -231,9 +231,16 @@ fn descriptors(machine: &Machine, plan: &Plan) -> Vec<Limit> {
         return vec![nr_open, Limit::unknown(HARD), Limit::unknown(SOFT)];
     };
     let said = |limit: u64| if limit == rlimit::INFINITY { "unlimited".to_owned() } else { limit.to_string() };
+    let mut hard = Limit::new(HARD, said(hard), room(hard), plan).lifted_by(|| format!("ulimit -n {needed}"));
+    if hard.stops {
+        // setrlimit(2): above the hard limit only with CAP_SYS_RESOURCE, and above `fs.nr_open` not even then.
+        hard.advice = Some(format!(
+            "not as root, `LimitNOFILE={needed}` in the systemd unit, or `* hard nofile {needed}` in /etc/security/limits.conf and a new login"
+        ));
+    }
     vec![
         nr_open,
-        Limit::new(HARD, said(hard), room(hard), plan).lifted_by(|| format!("ulimit -n {needed}")),
+        hard,
         // Both raise it to the hard one when they start.
         Limit {
             value: Some(format!("{}, raised at the start", said(soft))),
@@ -465,6 +472,9 @@ pub(super) mod tests {
         let limit = only_stop(&machine, &plan(19_937, Purpose::Both));
         assert_eq!((limit.name, limit.allows), ("ulimit -Hn", Allows::Connections(19_936)));
         assert_eq!(limit.commands, ["ulimit -n 20001"]);
+        let advice = "not as root, `LimitNOFILE=20001` in the systemd unit, or `* hard nofile 20001` in \
+                      /etc/security/limits.conf and a new login";
+        assert_eq!(limit.advice.as_deref(), Some(advice));
         machine.descriptors = Some((20_001, 20_001));
         assert!(limits_of(&machine, &plan(19_937, Purpose::Both)).iter().all(|limit| !limit.stops));
     }
@@ -550,6 +560,14 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn one_port_is_no_ports() {
+        let (files, machine) = roomy();
+        files.write("sys/net/ipv4/ip_local_port_range", "20000 20000");
+        let limit = only_stop(&machine, &plan(2, Purpose::Load));
+        assert_eq!(limit.to_string(), format!("{PORTS} (20000 20000 = 1 port) stops at 1 connection"));
+    }
+
+    #[test]
     fn no_range_is_wide_enough_for_a_million_from_one_address() {
         let (_files, machine) = roomy();
         let limit = only_stop(&machine, &plan(1_000_000, Purpose::Load));
@@ -622,7 +640,8 @@ pub(super) mod tests {
         assert_eq!(
             warnings_of(&limits_of(&machine, &plan), plan.connections),
             [
-                "ulimit -Hn (1064) stops at 1000 connections of 10000: `ulimit -n 10064`",
+                "ulimit -Hn (1064) stops at 1000 connections of 10000: `ulimit -n 10064`, or not as root, \
+                 `LimitNOFILE=10064` in the systemd unit, or `* hard nofile 10064` in /etc/security/limits.conf and a new login",
                 "net.ipv4.ip_local_port_range (20000 21999 = 2000 ports) stops at 2000 connections of 10000: \
                  `sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"`, or --source with 5 addresses",
             ]
