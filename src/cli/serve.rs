@@ -1,7 +1,7 @@
 //! `ecoloop serve`: the echo server as a process.
 
 use std::error::Error;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -83,9 +83,12 @@ pub(super) struct Arguments {
 
 /// Serves until a signal ends it.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let report_file = arguments.report.as_ref().map(|path| match File::create(path) {
-        Ok(file) => Ok((path, file)),
-        Err(error) => Err(format!("cannot create {}: {error}", path.display())),
+    let report_file = arguments.report.as_ref().map(|path| {
+        // Not emptied yet: a server that cannot listen shall not take the report of the one before it.
+        match OpenOptions::new().write(true).create(true).truncate(false).open(path) {
+            Ok(file) => Ok((path, file)),
+            Err(error) => Err(format!("cannot create {}: {error}", path.display())),
+        }
     });
     let report_file = report_file.transpose()?;
     // Before the address is bound: whoever can connect can also end it in order.
@@ -93,6 +96,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let log = output::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
 
     let server = arguments.bind()?;
+    if let Some((path, file)) = &report_file {
+        empty(file).map_err(|error| format!("cannot empty {}: {error}", path.display()))?;
+    }
     let handle = server.handle();
     let narration = Narration::new(arguments.lang.unwrap_or_else(Language::of_environment), handle.clone());
     narration.started(server.local_addrs());
@@ -178,6 +184,11 @@ fn obey(mut signals: Signals, handle: &Handle) {
             _ => handle.drain(),
         }
     }
+}
+
+/// A device or a pipe has nothing to be emptied of.
+fn empty(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) }
 }
 
 fn write_report(mut file: File, report: &Report, log_lines_lost: u64) -> io::Result<()> {

@@ -93,6 +93,21 @@ fn a_report_that_cannot_be_created_is_refused_before_anything_is_served() {
 }
 
 #[test]
+fn a_report_is_emptied_once_the_server_listens_and_not_before() {
+    let file = Scratch::new("old-report");
+    fs::write(file.path(), "old, and longer than what follows".repeat(100)).unwrap();
+    let old = fs::read(file.path()).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    refusal(ecoloop(&[&taken.local_addr().unwrap().to_string(), "--report", file.path()]));
+    assert_eq!(fs::read(file.path()).unwrap(), old);
+
+    let (process, _) = Process::serve(&["--report", file.path()]);
+    assert_eq!(fs::read(file.path()).unwrap(), b"");
+    process.terminate();
+    assert_eq!(file.json()["accepted"], 0);
+}
+
+#[test]
 fn a_report_that_cannot_be_written_is_said_at_the_end() {
     let (process, _) = Process::serve(&["--report", "/dev/full"]);
     let ended = process.terminate();
