@@ -112,6 +112,9 @@ impl<S: Read + Write> Connection<S> {
     /// `moved` is told of every step that moved bytes; those received before they are echoed.
     ///
     /// Nothing is read while anything is pending. A call of the stream that was interrupted is tried again.
+    ///
+    /// `buffer` must not be empty: a read into nothing brings nothing, which is taken for the end of the stream
+    /// ([`Progress::Ended`]).
     pub fn serve(
         &mut self,
         readiness: Readiness,
