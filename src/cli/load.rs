@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::table::{plural, time};
-use super::values::{Address, count, rate, size};
+use super::values::{Address, SocketArguments, count, rate, size};
 use super::{output, wrong_use};
 
 /// How often a terminal is drawn anew, at most.
@@ -103,17 +103,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PID")]
     server_pid: Option<u32>,
 
-    /// Each connection's receive buffer in the kernel [default: the system's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    recv_buffer: Option<usize>,
-
-    /// Each connection's send buffer in the kernel [default: the system's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    send_buffer: Option<usize>,
-
-    /// Let the kernel gather small messages (leave `TCP_NODELAY` unset)
-    #[arg(long)]
-    nagle: bool,
+    #[command(flatten)]
+    socket: SocketArguments,
 
     /// Fail if this holds: p50 p90 p99 p99.9 p99.99 max mean `connect_p99` `lateness_p99` rate connections errors unanswered,
     /// then > < >= or <=, then a value
@@ -201,9 +192,9 @@ impl Arguments {
         config.seed = self.seed;
         config.labels = self.labels.iter().cloned().collect::<BTreeMap<_, _>>();
         config.server_pid = self.server_pid;
-        config.recv_buffer = self.recv_buffer;
-        config.send_buffer = self.send_buffer;
-        config.nodelay = !self.nagle;
+        config.recv_buffer = self.socket.recv_buffer;
+        config.send_buffer = self.socket.send_buffer;
+        config.nodelay = !self.socket.nagle;
         config.gates.clone_from(&self.gates);
         config
     }

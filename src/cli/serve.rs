@@ -17,7 +17,7 @@ use signal_hook::iterator::Signals;
 
 use super::log::{self as output, TARGET};
 use super::narration::{Language, Narration};
-use super::values::{Address, count, size};
+use super::values::{Address, SocketArguments, count, size};
 
 /// Descriptors that are not connections: standard streams, the poll, the listeners, the report, with some to spare.
 const DESCRIPTORS_KEPT: u64 = 64;
@@ -48,17 +48,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
 
-    /// Each connection's receive buffer in the kernel [default: the system's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    recv_buffer: Option<usize>,
-
-    /// Each connection's send buffer in the kernel [default: the system's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    send_buffer: Option<usize>,
-
-    /// Let the kernel gather small answers (leave `TCP_NODELAY` unset)
-    #[arg(long)]
-    nagle: bool,
+    #[command(flatten)]
+    socket: SocketArguments,
 
     /// Share the port with other processes that say the same
     #[arg(long)]
@@ -136,9 +127,9 @@ impl Arguments {
         config.max_connections = self.max_connections()?;
         config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
-        config.recv_buffer = self.recv_buffer;
-        config.send_buffer = self.send_buffer;
-        config.nodelay = !self.nagle;
+        config.recv_buffer = self.socket.recv_buffer;
+        config.send_buffer = self.socket.send_buffer;
+        config.nodelay = !self.socket.nagle;
         config.reuse_port = self.reuse_port;
         let mut addresses = Vec::new();
         for address in &self.addresses {

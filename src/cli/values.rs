@@ -1,4 +1,4 @@
-//! The words of the command line that stand for addresses, sizes and counts.
+//! The words of the command line that stand for addresses, sizes and counts, and the options that subcommands share.
 
 use std::fmt;
 use std::io;
@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
 use bytesize::ByteSize;
+use clap::Args;
 
 /// `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
 #[derive(Clone, Debug)]
@@ -63,6 +64,22 @@ impl fmt::Display for Address {
             Self::Port(port) => write!(formatter, ":{port}"),
         }
     }
+}
+
+/// What `serve` and `load` set on each socket.
+#[derive(Args)]
+pub(super) struct SocketArguments {
+    /// Each connection's receive buffer in the kernel [default: the system's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(super) recv_buffer: Option<usize>,
+
+    /// Each connection's send buffer in the kernel [default: the system's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(super) send_buffer: Option<usize>,
+
+    /// Let the kernel gather small messages (leave `TCP_NODELAY` unset)
+    #[arg(long)]
+    pub(super) nagle: bool,
 }
 
 /// A size in bytes, from 1 to 1 GiB: `1024`, `64KiB`.
