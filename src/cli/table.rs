@@ -340,39 +340,25 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A thousand latencies from 60 µs to 20 ms in an open loop.
-    const EXAMPLE: &str = r#"{
-        "schema":"ecoloop.load/1","version":"0.1.0","run_id":"a","start":"2026-11-22T08:00:00.250Z",
-        "ended":"complete","exit":0,"mode":"echo","loop":"open",
-        "config":{"targets":["127.0.0.1:5000"],"sources":[],"size":64,"depth":null,"rate":100,"seed":1,"labels":{}},
-        "phases_s":{"connect":0.01,"warmup":0,"measure":10.0,"drain":0.02,"close":0.01},
-        "connections":{"requested":50,"established":50,"verified":50,"held":50,"opened_total":50},
-        "hold":null,
-        "messages":{"due":1000,"unsent":0,"verified":1000,"unanswered":0,"failed":0,"deferred":0},
-        "rate_per_s":100.0,
-        "latency_us":{"count":1000,"censored":0,"clipped":0,"mean":234.5,"p50":80,"p90":96,"p99":100,"p99_9":19007,"p99_99":20015,"max":20015,
-            "hdr_v2":"HISTFAAAAEZ4nI2IvQ1AERSFz71vhNeawgIKMZOI1gZW0FjIHBKFFqHR+XJ+kk+E+AMw2HznaU2JCapuYVm+IZrmTlcysWc3OwC6dBU6"},
-        "connect_us":{"count":0,"censored":0,"clipped":0,"mean":null,"p50":null,"p90":null,"p99":null,
-            "p99_9":null,"p99_99":null,"max":null,"hdr_v2":null},
-        "lateness_us":{"count":0,"censored":0,"clipped":0,"mean":null,"p50":null,"p90":null,"p99":null,
-            "p99_9":null,"p99_99":null,"max":null,"hdr_v2":null},
-        "schedule":{"kept":true},
-        "errors":[],
-        "verify":{"wrong_bytes":0,"lost_bytes":0,"extra_bytes":0,"connections_failed":0,"findings":[]},
-        "generator":{"cpu_us_per_message":5.1,"cpu_percent":31.25,"turn_us_p99":80,"saturated":false},
-        "server":{"pid":4711,"cpu_us_per_message":5.0,"rss_bytes_per_connection":1280},
-        "sockstat":{"scope":"namespace","tcp_inuse":1100,"tcp_mem_pages":1},
-        "series":[{"t":1,"rate":100,"open":50,"errors":0,"p50":80,"p99":100},
-            {"t":2,"rate":100,"open":50,"errors":0,"p50":80,"p99":100}],
-        "gates":[{"expr":"errors>0","default":true,"value":0,"fell":false}]}"#;
-
     pub(in crate::cli) fn example() -> Report {
-        Report::from_json(EXAMPLE).unwrap()
+        example_with(|_| ())
     }
 
-    /// The example with something else in its JSON.
+    /// The library's example, with a thousand latencies from 60 µs to 20 ms, and with something else in its JSON.
     pub(in crate::cli) fn example_with(change: impl FnOnce(&mut Value)) -> Report {
-        let mut json = serde_json::from_str(EXAMPLE).unwrap();
+        let mut json: Value = serde_json::from_str(include_str!("../../tests/report.json")).unwrap();
+        let merge =
+            |into: &mut Value, from: Value| into.as_object_mut().unwrap().extend(from.as_object().unwrap().clone());
+        (json["config"]["rate"], json["rate_per_s"]) = (100.into(), 100.into());
+        merge(&mut json["messages"], json!({"due": 1000, "verified": 1000}));
+        merge(
+            &mut json["latency_us"],
+            json!({
+                "count": 1000, "mean": 234.5, "p50": 80, "p90": 96, "p99": 100, "p99_9": 19007, "p99_99": 20015, "max": 20015,
+                "hdr_v2": "HISTFAAAAEZ4nI2IvQ1AERSFz71vhNeawgIKMZOI1gZW0FjIHBKFFqHR+XJ+kk+E+AMw2HznaU2JCapuYVm+IZrmTlcysWc3OwC6dBU6",
+            }),
+        );
+        json["server"]["rss_bytes_per_connection"] = 1280.into();
         change(&mut json);
         Report::from_json(&json.to_string()).unwrap()
     }
@@ -387,7 +373,7 @@ pub(super) mod tests {
     fn a_run_is_told_on_one_screen() {
         let expected = "\
 run          echo, open loop at 100/s, 50 connections, 64 B a message, any number in flight
-             10 s, to 127.0.0.1:5000, seed 1
+             10 s, to 127.0.0.1:5000, seed 1, k=v
 connections  50 asked for, 50 established, 50 verified, 50 held
 messages     1,000 due: 1,000 verified, 0 unanswered, 0 unsent, 0 failed; 0 deferred
 throughput   100 messages/s, 6.25 KiB/s each way
@@ -400,9 +386,9 @@ schedule     kept
 
 errors       none
 findings     none
-generator    5.10 µs CPU a message, 31.2 % of a core, 80 µs a turn at p99
+generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99
 server       5.00 µs CPU a message, 1.25 KiB memory a connection (process 4711)
-kernel       1,100 TCP sockets of this network namespace, both ends counted; 1 page of buffers in the whole system
+kernel       100 TCP sockets of this network namespace, both ends counted; 3 pages of buffers in the whole system
 result       passed: none of 1 gates fell
 ";
         let table = table(&example());
@@ -451,7 +437,7 @@ result       passed: none of 1 gates fell
             "schedule     NOT KEPT: the generator was late or left messages unsent, and the figures are not the server's",
             "censored     5 of the latencies: the age of a message never answered",
             "clipped      1 of the latencies: over the hour that is shown",
-            "generator    5.10 µs CPU a message, 31.2 % of a core, 80 µs a turn at p99; SATURATED: it may be what was measured",
+            "generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99; SATURATED: it may be what was measured",
         ];
         assert_has(&table(&report), &lines);
     }
@@ -496,7 +482,8 @@ result       passed: none of 1 gates fell
     fn what_there_is_one_of_is_no_plural() {
         let report = example_with(|json| {
             (json["rate_per_s"], json["connections"]["requested"]) = (1.into(), 1.into());
-            (json["config"]["size"], json["sockstat"]["tcp_inuse"]) = (1.into(), 1.into());
+            json["config"]["size"] = 1.into();
+            (json["sockstat"]["tcp_inuse"], json["sockstat"]["tcp_mem_pages"]) = (1.into(), 1.into());
         });
         let lines = [
             "run          echo, open loop at 100/s, 1 connection, 1 B a message, any number in flight",

@@ -516,29 +516,7 @@ pub(super) mod tests {
     use super::*;
 
     /// The contract's example, made consistent.
-    pub(in crate::load) const EXAMPLE: &str = r#"{
-        "schema":"ecoloop.load/1","version":"0.1.0","run_id":"a","start":"2026-11-22T08:00:00.250Z",
-        "ended":"complete","exit":0,"mode":"echo","loop":"open",
-        "config":{"targets":["127.0.0.1:5000"],"sources":[],"size":64,"depth":null,"rate":2000,"seed":1,"labels":{"k":"v"}},
-        "phases_s":{"connect":0.5,"warmup":1.0,"measure":10.0,"drain":0.02,"close":0.01},
-        "connections":{"requested":50,"established":50,"verified":50,"held":50,"opened_total":50},
-        "hold":null,
-        "messages":{"due":20000,"unsent":0,"verified":20000,"unanswered":0,"failed":0,"deferred":0},
-        "rate_per_s":2000.0,
-        "latency_us":{"count":0,"censored":0,"clipped":0,"mean":null,"p50":null,"p90":null,"p99":null,
-            "p99_9":null,"p99_99":null,"max":null,"hdr_v2":null},
-        "connect_us":{"count":0,"censored":0,"clipped":0,"mean":null,"p50":null,"p90":null,"p99":null,
-            "p99_9":null,"p99_99":null,"max":null,"hdr_v2":null},
-        "lateness_us":{"count":0,"censored":0,"clipped":0,"mean":null,"p50":null,"p90":null,"p99":null,
-            "p99_9":null,"p99_99":null,"max":null,"hdr_v2":null},
-        "schedule":{"kept":true},
-        "errors":[],
-        "verify":{"wrong_bytes":0,"lost_bytes":0,"extra_bytes":0,"connections_failed":0,"findings":[]},
-        "generator":{"cpu_us_per_message":5.1,"cpu_percent":31.0,"turn_us_p99":80,"saturated":false},
-        "server":{"pid":4711,"cpu_us_per_message":5.0,"rss_bytes_per_connection":null},
-        "sockstat":{"scope":"namespace","tcp_inuse":100,"tcp_mem_pages":3},
-        "series":[{"t":1,"rate":2000,"open":50,"errors":0,"p50":66,"p99":140}],
-        "gates":[{"expr":"errors>0","default":true,"value":0,"fell":false}]}"#;
+    pub(in crate::load) const EXAMPLE: &str = include_str!("../../tests/report.json");
 
     pub(in crate::load) fn example() -> Report {
         Report::from_json(EXAMPLE).unwrap()
