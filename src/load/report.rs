@@ -415,7 +415,7 @@ impl FindingKind {
 pub struct Generator {
     /// CPU time a verified message.
     pub cpu_us_per_message: Option<f64>,
-    /// CPU time, in percent of one core; of merged runs the sum.
+    /// CPU time, in percent of one core; of merged runs the sum. `None` for a window of less than 0.1 s.
     pub cpu_percent: Option<f64>,
     /// The 99th percentile of what one turn of the loop took.
     pub turn_us_p99: Option<u64>,
@@ -439,11 +439,12 @@ pub struct ServerSide {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Sockstat {
-    /// `namespace`: both ends are counted where both are in this network namespace, and everybody else's.
+    /// Of [`Sockstat::tcp_inuse`], `namespace`: both ends are counted where both are in this network namespace, and everybody
+    /// else's.
     pub scope: String,
     /// TCP sockets in use.
     pub tcp_inuse: u64,
-    /// Pages of memory that TCP's buffers hold.
+    /// Pages of memory that TCP's buffers hold, in all namespaces.
     pub tcp_mem_pages: u64,
 }
 
