@@ -105,6 +105,7 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
 }
 
 /// A number in a second, above zero: `2000`, `10k/s`, `0.5/s`.
+#[cfg(feature = "load")]
 pub(super) fn rate(text: &str) -> Result<f64, &'static str> {
     match number(text.strip_suffix("/s").unwrap_or(text)) {
         Some(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
