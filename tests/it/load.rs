@@ -691,7 +691,7 @@ fn what_churn_held_at_the_end_of_its_window_is_not_counted_anew_by_an_interrupt(
             return swallow(stream);
         }
         // After the window, which is over for both at once.
-        thread::sleep(Duration::from_millis(600));
+        thread::sleep(Duration::from_millis(1500));
         stream.write_all(&message)?;
         swallow(stream)?;
         of_server.set();
@@ -702,7 +702,7 @@ fn what_churn_held_at_the_end_of_its_window_is_not_counted_anew_by_an_interrupt(
     config.connections = 2;
     config.messages_per_connection = Some(2);
     config.answer_timeout = PATIENCE;
-    config.duration = Duration::from_millis(300);
+    config.duration = Duration::from_secs(1);
     let report = load::run(config, &interrupt, &Slot::default()).unwrap();
     assert_sums(&report);
     assert_eq!((report.ended, report.connections.held), (RunEnded::Interrupted, 2));
