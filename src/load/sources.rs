@@ -394,8 +394,7 @@ fn open(local: Option<SocketAddr>, peer: SocketAddr, options: &SocketOptions) ->
 }
 
 fn prepare(peer: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
+    let socket = Socket::new(Domain::for_address(peer), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     // Not only for a bind of its own: it stays with the port in TIME_WAIT, and lets a later run with sources bind it.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(options.nodelay)?;
