@@ -736,6 +736,10 @@ impl Engine {
             self.fail(key, phase, ErrorName::Timeout, None);
         }
         self.next_sweep = self.now + (connect.min(answer) / 20).clamp(SECOND / 1000, SECOND / 4);
+        // Connects, last messages and closes may take minutes, and only the seconds of the window tell of themselves.
+        if self.step != Step::Measure {
+            self.post_progress(None);
+        }
     }
 
     /// Adds a point to the series, and begins a new second.

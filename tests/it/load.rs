@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use ecoloop::load::report::{Ended as RunEnded, ErrorName, Finding, FindingKind, Loop, Phase};
-use ecoloop::load::{self, Close, Config, Interrupt, Mode, Report, Slot};
+use ecoloop::load::{self, Close, Config, Interrupt, Mode, Report, Slot, Step};
 use ecoloop::{Config as ServerConfig, Stats};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -1052,6 +1052,27 @@ fn an_interrupted_run_reports_what_it_has_seen() {
         assert!(report.messages.verified > 0);
         assert_eq!((report.verify.findings.len(), report.connections.held), (0, 3));
     }
+}
+
+#[test]
+fn the_connects_are_told_of_while_they_last() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.connections = 1000;
+    // Ten seconds for all: there is time to see some.
+    config.connect_rate = Some(100.0);
+    let (interrupt, slot) = (Interrupt::default(), Slot::default());
+    let run = {
+        let (interrupt, slot) = (interrupt.clone(), slot.clone());
+        thread::spawn(move || load::run(config, &interrupt, &slot).unwrap())
+    };
+    let mut seen = None;
+    eventually("a few connections", || {
+        seen = slot.take().or(seen);
+        seen.is_some_and(|progress| progress.open > 1)
+    });
+    interrupt.set();
+    assert_eq!((seen.unwrap().step, run.join().unwrap().ended), (Step::Connect, RunEnded::Interrupted));
 }
 
 #[test]
