@@ -7,6 +7,7 @@ use mio::net::TcpStream;
 use super::pattern::Pattern;
 use super::verify::{Verdict, Verifier};
 use crate::Readiness;
+use crate::socket::Socket;
 
 /// Bytes of the two buffers that all connections share.
 pub(super) const BUFFER_BYTES: usize = 64 * 1024;
@@ -17,7 +18,7 @@ const SHORT_READ_DRAINS: bool = cfg!(any(target_os = "linux", target_os = "andro
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and a byte of the 256")]
 pub(super) struct Client {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Socket,
     pub(super) stage: Stage,
     readable: bool,
     writable: bool,
@@ -70,7 +71,7 @@ pub(super) enum Received {
 impl Client {
     pub(super) fn new(stream: TcpStream, number: u64, pair: u32, port: Option<u16>, now: u64) -> Self {
         Self {
-            stream,
+            stream: Socket(stream),
             stage: Stage::Connecting,
             readable: false,
             writable: false,

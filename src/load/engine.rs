@@ -490,9 +490,9 @@ impl Engine {
     fn establish(&mut self, key: usize) -> bool {
         self.read_clock();
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return false };
-        let (peer, local) = match client.stream.take_error() {
-            Ok(None) => (client.stream.peer_addr(), client.stream.local_addr()),
-            Ok(Some(error)) | Err(error) => (Err(error), client.stream.local_addr()),
+        let (peer, local) = match client.stream.0.take_error() {
+            Ok(None) => (client.stream.0.peer_addr(), client.stream.0.local_addr()),
+            Ok(Some(error)) | Err(error) => (Err(error), client.stream.0.local_addr()),
         };
         match (peer, local) {
             (Err(error), _) if error.kind() == io::ErrorKind::NotConnected => return false,
@@ -646,7 +646,7 @@ impl Engine {
         let finding = Finding {
             kind: fault.kind,
             connection: client.verifier.connection(),
-            local: client.stream.local_addr().ok(),
+            local: client.stream.0.local_addr().ok(),
             peer: self.sources.pair(client.pair).1,
             offset: fault.offset,
         };
@@ -686,12 +686,12 @@ impl Engine {
                 client.stage = Stage::Closing;
                 client.since = self.now;
                 // Where it fails the peer has reset, and the read that follows says so.
-                let _ = client.stream.shutdown(Shutdown::Write);
+                let _ = client.stream.0.shutdown(Shutdown::Write);
                 self.reactor.resume(key);
             }
             Close::Rst => {
                 // Where it fails, FIN goes instead; the peer is gone then anyhow.
-                let _ = SockRef::from(&client.stream).set_linger(Some(Duration::ZERO));
+                let _ = SockRef::from(&client.stream.0).set_linger(Some(Duration::ZERO));
                 self.remove(key);
             }
         }
