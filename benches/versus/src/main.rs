@@ -1,0 +1,156 @@
+//! Measures ecoloop side by side with other echo servers: see docs/benchmarks.md.
+
+mod measure;
+mod peers;
+mod plot;
+mod processes;
+mod report;
+mod statistics;
+mod tools;
+mod workloads;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use measure::Settings;
+use report::{Described, Document, Machine};
+use workloads::Workload;
+
+/// Runs echo servers in turn on one core with `ecoloop load` on another, and writes what each costs: tables on standard
+/// output, a JSON file, and beside that the page and the pictures that are made of it.
+#[derive(Parser)]
+struct Options {
+    /// Also the peers that are left out by default
+    #[arg(long)]
+    all: bool,
+    /// Install the Debian packages that the peers need
+    #[arg(long)]
+    install: bool,
+    /// Slices of each server in each workload; an interval takes six
+    #[arg(long, value_name = "COUNT", default_value = "15", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// These peers alone, and the floor and its copy
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    only: Vec<String>,
+    /// These workloads alone
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    workloads: Vec<String>,
+    /// How long a slice is measured
+    #[arg(long, value_name = "DURATION", default_value = "400ms", value_parser = humantime::parse_duration)]
+    slice: Duration,
+    /// Where the result goes, written anew after each workload
+    #[arg(long, value_name = "FILE", default_value = "../../docs/benchmarks.json")]
+    json: PathBuf,
+    /// Make the tables, the page and the pictures of this file again, without measuring
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "install", "rounds", "only", "workloads", "slice", "json"])]
+    tables: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("versus: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), String> {
+    if let Some(file) = &options.tables {
+        // The file is the user's, wherever the peers are.
+        return publish(&Document::read(file)?, file);
+    }
+    let workloads = select(&options.workloads)?;
+    let json = std::path::absolute(&options.json).map_err(|error| format!("--json: {error}"))?;
+    prepare()?;
+    let list = fs::read_to_string("peers.toml").map_err(|error| format!("cannot read peers.toml: {error}"))?;
+    let peers = peers::select(&list, options.all, &options.only)?;
+    if options.install {
+        peers::install(&peers)?;
+    }
+    peers::build_clients(Path::new("../.."))?;
+    let (peers, left_out) = peers::build(peers)?;
+
+    let start = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let slice_ms = options.slice.as_millis().try_into().map_err(|_| "--slice is too long")?;
+    let mut document = Document::new(start, slice_ms, machine()?);
+    document.left_out = left_out;
+    document.peers = peers
+        .iter()
+        .map(|peer| Described {
+            name: peer.name.clone(),
+            kind: peer.kind,
+            version: peer.version(),
+            run: peer.run.clone(),
+        })
+        .collect();
+    let settings = Settings { rounds: options.rounds.into(), slice: options.slice };
+    for workload in &workloads {
+        document.workloads.push(measure::measure(workload, &peers, &settings)?);
+        document.write(&json)?;
+    }
+    publish(&document, &json)
+}
+
+fn select(names: &[String]) -> Result<Vec<Workload>, String> {
+    let all = workloads::all();
+    if let Some(unknown) = names.iter().find(|&name| all.iter().all(|workload| workload.name != name)) {
+        let names: Vec<_> = all.iter().map(|workload| workload.name).collect();
+        return Err(format!("no workload is named {unknown:?}; there are {}", names.join(", ")));
+    }
+    let is_wanted = |workload: &Workload| names.is_empty() || names.iter().any(|name| name == workload.name);
+    Ok(all.into_iter().filter(is_wanted).collect())
+}
+
+/// Commands of `peers.toml` run in this package's folder, and servers inherit the descriptors that they may open.
+fn prepare() -> Result<(), String> {
+    processes::watch_signals()?;
+    let folder = env!("CARGO_MANIFEST_DIR");
+    std::env::set_current_dir(folder).map_err(|error| format!("cannot change to {folder}: {error}"))?;
+    fs::create_dir_all("target").map_err(|error| format!("cannot create target: {error}"))?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores < 2 {
+        return Err("two cores are needed, one for the server and one for the load".to_owned());
+    }
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+        .map_err(|error| format!("cannot raise the descriptor limit: {error}"))
+}
+
+fn machine() -> Result<Machine, String> {
+    const FILE: &str = "/proc/cpuinfo";
+    let text = fs::read_to_string(FILE).map_err(|error| format!("cannot read {FILE}: {error}"))?;
+    let name =
+        text.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned()));
+    Ok(Machine {
+        cpu: name.unwrap_or_else(|| "an unnamed CPU".to_owned()),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+    })
+}
+
+/// The tables; beside the JSON file the pictures, and the page if there is one.
+fn publish(document: &Document, json: &Path) -> Result<(), String> {
+    let parts = report::parts(document);
+    for (_, content) in &parts {
+        println!("{content}");
+    }
+    let images = json.with_file_name("images");
+    fs::create_dir_all(&images).map_err(|error| format!("cannot create {}: {error}", images.display()))?;
+    for (name, svg) in plot::pictures(document)? {
+        report::replace_file(&images.join(format!("benchmarks-{name}.svg")), &svg)?;
+    }
+    let page = json.with_extension("md");
+    if !fs::exists(&page).unwrap_or(false) {
+        return Ok(());
+    }
+    let text = fs::read_to_string(&page).map_err(|error| format!("cannot read {}: {error}", page.display()))?;
+    let text = report::fill(&text, &parts).map_err(|error| format!("{}: {error}", page.display()))?;
+    report::replace_file(&page, &text)
+}
