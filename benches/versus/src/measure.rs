@@ -97,7 +97,7 @@ pub(crate) fn measure(workload: &Workload, peers: &[Peer], settings: &Settings) 
         let Some(at) = entries.iter().position(|entry| entry.peer.name == peer.name) else { continue };
         let entry = entries.swap_remove(at);
         if let Some(why) = entry.failures.last() {
-            let why = format!("{} slices failed: {why}", entry.failures.len());
+            let why = format!("slices that failed: {}, the last one: {why}", entry.failures.len());
             measured.left_out.push(LeftOut { name: peer.name.clone(), why });
         }
         measured.contestants.push(entry.contestant);

@@ -139,7 +139,7 @@ impl Peer {
     /// Why it takes no part in a workload of so many connections.
     pub(crate) fn refuses(&self, connections: u32) -> Option<String> {
         let most = self.connections_max.filter(|&most| most < connections)?;
-        Some(format!("it is given at most {most} connections"))
+        Some(format!("more connections than {most} are not tried"))
     }
 }
 
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(why[0], "there is no no-such-command; `--install`, or apt-get install rare-dev");
         assert_eq!(why[1], "echo no; exit 4: exit status: 4");
         assert_eq!((built[2].version().as_str(), built[0].version().as_str()), ("1.2", "unknown"));
-        assert_eq!(built[2].refuses(50).unwrap(), "it is given at most 1 connections");
+        assert_eq!(built[2].refuses(50).unwrap(), "more connections than 1 are not tried");
         assert_eq!((built[2].refuses(1), built[0].refuses(50)), (None, None));
     }
 }

@@ -26,6 +26,9 @@ const NAMES_WIDTH: i32 = 150;
 const PANEL_GAP: i32 = 32;
 /// Panels beside each other.
 const COLUMNS: usize = 4;
+/// A ratio beyond it is written at the edge: who costs ten times as much would leave no room for the others.
+const RATIO_MAX: f64 = 4.0;
+const RATIO_MARKS: [f64; 6] = [0.5, 0.7, 1.0, 1.5, 2.0, 3.0];
 
 /// A letter is 1.24 times smaller than plotters says.
 const TITLE_SIZE: f64 = 23.0;
@@ -50,21 +53,18 @@ struct Axis {
 }
 
 impl Axis {
-    /// Wide enough for all, from one of the 1, 2 and 5 of a decade to another.
+    /// Wide enough for all values above zero.
     fn new(values: impl Iterator<Item = f64>, left: i32, right: i32) -> Self {
-        let values: Vec<_> = values.filter(|value| *value > 0.0).collect();
-        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = values.iter().copied().fold(0.0, f64::max);
-        let (low, high) = if low <= high { (low, high) } else { (1.0, 2.0) };
-        let low = steps().rfind(|step| *step <= low).unwrap_or(low);
-        let high = steps().find(|step| *step >= high && *step > low).unwrap_or(high);
+        let values = values.filter(|value| *value > 0.0);
+        let (low, high) = values.fold((f64::INFINITY, 0.0_f64), |(low, high), at| (low.min(at), high.max(at)));
+        let (low, high) = if low < high { (low, high) } else { (1.0, 2.0) };
         Self { low, high, left, right }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a pixel of the picture")]
     fn at(&self, value: f64) -> i32 {
-        let share = (value.max(self.low) / self.low).ln() / (self.high / self.low).ln();
-        self.left + (share.min(1.0) * f64::from(self.right - self.left)).round() as i32
+        let share = (value.clamp(self.low, self.high) / self.low).ln() / (self.high / self.low).ln();
+        self.left + (share * f64::from(self.right - self.left)).round() as i32
     }
 
     /// As many as there is room for.
@@ -76,7 +76,7 @@ impl Axis {
 }
 
 /// 1, 2 and 5 of each decade.
-fn steps() -> impl DoubleEndedIterator<Item = f64> {
+fn steps() -> impl Iterator<Item = f64> {
     (-3..10).flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(decade)))
 }
 
@@ -178,9 +178,9 @@ fn draw_names(area: &Area, rows: &[Row]) -> Drawn {
     Ok(())
 }
 
-fn draw_axis(area: &Area, axis: &Axis, rows: &[Row], label: impl Fn(f64) -> String) -> Drawn {
+fn draw_axis(area: &Area, axis: &Axis, marks: &[f64], rows: &[Row], label: impl Fn(f64) -> String) -> Drawn {
     let bottom = panel_height(rows) - FOOT_HEIGHT;
-    for mark in axis.marks() {
+    for &mark in marks.iter().filter(|mark| (axis.low..=axis.high).contains(*mark)) {
         let x = axis.at(mark);
         line(area, (x, HEAD_HEIGHT), (x, bottom), GRID, 1)?;
         text(area, &label(mark), (x, bottom + 12), HPos::Center, PALE)?;
@@ -215,7 +215,8 @@ fn draw_cpu(document: &Document, workloads: &[(&Measured, &Figure)]) -> Result<S
             draw_names(band, &rows)?;
             for (column, &(workload, figure)) in (0..).zip(panels) {
                 let left = MARGIN + NAMES_WIDTH + column * (width + PANEL_GAP);
-                let axis = Axis::new(medians().chain([0.9, 2.0]), left, left + width);
+                let axis =
+                    Axis::new(medians().map(|ratio| ratio.min(RATIO_MAX) * 0.95).chain([0.9, 2.1]), left, left + width);
                 text(band, &workload.name, (left + width / 2, HEAD_HEIGHT / 2), HPos::Center, INK)?;
                 let control = workload.control_interval(figure);
                 if let Some([low, high]) = control {
@@ -223,10 +224,15 @@ fn draw_cpu(document: &Document, workloads: &[(&Measured, &Figure)]) -> Result<S
                     let corners = [(axis.at(low), HEAD_HEIGHT), (axis.at(high) + 1, height - FOOT_HEIGHT)];
                     band.draw(&Rectangle::new(corners, color.mix(0.25).filled()))?;
                 }
-                draw_axis(band, &axis, &rows, |mark| mark.to_string())?;
+                draw_axis(band, &axis, &RATIO_MARKS, &rows, |mark| mark.to_string())?;
                 for (at, row) in rows.iter().enumerate() {
-                    if let Some(estimate) = estimate(workload, figure, row.name) {
-                        draw_estimate(band, &axis, row_at(at), estimate, row.color)?;
+                    match estimate(workload, figure, row.name) {
+                        Some(Estimate { median, .. }) if median > RATIO_MAX => {
+                            let words = format!("{median:.1} →");
+                            text(band, &words, (left + width + 4, row_at(at)), HPos::Right, row.color)?;
+                        }
+                        Some(estimate) => draw_estimate(band, &axis, row_at(at), estimate, row.color)?,
+                        None => {}
                     }
                 }
             }
@@ -255,9 +261,9 @@ fn draw_memory(document: &Document, workloads: &[&Measured]) -> Result<String, B
         for (column, workload) in (0..).zip(workloads) {
             let left = MARGIN + NAMES_WIDTH + column * panel;
             // Room for the number behind the bar.
-            let axis = Axis::new(values().map(|value| value.median).chain([1.0, 10.0]), left, left + panel - 80);
+            let axis = Axis::new(values().map(|value| value.median).chain([1.0, 100.0]), left, left + panel - 80);
             text(area, &workload.title, (left, HEAD_HEIGHT / 2), HPos::Left, INK)?;
-            draw_axis(area, &axis, &rows, bytes)?;
+            draw_axis(area, &axis, &axis.marks(), &rows, bytes)?;
             for (at, row) in rows.iter().enumerate() {
                 let Some(Estimate { median, .. }) = value(workload, 0, row.name) else { continue };
                 let y = row_at(at);
@@ -271,11 +277,12 @@ fn draw_memory(document: &Document, workloads: &[&Measured]) -> Result<String, B
 }
 
 fn bytes(count: f64) -> String {
-    match count {
-        1_048_576.0.. => format!("{:.1} MiB", count / 1_048_576.0),
-        1024.0.. => format!("{:.1} KiB", count / 1024.0),
-        _ => format!("{count:.0} B"),
-    }
+    let (number, unit) = match count {
+        1e6.. => (count / 1e6, "MB"),
+        1e3.. => (count / 1e3, "kB"),
+        _ => (count.round(), "B"),
+    };
+    format!("{} {unit}", (number * 10.0).round() / 10.0)
 }
 
 fn draw_burst(document: &Document, workload: &Measured) -> Result<String, Box<dyn Error>> {
@@ -285,12 +292,12 @@ fn draw_burst(document: &Document, workload: &Measured) -> Result<String, Box<dy
     let left = MARGIN + NAMES_WIDTH;
     let values = rows.iter().flat_map(|row| [BURST, QUIET].map(|figure| value(workload, figure, row.name)));
     let values: Vec<_> = values.flatten().map(|value| value.median).collect();
-    let axis = Axis::new(values.into_iter(), left, WIDTH - MARGIN - 20);
+    let axis = Axis::new(values.iter().flat_map(|value| [value * 0.9, value * 1.1]), left, WIDTH - MARGIN - 20);
     let title = "What a burst of 2000 connects does to those already there";
     let below = "99th percentile of the latency, logarithmic · hollow: without the burst, filled: with it, and its 95 % interval";
     picture(document, title, below, panel_height(&rows), |area| {
         draw_names(area, &rows)?;
-        draw_axis(area, &axis, &rows, time)?;
+        draw_axis(area, &axis, &axis.marks(), &rows, time)?;
         for (at, row) in rows.iter().enumerate() {
             let y = row_at(at);
             if let Some(quiet) = value(workload, QUIET, row.name) {

@@ -285,16 +285,13 @@ impl Measured {
             }
             text.push('\n');
         }
-        let mut notes = Vec::new();
         for LeftOut { name, why } in &self.left_out {
-            notes.push(format!("{name}: {why}."));
+            let _ = write!(text, "\n- {name}: {why}.");
         }
-        for contestant in self.contestants.iter().filter(|contestant| contestant.late > 0) {
-            let (name, late) = (&contestant.name, contestant.late);
-            notes.push(format!("{name}: {late} slices are not counted, for the load generator was late in them."));
-        }
-        for note in notes {
-            let _ = write!(text, "\n- {note}");
+        let late = self.contestants.iter().filter(|contestant| contestant.late > 0);
+        let late: Vec<_> = late.map(|contestant| format!("{} {}", contestant.name, contestant.late)).collect();
+        if !late.is_empty() {
+            let _ = write!(text, "\n- Slices not counted, for the load generator was late: {}.", late.join(", "));
         }
         text.trim_end().to_owned() + "\n"
     }
