@@ -21,6 +21,9 @@ use measure::Settings;
 use report::{Described, Document, Machine};
 use workloads::Workload;
 
+/// Of this package, where the commands of `peers.toml` run.
+const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
+
 /// Runs echo servers in turn on one core with `ecoloop load` on another, and writes what each costs: tables on standard
 /// output, a JSON file, and beside that the page and the pictures that are made of it.
 #[derive(Parser)]
@@ -43,9 +46,9 @@ struct Options {
     /// How long a slice is measured
     #[arg(long, value_name = "DURATION", default_value = "400ms", value_parser = humantime::parse_duration)]
     slice: Duration,
-    /// Where the result goes, written anew after each workload
-    #[arg(long, value_name = "FILE", default_value = "../../docs/benchmarks.json")]
-    json: PathBuf,
+    /// Where the result goes, written anew after each workload [default: docs/benchmarks.json of the repository]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// Make the tables, the page and the pictures of this file again, without measuring
     #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "install", "rounds", "only", "workloads", "slice", "json"])]
     tables: Option<PathBuf>,
@@ -67,7 +70,12 @@ fn run(options: &Options) -> Result<(), String> {
         return publish(&Document::read(file)?, file);
     }
     let workloads = select(&options.workloads)?;
-    let json = std::path::absolute(&options.json).map_err(|error| format!("--json: {error}"))?;
+    let json = options.json.clone().unwrap_or_else(|| Path::new(FOLDER).join("../../docs/benchmarks.json"));
+    let json = std::path::absolute(json).map_err(|error| format!("--json: {error}"))?;
+    // Before an hour of measuring, not after it.
+    if !json.parent().is_some_and(Path::is_dir) {
+        return Err(format!("cannot write {}: its folder does not exist", json.display()));
+    }
     prepare()?;
     let list = fs::read_to_string("peers.toml").map_err(|error| format!("cannot read peers.toml: {error}"))?;
     let peers = peers::select(&list, options.all, &options.only)?;
@@ -91,11 +99,17 @@ fn run(options: &Options) -> Result<(), String> {
         })
         .collect();
     let settings = Settings { rounds: options.rounds.into(), slice: options.slice };
+    let mut failed = Vec::new();
     for workload in &workloads {
-        document.workloads.push(measure::measure(workload, &peers, &settings)?);
+        match measure::measure(workload, &peers, &settings) {
+            Ok(measured) => document.workloads.push(measured),
+            Err(why) => failed.push(format!("{}: {why}", workload.name)),
+        }
+        processes::check_interrupt()?;
         document.write(&json)?;
     }
-    publish(&document, &json)
+    publish(&document, &json)?;
+    if failed.is_empty() { Ok(()) } else { Err(format!("not measured: {}", failed.join("; "))) }
 }
 
 fn select(names: &[String]) -> Result<Vec<Workload>, String> {
@@ -108,11 +122,10 @@ fn select(names: &[String]) -> Result<Vec<Workload>, String> {
     Ok(all.into_iter().filter(is_wanted).collect())
 }
 
-/// Commands of `peers.toml` run in this package's folder, and servers inherit the descriptors that they may open.
+/// Servers and load generators inherit the folder, and the descriptors that they may open.
 fn prepare() -> Result<(), String> {
     processes::watch_signals()?;
-    let folder = env!("CARGO_MANIFEST_DIR");
-    std::env::set_current_dir(folder).map_err(|error| format!("cannot change to {folder}: {error}"))?;
+    std::env::set_current_dir(FOLDER).map_err(|error| format!("cannot change to {FOLDER}: {error}"))?;
     fs::create_dir_all("target").map_err(|error| format!("cannot create target: {error}"))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 {

@@ -30,9 +30,10 @@ const BURST_WARM_UP: &str = "100ms";
 const BURST_DELAY: Duration = Duration::from_millis(500);
 const IDLE_TIME: &str = "300ms";
 
-/// One that can be asked for a slice: a server, or in the cross-check a client.
+/// A server with what was measured of it.
 struct Entry<'a> {
     peer: &'a Peer,
+    /// None in a workload that starts one for each slice.
     server: Option<Server>,
     contestant: Contestant,
     failures: Vec<String>,

@@ -131,7 +131,7 @@ impl Peer {
     }
 
     pub(crate) fn version(&self) -> String {
-        let printed = output_of(&mut shell(&self.version), ANSWER_LIMIT);
+        let printed = output_of(&mut shell(&self.version), START_LIMIT);
         let line = printed.ok().and_then(|text| Some(text.lines().next_back()?.trim().to_owned()));
         line.filter(|line| !line.is_empty()).unwrap_or_else(|| "unknown".to_owned())
     }
@@ -255,6 +255,12 @@ mod tests {
         assert_eq!(select(true, &[]).unwrap(), "epoll floor,epoll floor again,one,rare,broken");
         assert_eq!(select(false, &["rare"]).unwrap(), "epoll floor,epoll floor again,rare");
         assert!(select(false, &["two"]).unwrap_err().starts_with("no peer is named \"two\"; there are epoll floor, "));
+    }
+
+    #[test]
+    fn the_list_is_whole() {
+        let peers = select(include_str!("../peers.toml"), true, &[OURS.to_owned()]).unwrap();
+        assert_eq!(names(&peers), [OURS, FLOOR, CONTROL]);
     }
 
     #[test]

@@ -94,15 +94,7 @@ impl Process {
 
     /// The processes of its group. It is one, but for a server that forks.
     pub(crate) fn members(&self) -> usize {
-        let group = self.id().to_string();
-        let Ok(processes) = fs::read_dir("/proc") else { return 1 };
-        let stats = processes.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
-        // The name stands in parentheses and can be anything; behind it are the state, the parent, the group.
-        let groups = stats.filter(|stat| {
-            let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
-            fields.and_then(|fields| fields.split_ascii_whitespace().nth(2)) == Some(&group)
-        });
-        groups.count()
+        members_of(self.id())
     }
 
     /// The time its threads have spent on a CPU.
@@ -111,6 +103,19 @@ impl Process {
         let texts = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
         Duration::from_nanos(texts.filter_map(|text| text.split_ascii_whitespace().next()?.parse::<u64>().ok()).sum())
     }
+}
+
+/// Those that have ended and are not waited for do not count.
+fn members_of(group: u32) -> usize {
+    let group = group.to_string();
+    let Ok(processes) = fs::read_dir("/proc") else { return 1 };
+    let stats = processes.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    // The name stands in parentheses and can be anything; behind it are the state, the parent, the group.
+    let is_member = |stat: &String| {
+        let mut fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_ascii_whitespace();
+        fields.next() != Some("Z") && fields.nth(1) == Some(&group)
+    };
+    stats.filter(is_member).count()
 }
 
 impl Drop for Process {
@@ -144,13 +149,16 @@ impl Job {
         Ok(Self { process, output, errors })
     }
 
-    pub(crate) fn wait(mut self, limit: Duration) -> Result<Output, String> {
-        if !wait_until(limit, || Ok(self.process.exited()?.is_some()))? {
+    pub(crate) fn wait(self, limit: Duration) -> Result<Output, String> {
+        let Self { mut process, output, errors } = self;
+        if !wait_until(limit, || Ok(process.exited()?.is_some()))? {
             return Err(format!("not done after {}", humantime::format_duration(limit)));
         }
-        let Some(status) = self.process.exited else { return Err("it has no exit status".to_owned()) };
+        let Some(status) = process.exited else { return Err("it has no exit status".to_owned()) };
+        // What it has left behind would keep its output open.
+        drop(process);
         let read = |reader: JoinHandle<String>| reader.join().map_err(|_| "its output could not be read".to_owned());
-        Ok(Output { status, text: read(self.output)?, errors: read(self.errors)? })
+        Ok(Output { status, text: read(output)?, errors: read(errors)? })
     }
 }
 
@@ -186,11 +194,9 @@ mod tests {
         let mut command = Command::new("sh");
         let process = Process::spawn(command.args(["-c", "sleep 60 & sleep 60"])).unwrap();
         assert!(wait_until(Duration::from_secs(10), || Ok(process.members() == 3)).unwrap());
-        let group = process.group;
+        let group = process.id();
         drop(process);
-        // Those that the shell has left behind are gone as soon as init has waited for them.
-        let is_gone = || Ok(rustix::process::test_kill_process_group(group).is_err());
-        assert!(wait_until(Duration::from_secs(10), is_gone).unwrap());
+        assert!(wait_until(Duration::from_secs(10), || Ok(members_of(group) == 0)).unwrap());
     }
 
     #[test]
@@ -199,6 +205,9 @@ mod tests {
         assert_eq!(slow.unwrap_err(), "not done after 50ms");
         let failed = output_of(Command::new("sh").args(["-c", "echo no such wheel >&2; exit 3"]), LOOK * 1000);
         assert_eq!(failed.unwrap_err(), "exit status: 3: no such wheel");
+        let start = Instant::now();
+        let left_behind = output_of(Command::new("sh").args(["-c", "sleep 60 & echo done"]), LOOK * 4000);
+        assert_eq!((left_behind.unwrap().as_str(), start.elapsed().as_secs() < 30), ("done\n", true));
         let many = output_of(Command::new("seq").arg("100000"), LOOK * 4000).unwrap();
         assert_eq!(many.lines().count(), 100_000);
         assert!(Process::spawn(&mut Command::new("/no/such/program")).is_err());
