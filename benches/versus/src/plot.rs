@@ -215,8 +215,14 @@ fn draw_cpu(document: &Document, workloads: &[(&Measured, &Figure)]) -> Result<S
             draw_names(band, &rows)?;
             for (column, &(workload, figure)) in (0..).zip(panels) {
                 let left = MARGIN + NAMES_WIDTH + column * (width + PANEL_GAP);
-                let axis =
-                    Axis::new(medians().map(|ratio| ratio.min(RATIO_MAX) * 0.95).chain([0.9, 2.1]), left, left + width);
+                let axis = Axis::new(
+                    medians()
+                        .map(|ratio| ratio.min(RATIO_MAX))
+                        .flat_map(|ratio| [ratio * 0.95, ratio * 1.05])
+                        .chain([0.9, 2.1]),
+                    left,
+                    left + width,
+                );
                 text(band, &workload.name, (left + width / 2, HEAD_HEIGHT / 2), HPos::Center, INK)?;
                 let control = workload.control_interval(figure);
                 if let Some([low, high]) = control {
