@@ -343,12 +343,12 @@ impl<O: Observer> Server<O> {
         let start = Instant::now();
         loop {
             self.reactor.poll(Some(Duration::ZERO))?;
-            let spun = start.elapsed();
+            let elapsed = start.elapsed();
             if self.reactor.has_events() {
                 return Ok(());
             }
-            if spun >= spin {
-                return self.reactor.poll(timeout.map(|timeout| timeout.saturating_sub(spun)));
+            if elapsed >= spin {
+                return self.reactor.poll(timeout.map(|timeout| timeout.saturating_sub(elapsed)));
             }
         }
     }
