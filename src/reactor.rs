@@ -141,12 +141,13 @@ impl<T> Reactor<T> {
             events: Events::with_capacity(events_per_turn),
             batch_full: false,
             slots: Slab::with_capacity(SLOTS_RESERVED),
-            batch: Vec::new(),
+            // All with room for a full batch: to grow among what comes and goes would keep memory from being given back.
+            batch: Vec::with_capacity(events_per_turn),
             batch_served: 0,
-            list: Vec::new(),
+            list: Vec::with_capacity(events_per_turn),
             list_served: 0,
             list_share: 0,
-            freed: Vec::new(),
+            freed: Vec::with_capacity(events_per_turn),
         })
     }
 

@@ -19,7 +19,7 @@ use mio::Interest;
 use mio::net::{TcpListener, TcpStream};
 use socket2::SockRef;
 
-use self::config::{DRAIN_SWEEP, DRAIN_SWEEPS, IDLE_SWEEPS};
+use self::config::{DRAIN_SWEEP, DRAIN_SWEEPS, IDLE_SWEEPS, PEAK_WORTH_A_TRIM};
 use self::handle::Command;
 use self::listener::{ACCEPTED_INHERITS, Accept, Accepting, Listener};
 use self::stats::Counters;
@@ -74,6 +74,8 @@ pub struct Server<O = ()> {
     buffer: Box<[u8]>,
     /// How many are open.
     connections: usize,
+    /// How many were, at most, since none was.
+    connections_peak: usize,
     phase: Phase,
     /// When to look for connections on which nothing moves.
     next_sweep: Option<Instant>,
@@ -176,6 +178,7 @@ impl Server {
             buffer: vec![0; config.buffer_size].into(),
             config,
             connections: 0,
+            connections_peak: 0,
             phase: Phase::Serving,
             next_sweep: None,
             started: Instant::now(),
@@ -195,6 +198,7 @@ impl Server {
             config: self.config,
             buffer: self.buffer,
             connections: self.connections,
+            connections_peak: self.connections_peak,
             phase: self.phase,
             next_sweep: self.next_sweep,
             started: self.started,
@@ -306,11 +310,24 @@ impl<O: Observer> Server<O> {
         if self.connections == 0 {
             if let Phase::Draining { .. } = self.phase {
                 self.finish(Closed::Drained);
-            } else if self.reactor.capacity() > SLOTS_RESERVED {
-                self.reactor.shrink_to_fit();
+            } else if self.connections_peak > 0 {
+                self.give_memory_back();
             }
         }
         Ok(if let Phase::Finished = self.phase { Turn::Finished } else { Turn::Running })
+    }
+
+    /// After a peak that was worth it, once the last connection has gone.
+    fn give_memory_back(&mut self) {
+        if self.reactor.capacity() > SLOTS_RESERVED {
+            self.reactor.shrink_to_fit();
+        }
+        if self.connections_peak >= PEAK_WORTH_A_TRIM {
+            // What was pending lies in glibc's heap in small pieces. It joins them, and gives the end of the heap back to the
+            // system, when a block of 64 KiB is freed (malloc.c, FASTBIN_CONSOLIDATION_THRESHOLD).
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(64 << 10)));
+        }
+        self.connections_peak = 0;
     }
 
     /// Does what its time has come for, and answers how long the turn may wait. Without a deadline it reads no clock.
@@ -409,6 +426,7 @@ impl<O: Observer> Server<O> {
         match self.reactor.insert(stream, INTEREST, wrap) {
             Ok(key) => {
                 self.connections += 1;
+                self.connections_peak = self.connections_peak.max(self.connections);
                 self.handle.counters().accepted.add(1);
                 self.observer.opened(Peer::new(key, address));
                 if self.next_sweep.is_none() {

@@ -13,6 +13,8 @@ pub(super) const DRAIN_SWEEP: Duration = Duration::from_millis(50);
 pub(super) const DRAIN_SWEEPS: u8 = 3;
 /// How many sweeps there are in `idle_timeout`: one has outlived it after as many and one more.
 pub(super) const IDLE_SWEEPS: u8 = 4;
+/// Fewer connections than these leave little behind, and may come and go often.
+pub(super) const PEAK_WORTH_A_TRIM: usize = 256;
 
 /// Every limit and socket option of a [`Server`](crate::Server).
 ///
