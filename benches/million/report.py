@@ -5,6 +5,7 @@
 
 import json
 import pathlib
+import platform
 import sys
 
 PAGE_BYTES = 4096
@@ -17,28 +18,30 @@ class Look:
 
     def __init__(self, directory):
         self.directory = directory
-        self.uptime_s = float(self.read("uptime").split()[0])
 
     def read(self, name):
         return (self.directory / name).read_text()
+
+    def uptime_s(self):
+        return float(self.read("uptime").split()[0])
 
     def cpu_s(self, process):
         return sum(int(line.split()[0]) for line in self.read(process + ".schedstat").splitlines()) / 1e9
 
     def resident_bytes(self, process):
-        return number_after(self.read(process + ".smaps_rollup"), "Rss:") * 1024
+        return number_after("Rss:", self.read(process + ".smaps_rollup")) * 1024
 
-    def slab_bytes(self):
-        """Of each cache, the pages that it has."""
+    def slabs(self):
+        """The bytes of each cache, in pages that it has."""
         caches = (line.split() for line in self.read("slabinfo").splitlines()[2:])
         return {words[0]: int(words[14]) * int(words[5]) * PAGE_BYTES for words in caches}
 
     def tcp(self, word):
         line = next(line for line in self.read("sockstat").splitlines() if line.startswith("TCP:"))
-        return number_after(line, word)
+        return number_after(word, line)
 
 
-def number_after(text, word):
+def number_after(word, text):
     words = text.split()
     return int(words[words.index(word) + 1])
 
@@ -47,40 +50,44 @@ def examine(directory):
     load = json.loads((directory / "load.json").read_text())
     before, held, idle, after = (Look(directory / name) for name in ("before", "held", "idle", "after"))
     count = load["connections"]["held"]
-    of_each = lambda now, then: round((now - then) / count) if count else None
-    slabs = {name: now - before.slab_bytes().get(name, 0) for name, now in held.slab_bytes().items()}
-    phases, latency = load["phases_s"], load["latency_us"]
+
+    def of_each(size):
+        return round(size / count) if count else None
+
+    slabs = {name: size - before.slabs().get(name, 0) for name, size in held.slabs().items()}
+    told = sorted((item for item in slabs.items() if item[1] >= CACHE_BYTES_LEAST * count), key=lambda item: -item[1])
     return {
         "kernel": (directory / "kernel").read_text().strip(),
+        "host": host(),
         "connections": load["connections"],
         "sources": len(load["config"]["sources"]),
-        "connect_s": phases["connect"],
+        "connect_s": load["phases_s"]["connect"],
         "idle": {
-            "seconds": idle.uptime_s - held.uptime_s,
+            "seconds": idle.uptime_s() - held.uptime_s(),
             "server_cpu_s": idle.cpu_s("serve") - held.cpu_s("serve"),
             "generator_cpu_s": idle.cpu_s("load") - held.cpu_s("load"),
         },
         "messages": load["messages"],
+        "message_bytes": load["config"]["size"],
         "messages_per_s": load["config"]["rate"],
-        "messages_s": phases["drain"],
-        "latency_us": {name: latency[name] for name in ("p50", "p90", "p99", "max", "count")},
-        "lateness_us": {name: load["lateness_us"][name] for name in ("p50", "p99", "max")},
+        "messages_s": load["phases_s"]["drain"],
+        "latency_us": without_histogram(load["latency_us"]),
+        "lateness_us": without_histogram(load["lateness_us"]),
         "schedule_kept": load["schedule"]["kept"],
         "server_bytes": {
             "before": before.resident_bytes("serve"),
             "held": held.resident_bytes("serve"),
             "after": after.resident_bytes("serve"),
-            "of_connection": of_each(held.resident_bytes("serve"), before.resident_bytes("serve")),
+            "of_connection": of_each(held.resident_bytes("serve") - before.resident_bytes("serve")),
         },
-        "generator_bytes_of_connection": of_each(held.resident_bytes("load"), 0),
+        "generator_bytes_of_connection": of_each(held.resident_bytes("load")),
         "kernel_bytes": {
-            "of_connection": of_each(sum(slabs.values()), 0),
-            "caches": {name: of_each(bytes, 0) for name, bytes in sorted(slabs.items(), key=lambda item: -item[1])
-                       if bytes >= CACHE_BYTES_LEAST * count},
-            "left_of_connection": of_each(sum(after.slab_bytes().values()), sum(before.slab_bytes().values())),
+            "of_connection": of_each(sum(slabs.values())),
+            "caches": {name: of_each(size) for name, size in told},
+            "left_of_connection": of_each(sum(after.slabs().values()) - sum(before.slabs().values())),
         },
-        "sockstat": {"tcp_inuse": held.tcp("inuse") - before.tcp("inuse"), "tcp_mem_pages": held.tcp("mem")},
-        "close_s": phases["close"],
+        "sockstat": {"tcp_inuse": held.tcp("inuse"), "tcp_mem_pages": held.tcp("mem")},
+        "close_s": load["phases_s"]["close"],
         "server": json.loads((directory / "serve.json").read_text()),
         "errors": load["errors"],
         "findings": load["verify"]["connections_failed"],
@@ -88,44 +95,70 @@ def examine(directory):
     }
 
 
+def host():
+    cpus = [line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")]
+    return {"kernel": f"{platform.system()} {platform.release()}", "cpus": len(cpus), "cpu": cpus[0] if cpus else None}
+
+
+def without_histogram(latency):
+    return {name: value for name, value in latency.items() if name != "hdr_v2"}
+
+
+def percentiles(latency):
+    return ", ".join(f"{name} {time(latency[name])}" for name in ("p50", "p90", "p99", "max"))
+
+
 def time(us):
     if us is None:
         return "-"
-    return f"{us} us" if us < 1000 else f"{us / 1e3:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
+    if us < 1000:
+        return f"{us} us"
+    return f"{us / 1e3:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
 
 
 def mebibytes(size):
     return f"{size / (1 << 20):.1f} MiB"
 
 
+def rate(count, seconds):
+    return f"{count / seconds:,.0f} a second" if seconds else "-"
+
+
 def rows(seen):
-    connections, latency, lateness, idle = (seen[name] for name in ("connections", "latency_us", "lateness_us", "idle"))
-    server, kernel, closed = seen["server_bytes"], seen["kernel_bytes"], seen["server"]["closed"]
-    rate = lambda count, seconds: f"{count / seconds:,.0f} a second" if seconds else "-"
-    yield "kernel", seen["kernel"]
-    yield "connections held", (f"{connections['held']:,} of {connections['requested']:,}, from {seen['sources']} addresses; "
-                               f"{connections['verified']:,} verified by a first message")
-    yield "time to connect", f"{seen['connect_s']:.1f} s, {rate(connections['established'], seen['connect_s'])}, first messages and all"
-    yield "CPU while idle", (f"server {idle['server_cpu_s'] * 1e3:.0f} ms, generator {idle['generator_cpu_s'] * 1e3:.0f} ms, "
-                             f"in {idle['seconds']:.1f} s")
-    yield "a message each", (f"{seen['messages']['verified']:,} verified of {seen['messages']['due']:,}, "
-                             f"paced at {seen['messages_per_s']:,.0f} a second, in {seen['messages_s']:.1f} s")
-    yield "  latency", f"p50 {time(latency['p50'])}, p90 {time(latency['p90'])}, p99 {time(latency['p99'])}, max {time(latency['max'])}"
-    yield "  sent late by", (f"p50 {time(lateness['p50'])}, p99 {time(lateness['p99'])}, max {time(lateness['max'])}; "
-                             + ("the schedule was kept" if seen["schedule_kept"] else "the schedule was NOT kept"))
-    yield "server's memory", (f"{server['of_connection']} bytes a connection "
-                              f"({mebibytes(server['before'])} before, {mebibytes(server['held'])} held)")
+    connections, messages, idle = seen["connections"], seen["messages"], seen["idle"]
+    server, kernel, machine = seen["server_bytes"], seen["kernel_bytes"], seen["host"]
+    closed = seen["server"]["closed"]
+    guest = f", user-mode-linux on one core of {machine['kernel']}" if seen["kernel"] != machine["kernel"] else ""
+    yield "kernel", seen["kernel"] + guest
+    yield "machine", f"{machine['cpus']} cores, {machine['cpu']}"
+    yield "connections held", f"{connections['held']:,} of {connections['requested']:,}"
+    yield "time to connect", f"{seen['connect_s']:.1f} s, {rate(connections['established'], seen['connect_s'])}"
+    yield "", f"from {seen['sources']} addresses; {connections['verified']:,} verified by a first message"
+    yield "CPU while idle", f"server {idle['server_cpu_s']:.3f} s, of {idle['seconds']:.1f} s"
+    yield "", f"generator {idle['generator_cpu_s']:.3f} s: it looks for connections whose time is over"
+    yield "a message each", f"{messages['verified']:,} verified of {messages['due']:,}"
+    yield "", f"{seen['message_bytes']} bytes, paced at {seen['messages_per_s']:,.0f} a second; all were answered after {seen['messages_s']:.1f} s"
+    yield "latency", percentiles(seen["latency_us"])
+    kept = "kept" if seen["schedule_kept"] else "NOT kept"
+    yield "sent late by", f"{percentiles(seen['lateness_us'])}: the schedule was {kept}"
+    yield "server's memory", f"{server['of_connection']} bytes a connection"
+    yield "", f"{mebibytes(server['before'])} before, {mebibytes(server['held'])} with all connections"
     yield "generator's memory", f"{seen['generator_bytes_of_connection']} bytes a connection"
-    yield "kernel's memory", f"{kernel['of_connection']:,} bytes a connection, for its two ends (slabinfo)"
-    yield "", ", ".join(f"{name} {size}" for name, size in kernel["caches"].items())
-    yield "sockets", f"{seen['sockstat']['tcp_inuse']:,} in use, {seen['sockstat']['tcp_mem_pages']} pages of buffers (sockstat)"
+    whose = "of its two ends" if guest else "and of all that others did meanwhile"
+    yield "kernel's memory", f"{kernel['of_connection']:,} bytes a connection, {whose} (slabinfo):"
+    caches = [f"{name} {size:,}" for name, size in kernel["caches"].items()]
+    for first in range(0, len(caches), 4):
+        yield "", ", ".join(caches[first:first + 4])
+    sockstat = seen["sockstat"]
+    yield "", f"{sockstat['tcp_inuse']:,} sockets, {sockstat['tcp_mem_pages']:,} pages of their data (sockstat)"
     yield "time to close", f"{seen['close_s']:.1f} s, {rate(connections['held'], seen['close_s'])}"
-    yield "memory afterwards", (f"server {mebibytes(server['after'])}; "
-                                f"kernel {kernel['left_of_connection']:,} bytes a connection above the start")
-    yield "server's report", (f"{seen['server']['accepted']:,} accepted, {closed['end_of_stream']:,} closed at the end of stream, "
-                              f"{sum(closed.values()) - closed['end_of_stream']:,} otherwise")
+    ordered = closed["end_of_stream"]
+    yield "", f"server: {ordered:,} at the end of stream, {sum(closed.values()) - ordered:,} otherwise"
+    yield "memory afterwards", f"server {mebibytes(server['after'])}"
+    yield "", f"kernel {kernel['left_of_connection']:,} bytes a connection more than before"
     errors = ", ".join(f"{error['phase']} {error['error']} {error['count']:,}" for error in seen["errors"])
-    yield "errors", f"{errors or 'none'}; {seen['findings']} findings"
+    yield "errors", f"{errors or 'none'}; {seen['findings']:,} connections with wrong bytes"
 
 
 def main():
