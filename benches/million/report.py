@@ -138,7 +138,8 @@ def rows(seen):
     yield "CPU while idle", f"server {idle['server_cpu_s']:.3f} s, of {idle['seconds']:.1f} s"
     yield "", f"generator {idle['generator_cpu_s']:.3f} s: it looks for connections whose time is over"
     yield "a message each", f"{messages['verified']:,} verified of {messages['due']:,}"
-    yield "", f"{seen['message_bytes']} bytes, paced at {seen['messages_per_s']:,.0f} a second; all were answered after {seen['messages_s']:.1f} s"
+    pace = f"{seen['message_bytes']} bytes, paced at {seen['messages_per_s']:,.0f} a second"
+    yield "", f"{pace}; the last answer came after {seen['messages_s']:.1f} s"
     yield "latency", percentiles(seen["latency_us"])
     kept = "kept" if seen["schedule_kept"] else "NOT kept"
     yield "sent late by", f"{percentiles(seen['lateness_us'])}: the schedule was {kept}"
