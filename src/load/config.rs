@@ -34,7 +34,7 @@ pub struct Config {
     pub mode: Mode,
     /// Connects begun in a second. As fast as it goes.
     pub connect_rate: Option<f64>,
-    /// Connects outstanding at most. 1000.
+    /// Connects outstanding at most, and at the end closes. 1000.
     pub connecting: u32,
     /// From the connect to the end of the handshake. 5 s.
     pub connect_timeout: Duration,

@@ -25,6 +25,10 @@ use crate::reactor::{INTEREST, Reactor, Readiness};
 const READS_PER_TURN: usize = 16;
 /// Connects begun in a turn: those established shall not wait for a storm of new ones.
 const CONNECTS_PER_TURN: u32 = 64;
+/// Connections closed in a turn, likewise.
+const CLOSES_PER_TURN: u32 = 64;
+/// In place of when a connection was closed, of one whose turn has yet to come.
+const TO_BE_CLOSED: u64 = u64::MAX;
 const EVENTS_PER_TURN: usize = 1024;
 /// The rate of the last messages of `hold`, unless one is given.
 const HOLD_RATE: f64 = 10_000.0;
@@ -68,6 +72,8 @@ pub(super) struct Engine {
     no_ports: Option<ConnectFailure>,
     /// The keys of the schedule's connections, in its order.
     lanes: Vec<Option<usize>>,
+    /// The keys of those to be closed at the end.
+    to_close: Vec<usize>,
     next_sweep: u64,
     /// When the next point of the series is due, and the counts at the last one.
     next_second: u64,
@@ -83,10 +89,11 @@ pub(super) struct Counts {
     pub(super) established: u64,
     pub(super) verified: u64,
     pub(super) held: u64,
-    /// Open now, and of these in their handshake, or in their first message.
+    /// Open now, and of these in their handshake, in their first message, or awaiting the other's FIN.
     live: u64,
     connecting: u64,
     opening: u64,
+    closing: u64,
 }
 
 impl Engine {
@@ -131,6 +138,7 @@ impl Engine {
             connect_pause_until: 0,
             no_ports: None,
             lanes: Vec::new(),
+            to_close: Vec::new(),
             next_sweep: 0,
             next_second: u64::MAX,
             verified_at_second: 0,
@@ -181,6 +189,7 @@ impl Engine {
             self.end_second();
         }
         self.open_connections();
+        self.close_connections();
         self.release_due();
         self.change_step();
         let next = self.next_event();
@@ -331,9 +340,28 @@ impl Engine {
             self.count_held();
         }
         self.enter(Step::Close);
-        for key in self.keys() {
-            self.close(key);
+        self.to_close = self.keys();
+        for (_, entry) in self.reactor.iter_mut() {
+            if let Entry::Client(client) = entry {
+                (client.stage, client.since) = (Stage::Closing, TO_BE_CLOSED);
+            }
         }
+    }
+
+    /// Closes as many as may be awaited at once: a million FINs overrun the queues of the kernel.
+    fn close_connections(&mut self) {
+        for _ in 0..CLOSES_PER_TURN {
+            if !self.may_close() {
+                return;
+            }
+            if let Some(key) = self.to_close.pop() {
+                self.close(key);
+            }
+        }
+    }
+
+    fn may_close(&self) -> bool {
+        !self.to_close.is_empty() && self.counts.closing < u64::from(self.config.connecting)
     }
 
     /// Ends everything at once: what is in flight stays unanswered.
@@ -474,7 +502,8 @@ impl Engine {
             Step::Connect | Step::Drain | Step::Close | Step::Done => u64::MAX,
         };
         let due = self.ledger.schedule.and_then(|schedule| schedule.next_due());
-        let times = [self.next_connect(), due, Some(step), Some(self.next_second), Some(self.next_sweep)];
+        let close = self.may_close().then_some(self.now);
+        let times = [self.next_connect(), close, due, Some(step), Some(self.next_second), Some(self.next_sweep)];
         times.into_iter().flatten().min().unwrap_or(u64::MAX)
     }
 
@@ -683,8 +712,8 @@ impl Engine {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         match self.config.close {
             Close::Fin => {
-                client.stage = Stage::Closing;
-                client.since = self.now;
+                (client.stage, client.since) = (Stage::Closing, self.now);
+                self.counts.closing += 1;
                 // Where it fails the peer has reset, and the read that follows says so.
                 let _ = client.stream.0.shutdown(Shutdown::Write);
                 self.reactor.resume(key);
@@ -703,6 +732,7 @@ impl Engine {
             match client.stage {
                 Stage::Connecting => self.counts.connecting -= 1,
                 Stage::Opening => self.counts.opening -= 1,
+                Stage::Closing if client.since != TO_BE_CLOSED => self.counts.closing -= 1,
                 Stage::Steady | Stage::Closing => {}
             }
             if let Some(lane) = self.lanes.get_mut(client.lane as usize)
@@ -722,7 +752,7 @@ impl Engine {
             let Entry::Client(client) = entry else { continue };
             let (phase, deadline) = match client.stage {
                 Stage::Connecting => (Phase::Connect, client.since + connect),
-                Stage::Closing => (Phase::Close, client.since + answer),
+                Stage::Closing => (Phase::Close, client.since.saturating_add(answer)),
                 Stage::Opening | Stage::Steady => match self.ledger.oldest_due(key, client) {
                     Some(due) => (Phase::Receive, due + answer),
                     None => continue,

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -732,6 +733,29 @@ fn a_connection_that_was_late_and_then_ended_is_not_counted_twice() {
     let report = run(config);
     assert_eq!(outcomes(&report), [0, 1, 0, 1, 0]);
     assert_eq!((report.connections.held, report.exit), (1, 1));
+}
+
+#[test]
+fn no_more_are_closed_at_once_than_are_connected_at_once() {
+    static CLOSING: AtomicUsize = AtomicUsize::new(0);
+    static CLOSING_MOST: AtomicUsize = AtomicUsize::new(0);
+    let address = liar(|_, stream| {
+        echo(stream)?;
+        CLOSING_MOST.fetch_max(CLOSING.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(600));
+        CLOSING.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    });
+    let mut config = config(address);
+    config.connections = 8;
+    config.connecting = 2;
+    config.duration = Duration::from_millis(50);
+    // Less than all of them take, and more than each: those whose turn has yet to come are not late.
+    config.answer_timeout = Duration::from_secs(2);
+    let report = run(config);
+    assert_clean(&report);
+    assert_eq!(CLOSING_MOST.load(Ordering::SeqCst), 2);
+    assert!(report.phases_s.close >= 2.4, "{:?}", report.phases_s);
 }
 
 #[test]
