@@ -67,6 +67,7 @@ def examine(directory):
             "server_cpu_s": idle.cpu_s("serve") - held.cpu_s("serve"),
             "generator_cpu_s": idle.cpu_s("load") - held.cpu_s("load"),
         },
+        "hold": load["hold"],
         "messages": load["messages"],
         "message_bytes": load["config"]["size"],
         "messages_per_s": load["config"]["rate"],
@@ -134,13 +135,14 @@ def rows(seen):
     yield "machine", f"{machine['cpus']} cores, {machine['cpu']}"
     yield "connections held", f"{connections['held']:,} of {connections['requested']:,}"
     yield "time to connect", f"{seen['connect_s']:.1f} s, {rate(connections['established'], seen['connect_s'])}"
-    yield "", f"from {seen['sources']} addresses; {connections['verified']:,} verified by a first message"
+    yield "", f"from {seen['sources']} addresses; {connections['verified']:,} verified by their first message"
     yield "CPU while idle", f"server {idle['server_cpu_s']:.3f} s, of {idle['seconds']:.1f} s"
     yield "", f"generator {idle['generator_cpu_s']:.3f} s: it looks for connections whose time is over"
-    yield "a message each", f"{messages['verified']:,} verified of {messages['due']:,}"
-    pace = f"{seen['message_bytes']} bytes, paced at {seen['messages_per_s']:,.0f} a second"
-    yield "", f"{pace}; the last answer came after {seen['messages_s']:.1f} s"
-    yield "latency", percentiles(seen["latency_us"])
+    yield "two messages each", f"{messages['verified']:,} verified of {messages['due']:,}, {seen['message_bytes']} bytes each"
+    pace = f"{seen['messages_per_s']:,.0f} a second"
+    yield "", f"one as it opens, one at the end: those paced at {pace}, all answered after {seen['messages_s']:.1f} s"
+    yield "after the silence", ", ".join(f"{count:,} {outcome}" for outcome, count in seen["hold"].items())
+    yield "latency of both", percentiles(seen["latency_us"])
     kept = "kept" if seen["schedule_kept"] else "NOT kept"
     yield "sent late by", f"{percentiles(seen['lateness_us'])}: the schedule was {kept}"
     yield "server's memory", f"{server['of_connection']} bytes a connection"

@@ -49,8 +49,11 @@ struct Options {
     /// Where the result goes, written anew after each workload [default: docs/benchmarks.json of the repository]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Keep what the result has of other workloads
+    #[arg(long)]
+    add: bool,
     /// Make the tables, the page and the pictures of this file again, without measuring
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "install", "rounds", "only", "workloads", "slice", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "install", "rounds", "only", "workloads", "slice", "json", "add"])]
     tables: Option<PathBuf>,
 }
 
@@ -88,21 +91,19 @@ fn run(options: &Options) -> Result<(), String> {
     let start = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let slice_ms = options.slice.as_millis().try_into().map_err(|_| "--slice is too long")?;
     let mut document = Document::new(start, slice_ms, machine()?);
+    if options.add {
+        document.keep(Document::read(&json)?)?;
+    }
     document.left_out = left_out;
-    document.peers = peers
-        .iter()
-        .map(|peer| Described {
-            name: peer.name.clone(),
-            kind: peer.kind,
-            version: peer.version(),
-            run: peer.run.clone(),
-        })
-        .collect();
+    for peer in &peers {
+        let (name, run) = (peer.name.clone(), peer.run.clone());
+        document.describe(Described { name, kind: peer.kind, version: peer.version(), run });
+    }
     let settings = Settings { rounds: options.rounds.into(), slice: options.slice };
     let mut failed = Vec::new();
     for workload in &workloads {
         match measure::measure(workload, &peers, &settings) {
-            Ok(measured) => document.workloads.push(measured),
+            Ok(measured) => document.add(measured),
             Err(why) => failed.push(format!("{}: {why}", workload.name)),
         }
         processes::check_interrupt()?;

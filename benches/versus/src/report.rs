@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::peers::{CONTROL, FLOOR, Kind, LeftOut, OURS};
 use crate::statistics::{Estimate, median, ratios};
-use crate::workloads::{Comparison, Figure};
+use crate::workloads::{self, Comparison, Figure};
 
 const SCHEMA: &str = "ecoloop.versus/1";
 /// A control that is less sure than this says nothing of anybody.
@@ -35,7 +35,7 @@ pub(crate) struct Document {
     summary: Vec<Summary>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cores: usize,
@@ -143,6 +143,30 @@ impl Document {
         let text = fs::read_to_string(path).map_err(|error| format!("cannot read {name}: {error}"))?;
         let document: Self = serde_json::from_str(&text).map_err(|error| format!("{name}: {error}"))?;
         if document.schema == SCHEMA { Ok(document) } else { Err(format!("{name}: its schema is not {SCHEMA}")) }
+    }
+
+    /// Takes over what was measured before, under the same conditions.
+    pub(crate) fn keep(&mut self, earlier: Self) -> Result<(), String> {
+        if (earlier.slice_ms, &earlier.machine) != (self.slice_ms, &self.machine) {
+            return Err("what is there was measured with other slices, or on another machine".to_owned());
+        }
+        self.start = earlier.start;
+        (self.peers, self.workloads) = (earlier.peers, earlier.workloads);
+        Ok(())
+    }
+
+    /// In place of an earlier one of that name.
+    pub(crate) fn describe(&mut self, peer: Described) {
+        self.peers.retain(|earlier| earlier.name != peer.name);
+        self.peers.push(peer);
+    }
+
+    /// In place of an earlier one of that name, in the order of the list.
+    pub(crate) fn add(&mut self, measured: Measured) {
+        self.workloads.retain(|earlier| earlier.name != measured.name);
+        self.workloads.push(measured);
+        let all = workloads::all();
+        self.workloads.sort_by_key(|measured| all.iter().position(|workload| workload.name == measured.name));
     }
 
     /// A file that is there stays whole until this one is.

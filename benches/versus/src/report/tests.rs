@@ -181,3 +181,18 @@ fn pictures_name_every_server_and_workload() {
         assert!(svg.contains(word), "{word}");
     }
 }
+
+#[test]
+fn what_is_measured_anew_stands_in_place_of_what_was() {
+    let named = |name: &str, rounds| Measured { name: name.to_owned(), rounds, ..measured(&[], 1.0) };
+    let earlier = document(vec![named("1x64", 1), named("50x64", 1), named("churn", 1)]);
+    let mut later = document(Vec::new());
+    later.keep(earlier).unwrap();
+    later.add(named("50x64", 2));
+    let order: Vec<_> = later.workloads.iter().map(|measured| (measured.name.as_str(), measured.rounds)).collect();
+    assert_eq!(order, [("1x64", 1), ("50x64", 2), ("churn", 1)]);
+
+    let mut elsewhere = document(Vec::new());
+    "another CPU".clone_into(&mut elsewhere.machine.cpu);
+    assert!(elsewhere.keep(later).is_err());
+}
