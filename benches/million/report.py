@@ -135,10 +135,11 @@ def rows(seen):
     yield "machine", f"{machine['cpus']} cores, {machine['cpu']}"
     yield "connections held", f"{connections['held']:,} of {connections['requested']:,}"
     yield "time to connect", f"{seen['connect_s']:.1f} s, {rate(connections['established'], seen['connect_s'])}"
-    yield "", f"from {seen['sources']} addresses; {connections['verified']:,} verified by their first message"
+    addresses = f"{seen['sources']} address{'es' if seen['sources'] > 1 else ''}"
+    yield "", f"from {addresses}; {connections['verified']:,} verified by their first message"
     yield "CPU while idle", f"server {idle['server_cpu_s']:.3f} s, of {idle['seconds']:.1f} s"
     yield "", f"generator {idle['generator_cpu_s']:.3f} s: it looks for connections whose time is over"
-    yield "two messages each", f"{messages['verified']:,} verified of {messages['due']:,}, {seen['message_bytes']} bytes each"
+    yield "two messages each", f"{messages['verified']:,} verified of {messages['due']:,}, of {seen['message_bytes']} bytes"
     pace = f"{seen['messages_per_s']:,.0f} a second"
     yield "", f"one as it opens, one at the end: those paced at {pace}, all answered after {seen['messages_s']:.1f} s"
     yield "after the silence", ", ".join(f"{count:,} {outcome}" for outcome, count in seen["hold"].items())
