@@ -18,6 +18,10 @@ const WAKE: Token = Token(usize::MAX);
 /// which glibc maps apart from its heap, and so grows without copying (mallopt(3), `M_MMAP_THRESHOLD`).
 pub(crate) const SLOTS_RESERVED: usize = 4096;
 
+/// Likewise of each list of keys: 128 KiB. One that grew in the heap, among what comes and goes, would keep the memory below it
+/// from being given back.
+const KEYS_RESERVED: usize = 16 * 1024;
+
 /// epoll(7) makes one event of all that has happened to a source; kqueue(2) makes one for each direction.
 const ONE_EVENT_A_SOURCE: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
@@ -141,13 +145,12 @@ impl<T> Reactor<T> {
             events: Events::with_capacity(events_per_turn),
             batch_full: false,
             slots: Slab::with_capacity(SLOTS_RESERVED),
-            // All with room for a full batch: to grow among what comes and goes would keep memory from being given back.
             batch: Vec::with_capacity(events_per_turn),
             batch_served: 0,
-            list: Vec::with_capacity(events_per_turn),
+            list: Vec::with_capacity(KEYS_RESERVED),
             list_served: 0,
             list_share: 0,
-            freed: Vec::with_capacity(events_per_turn),
+            freed: Vec::with_capacity(KEYS_RESERVED),
         })
     }
 
