@@ -157,8 +157,10 @@ impl Document {
 
     /// In place of an earlier one of that name.
     pub(crate) fn describe(&mut self, peer: Described) {
-        self.peers.retain(|earlier| earlier.name != peer.name);
-        self.peers.push(peer);
+        match self.peers.iter_mut().find(|earlier| earlier.name == peer.name) {
+            Some(earlier) => *earlier = peer,
+            None => self.peers.push(peer),
+        }
     }
 
     /// In place of an earlier one of that name, in the order of the list.
