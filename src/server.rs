@@ -332,7 +332,7 @@ impl<O: Observer> Server<O> {
 
     /// Does what its time has come for, and answers how long the turn may wait. Without a deadline it reads no clock.
     fn meet_deadlines(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.next_sweep.is_none() && self.accepting.retry_at().is_none() && matches!(self.phase, Phase::Serving) {
+        if self.earliest_deadline().is_none() {
             return timeout;
         }
         let now = Instant::now();
