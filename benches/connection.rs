@@ -14,23 +14,25 @@ fn main() {
     divan::main();
 }
 
-/// Has messages of one length to read, and takes so much of each write.
+/// Has one message to read, and takes so much of each write.
+#[derive(Clone, Copy)]
 struct Script {
-    messages: usize,
-    message_bytes: usize,
+    message_bytes: Option<usize>,
     write_bytes: usize,
     /// Takes nothing this time, as after a write that was short.
     is_full: bool,
     ends: bool,
 }
 
+const WHOLE: Script = Script { message_bytes: Some(64), write_bytes: BUFFER_BYTES, is_full: false, ends: false };
+
 impl Read for Script {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.messages == 0 {
-            return if self.ends { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        match self.message_bytes.take() {
+            Some(bytes) => Ok(bytes),
+            None if self.ends => Ok(0),
+            None => Err(io::ErrorKind::WouldBlock.into()),
         }
-        self.messages -= 1;
-        Ok(self.message_bytes.min(buffer.len()))
     }
 }
 
@@ -65,44 +67,26 @@ fn serve_all(mut connection: Connection<Script>, readiness: Readiness) -> (Progr
     }
 }
 
-fn bench(bencher: Bencher<'_, '_>, readiness: Readiness, script: impl Fn() -> Script + Sync) {
+fn bench(bencher: Bencher<'_, '_>, readiness: Readiness, script: Script) {
     bencher
-        .with_inputs(|| Connection::new(script()))
+        .with_inputs(|| Connection::new(script))
         .bench_values(|connection| serve_all(black_box(connection), readiness));
 }
 
 /// A message that goes out as it came.
 #[divan::bench(args = [64, 1024])]
 fn one_message(bencher: Bencher<'_, '_>, message_bytes: usize) {
-    bench(bencher, READABLE, || Script {
-        messages: 1,
-        message_bytes,
-        write_bytes: BUFFER_BYTES,
-        is_full: false,
-        ends: false,
-    });
+    bench(bencher, READABLE, Script { message_bytes: Some(message_bytes), ..WHOLE });
 }
 
 /// A message that goes out in pieces: it is kept, and sent as there is room.
 #[divan::bench(args = [512, 128])]
 fn short_writes(bencher: Bencher<'_, '_>, write_bytes: usize) {
-    bench(bencher, READABLE, || Script {
-        messages: 1,
-        message_bytes: BUFFER_BYTES,
-        write_bytes,
-        is_full: false,
-        ends: false,
-    });
+    bench(bencher, READABLE, Script { message_bytes: Some(BUFFER_BYTES), write_bytes, ..WHOLE });
 }
 
 /// Data and the end of the stream in one edge.
 #[divan::bench]
 fn end_of_stream(bencher: Bencher<'_, '_>) {
-    bench(bencher, ENDED, || Script {
-        messages: 1,
-        message_bytes: 64,
-        write_bytes: BUFFER_BYTES,
-        is_full: false,
-        ends: true,
-    });
+    bench(bencher, ENDED, Script { ends: true, ..WHOLE });
 }
