@@ -6,7 +6,6 @@ use divan::{Bencher, black_box};
 use ecoloop::{Connection, Progress, Readiness};
 
 const BUFFER_BYTES: usize = 1024;
-const READS_PER_TURN: usize = 16;
 const READABLE: Readiness = Readiness { readable: true, writable: true, read_closed: false, priority: false };
 const ENDED: Readiness = Readiness { read_closed: true, ..READABLE };
 
@@ -55,11 +54,7 @@ fn serve_all(mut connection: Connection<Script>, readiness: Readiness) -> (Progr
     let mut buffer = [0; BUFFER_BYTES];
     let mut sent = 0;
     loop {
-        let progress = connection.serve(readiness, &mut buffer, READS_PER_TURN, |moved| {
-            if let ecoloop::Moved::Sent(n) = moved {
-                sent += n;
-            }
-        });
+        let progress = connection.serve(&readiness, &mut buffer, |_| {}, |length| sent += length);
         let is_over = progress != Progress::Unfinished && connection.pending() == 0;
         if is_over {
             return (progress, sent);

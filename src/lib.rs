@@ -35,10 +35,9 @@ mod reactor;
 mod server;
 mod socket;
 
-pub use reactor::{INTEREST, Reactor, Readiness};
+pub use reactor::{Batch, INTEREST, Reactor, Readiness, Reported};
 pub use server::{
-    Closed, ClosedStats, Config, Connection, Handle, Moved, Observer, Peer, Progress, Report, Running, Server, Stats,
-    Turn,
+    Closed, ClosedStats, Config, Connection, Handle, Observer, Peer, Progress, Report, Running, Server, Stats, Turn,
 };
 
 /// The target of every log record of this crate, whichever module it comes from.

@@ -22,9 +22,6 @@ pub(crate) const SLOTS_RESERVED: usize = 4096;
 /// from being given back.
 const KEYS_RESERVED: usize = 16 * 1024;
 
-/// epoll(7) makes one event of all that has happened to a source; kqueue(2) makes one for each direction.
-const ONE_EVENT_A_SOURCE: bool = cfg!(any(target_os = "linux", target_os = "android"));
-
 /// What a source may be able to do now.
 ///
 /// A hint, as all readiness is: what `read` and `write` return is the truth ([mio: "Readiness operations"]).
@@ -43,23 +40,14 @@ pub struct Readiness {
     pub priority: bool,
 }
 
-impl Readiness {
-    /// Adds what `other` reports.
-    fn merge(&mut self, other: Self) {
-        self.readable |= other.readable;
-        self.writable |= other.writable;
-        self.read_closed |= other.read_closed;
-        self.priority |= other.priority;
-    }
-}
-
 impl From<&Event> for Readiness {
     /// An error or a closed direction makes the source readable and writable too: the call that is tried then says which.
+    #[expect(clippy::inline_always, reason = "so that the hints are not packed into a word, and unpacked again")]
+    #[inline(always)]
     fn from(event: &Event) -> Self {
-        let failed = event.is_error();
         Self {
-            readable: event.is_readable() || event.is_read_closed() || failed,
-            writable: event.is_writable() || event.is_write_closed() || failed,
+            readable: event.is_readable() || event.is_read_closed() || event.is_error(),
+            writable: event.is_writable() || event.is_write_closed() || event.is_error(),
             read_closed: event.is_read_closed(),
             priority: event.is_priority(),
         }
@@ -68,8 +56,10 @@ impl From<&Event> for Readiness {
 
 /// A poll, and the values registered with it, each under the key that is its [`Token`].
 ///
-/// A turn is [`poll`](Self::poll), then [`next`](Self::next) until it answers `None`. It serves what the poll reported
-/// together with those that [`resume`](Self::resume) had put on the list before it, each once.
+/// A turn is [`poll`](Self::poll), then what it reported, then [`next_listed`](Self::next_listed) until it answers `None`. So it
+/// serves what the poll reported together with those that [`resume`](Self::resume) had put on the list before it, each once.
+/// (kqueue(2) makes an event of each direction of a source, which is then served for each.) A turn may have more
+/// [rounds](Self::next_round), in which the list is served anew without a poll.
 ///
 /// Sources are registered edge-triggered, so an edge that is not drained is never announced again: whoever stops before
 /// `WouldBlock` calls [`resume`](Self::resume).
@@ -86,44 +76,98 @@ impl From<&Event> for Readiness {
 /// let key = reactor.insert(listener, INTEREST, |listener| listener)?;
 ///
 /// let _client = std::net::TcpStream::connect(address)?;
-/// reactor.poll(Some(Duration::from_secs(1)))?;
-/// assert!(matches!(reactor.next(), Some((ready, Readiness { readable: true, .. })) if ready == key));
-/// assert!(reactor.next().is_none());
+/// let batch = reactor.poll(Some(Duration::from_secs(1)))?;
+/// for reported in batch.iter() {
+///     assert!(reported.key() == key && reported.readiness().readable);
+///     if let Some(listener) = reactor.visit(key) {
+///         listener.accept()?;
+///         // There may be another one.
+///         reactor.resume(key);
+///     }
+/// }
+/// reactor.give_back(batch);
+/// assert_eq!(reactor.next_listed(), None);
+/// assert!(reactor.next_round());
+/// assert_eq!(reactor.next_listed(), Some(key));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Reactor<T> {
     poll: Poll,
-    events: Events,
-    /// The last poll filled `events`: more may wait in the kernel.
+    events_per_turn: usize,
+    /// Those of the last batch that was given back, to be filled again.
+    events: Option<Events>,
+    /// The last poll brought as many events as it could: more may wait in the kernel.
     batch_full: bool,
     slots: Slab<Slot<T>>,
-    /// The events of this turn, out of the reach of the next poll, and how many of them are served.
-    batch: Vec<Event>,
-    batch_served: usize,
-    /// Keys on the list: first those of this turn, then those put on it since.
+    /// What those on the list of this round are marked with.
+    round: Listed,
+    /// Keys on the list: first those of this round, then those put on it since.
     list: Vec<usize>,
     list_served: usize,
-    /// How many of `list` belong to this turn.
+    /// How many of `list` belong to this round.
     list_share: usize,
     /// Keys whose value was removed in this turn.
     freed: Vec<usize>,
 }
 
-/// A value, or the place of one that was removed in this turn, with what was noted for it.
+/// What a poll has reported.
+#[derive(Debug)]
+pub struct Batch(Events);
+
+impl Batch {
+    /// Each key, with what its source may be able to do now. Its value may have been removed earlier in this turn.
+    pub fn iter(&self) -> impl Iterator<Item = Reported<'_>> {
+        self.0.iter().map(Reported)
+    }
+
+    /// Whether the poll reported nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// One of a [`Batch`].
+#[derive(Clone, Copy, Debug)]
+pub struct Reported<'a>(&'a Event);
+
+impl Reported<'_> {
+    /// Whose source it is.
+    #[must_use]
+    pub fn key(self) -> usize {
+        self.0.token().0
+    }
+
+    /// What the source may be able to do.
+    #[must_use]
+    #[expect(clippy::inline_always, reason = "so that the hints are not packed into a word, and unpacked again")]
+    #[inline(always)]
+    pub fn readiness(self) -> Readiness {
+        self.0.into()
+    }
+}
+
+/// A value, or the place of one that was removed in this turn.
 #[derive(Debug)]
 struct Slot<T> {
     value: Option<T>,
-    noted: Readiness,
     listed: Listed,
 }
 
-/// Whether a key waits on the list to be served.
+/// Whether a key waits on the list to be served, and in which round. Rounds are told apart as even and odd ones: the list holds
+/// keys of this one and the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listed {
     No,
-    ThisTurn,
-    NextTurn,
+    Even,
+    Odd,
+}
+
+impl Listed {
+    fn next(self) -> Self {
+        if self == Self::Even { Self::Odd } else { Self::Even }
+    }
 }
 
 /// What a connection is registered for, once and for good.
@@ -142,11 +186,11 @@ impl<T> Reactor<T> {
     pub fn new(events_per_turn: usize) -> io::Result<Self> {
         Ok(Self {
             poll: Poll::new()?,
-            events: Events::with_capacity(events_per_turn),
+            events_per_turn,
+            events: None,
             batch_full: false,
             slots: Slab::with_capacity(SLOTS_RESERVED),
-            batch: Vec::with_capacity(events_per_turn),
-            batch_served: 0,
+            round: Listed::Even,
             list: Vec::with_capacity(KEYS_RESERVED),
             list_served: 0,
             list_share: 0,
@@ -181,13 +225,24 @@ impl<T> Reactor<T> {
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         self.poll.registry().register(&mut source, Token(key), interest)?;
-        entry.insert(Slot { value: Some(wrap(source)), noted: Readiness::default(), listed: Listed::No });
+        entry.insert(Slot { value: Some(wrap(source)), listed: Listed::No });
         Ok(key)
     }
 
     /// The value under `key`, if there is one.
     pub fn get_mut(&mut self, key: usize) -> Option<&mut T> {
         self.slots.get_mut(key)?.value.as_mut()
+    }
+
+    /// The value under `key`, if there is one, to be served now: it is not served once more for being on the list of this round.
+    #[inline]
+    pub fn visit(&mut self, key: usize) -> Option<&mut T> {
+        let slot = self.slots.get_mut(key)?;
+        let value = slot.value.as_mut()?;
+        if slot.listed == self.round {
+            slot.listed = Listed::No;
+        }
+        Some(value)
     }
 
     /// Every key with its value.
@@ -209,16 +264,15 @@ impl<T> Reactor<T> {
         Some(value)
     }
 
-    /// Puts `key` on the list for the next turn, at most once.
+    /// Puts `key` on the list for the next round or turn, at most once.
     pub fn resume(&mut self, key: usize) {
-        self.note(key, Readiness::default());
-    }
-
-    /// Adds what was reported for `key`, and puts it on the list, at most once.
-    ///
-    /// [`poll`](Self::poll) does this for each event; a test does it in its place.
-    pub fn note(&mut self, key: usize, readiness: Readiness) {
-        note(&mut self.slots, &mut self.list, key, readiness);
+        if let Some(slot) = self.slots.get_mut(key)
+            && slot.value.is_some()
+            && slot.listed == Listed::No
+        {
+            slot.listed = self.round.next();
+            self.list.push(key);
+        }
     }
 
     /// Begins a turn: waits for events, at most for `timeout`, and not at all while something is on the list.
@@ -228,54 +282,34 @@ impl<T> Reactor<T> {
     /// # Errors
     ///
     /// - The poll itself fails (`epoll_wait(2)`), which no peer can cause.
-    pub fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn poll(&mut self, timeout: Option<Duration>) -> io::Result<Batch> {
         self.end_turn();
         let timeout = if self.has_work() { Some(Duration::ZERO) } else { timeout };
-        match self.poll.poll(&mut self.events, timeout) {
+        let mut events = self.events.take().unwrap_or_else(|| Events::with_capacity(self.events_per_turn));
+        match self.poll.poll(&mut events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        self.batch.extend(self.events.iter().cloned());
-        self.batch_full = self.batch.len() == self.events.capacity();
-        if !ONE_EVENT_A_SOURCE {
-            self.list_batch();
-        }
-        for &key in &self.list {
-            if let Some(slot) = self.slots.get_mut(key) {
-                slot.listed = Listed::ThisTurn;
-            }
-        }
-        self.list_share = self.list.len();
-        Ok(())
+        self.batch_full = events.iter().count() == events.capacity();
+        Ok(Batch(events))
     }
 
-    /// The next key of this turn that still has a value, with all that was noted for it.
-    #[expect(clippy::should_implement_trait, reason = "an iterator would borrow the reactor for the whole turn")]
-    pub fn next(&mut self) -> Option<(usize, Readiness)> {
-        while let Some(event) = self.batch.get(self.batch_served) {
-            self.batch_served += 1;
-            // The waker's key is in no slab: it ends the wait, and that is all.
-            let key = event.token().0;
-            if let Some(slot) = self.slots.get_mut(key)
-                && slot.value.is_some()
-            {
-                let mut readiness = Readiness::from(event);
-                if slot.listed == Listed::ThisTurn {
-                    slot.listed = Listed::No;
-                    readiness.merge(std::mem::take(&mut slot.noted));
-                }
-                return Some((key, readiness));
-            }
-        }
+    /// Takes the room of a batch that is served, to use it again.
+    pub fn give_back(&mut self, batch: Batch) {
+        self.events = Some(batch.0);
+    }
+
+    /// The next key on the list of this round that still has a value, and was not served for an event.
+    pub fn next_listed(&mut self) -> Option<usize> {
         while self.list_served < self.list_share {
             let key = self.list[self.list_served];
             self.list_served += 1;
             if let Some(slot) = self.slots.get_mut(key)
-                && slot.listed == Listed::ThisTurn
+                && slot.listed == self.round
             {
                 slot.listed = Listed::No;
                 if slot.value.is_some() {
-                    return Some((key, std::mem::take(&mut slot.noted)));
+                    return Some(key);
                 }
                 self.freed.push(key);
             }
@@ -283,16 +317,16 @@ impl<T> Reactor<T> {
         None
     }
 
+    /// Begins another round of this turn, for those on the list; answers whether there are any.
+    pub fn next_round(&mut self) -> bool {
+        self.begin_round();
+        !self.list.is_empty()
+    }
+
     /// Whether there is something to do without waiting: keys on the list, or a poll that filled its batch.
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.batch_full || self.list_served < self.list.len()
-    }
-
-    /// Whether the last poll brought an event, or there is something on the list.
-    #[must_use]
-    pub fn has_events(&self) -> bool {
-        !self.events.is_empty() || !self.list.is_empty()
     }
 
     /// Makes room for `additional` keys at once, so that the slab does not grow while they come.
@@ -323,26 +357,37 @@ impl<T> Reactor<T> {
         self.poll.registry().deregister(source)
     }
 
-    /// Each step is taken only where there is something to do: they are a large part of a turn with a single event.
     fn end_turn(&mut self) {
         while let Some(key) = self.freed.pop() {
             self.slots.remove(key);
         }
-        if self.list_served > 0 {
-            self.list.drain(..self.list_served);
-            self.list_served = 0;
+        if !self.list.is_empty() {
+            self.begin_round();
         }
-        // An event that the caller has not come for is not announced again.
-        self.list_batch();
     }
 
-    /// Puts on the list what is left of the batch.
-    fn list_batch(&mut self) {
-        for event in &self.batch[self.batch_served..] {
-            note(&mut self.slots, &mut self.list, event.token().0, event.into());
+    /// What is on the list becomes that of this round, first what nobody has come for in the last.
+    fn begin_round(&mut self) {
+        let (round, next) = (self.round, self.round.next());
+        self.list.drain(..self.list_served);
+        let left_over = self.list_share - self.list_served;
+        if left_over > 0 {
+            let mut at = 0;
+            self.list.retain(|&key| {
+                at += 1;
+                at > left_over
+                    || self.slots.get_mut(key).is_some_and(|slot| {
+                        let is_due = slot.listed == round;
+                        if is_due {
+                            slot.listed = next;
+                        }
+                        is_due
+                    })
+            });
         }
-        self.batch.clear();
-        self.batch_served = 0;
+        self.round = next;
+        self.list_served = 0;
+        self.list_share = self.list.len();
     }
 }
 
@@ -350,18 +395,6 @@ impl<T> AsFd for Reactor<T> {
     /// The poll's descriptor: another loop can wait on it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.poll.registry().as_fd()
-    }
-}
-
-fn note<T>(slots: &mut Slab<Slot<T>>, list: &mut Vec<usize>, key: usize, readiness: Readiness) {
-    if let Some(slot) = slots.get_mut(key)
-        && slot.value.is_some()
-    {
-        slot.noted.merge(readiness);
-        if slot.listed == Listed::No {
-            slot.listed = Listed::NextTurn;
-            list.push(key);
-        }
     }
 }
 

@@ -157,11 +157,15 @@ impl Engine {
                 // What is measured at this point comes before the next step's work.
                 break;
             }
-            self.reactor.poll(timeout)?;
+            let batch = self.reactor.poll(timeout)?;
             self.read_clock();
             let start = self.now;
-            while let Some((key, readiness)) = self.reactor.next() {
-                self.serve(key, readiness);
+            for reported in batch.iter() {
+                self.serve(reported.key(), reported.readiness());
+            }
+            self.reactor.give_back(batch);
+            while let Some(key) = self.reactor.next_listed() {
+                self.serve(key, Readiness::default());
             }
             self.turn.record(self.now - start);
             if self.interrupt.is_set() {
@@ -508,7 +512,7 @@ impl Engine {
     }
 
     fn serve(&mut self, key: usize, readiness: Readiness) {
-        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        let Some(Entry::Client(client)) = self.reactor.visit(key) else { return };
         client.notice(readiness);
         if client.stage != Stage::Connecting || self.establish(key) {
             self.converse(key);

@@ -19,7 +19,7 @@ const SHORT_READ_DRAINS: bool = cfg!(any(target_os = "linux", target_os = "andro
 /// ```
 /// use std::net::{TcpListener, TcpStream};
 /// use std::io::{Read, Write};
-/// use ecoloop::{Connection, Moved, Progress, Readiness};
+/// use ecoloop::{Connection, Progress, Readiness};
 ///
 /// let listener = TcpListener::bind("127.0.0.1:0")?;
 /// let mut client = TcpStream::connect(listener.local_addr()?)?;
@@ -28,15 +28,11 @@ const SHORT_READ_DRAINS: bool = cfg!(any(target_os = "linux", target_os = "andro
 /// client.write_all(b"hola")?;
 /// let mut connection = Connection::new(stream);
 /// let readable = Readiness { readable: true, ..Readiness::default() };
-/// let mut moved = Vec::new();
-/// let progress = connection.serve(readable, &mut [0; 1024], 16, |step| match step {
-///     Moved::Received(data) => moved.push(data.len()),
-///     Moved::Sent(n) => moved.push(n),
-///     Moved::Discarded(_) => unreachable!("nobody called `discard`"),
-/// });
+/// let mut counted = (0, 0);
+/// let progress = connection.serve(&readable, &mut [0; 1024], |data| counted.0 += data.len(), |sent| counted.1 += sent);
 ///
 /// assert_eq!(progress, Progress::Waiting);
-/// assert_eq!(moved, [4, 4]);
+/// assert_eq!(counted, (4, 4));
 /// let mut echo = [0; 4];
 /// client.read_exact(&mut echo)?;
 /// assert_eq!(&echo, b"hola");
@@ -47,13 +43,39 @@ pub struct Connection<S> {
     stream: S,
     /// Boxed, so that an idle connection carries a pointer and no buffer.
     pending: Option<Box<Pending>>,
-    /// The last readable edge is not spent.
-    readable: bool,
-    /// A read that returns less than it had room for has emptied the socket.
-    short_read_drains: bool,
+    edge: Edge,
     discarding: bool,
     /// See [`Connection::grow_quiet`].
     quiet: u8,
+}
+
+/// What is known of the last readable edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Edge {
+    /// A read has found the end of what there was.
+    Spent,
+    /// There may be something to read, and a read that returns less than it had room for has emptied the stream.
+    Readable,
+    /// There may be something to read, until a read finds nothing.
+    ReadableToTheEnd,
+}
+
+impl From<&Readiness> for Edge {
+    /// Data and the end of the stream that arrive together make one edge: a short read taken as the last would leave the end
+    /// unseen. And a read stops at urgent data, with more behind it.
+    #[expect(clippy::inline_always, reason = "so that the hints are not packed into a word, and unpacked again")]
+    #[inline(always)]
+    fn from(readiness: &Readiness) -> Self {
+        if readiness.read_closed || readiness.priority {
+            Self::ReadableToTheEnd
+        } else if !readiness.readable {
+            Self::Spent
+        } else if SHORT_READ_DRAINS {
+            Self::Readable
+        } else {
+            Self::ReadableToTheEnd
+        }
+    }
 }
 
 /// Output that the stream did not take.
@@ -63,24 +85,15 @@ struct Pending {
     sent: usize,
 }
 
-/// Bytes that moved in one step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moved<'a> {
-    /// These came in, and are about to be echoed.
-    Received(&'a [u8]),
-    /// So many went out.
-    Sent(usize),
-    /// So many came in after [`Connection::discard`], and were thrown away.
-    Discarded(usize),
-}
-
 /// What is to become of a connection after [`Connection::serve`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Nothing can be done until the next event.
     Waiting,
-    /// It has used up its reads, and its edge is not spent: serve it again without waiting for an event.
+    /// Its edge is not spent: serve it again without waiting for an event.
     Unfinished,
+    /// So many bytes came in after [`Connection::discard`] and were thrown away. Serve it again without waiting for an event.
+    Discarded(usize),
     /// The peer has ended its direction, and all that it sent has gone back.
     Ended,
     /// A read or a write failed.
@@ -97,120 +110,137 @@ enum Step {
 impl<S: Read + Write> Connection<S> {
     /// A connection over `stream`, which must not block.
     pub fn new(stream: S) -> Self {
-        Self {
-            stream,
-            pending: None,
-            readable: false,
-            short_read_drains: SHORT_READ_DRAINS,
-            discarding: false,
-            quiet: 0,
-        }
+        Self { stream, pending: None, edge: Edge::Spent, discarding: false, quiet: 0 }
     }
 
-    /// Does what `readiness` allows: sends what is pending, then reads and echoes, through `buffer`, at most `reads_max` times.
+    /// Does what `readiness` allows: sends what is pending, then reads once, through `buffer`, and writes that back.
     ///
-    /// `moved` is told of every step that moved bytes; those received before they are echoed.
+    /// `received` is told what came in before it is echoed, `sent` how many bytes went out.
     ///
     /// Nothing is read while anything is pending. A call of the stream that was interrupted is tried again.
     ///
     /// `buffer` must not be empty: a read into nothing brings nothing, which is taken for the end of the stream
     /// ([`Progress::Ended`]).
+    #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
+    #[inline(always)]
     pub fn serve(
         &mut self,
-        readiness: Readiness,
+        readiness: &Readiness,
         buffer: &mut [u8],
-        reads_max: usize,
-        mut moved: impl FnMut(Moved<'_>),
+        received: impl FnOnce(&[u8]),
+        mut sent: impl FnMut(usize),
     ) -> Progress {
-        self.readable |= readiness.readable;
-        // Data and the end of the stream that arrive together make one edge: a short read taken as the last would leave
-        // the end unseen. And a read stops at urgent data, with more behind it.
-        self.short_read_drains &= !readiness.read_closed && !readiness.priority;
+        self.edge = self.edge.max(readiness.into());
+        if self.pending.is_some() {
+            let (length, progress) = self.flush(readiness.writable);
+            if length > 0 {
+                sent(length);
+            }
+            if progress != Progress::Unfinished {
+                return progress;
+            }
+        }
+        if self.edge == Edge::Spent {
+            return Progress::Waiting;
+        }
+        let length = match step(|| self.stream.read(buffer)) {
+            Step::Moved(0) => return Progress::Ended,
+            Step::Moved(length) => length,
+            Step::Blocked => {
+                self.edge = Edge::Spent;
+                return Progress::Waiting;
+            }
+            Step::Failed(kind) => return Progress::Failed(kind),
+        };
+        self.quiet = 0;
+        if self.discarding {
+            return Progress::Discarded(length);
+        }
+        let data = if length < buffer.len() {
+            if self.edge == Edge::Readable {
+                self.edge = Edge::Spent;
+            }
+            &buffer[..length]
+        } else {
+            buffer
+        };
+        received(data);
+        match step(|| self.stream.write(data)) {
+            Step::Moved(written) if written == data.len() => {
+                sent(written);
+                self.rest()
+            }
+            Step::Moved(0) => Progress::Failed(io::ErrorKind::WriteZero),
+            Step::Moved(written) => {
+                let (written, progress) = self.send_rest(data, written);
+                sent(written);
+                progress
+            }
+            Step::Blocked => self.keep(data),
+            Step::Failed(kind) => Progress::Failed(kind),
+        }
+    }
 
-        if self.pending.is_some()
-            && let Some(progress) = self.flush(readiness.writable, &mut moved)
-        {
-            return progress;
+    /// What is to become of a connection on which nothing is pending.
+    #[inline]
+    fn rest(&self) -> Progress {
+        if self.edge == Edge::Spent { Progress::Waiting } else { Progress::Unfinished }
+    }
+
+    /// Sends what is pending, if it can; answers how much went out, and `Unfinished` if nothing is left.
+    #[cold]
+    fn flush(&mut self, writable: bool) -> (usize, Progress) {
+        let Some(mut pending) = self.pending.take() else { return (0, Progress::Unfinished) };
+        let (mut length, mut failed) = (0, None);
+        if writable {
+            (length, failed) = self.send(&pending.bytes[pending.sent..], 0);
+            pending.sent += length;
         }
-        let mut reads = 0;
-        while self.readable {
-            if reads == reads_max {
-                return Progress::Unfinished;
-            }
-            reads += 1;
-            let received = match step(|| self.stream.read(buffer)) {
-                Step::Moved(0) => return Progress::Ended,
-                Step::Moved(received) => received,
-                Step::Blocked => {
-                    self.readable = false;
-                    self.short_read_drains = SHORT_READ_DRAINS;
-                    return Progress::Waiting;
-                }
-                Step::Failed(kind) => return Progress::Failed(kind),
-            };
+        if length > 0 {
             self.quiet = 0;
-            if received < buffer.len() && self.short_read_drains {
-                self.readable = false;
-            }
-            if self.discarding {
-                moved(Moved::Discarded(received));
-                continue;
-            }
-            let data = &buffer[..received];
-            moved(Moved::Received(data));
-            match self.send(data, &mut moved) {
-                Ok(sent) if sent < received => {
-                    self.pending = Some(Box::new(Pending { bytes: data[sent..].into(), sent: 0 }));
-                    return Progress::Waiting;
-                }
-                Ok(_) => {}
-                Err(kind) => return Progress::Failed(kind),
-            }
         }
+        let progress = if let Some(kind) = failed {
+            Progress::Failed(kind)
+        } else if pending.sent == pending.bytes.len() {
+            Progress::Unfinished
+        } else {
+            self.pending = Some(pending);
+            Progress::Waiting
+        };
+        (length, progress)
+    }
+
+    /// Goes on after a short write, and keeps what the stream will not have; answers how much went out.
+    #[cold]
+    fn send_rest(&mut self, data: &[u8], written: usize) -> (usize, Progress) {
+        let (written, failed) = self.send(data, written);
+        let progress = match failed {
+            Some(kind) => Progress::Failed(kind),
+            None if written == data.len() => self.rest(),
+            None => self.keep(&data[written..]),
+        };
+        (written, progress)
+    }
+
+    #[cold]
+    fn keep(&mut self, rest: &[u8]) -> Progress {
+        self.pending = Some(Box::new(Pending { bytes: rest.into(), sent: 0 }));
         Progress::Waiting
     }
 
-    /// Sends what is pending, if it can; answers what is to become of the connection, if that is decided by it.
-    #[cold]
-    fn flush(&mut self, writable: bool, moved: &mut impl FnMut(Moved<'_>)) -> Option<Progress> {
-        let mut pending = self.pending.take()?;
-        if writable {
-            match self.send(&pending.bytes[pending.sent..], moved) {
-                Ok(0) => {}
-                Ok(sent) => {
-                    self.quiet = 0;
-                    pending.sent += sent;
-                }
-                Err(kind) => return Some(Progress::Failed(kind)),
-            }
-        }
-        if pending.sent == pending.bytes.len() {
-            return None;
-        }
-        self.pending = Some(pending);
-        Some(Progress::Waiting)
-    }
-
-    /// Writes `data` until it is all out or the stream blocks; answers how much went out.
+    /// Writes `data` from `sent` on until it is all out or the stream blocks; answers how much of it is out, and what failed.
     ///
     /// A short write is followed by another: only `WouldBlock` makes the kernel report when there is room again.
-    #[inline]
-    fn send(&mut self, data: &[u8], moved: &mut impl FnMut(Moved<'_>)) -> Result<usize, io::ErrorKind> {
-        let mut sent = 0;
-        loop {
+    fn send(&mut self, data: &[u8], mut sent: usize) -> (usize, Option<io::ErrorKind>) {
+        while sent < data.len() {
             match step(|| self.stream.write(&data[sent..])) {
-                Step::Moved(0) => return Err(io::ErrorKind::WriteZero),
-                Step::Moved(n) => {
-                    moved(Moved::Sent(n));
-                    sent += n;
-                    if sent >= data.len() {
-                        return Ok(sent);
-                    }
-                }
-                Step::Blocked => return Ok(sent),
-                Step::Failed(kind) => return Err(kind),
+                Step::Moved(0) => return (sent, Some(io::ErrorKind::WriteZero)),
+                Step::Moved(n) => sent += n,
+                Step::Blocked => break,
+                Step::Failed(kind) => return (sent, Some(kind)),
             }
         }
+        (sent, None)
     }
 }
 
@@ -252,6 +282,7 @@ impl<S> Connection<S> {
     }
 }
 
+#[inline]
 fn step(mut call: impl FnMut() -> io::Result<usize>) -> Step {
     loop {
         match call() {

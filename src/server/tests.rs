@@ -14,8 +14,7 @@ use mio::{Interest, Registry, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::stats::Counters;
-use super::{Connection, Peer, Progress, echo};
+use super::{Connection, Handle, Peer, Progress, echo};
 use crate::{INTEREST, Reactor, Readiness};
 
 const BUFFER_SIZE: usize = 4;
@@ -255,7 +254,7 @@ impl Source for Stream {
 struct Model {
     reactor: Reactor<Connection<Stream>>,
     buffer: [u8; BUFFER_SIZE],
-    counters: Counters,
+    handle: Handle,
     /// Those that are open, by key.
     open: BTreeMap<usize, Rc<RefCell<Socket>>>,
     closed: Vec<(Rc<RefCell<Socket>>, Progress)>,
@@ -265,10 +264,11 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
+        let reactor = Reactor::new(16).unwrap();
         Self {
-            reactor: Reactor::new(16).unwrap(),
+            handle: Handle::new(reactor.waker().unwrap()),
+            reactor,
             buffer: [0; BUFFER_SIZE],
-            counters: Counters::default(),
             open: BTreeMap::new(),
             closed: Vec::new(),
             unfinished: BTreeSet::new(),
@@ -281,26 +281,26 @@ impl Model {
         assert!(self.open.insert(key, socket).is_none(), "a key was given twice");
     }
 
-    /// One turn, in the midst of which `newcomers` are accepted. Whoever has something to do is served, and once.
+    /// One turn, in the midst of which `newcomers` are accepted. Whoever has something to do is served, in rounds.
     fn turn(&mut self, mut newcomers: Vec<Socket>) {
-        let mut due: BTreeSet<usize> = std::mem::take(&mut self.unfinished);
+        let mut due: BTreeSet<usize> = self.unfinished.clone();
+        let mut reported = Vec::new();
         for (&key, socket) in &self.open {
             let mut socket = socket.borrow_mut();
+            socket.reads = 0;
             socket.act();
             if let Some(readiness) = socket.report() {
-                // In two events, as kqueue(2) would.
-                self.reactor.note(key, Readiness { writable: false, ..readiness });
-                self.reactor.note(key, Readiness { writable: readiness.writable, ..Readiness::default() });
+                reported.push((key, readiness));
                 due.insert(socket.id);
             }
         }
-        self.reactor.poll(Some(Duration::ZERO)).unwrap();
+        let batch = self.reactor.poll(Some(Duration::ZERO)).unwrap();
+        self.reactor.give_back(batch);
         for socket in self.open.values() {
             socket.borrow_mut().act_at(Moment::AfterPoll);
         }
-        while let Some((key, readiness)) = self.reactor.next() {
-            let id = self.open[&key].borrow().id;
-            assert!(due.remove(&id), "served out of turn, or twice");
+        for (key, readiness) in reported {
+            assert!(due.remove(&self.open[&key].borrow().id), "served out of turn, or twice");
             self.serve(key, readiness);
             // A newcomer must not come by a key for which there is something in this batch.
             if let Some(newcomer) = newcomers.pop() {
@@ -310,24 +310,35 @@ impl Model {
         for newcomer in newcomers {
             self.open(newcomer);
         }
+        while let Some(key) = self.reactor.next_listed() {
+            assert!(due.remove(&self.open[&key].borrow().id), "served out of turn, or twice");
+            self.serve(key, Readiness::default());
+        }
         assert!(due.is_empty(), "passed over");
+        for _ in 1..READS_PER_TURN {
+            self.reactor.next_round();
+            while let Some(key) = self.reactor.next_listed() {
+                self.serve(key, Readiness::default());
+            }
+        }
         self.assert_nobody_is_forgotten();
     }
 
     /// What `Server::serve` does for a connection.
     fn serve(&mut self, key: usize, readiness: Readiness) {
-        let connection = self.reactor.get_mut(key).unwrap();
+        let connection = self.reactor.visit(key).unwrap();
         let socket = &self.open[&key];
-        socket.borrow_mut().reads = 0;
         let peer = || Peer::new(key, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
-        let progress = echo(connection, peer, readiness, &mut self.buffer, READS_PER_TURN, &self.counters, &mut ());
+        let progress = echo(connection, peer, &readiness, &mut self.buffer, &self.handle, &mut ());
         assert!(socket.borrow().reads <= READS_PER_TURN);
+        self.unfinished.remove(&socket.borrow().id);
         match progress {
             Progress::Waiting => {}
             Progress::Unfinished => {
                 self.reactor.resume(key);
                 self.unfinished.insert(socket.borrow().id);
             }
+            Progress::Discarded(_) => panic!("nobody called `discard`"),
             Progress::Ended | Progress::Failed(_) => {
                 self.reactor.remove(key);
                 self.closed.extend(self.open.remove(&key).map(|socket| (socket, progress)));
@@ -361,7 +372,7 @@ impl Model {
             received += socket.sent.len() - socket.incoming.iter().flatten().count();
             echoed += socket.echoed.len();
         }
-        let stats = self.counters.snapshot();
+        let stats = self.handle.stats();
         assert_eq!((stats.bytes_in, stats.bytes_out, stats.discarded), (received as u64, echoed as u64, 0));
     }
 }
