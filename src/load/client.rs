@@ -51,8 +51,17 @@ pub(super) enum Stage {
     Opening,
     /// At least one message came back right.
     Steady,
+    /// Nothing more is sent; its turn to be closed has yet to come.
+    Finished,
     /// FIN is sent; the other's is awaited.
     Closing,
+}
+
+impl Stage {
+    /// Whether what it was measured for is behind it.
+    pub(super) fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Closing)
+    }
 }
 
 /// What a read has brought.

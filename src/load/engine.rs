@@ -27,8 +27,6 @@ const READS_PER_TURN: usize = 16;
 const CONNECTS_PER_TURN: u32 = 64;
 /// Connections closed in a turn, likewise.
 const CLOSES_PER_TURN: u32 = 64;
-/// In place of when a connection was closed, of one whose turn has yet to come.
-const TO_BE_CLOSED: u64 = u64::MAX;
 const EVENTS_PER_TURN: usize = 1024;
 /// The rate of the last messages of `hold`, unless one is given.
 const HOLD_RATE: f64 = 10_000.0;
@@ -347,7 +345,7 @@ impl Engine {
         self.to_close = self.keys();
         for (_, entry) in self.reactor.iter_mut() {
             if let Entry::Client(client) = entry {
-                (client.stage, client.since) = (Stage::Closing, TO_BE_CLOSED);
+                client.stage = Stage::Finished;
             }
         }
     }
@@ -636,11 +634,12 @@ impl Engine {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         let verified = client.verifier.verified();
         let between_messages = verified.is_multiple_of(self.ledger.size) && !client.verifier.is_suspicious();
-        if client.stage == Stage::Closing && verified == client.sent() {
+        let is_over = client.stage.is_over();
+        if is_over && verified == client.sent() {
             return self.remove(key);
         }
         let fault = client.verifier.conclude(&self.pattern, client.sent(), self.counts.opened, End::Fin);
-        if between_messages && client.stage != Stage::Closing {
+        if between_messages && !is_over {
             self.give_up(key, Ending::Failed);
             self.ledger.error(Phase::Receive, ErrorName::ClosedEarly, None);
             self.note_hold(|hold| &mut hold.closed);
@@ -661,10 +660,10 @@ impl Engine {
         }
         let stage = client.stage;
         self.give_up(key, Ending::Unanswered);
-        self.ledger.error(if stage == Stage::Closing { Phase::Close } else { phase }, error, errno);
+        self.ledger.error(if stage.is_over() { Phase::Close } else { phase }, error, errno);
         match error {
             // It never was held, or it was, and what it ended with takes nothing back.
-            _ if matches!(stage, Stage::Connecting | Stage::Closing) => {}
+            _ if stage == Stage::Connecting || stage.is_over() => {}
             ErrorName::Reset => self.note_hold(|hold| &mut hold.reset),
             ErrorName::Timeout => self.note_hold(|hold| &mut hold.silent),
             _ => {}
@@ -736,8 +735,8 @@ impl Engine {
             match client.stage {
                 Stage::Connecting => self.counts.connecting -= 1,
                 Stage::Opening => self.counts.opening -= 1,
-                Stage::Closing if client.since != TO_BE_CLOSED => self.counts.closing -= 1,
-                Stage::Steady | Stage::Closing => {}
+                Stage::Closing => self.counts.closing -= 1,
+                Stage::Steady | Stage::Finished => {}
             }
             if let Some(lane) = self.lanes.get_mut(client.lane as usize)
                 && *lane == Some(key)
@@ -756,7 +755,8 @@ impl Engine {
             let Entry::Client(client) = entry else { continue };
             let (phase, deadline) = match client.stage {
                 Stage::Connecting => (Phase::Connect, client.since + connect),
-                Stage::Closing => (Phase::Close, client.since.saturating_add(answer)),
+                Stage::Finished => continue,
+                Stage::Closing => (Phase::Close, client.since + answer),
                 Stage::Opening | Stage::Steady => match self.ledger.oldest_due(key, client) {
                     Some(due) => (Phase::Receive, due + answer),
                     None => continue,
