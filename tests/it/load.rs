@@ -1332,6 +1332,13 @@ fn runs_that_start_together_are_merged_on_the_command_line() {
 }
 
 #[test]
+fn a_file_without_an_end_is_not_read_for_ever() {
+    let ended = Process::start(ecoloop(&["merge", "/dev/zero"])).wait();
+    let expected = "ecoloop: cannot read /dev/zero: it is longer than a report may be, 64 MiB";
+    assert_eq!((ended.status.code(), ended.stderr), (Some(1), vec![expected.to_owned()]));
+}
+
+#[test]
 fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
