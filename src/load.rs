@@ -31,6 +31,7 @@ mod merge;
 mod pattern;
 mod progress;
 pub mod report;
+mod session;
 mod sources;
 mod summary;
 mod timer;
@@ -39,13 +40,10 @@ mod verify;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
 
 use mio::Waker;
 
-use self::engine::Engine;
-use self::machine::{Process, SocketStatistics};
-use self::summary::CpuTimes;
+use self::session::Session;
 
 pub use self::config::{Close, Config, Mode};
 pub use self::gates::Gate;
@@ -95,34 +93,7 @@ impl Interrupt {
 /// - The process is out of descriptors before anything is connected, or the poll itself fails. What fails for a connection is in
 ///   the report.
 pub fn run(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Report> {
-    config.validate()?;
-    if config.unresolved == 0 {
-        wait_for(config.start_at, interrupt);
-    }
-    let server = config.server_pid.map(Process::open).transpose()?;
-    let memory_before = server.as_ref().and_then(Process::resident_bytes);
-    let own = Process::own();
-    let start = SystemTime::now();
-
-    let mut engine = Engine::new(config, interrupt, progress.clone())?;
-    engine.run_until(Step::Measure)?;
-    let memory = server.as_ref().and_then(Process::resident_bytes);
-    let cpu_before = CpuTimes::now(&own, server.as_ref());
-    engine.run_until(Step::Drain)?;
-    let cpu = CpuTimes::now(&own, server.as_ref()).since(cpu_before);
-    let sockets = SocketStatistics::read();
-    engine.run_until(Step::Done)?;
-
-    let memory = memory.zip(memory_before).map(|(now, before)| now.saturating_sub(before));
-    Ok(summary::report(&engine, start, cpu, memory, sockets))
-}
-
-/// Sleeps until `time`, or until there is no more need.
-fn wait_for(time: Option<SystemTime>, interrupt: &Interrupt) {
-    while let Some(left) = time.and_then(|time| time.duration_since(SystemTime::now()).ok()) {
-        if interrupt.is_set() {
-            return;
-        }
-        std::thread::sleep(left.min(Duration::from_millis(50)));
-    }
+    let mut session = Session::connect(config, interrupt, progress)?;
+    session.measure()?;
+    session.close()
 }

@@ -47,7 +47,7 @@ pub(super) struct Engine {
     pub(super) ledger: Ledger,
     pub(super) step: Step,
     /// When each step began, in nanoseconds of the run, and the end behind the last.
-    pub(super) steps: [u64; 6],
+    pub(super) steps: [u64; 7],
     pub(super) counts: Counts,
     hold: Hold,
     pub(super) series: Vec<Point>,
@@ -114,7 +114,7 @@ impl Engine {
         Ok(Self {
             ledger,
             step,
-            steps: [0; 6],
+            steps: [0; 7],
             counts: Counts::default(),
             hold: Hold::default(),
             series: Vec::new(),
@@ -155,26 +155,62 @@ impl Engine {
                 // What is measured at this point comes before the next step's work.
                 break;
             }
-            let batch = self.reactor.poll(timeout)?;
-            self.read_clock();
-            let start = self.now;
-            for reported in batch.iter() {
-                self.serve(reported.key(), reported.readiness());
-            }
-            self.reactor.give_back(batch);
-            while let Some(key) = self.reactor.next_listed() {
-                self.serve(key, Readiness::default());
-            }
-            self.turn.record(self.now - start);
-            if self.interrupt.is_set() {
-                self.interrupted = true;
-                self.end_all();
-            }
+            self.turn(timeout)?;
         }
         // What the last second, the drain and the end have brought.
         self.ledger.latency.add(&self.ledger.second);
         self.ledger.second.clear();
         Ok(())
+    }
+
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let batch = self.reactor.poll(timeout)?;
+        self.read_clock();
+        let start = self.now;
+        for reported in batch.iter() {
+            self.serve(reported.key(), reported.readiness());
+        }
+        self.reactor.give_back(batch);
+        while let Some(key) = self.reactor.next_listed() {
+            self.serve(key, Readiness::default());
+        }
+        self.turn.record(self.now - start);
+        if self.interrupt.is_set() {
+            self.interrupted = true;
+            self.end_all();
+        }
+        Ok(())
+    }
+
+    /// Between `Idle` and the window: lets the first messages be due.
+    pub(super) fn begin_window(&mut self) {
+        if self.step != Step::Idle || self.interrupted {
+            return;
+        }
+        self.read_clock();
+        self.ledger.window.start = self.now + nanoseconds(self.config.warmup);
+        let ends = self.config.mode != Mode::Echo || self.config.messages_per_connection.is_none();
+        self.ledger.window.end =
+            if ends { self.ledger.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
+        self.enter(Step::Warmup);
+        if self.config.mode != Mode::Churn {
+            self.start_traffic();
+        }
+    }
+
+    /// Behind the window.
+    pub(super) fn begin_close(&mut self) {
+        if self.step != Step::Idle || self.interrupted {
+            return;
+        }
+        self.read_clock();
+        self.enter(Step::Close);
+        self.to_close = self.keys();
+        for (_, entry) in self.reactor.iter_mut() {
+            if let Entry::Client(client) = entry {
+                client.stage = Stage::Finished;
+            }
+        }
     }
 
     fn read_clock(&mut self) {
@@ -211,13 +247,9 @@ impl Engine {
     fn change_step(&mut self) {
         let step = self.step;
         match step {
-            Step::Connect if self.config.mode == Mode::Churn => {
-                self.ledger.window.start = self.now + nanoseconds(self.config.warmup);
-                self.ledger.window.end = self.ledger.window.start + nanoseconds(self.config.duration);
-                self.enter(Step::Warmup);
-            }
+            Step::Connect if self.config.mode == Mode::Churn => self.enter(Step::Idle),
             Step::Connect if self.all_opened() && self.counts.connecting + self.counts.opening == 0 => {
-                self.start_traffic();
+                self.enter(Step::Idle);
             }
             Step::Warmup if self.now >= self.ledger.window.start => {
                 self.enter(Step::Measure);
@@ -229,7 +261,11 @@ impl Engine {
                 if self.ledger.in_flight == 0
                     && self.ledger.schedule.is_none_or(|schedule| schedule.next_due().is_none()) =>
             {
-                self.close_all();
+                // In churn those of the window's end are counted, and closed by now.
+                if self.config.mode != Mode::Churn {
+                    self.count_held();
+                }
+                self.enter(Step::Idle);
             }
             Step::Close if self.counts.live == 0 => self.enter(Step::Done),
             _ => {}
@@ -246,11 +282,6 @@ impl Engine {
 
     /// Every connection that could be is open and verified: gives each its lane, and lets the first messages be due.
     fn start_traffic(&mut self) {
-        self.ledger.window.start = self.now + nanoseconds(self.config.warmup);
-        let ends = self.config.messages_per_connection.is_none();
-        self.ledger.window.end =
-            if ends { self.ledger.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
-        self.enter(Step::Warmup);
         self.assign_lanes();
         match (self.config.mode, self.config.rate) {
             (Mode::Echo, Some(rate)) => self.start_schedule(rate, None),
@@ -332,20 +363,6 @@ impl Engine {
             {
                 self.counts.held += 1;
                 self.hold.late += u64::from(client.is_late);
-            }
-        }
-    }
-
-    fn close_all(&mut self) {
-        // In churn those of the window's end are counted, and closed by now.
-        if self.config.mode != Mode::Churn {
-            self.count_held();
-        }
-        self.enter(Step::Close);
-        self.to_close = self.keys();
-        for (_, entry) in self.reactor.iter_mut() {
-            if let Entry::Client(client) = entry {
-                client.stage = Stage::Finished;
             }
         }
     }
@@ -501,7 +518,7 @@ impl Engine {
         let step = match self.step {
             Step::Warmup => self.ledger.window.start,
             Step::Measure => self.ledger.window.end,
-            Step::Connect | Step::Drain | Step::Close | Step::Done => u64::MAX,
+            Step::Connect | Step::Drain | Step::Idle | Step::Close | Step::Done => u64::MAX,
         };
         let due = self.ledger.schedule.and_then(|schedule| schedule.next_due());
         let close = self.may_close().then_some(self.now);

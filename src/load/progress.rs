@@ -36,6 +36,8 @@ pub enum Step {
     Measure,
     /// The window is over; what is due is still answered.
     Drain,
+    /// Every connection is open and none has anything to do: before a window, and after it.
+    Idle,
     /// Connections are closed.
     Close,
     /// All is done.
@@ -51,6 +53,7 @@ impl Step {
             Self::Warmup => "warm-up",
             Self::Measure => "measure",
             Self::Drain => "drain",
+            Self::Idle => "idle",
             Self::Close => "close",
             Self::Done => "done",
         }

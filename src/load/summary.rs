@@ -22,8 +22,17 @@ const SECONDS_TO_WEIGH: f64 = 0.1;
 /// Percent of a core from which on the generator may be itself what is measured.
 const SATURATED_PERCENT: f64 = 90.0;
 
+/// What was read of the machine for a window.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Readings {
+    pub(super) cpu: CpuTimes,
+    /// Bytes by which the server has grown since before the first connect.
+    pub(super) memory: Option<u64>,
+    pub(super) sockets: Option<SocketStatistics>,
+}
+
 /// CPU time of both sides.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CpuTimes {
     own: Option<Duration>,
     server: Option<Duration>,
@@ -41,13 +50,8 @@ impl CpuTimes {
 }
 
 /// Puts together what the engine has counted, and judges it.
-pub(super) fn report(
-    engine: &Engine,
-    start: SystemTime,
-    cpu: CpuTimes,
-    memory: Option<u64>,
-    sockets: Option<SocketStatistics>,
-) -> Report {
+pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> Report {
+    let Readings { cpu, memory, sockets } = readings;
     let (config, ledger, counts) = (&engine.config, &engine.ledger, engine.counts);
     let phases = phases(engine);
     let lateness = ledger.lateness.summary();
@@ -128,16 +132,16 @@ pub(super) fn report(
 }
 
 fn phases(engine: &Engine) -> Phases {
-    let seconds = |step: Step| {
-        let begun = engine.steps[step as usize];
-        Duration::from_nanos(engine.steps[step as usize + 1].saturating_sub(begun)).as_secs_f64()
+    let seconds = |from: Step, to: Step| {
+        let begun = engine.steps[from as usize];
+        Duration::from_nanos(engine.steps[to as usize].saturating_sub(begun)).as_secs_f64()
     };
     Phases {
-        connect: seconds(Step::Connect),
-        warmup: seconds(Step::Warmup),
-        measure: seconds(Step::Measure),
-        drain: seconds(Step::Drain),
-        close: seconds(Step::Close),
+        connect: seconds(Step::Connect, Step::Warmup),
+        warmup: seconds(Step::Warmup, Step::Measure),
+        measure: seconds(Step::Measure, Step::Drain),
+        drain: seconds(Step::Drain, Step::Idle),
+        close: seconds(Step::Close, Step::Done),
     }
 }
 
