@@ -43,8 +43,6 @@ use std::sync::{Arc, OnceLock};
 
 use mio::Waker;
 
-use self::session::Session;
-
 pub use self::config::{Close, Config, Mode};
 pub use self::gates::Gate;
 pub use self::histogram::{Histogram, Percentile};
@@ -52,6 +50,7 @@ pub use self::limits::{Allows, Limit, Plan, Purpose, limits, warnings};
 pub use self::merge::merge;
 pub use self::progress::{Progress, Slot, Step};
 pub use self::report::Report;
+pub use self::session::Session;
 pub use self::sources::{SourceRange, count_pairs};
 
 /// Ends a run early, from any thread. It reports what it has seen until then.
@@ -84,7 +83,7 @@ impl Interrupt {
     }
 }
 
-/// Runs, and reports.
+/// Runs, and reports. [`Session`] measures several windows over the same connections.
 ///
 /// # Errors
 ///
@@ -93,7 +92,7 @@ impl Interrupt {
 /// - The process is out of descriptors before anything is connected, or the poll itself fails. What fails for a connection is in
 ///   the report.
 pub fn run(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Report> {
-    let mut session = Session::connect(config, interrupt, progress)?;
-    session.measure()?;
-    session.close()
+    let mut session = Session::open(config, interrupt, progress)?;
+    session.run_window()?;
+    session.end()
 }

@@ -2,23 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::{IsTerminal, Write, stderr};
+use std::io::{self, BufRead, IsTerminal, Write, stderr, stdin};
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
-use ecoloop::load::report::{ErrorName, Report};
+use ecoloop::load::report::{Ended, ErrorName, Report};
 use ecoloop::load::{
-    self, Close, Config, Gate, Interrupt, Mode, Plan, Progress, Purpose, Slot, SourceRange, count_pairs, warnings,
+    self, Close, Config, Gate, Interrupt, Mode, Plan, Progress, Purpose, Session, Slot, SourceRange, count_pairs,
+    warnings,
 };
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::table::{plural, time};
+use super::table::{self, plural, time};
 use super::values::{Address, SocketArguments, count, rate, size};
 use super::{output, wrong_use};
 
@@ -83,6 +84,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     warmup: Duration,
 
+    /// Measure a window for each line of standard input, all over the same connections; it needs --json -
+    #[arg(long)]
+    repeat: bool,
+
     /// How to close
     #[arg(long, default_value = "fin")]
     close: CloseName,
@@ -137,6 +142,15 @@ impl Arguments {
     fn conflict(&self) -> Option<&'static str> {
         if self.interval.is_some_and(|interval| interval.is_zero()) {
             return Some("--interval must be above zero");
+        }
+        if self.repeat && !matches!(self.mode, ModeName::Echo) {
+            return Some("--repeat is for --mode echo, whose connections outlast a window");
+        }
+        if self.repeat && !self.output.is_json_on_stdout_alone() {
+            return Some("--repeat writes a document for each window: it needs --json -, without --hgrm and --plot");
+        }
+        if self.repeat && self.start_at.is_some() {
+            return Some("--repeat begins a window at each line of standard input, and --start-at at a time: give one");
         }
         match self.mode {
             ModeName::Echo if self.duration.is_some() && self.messages_per_connection.is_some() => {
@@ -216,10 +230,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let interrupt = Interrupt::default();
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| format!("cannot handle signals: {error}"))?;
     let of_signals = interrupt.clone();
+    let (ask, asked) = mpsc::sync_channel(1);
+    let ask_no_more = ask.clone();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let mut signals = signals.forever();
         if signals.next().is_some() {
             of_signals.set();
+            // Where there is no room, something is there already that ends the wait.
+            let _ = ask_no_more.try_send(Ok(false));
         }
         if signals.next().is_some() {
             // Whoever asks twice does not want to wait for the report.
@@ -228,12 +246,56 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     })?;
     let slot = Slot::default();
     let watcher = Watcher::start(slot.clone(), arguments)?;
+    if arguments.repeat {
+        thread::Builder::new().name("lines".to_owned()).spawn(move || read_lines(&ask))?;
+        let exit = Session::connect(config, &interrupt, &slot)
+            .map_err(Into::into)
+            .and_then(|session| measure_repeatedly(session, &asked));
+        watcher.finish();
+        return Ok(ExitCode::from(exit?));
+    }
     let report = load::run(config, &interrupt, &slot);
     watcher.finish();
     let report = report?;
     outputs.write(&report)?;
     advise(&report);
     Ok(ExitCode::from(report.exit))
+}
+
+/// Tells of each line of standard input that a window is asked for, and at its end that none is.
+fn read_lines(ask: &SyncSender<io::Result<bool>>) {
+    let mut input = stdin().lock();
+    loop {
+        let is_line = input.skip_until(b'\n').map(|length| length > 0);
+        let is_last = !matches!(is_line, Ok(true));
+        if ask.send(is_line).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// Answers the worst exit status of all windows.
+fn measure_repeatedly(mut session: Session, asked: &Receiver<io::Result<bool>>) -> Result<u8, Box<dyn Error>> {
+    let mut worst = 0;
+    while asked.recv()?.map_err(|error| format!("cannot read standard input: {error}"))? {
+        let report = session.measure()?;
+        output::print_document(&report)?;
+        advise(&report);
+        worst = worst.max(report.exit);
+        if report.ended == Ended::Interrupted {
+            break;
+        }
+    }
+    // No document has it: there is one for each window, and this is behind the last.
+    let rest = session.close()?;
+    for what in rest.errors.iter().map(table::error).chain(rest.verify.findings.iter().map(table::finding)) {
+        say(&format!("after the last window: {what}"));
+    }
+    let of_the_rest = match rest.ended {
+        Ended::Interrupted => rest.exit,
+        Ended::Complete => u8::from(!rest.errors.is_empty()),
+    };
+    Ok(worst.max(of_the_rest))
 }
 
 /// Says beforehand what on this machine will stand in the way.

@@ -46,9 +46,18 @@ pub(super) struct Outputs {
 }
 
 impl Arguments {
+    /// Whether JSON on standard output is all that is written.
+    pub(super) fn is_json_on_stdout_alone(&self) -> bool {
+        self.json_is_stdout() && self.hgrm.is_none() && self.plot.is_none()
+    }
+
+    fn json_is_stdout(&self) -> bool {
+        self.json.as_deref() == Some(Path::new("-"))
+    }
+
     /// Opens them all, so that a run does not end with nowhere to go.
     pub(super) fn open(&self) -> Result<Outputs, String> {
-        let is_stdout = self.json.as_deref() == Some(Path::new("-"));
+        let is_stdout = self.json_is_stdout();
         let open = |path: &PathBuf| Output::open(path);
         Ok(Outputs {
             json: if is_stdout { Some(Output::Stdout) } else { self.json.as_ref().map(open).transpose()? },
@@ -59,13 +68,17 @@ impl Arguments {
     }
 }
 
+/// Writes a report as a line of JSON on standard output, for whoever waits for it.
+pub(super) fn print_document(report: &Report) -> Result<(), String> {
+    Output::Stdout.write(&document(report)?)
+}
+
 impl Outputs {
     /// Writes each, puts the files in their place, and prints the table even where a file fails.
     pub(super) fn write(self, report: &Report) -> Result<(), String> {
         let Self { json, hgrm, plot: svg, table: is_wanted } = self;
-        let document = || report.to_json().map(|json| json + "\n").map_err(|error| format!("no JSON: {error}"));
         let results = [
-            json.map(|output| output.write(&document()?)),
+            json.map(|output| output.write(&document(report)?)),
             hgrm.map(|output| output.write(&hgrm_text(&latencies(report)?))),
             svg.map(|output| output.write(&plot(report)?)),
         ];
@@ -80,6 +93,10 @@ impl Outputs {
         }
         results.into_iter().flatten().collect()
     }
+}
+
+fn document(report: &Report) -> Result<String, String> {
+    report.to_json().map(|json| json + "\n").map_err(|error| format!("no JSON: {error}"))
 }
 
 fn latencies(report: &Report) -> Result<Histogram, String> {

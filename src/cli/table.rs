@@ -197,12 +197,12 @@ fn costs(table: &mut Table, report: &Report) {
     table.row("kernel", &data(kernel));
 }
 
-fn error(ErrorCount { phase, error, errno, count: n, .. }: &ErrorCount) -> String {
+pub(super) fn error(ErrorCount { phase, error, errno, count: n, .. }: &ErrorCount) -> String {
     let errno = errno.as_ref().map(|errno| format!(" ({})", plain(errno))).unwrap_or_default();
     format!("{} {}{errno}: {}", phase.name(), error.name(), count(*n))
 }
 
-fn finding(Finding { kind, connection, local, peer, offset, .. }: &Finding) -> String {
+pub(super) fn finding(Finding { kind, connection, local, peer, offset, .. }: &Finding) -> String {
     let local = local.map_or(NO_DATA.to_owned(), |local| local.to_string());
     format!("{} at byte {} of connection {connection}, {local} to {peer}", kind.name(), count(*offset))
 }

@@ -29,14 +29,15 @@ pub(super) struct Client {
     pub(super) port: Option<u16>,
     /// Which source goes to which target.
     pub(super) pair: u32,
-    /// Its place in the open loop's order.
+    /// Its place in the open loop's order, and the first of its messages there.
     pub(super) lane: u32,
+    pub(super) first_in_lane: u64,
     /// When the stage began, in nanoseconds of the run.
     pub(super) since: u64,
     pub(super) verifier: Verifier,
     /// Bytes sent.
     sent: u64,
-    /// Messages due so far, those of them that are reported, answered so far, and found to have to wait.
+    /// Messages due so far, those of them that the next report has, answered so far, and found to have to wait.
     pub(super) released: u64,
     pub(super) reported: u64,
     pub(super) done: u64,
@@ -89,6 +90,7 @@ impl Client {
             port,
             pair,
             lane: 0,
+            first_in_lane: 1,
             since: now,
             verifier: Verifier::new(number),
             sent: 0,

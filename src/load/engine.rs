@@ -182,12 +182,31 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes note of what has come while nobody looked: connections that have ended. The time of a report begins here.
+    pub(super) fn wake_up(&mut self) -> io::Result<()> {
+        while !self.interrupted {
+            self.turn(Some(Duration::ZERO))?;
+            if !self.reactor.has_work() {
+                break;
+            }
+        }
+        self.steps = [self.now; 7];
+        Ok(())
+    }
+
+    /// Counts anew: what was counted is reported. Connections stay what they are.
+    pub(super) fn forget(&mut self) {
+        self.ledger.forget();
+        self.series.clear();
+        self.turn.clear();
+        (self.verified_at_second, self.errors_at_second) = (0, 0);
+    }
+
     /// Between `Idle` and the window: lets the first messages be due.
     pub(super) fn begin_window(&mut self) {
         if self.step != Step::Idle || self.interrupted {
             return;
         }
-        self.read_clock();
         self.ledger.window.start = self.now + nanoseconds(self.config.warmup);
         let ends = self.config.mode != Mode::Echo || self.config.messages_per_connection.is_none();
         self.ledger.window.end =
@@ -196,6 +215,8 @@ impl Engine {
         if self.config.mode != Mode::Churn {
             self.start_traffic();
         }
+        // Without a warm-up it is measured from here on.
+        self.change_step();
     }
 
     /// Behind the window.
@@ -203,7 +224,6 @@ impl Engine {
         if self.step != Step::Idle || self.interrupted {
             return;
         }
-        self.read_clock();
         self.enter(Step::Close);
         self.to_close = self.keys();
         for (_, entry) in self.reactor.iter_mut() {
@@ -303,6 +323,8 @@ impl Engine {
                 && client.stage == Stage::Steady
             {
                 client.lane = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
+                client.first_in_lane = client.released;
+                client.reported = 0;
                 self.lanes.push(Some(key));
             }
         }

@@ -116,6 +116,17 @@ impl Ledger {
         }
     }
 
+    /// Counts anew. When messages were due, and how long the connects took, is of the connections, and stays.
+    pub(super) fn forget(&mut self) {
+        self.schedule = None;
+        self.messages = Messages::default();
+        self.verified_in_window = 0;
+        self.latency.clear();
+        self.lateness.clear();
+        self.errors.clear();
+        self.verify = Verify::default();
+    }
+
     /// A message of this connection is due.
     pub(super) fn release(&mut self, key: usize, client: &mut Client, due: u64) {
         if self.schedule.is_none() || client.released == 0 {
@@ -218,8 +229,10 @@ impl Ledger {
 
     fn due(&self, key: usize, client: &Client, message: u64) -> u64 {
         match self.schedule {
-            // The first is due at the handshake's end, before there is a schedule.
-            Some(schedule) if message > 0 => schedule.due((message - 1) * schedule.lanes + u64::from(client.lane)),
+            // The first of a connection is due at the handshake's end, before there is a schedule.
+            Some(schedule) if message >= client.first_in_lane => {
+                schedule.due((message - client.first_in_lane) * schedule.lanes + u64::from(client.lane))
+            }
             _ => self.dues[self.place(key, message)],
         }
     }

@@ -4,15 +4,37 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use super::Interrupt;
-use super::config::Config;
+use super::config::{Config, Mode};
 use super::engine::Engine;
 use super::machine::{Process, SocketStatistics};
 use super::progress::{Slot, Step};
 use super::report::Report;
 use super::summary::{self, CpuTimes, Readings};
 
+/// Connections that are measured again and again: [`run`](super::run) in its parts.
+///
+/// Between two windows nothing is sent and nobody waits: it has no thread and no timer of its own. A connection that ends
+/// meanwhile is found at the next call, and is an error of the next report.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use ecoloop::load::{Config, Interrupt, Session, Slot};
+///
+/// let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
+/// let mut config = Config::new(vec![server.local_addr()]);
+/// config.duration = Duration::from_millis(50);
+/// let mut session = Session::connect(config, &Interrupt::default(), &Slot::default())?;
+/// for _ in 0..3 {
+///     assert_eq!(session.measure()?.exit, 0);
+/// }
+/// assert!(session.close()?.errors.is_empty());
+/// assert_eq!(server.handle().stats().accepted, 1);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
-pub(super) struct Session {
+pub struct Session {
     engine: Engine,
     own: Process,
     server: Option<Process>,
@@ -23,8 +45,24 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Connects. What fails for a connection is for the report.
-    pub(super) fn connect(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Self> {
+    /// Connects, and verifies each connection by a first message. What fails for one is in the first report.
+    ///
+    /// # Errors
+    ///
+    /// - Those of [`run`](super::run).
+    /// - `InvalidInput`: the mode is not [`Mode::Echo`], the only one whose connections outlast a window.
+    pub fn connect(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Self> {
+        if config.mode != Mode::Echo {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "only the connections of an echo outlast a window",
+            ));
+        }
+        Self::open(config, interrupt, progress)
+    }
+
+    /// Connects, in any mode.
+    pub(super) fn open(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Self> {
         config.validate()?;
         if config.unresolved == 0 {
             wait_for(config.start_at, interrupt);
@@ -38,8 +76,39 @@ impl Session {
         Ok(Self { engine, own, server, memory_before, start, readings: Readings::default() })
     }
 
+    /// Measures for one window, and reports it: what was counted since the report before.
+    ///
+    /// The connections and the times that they took to connect are the same in every report. Each window is a run of its own in
+    /// `run_id` and `start`, and has no time to connect or to close.
+    ///
+    /// # Errors
+    ///
+    /// - The poll itself fails.
+    pub fn measure(&mut self) -> io::Result<Report> {
+        self.wake_up()?;
+        self.run_window()?;
+        Ok(self.report())
+    }
+
+    /// Closes, and reports what has failed since the last window. Its gates say nothing: nothing was measured.
+    ///
+    /// # Errors
+    ///
+    /// - The poll itself fails.
+    pub fn close(mut self) -> io::Result<Report> {
+        self.wake_up()?;
+        self.end()
+    }
+
+    /// Sees what has come since the last window.
+    fn wake_up(&mut self) -> io::Result<()> {
+        self.engine.wake_up()?;
+        self.start = SystemTime::now();
+        Ok(())
+    }
+
     /// One window, until its last answer.
-    pub(super) fn measure(&mut self) -> io::Result<()> {
+    pub(super) fn run_window(&mut self) -> io::Result<()> {
         self.engine.begin_window();
         self.engine.run_until(Step::Measure)?;
         let memory = self.server.as_ref().and_then(Process::resident_bytes);
@@ -54,10 +123,18 @@ impl Session {
     }
 
     /// Closes, and reports.
-    pub(super) fn close(mut self) -> io::Result<Report> {
+    pub(super) fn end(mut self) -> io::Result<Report> {
         self.engine.begin_close();
         self.engine.run_until(Step::Done)?;
-        Ok(summary::report(&self.engine, self.start, self.readings))
+        Ok(self.report())
+    }
+
+    /// What was counted, which is counted anew from here on.
+    fn report(&mut self) -> Report {
+        let report = summary::report(&self.engine, self.start, self.readings);
+        self.engine.forget();
+        self.readings = Readings::default();
+        report
     }
 }
 
