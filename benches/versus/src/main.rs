@@ -1,5 +1,6 @@
 //! Measures ecoloop side by side with other echo servers: see docs/benchmarks.md.
 
+mod generators;
 mod measure;
 mod peers;
 mod plot;
@@ -34,8 +35,11 @@ struct Options {
     /// Install the Debian packages that the peers need
     #[arg(long)]
     install: bool,
-    /// Slices of each server in each workload; an interval takes six
-    #[arg(long, value_name = "COUNT", default_value = "15", value_parser = clap::value_parser!(u16).range(1..))]
+    /// How often each workload is measured with new servers and new connections
+    #[arg(long, value_name = "COUNT", default_value = "3", value_parser = clap::value_parser!(u16).range(1..))]
+    sittings: u16,
+    /// Slices of each server in a sitting; an interval takes six of all sittings
+    #[arg(long, value_name = "COUNT", default_value = "25", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
     /// These peers alone, and the floor and its copy
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
@@ -43,8 +47,8 @@ struct Options {
     /// These workloads alone
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     workloads: Vec<String>,
-    /// How long a slice is measured
-    #[arg(long, value_name = "DURATION", default_value = "400ms", value_parser = humantime::parse_duration)]
+    /// How long a slice is measured; some workloads stretch it
+    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = humantime::parse_duration)]
     slice: Duration,
     /// Where the result goes, written anew after each workload [default: docs/benchmarks.json of the repository]
     #[arg(long, value_name = "FILE")]
@@ -53,7 +57,7 @@ struct Options {
     #[arg(long)]
     add: bool,
     /// Make the tables, the page and the pictures of this file again, without measuring
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "install", "rounds", "only", "workloads", "slice", "json", "add"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "install", "sittings", "rounds", "only", "workloads", "slice", "json", "add"])]
     tables: Option<PathBuf>,
 }
 
@@ -99,7 +103,7 @@ fn run(options: &Options) -> Result<(), String> {
         let (name, run) = (peer.name.clone(), peer.run.clone());
         document.describe(Described { name, kind: peer.kind, version: peer.version(), run });
     }
-    let settings = Settings { rounds: options.rounds.into(), slice: options.slice };
+    let settings = Settings { sittings: options.sittings.into(), rounds: options.rounds.into(), slice: options.slice };
     let mut failed = Vec::new();
     for workload in &workloads {
         match measure::measure(workload, &peers, &settings) {

@@ -1,4 +1,4 @@
-//! Slices: one run of the load generator against one server, in rounds of random order.
+//! Slices: one window of load against one server, in rounds of random order, in sittings of new processes.
 
 use std::fs;
 use std::process::Command;
@@ -6,23 +6,22 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::generators::{CLIENT_CORE, ECOLOOP, Generator, OVERTIME, failure};
 use crate::peers::{CONTROL, FLOOR, LeftOut, Peer, SERVER_CORE, Server};
-use crate::processes::{Job, check_interrupt, output_of, pinned, reason, sleep};
+use crate::processes::{Job, check_interrupt, pinned, reason, sleep};
 use crate::report::{Contestant, Measured};
 use crate::statistics::median;
 use crate::tools;
 use crate::workloads::{BURST_CONNECTS, Kind, RATE_POINTER, Workload};
 
-const ECOLOOP: &str = "../../target/release/ecoloop";
-const C_CLIENT: &str = "../floor/epoll_client";
-const CLIENT_CORE: u32 = 1;
-const WARM_UP: Duration = Duration::from_millis(50);
-/// What a slice may take longer than its measured window: ten thousand connects, and the last answers.
-const OVERTIME: Duration = Duration::from_secs(60);
+/// Before the window of a load that connects in each slice.
+const WARM_UP: &str = "50ms";
 /// Slices that may fail before a peer is left out of a workload.
 const FAILURES_MAX: usize = 3;
 /// A server of one's own in each round takes time, and its memory varies little.
 const IDLE_ROUNDS_MAX: usize = 7;
+/// Of a sitting: a slice is two windows of a second.
+const BURST_ROUNDS_MAX: usize = 5;
 /// Long enough for a burst and what it leaves behind.
 const BURST_WINDOW: &str = "1s";
 const BURST_WARM_UP: &str = "100ms";
@@ -30,13 +29,20 @@ const BURST_WARM_UP: &str = "100ms";
 const BURST_DELAY: Duration = Duration::from_millis(500);
 const IDLE_TIME: &str = "300ms";
 
-/// A server with what was measured of it.
+/// A peer with what was measured of it.
 struct Entry<'a> {
     peer: &'a Peer,
-    /// None in a workload that starts one for each slice.
-    server: Option<Server>,
+    /// None between sittings, in a workload that starts a server for each slice, and where none could be started.
+    seat: Option<Seat>,
     contestant: Contestant,
     failures: Vec<String>,
+}
+
+/// What lasts for a sitting.
+struct Seat {
+    server: Server,
+    /// None in a workload whose load connects anew in each slice.
+    generator: Option<Generator>,
 }
 
 enum Outcome {
@@ -46,11 +52,19 @@ enum Outcome {
 }
 
 pub(crate) struct Settings {
+    pub(crate) sittings: usize,
+    /// Of a sitting.
     pub(crate) rounds: usize,
     pub(crate) slice: Duration,
 }
 
-pub(crate) fn measure(workload: &Workload, peers: &[Peer], settings: &Settings) -> Result<Measured, String> {
+pub(crate) fn measure(workload: &Workload, peers: &[Peer], wanted: &Settings) -> Result<Measured, String> {
+    let (sittings, rounds) = match workload.kind {
+        Kind::Counts => (1, 1),
+        Kind::Idle => (1, wanted.rounds.min(IDLE_ROUNDS_MAX)),
+        Kind::Burst => (wanted.sittings, wanted.rounds.min(BURST_ROUNDS_MAX)),
+        Kind::Load | Kind::Churn | Kind::Open | Kind::CrossCheck => (wanted.sittings, wanted.rounds),
+    };
     let mut measured = Measured {
         name: workload.name.to_owned(),
         title: workload.title.clone(),
@@ -60,121 +74,169 @@ pub(crate) fn measure(workload: &Workload, peers: &[Peer], settings: &Settings) 
         baseline: FLOOR.to_owned(),
         control: Some(CONTROL.to_owned()),
         figures: workload.figures.clone(),
-        rounds: match workload.kind {
-            Kind::Counts => 1,
-            Kind::Idle => settings.rounds.min(IDLE_ROUNDS_MAX),
-            _ => settings.rounds,
-        },
+        sittings,
+        rounds: sittings * rounds,
         left_out: Vec::new(),
         contestants: Vec::new(),
     };
+    let slice = wanted.slice * workload.stretch;
     if workload.kind == Kind::CrossCheck {
-        cross_check(workload, peers, settings, &mut measured)?;
+        cross_check(workload, peers, slice, [sittings, rounds], &mut measured)?;
         return Ok(measured);
     }
     if workload.kind == Kind::Counts {
         tools::check()?;
     }
-
-    let mut entries = start(workload, peers, &mut measured.left_out)?;
     if workload.kind == Kind::Open {
-        measured.rate_per_s = Some(half_of_the_floor(workload, &entries, settings)?);
+        measured.rate_per_s = Some(half_of_the_floor(workload, peers, slice)?);
     }
-    for round in 1..=measured.rounds {
-        eprintln!("{}: round {round} of {}", workload.name, measured.rounds);
+
+    let mut entries = enter(workload, peers, &mut measured.left_out);
+    for sitting in 1..=sittings {
+        // So that it is not always the same that connects first.
         fastrand::shuffle(&mut entries);
         for entry in &mut entries {
             check_interrupt()?;
-            if entry.failures.len() < FAILURES_MAX {
-                let outcome = slice(workload, entry, settings, measured.rate_per_s);
+            entry.sit_down(workload, slice, measured.rate_per_s);
+        }
+        for round in 1..=rounds {
+            eprintln!("{}: sitting {sitting} of {sittings}, round {round} of {rounds}", workload.name);
+            fastrand::shuffle(&mut entries);
+            for entry in &mut entries {
+                check_interrupt()?;
+                let outcome = entry.slice(workload, slice);
                 check_interrupt()?;
                 entry.record(workload, outcome);
-            } else {
-                entry.contestant.push(&workload.figures, &Value::Null);
             }
+        }
+        for entry in &mut entries {
+            entry.get_up(workload);
         }
     }
     for peer in peers {
         let Some(at) = entries.iter().position(|entry| entry.peer.name == peer.name) else { continue };
         let entry = entries.swap_remove(at);
         if let Some(why) = entry.failures.last() {
-            let why = format!("slices that failed: {}, the last one: {why}", entry.failures.len());
+            let why = format!("failures: {}, the last one: {why}", entry.failures.len());
             measured.left_out.push(LeftOut { name: peer.name.clone(), why });
         }
-        measured.contestants.push(entry.contestant);
+        if entry.contestant.has_any() || entry.failures.is_empty() {
+            measured.contestants.push(entry.contestant);
+        }
     }
     Ok(measured)
 }
 
-/// All servers at once, but for those workloads that want a new one in each slice.
-fn start<'a>(workload: &Workload, peers: &'a [Peer], left_out: &mut Vec<LeftOut>) -> Result<Vec<Entry<'a>>, String> {
+/// The peers that take part.
+fn enter<'a>(workload: &Workload, peers: &'a [Peer], left_out: &mut Vec<LeftOut>) -> Vec<Entry<'a>> {
     let mut entries = Vec::new();
     let connections = workload.connections + if workload.kind == Kind::Burst { BURST_CONNECTS } else { 0 };
     for peer in peers {
-        check_interrupt()?;
-        let started = match peer.refuses(connections) {
-            Some(why) => Err(why),
-            None if matches!(workload.kind, Kind::Idle | Kind::Counts) => Ok(None),
-            None => Server::start(peer, workload.buffer_bytes, &[]).map(Some),
-        };
-        match started {
-            Ok(server) => {
-                let contestant = Contestant::new(&peer.name, &workload.figures);
-                entries.push(Entry { peer, server, contestant, failures: Vec::new() });
-            }
-            Err(why) => left_out.push(LeftOut { name: peer.name.clone(), why }),
+        if let Some(why) = peer.refuses(connections) {
+            left_out.push(LeftOut { name: peer.name.clone(), why });
+        } else {
+            let contestant = Contestant::new(&peer.name, &workload.figures);
+            entries.push(Entry { peer, seat: None, contestant, failures: Vec::new() });
         }
     }
-    Ok(entries)
+    entries
+}
+
+impl Seat {
+    fn take(workload: &Workload, peer: &Peer, slice: Duration, rate: Option<f64>) -> Result<Self, String> {
+        let server = Server::start(peer, workload.buffer_bytes, &[])?;
+        let generator = match workload.kind {
+            Kind::Load | Kind::Open => Some(Generator::start(workload, &server, slice, rate)?),
+            _ => None,
+        };
+        Ok(Self { server, generator })
+    }
 }
 
 impl Entry<'_> {
-    fn record(&mut self, workload: &Workload, outcome: Result<Outcome, String>) {
+    fn has_failed(&self) -> bool {
+        self.failures.len() >= FAILURES_MAX
+    }
+
+    fn sit_down(&mut self, workload: &Workload, slice: Duration, rate: Option<f64>) {
+        if self.has_failed() || matches!(workload.kind, Kind::Idle | Kind::Counts) {
+            return;
+        }
+        match Seat::take(workload, self.peer, slice, rate) {
+            Ok(seat) => self.seat = Some(seat),
+            Err(why) => self.fail(workload, why),
+        }
+    }
+
+    /// Ends what lasted for a sitting.
+    fn get_up(&mut self, workload: &Workload) {
+        let Some(Seat { server, generator }) = self.seat.take() else { return };
+        let end = generator.map_or(Ok(()), Generator::end);
+        // Not before the generator: that would be an error of its connections.
+        drop(server);
+        if let Err(why) = end
+            && self.failures.is_empty()
+        {
+            self.fail(workload, why);
+        }
+    }
+
+    fn fail(&mut self, workload: &Workload, why: String) {
+        eprintln!("{}: {}: {why}", workload.name, self.peer.name);
+        self.failures.push(why);
+    }
+
+    /// None where there is nothing to measure.
+    fn slice(&mut self, workload: &Workload, slice: Duration) -> Option<Result<Outcome, String>> {
+        if self.has_failed() {
+            return None;
+        }
+        match workload.kind {
+            Kind::Counts => Some(Ok(Outcome::Measured(tools::count(workload, self.peer)))),
+            Kind::Idle => Some(idle(workload, self.peer)),
+            _ => Some(self.seat.as_mut()?.slice(workload, slice)),
+        }
+    }
+
+    fn record(&mut self, workload: &Workload, outcome: Option<Result<Outcome, String>>) {
         let document = match outcome {
-            Ok(Outcome::Measured(document)) => document,
-            Ok(Outcome::Late) => {
+            Some(Ok(Outcome::Measured(document))) => document,
+            Some(Ok(Outcome::Late)) => {
                 self.contestant.late += 1;
                 Value::Null
             }
-            Err(why) => {
-                eprintln!("{}: {}: {why}", workload.name, self.peer.name);
-                self.failures.push(why);
+            Some(Err(why)) => {
+                self.fail(workload, why);
                 Value::Null
             }
+            None => Value::Null,
         };
         self.contestant.push(&workload.figures, &document);
     }
 }
 
-fn slice(workload: &Workload, entry: &Entry, settings: &Settings, rate: Option<f64>) -> Result<Outcome, String> {
-    let fresh;
-    let server = match (&entry.server, workload.kind) {
-        (_, Kind::Counts) => return Ok(Outcome::Measured(tools::count(workload, entry.peer))),
-        (Some(server), _) => server,
-        (None, _) => {
-            fresh = Server::start(entry.peer, workload.buffer_bytes, &[])?;
-            &fresh
+impl Seat {
+    fn slice(&mut self, workload: &Workload, slice: Duration) -> Result<Outcome, String> {
+        let Self { server, generator } = self;
+        if let Some(generator) = generator {
+            let document = generator.measure(server)?;
+            return Ok(if is_late(&document) { Outcome::Late } else { Outcome::Measured(document) });
         }
-    };
-    let outcome = match workload.kind {
-        Kind::Burst => burst(workload, server),
-        Kind::Idle => run_load(workload, server, &["-d", IDLE_TIME], OVERTIME).map(Outcome::Measured),
-        _ => timed(workload, server, settings, rate),
-    };
-    server.settle()?;
-    outcome
+        let outcome = if workload.kind == Kind::Burst {
+            burst(workload, server)
+        } else {
+            let window = ["-d", &format!("{}us", slice.as_micros()), "--warmup", WARM_UP];
+            run_load(workload, server, &window, slice + OVERTIME).map(Outcome::Measured)
+        };
+        server.settle()?;
+        outcome
+    }
 }
 
-/// A load of the length of a slice.
-fn timed(workload: &Workload, server: &Server, settings: &Settings, rate: Option<f64>) -> Result<Outcome, String> {
-    let slice = settings.slice * workload.stretch;
-    let milliseconds = |time: Duration| format!("{}ms", time.as_millis());
-    let (duration, warm_up) = (milliseconds(slice), milliseconds(WARM_UP * workload.stretch));
-    let rate = rate.map(|rate| rate.to_string());
-    let mut arguments = vec!["-d", &duration, "--warmup", &warm_up];
-    arguments.extend(rate.iter().flat_map(|rate| ["-r", rate]));
-    let document = run_load(workload, server, &arguments, slice + OVERTIME)?;
-    Ok(if rate.is_some() && is_late(&document) { Outcome::Late } else { Outcome::Measured(document) })
+/// Against a server of its own.
+fn idle(workload: &Workload, peer: &Peer) -> Result<Outcome, String> {
+    let server = Server::start(peer, workload.buffer_bytes, &[])?;
+    run_load(workload, &server, &["-d", IDLE_TIME], OVERTIME).map(Outcome::Measured)
 }
 
 fn is_late(document: &Value) -> bool {
@@ -206,36 +268,30 @@ pub(crate) fn run_load(
 /// Its document, if no gate fell.
 fn finish_load(job: Job, limit: Duration) -> Result<Value, String> {
     let output = job.wait(limit).map_err(|why| format!("ecoloop load: {why}"))?;
-    let document = serde_json::from_str(&output.text);
+    let document = serde_json::from_str::<Value>(&output.text);
     if output.status.success() {
         return document.map_err(|error| format!("ecoloop load: {error}"));
     }
-    let of = |list: &str, what: fn(&Value) -> Option<String>| {
-        let list = document.as_ref().ok()?.get(list)?.as_array()?.iter().filter_map(what).collect::<Vec<_>>();
-        Some(list.join(", ")).filter(|list| !list.is_empty())
-    };
-    let errors = of("errors", |error| {
-        Some(format!("{} {} {} times", error["phase"].as_str()?, error["error"].as_str()?, error["count"]))
-    });
-    let gates =
-        of("gates", |gate| (gate["fell"] == true).then(|| gate["expr"].as_str().unwrap_or_default().to_owned()));
-    let why = errors.or(gates).unwrap_or_else(|| reason(output.status, &output.errors));
+    let why = document.as_ref().ok().and_then(failure).unwrap_or_else(|| reason(output.status, &output.errors));
     Err(format!("ecoloop load: {why}"))
 }
 
 /// Messages a second that half of the floor's capacity is.
-fn half_of_the_floor(workload: &Workload, entries: &[Entry], settings: &Settings) -> Result<f64, String> {
-    let floor = entries.iter().find(|entry| entry.peer.name == FLOOR).and_then(|entry| entry.server.as_ref());
-    let floor = floor.ok_or("the floor does not run")?;
+fn half_of_the_floor(workload: &Workload, peers: &[Peer], slice: Duration) -> Result<f64, String> {
+    let server = Server::start(floor(peers)?, workload.buffer_bytes, &[])?;
+    let mut generator = Generator::start(workload, &server, slice, None)?;
     let mut rates = Vec::new();
     for _ in 0..5 {
-        if let Outcome::Measured(document) = timed(workload, floor, settings, None)? {
-            rates.extend(document.pointer(RATE_POINTER).and_then(Value::as_f64));
-        }
+        rates.extend(generator.ask()?.pointer(RATE_POINTER).and_then(Value::as_f64));
     }
+    generator.end()?;
     let rate = median(&rates).ok_or("the floor has no rate")?;
     // In hundreds, to be read.
     Ok((rate / 200.0).round() * 100.0)
+}
+
+fn floor(peers: &[Peer]) -> Result<&Peer, String> {
+    peers.iter().find(|peer| peer.name == FLOOR).ok_or_else(|| "the floor is not there".to_owned())
 }
 
 /// The load on connections that are there already, without the burst and with it. The burst comes from the server's core.
@@ -278,54 +334,44 @@ fn kernel_counter(text: &str, name: &str) -> Option<u64> {
     lines.next()?.split_ascii_whitespace().nth(at)?.parse().ok()
 }
 
-/// The same server, by two clients that share no code.
+/// The same server, by two clients that share no code, both connected for a sitting.
 fn cross_check(
     workload: &Workload,
     peers: &[Peer],
-    settings: &Settings,
+    slice: Duration,
+    [sittings, rounds]: [usize; 2],
     measured: &mut Measured,
 ) -> Result<(), String> {
     const C: &str = "epoll_client";
     const OURS: &str = "ecoloop load";
-    let floor = peers.iter().find(|peer| peer.name == FLOOR).ok_or("the floor is not there")?;
-    let server = Server::start(floor, workload.buffer_bytes, &[])?;
+    let floor = floor(peers)?;
     let mut contestants = [OURS, C].map(|name| Contestant::new(name, &workload.figures));
-    for round in 1..=settings.rounds {
-        eprintln!("{}: round {round} of {}", workload.name, settings.rounds);
-        fastrand::shuffle(&mut contestants);
-        for contestant in &mut contestants {
-            let document = if contestant.name == C {
-                c_client(workload, &server, settings)?
-            } else {
-                match timed(workload, &server, settings, None)? {
-                    Outcome::Measured(document) => document,
-                    Outcome::Late => Value::Null,
-                }
-            };
-            contestant.push(&workload.figures, &document);
-            server.settle()?;
+    for sitting in 1..=sittings {
+        let server = Server::start(floor, workload.buffer_bytes, &[])?;
+        let mut ours = Generator::start(workload, &server, slice, None)?;
+        let mut theirs = Generator::start_in_c(workload, &server, slice)?;
+        for round in 1..=rounds {
+            eprintln!("{}: sitting {sitting} of {sittings}, round {round} of {rounds}", workload.name);
+            fastrand::shuffle(&mut contestants);
+            for contestant in &mut contestants {
+                let document = if contestant.name == C {
+                    theirs.measure_in_c()?
+                } else {
+                    // The other one warms up in each slice, too.
+                    ours.ask()?;
+                    ours.measure(&server)?
+                };
+                contestant.push(&workload.figures, &document);
+            }
         }
+        ours.end()?;
+        theirs.end()?;
     }
     contestants.sort_by(|one, other| one.name.cmp(&other.name));
     C.clone_into(&mut measured.baseline);
     measured.control = None;
     measured.contestants = contestants.into();
     Ok(())
-}
-
-/// In the words of the other client.
-fn c_client(workload: &Workload, server: &Server, settings: &Settings) -> Result<Value, String> {
-    let mut command = pinned(CLIENT_CORE, C_CLIENT);
-    command.args([server.address.port().to_string(), workload.connections.to_string(), "64".to_owned()]);
-    command.args([settings.slice.as_secs_f64().to_string(), server.process.id().to_string()]);
-    let text = output_of(&mut command, settings.slice + OVERTIME).map_err(|why| format!("epoll_client: {why}"))?;
-    let answer: Value = serde_json::from_str(&text).map_err(|error| format!("epoll_client: {error}"))?;
-    let field = |name: &str| answer[name].as_f64().ok_or_else(|| format!("epoll_client: there is no {name}"));
-    let cpu_us_per_message = field("server_cpu_seconds")? * 1e6 / field("messages")?;
-    Ok(json!({
-        "server": { "cpu_us_per_message": cpu_us_per_message },
-        "rate_per_s": field("messages_per_second")?,
-    }))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Processes that end when they are let go, and waits that end.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, LazyLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 const LOOK: Duration = Duration::from_millis(5);
+/// How often a wait for an answer looks for a signal: seldom, for a slice is measured meanwhile.
+const LOOK_FOR_SIGNAL: Duration = Duration::from_millis(200);
 
 pub(crate) fn watch_signals() -> Result<(), String> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -64,10 +67,14 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn spawn(command: &mut Command) -> Result<Self, String> {
+        Self::spawn_with(command, Stdio::null())
+    }
+
+    fn spawn_with(command: &mut Command, input: Stdio) -> Result<Self, String> {
         let program = command.get_program().display().to_string();
         let child = command
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(input)
             .spawn()
             .map_err(|error| format!("cannot start {program}: {error}"))?;
         Ok(Self { group: Pid::from_child(&child), child, exited: None })
@@ -162,6 +169,74 @@ impl Job {
     }
 }
 
+/// A command that answers each line of its input with a line of its output.
+pub(crate) struct Dialogue {
+    process: Process,
+    input: Option<ChildStdin>,
+    answers: Receiver<String>,
+    errors: Option<JoinHandle<String>>,
+}
+
+impl Dialogue {
+    pub(crate) fn start(command: &mut Command) -> Result<Self, String> {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Process::spawn_with(command, Stdio::piped())?;
+        let (sender, answers) = mpsc::channel();
+        if let Some(output) = process.child.stdout.take() {
+            let lines = BufReader::new(output).lines().map_while(Result::ok);
+            thread::spawn(move || lines.map(|line| sender.send(line)).all(|sent| sent.is_ok()));
+        }
+        let errors = Some(collect(process.child.stderr.take()));
+        Ok(Self { input: process.child.stdin.take(), process, answers, errors })
+    }
+
+    /// Its answer to an empty line.
+    pub(crate) fn ask(&mut self, limit: Duration) -> Result<String, String> {
+        // Where it fails the process has ended, and says why.
+        let _ = self.input.as_mut().map(|input| input.write_all(b"\n"));
+        self.answer(limit)
+    }
+
+    /// The next line of its output.
+    pub(crate) fn answer(&mut self, limit: Duration) -> Result<String, String> {
+        let end = Instant::now() + limit;
+        loop {
+            check_interrupt()?;
+            let left = end.saturating_duration_since(Instant::now());
+            match self.answers.recv_timeout(left.min(LOOK_FOR_SIGNAL)) {
+                Ok(line) => return Ok(line),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                    return Err(format!("no answer after {}", humantime::format_duration(limit)));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.finish(limit)?;
+                    return Err("it ended".to_owned());
+                }
+            }
+        }
+    }
+
+    /// Ends its input, and waits for its own end.
+    pub(crate) fn end(mut self, limit: Duration) -> Result<(), String> {
+        self.finish(limit)
+    }
+
+    fn finish(&mut self, limit: Duration) -> Result<(), String> {
+        self.input = None;
+        if !wait_until(limit, || Ok(self.process.exited()?.is_some()))? {
+            return Err(format!("not done after {}", humantime::format_duration(limit)));
+        }
+        match self.process.exited()? {
+            Some(status) if !status.success() => {
+                let errors = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
+                Err(reason(status, &errors))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// On a thread of its own: who fills a pipe that nobody reads would wait for ever.
 fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
     thread::spawn(move || {
@@ -197,6 +272,20 @@ mod tests {
         let group = process.id();
         drop(process);
         assert!(wait_until(Duration::from_secs(10), || Ok(members_of(group) == 0)).unwrap());
+    }
+
+    #[test]
+    fn a_dialogue_has_an_answer_for_each_line_and_an_end() {
+        let limit = Duration::from_secs(10);
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo ready; while read line; do n=$((n + 1)); echo $n; done; echo broken >&2; exit $n"]);
+        let mut dialogue = Dialogue::start(&mut command).unwrap();
+        assert_eq!(dialogue.answer(limit).unwrap(), "ready");
+        assert_eq!(dialogue.answer(LOOK).unwrap_err(), "no answer after 5ms");
+        assert_eq!((dialogue.ask(limit).unwrap(), dialogue.ask(limit).unwrap()), ("1".to_owned(), "2".to_owned()));
+        assert_eq!(dialogue.end(limit).unwrap_err(), "exit status: 2: broken");
+        let mut ended = Dialogue::start(&mut Command::new("true")).unwrap();
+        assert_eq!(ended.ask(limit).unwrap_err(), "it ended");
     }
 
     #[test]

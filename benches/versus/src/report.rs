@@ -64,6 +64,10 @@ pub(crate) struct Measured {
     pub(crate) baseline: String,
     /// Its second copy.
     pub(crate) control: Option<String>,
+    /// In which servers and connections were new. One in files of old.
+    #[serde(default = "one")]
+    pub(crate) sittings: usize,
+    /// Of all sittings, one sitting's after the other's.
     pub(crate) rounds: usize,
     pub(crate) figures: Vec<Figure>,
     pub(crate) left_out: Vec<LeftOut>,
@@ -94,6 +98,11 @@ impl Contestant {
         }
     }
 
+    /// Whether a slice has brought anything.
+    pub(crate) fn has_any(&self) -> bool {
+        self.samples.values().flatten().any(Option::is_some)
+    }
+
     fn of(&self, figure: &Figure) -> &[Option<f64>] {
         self.samples.get(&figure.name).map_or(&[], Vec::as_slice)
     }
@@ -101,6 +110,10 @@ impl Contestant {
     pub(crate) fn values(&self, figure: &Figure) -> Vec<f64> {
         self.of(figure).iter().flatten().copied().collect()
     }
+}
+
+fn one() -> usize {
+    1
 }
 
 /// To five digits: no slice knows more.
@@ -273,8 +286,8 @@ impl Measured {
         let rate = self.rate_per_s.map(|rate| format!(" -r {rate}")).unwrap_or_default();
         let _ = writeln!(
             text,
-            "`ecoloop load {}{rate}`; the server's buffer: {} bytes; rounds: {}.",
-            self.load, self.buffer_bytes, self.rounds
+            "`ecoloop load {}{rate}`; the server's buffer: {} bytes; rounds: {}, sittings: {}.",
+            self.load, self.buffer_bytes, self.rounds, self.sittings
         );
         for figure in
             self.figures.iter().filter(|figure| figure.comparison == Comparison::Ratio && self.control.is_some())

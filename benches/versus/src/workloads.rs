@@ -5,9 +5,11 @@ use serde::{Deserialize, Serialize};
 /// How a workload is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// One run of `ecoloop load` a slice, all servers alive.
+    /// A window a slice over connections that last for a sitting, all servers alive.
     Load,
-    /// The same, at half of the rate that the floor reaches in a closed loop.
+    /// One run of `ecoloop load` a slice, which opens and closes its connections.
+    Churn,
+    /// As `Load`, at half of the rate that the floor reaches in a closed loop.
     Open,
     /// Connects at once, beside a load on connections that are there already.
     Burst,
@@ -53,7 +55,7 @@ pub(crate) struct Workload {
     pub(crate) kind: Kind,
     pub(crate) buffer_bytes: u32,
     pub(crate) connections: u32,
-    /// How many times longer than the others its slices and their warm-up are.
+    /// How many times longer than the others its slices are.
     pub(crate) stretch: u32,
     /// Arguments of `ecoloop load` beside the connections, the duration and the address.
     pub(crate) load: String,
@@ -84,20 +86,26 @@ pub(crate) fn all() -> Vec<Workload> {
     }
     let depth = "50 connections, 64 bytes, 16 messages in flight on each".to_owned();
     all.push(load("50x64-depth16", depth, 50, "-s 64 -p 16", closed()));
-    for (connections, buffer_bytes, name) in
-        [(1, 1024, "bulk-1-1KiB"), (1, 65536, "bulk-1-64KiB"), (50, 1024, "bulk-50-1KiB"), (50, 65536, "bulk-50-64KiB")]
-    {
+    // Fifty streams have 12.5 MiB in flight, which a buffer of 1 KiB takes a tenth of a second for: a slice must last for
+    // several times as much.
+    for (connections, buffer_bytes, stretch, name) in [
+        (1, 1024, 1, "bulk-1-1KiB"),
+        (1, 65536, 1, "bulk-1-64KiB"),
+        (50, 1024, 4, "bulk-50-1KiB"),
+        (50, 65536, 2, "bulk-50-64KiB"),
+    ] {
         let streams =
             if connections == 1 { "one bulk stream".to_owned() } else { format!("{connections} bulk streams") };
         let title = format!("{streams}, the server's buffer {} KiB", buffer_bytes / 1024);
-        // Fifty streams have 12.5 MiB in flight: a slice must last for several times as much.
-        let stretch = if connections == 1 { 1 } else { 10 };
         all.push(Workload { buffer_bytes, stretch, ..load(name, title, connections, "-s 64KiB -p 4", bulk()) });
     }
     let churn_title = "connect, one message of 64 bytes, close; 50 at once".to_owned();
-    all.push(load("churn", churn_title, 50, "-s 64 --mode churn", churn()));
+    // Its connects, and the closes of the slice before, come in bursts: a slice has to hold many of them.
+    let churn = load("churn", churn_title, 50, "-s 64 --mode churn", churn());
+    all.push(Workload { kind: Kind::Churn, stretch: 8, ..churn });
     let open_title = "50 connections, 64 bytes, in an open loop at half of the floor's rate".to_owned();
-    all.push(Workload { kind: Kind::Open, ..load("open", open_title, 50, "-s 64", open()) });
+    // The 99.9th percentile needs some thousands of messages.
+    all.push(Workload { kind: Kind::Open, stretch: 4, ..load("open", open_title, 50, "-s 64", open()) });
     let burst_title =
         format!("{BURST_CONNECTS} connects at once, beside 200 connections at {BURST_RATE} messages a second");
     let burst_load = format!("-s 64 -r {BURST_RATE}");
@@ -203,6 +211,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn connections_that_last_for_a_sitting_are_those_of_an_echo() {
+        let lasts = |workload: &Workload| matches!(workload.kind, Kind::Load | Kind::Open | Kind::CrossCheck);
+        assert!(all().iter().filter(|workload| lasts(workload)).all(|workload| !workload.load.contains("--mode")));
+    }
 
     #[test]
     fn names_are_unique() {

@@ -24,6 +24,7 @@ fn measured(contestants: &[(&str, f64)], control: f64) -> Measured {
         rate_per_s: None,
         baseline: FLOOR.to_owned(),
         control: Some(CONTROL.to_owned()),
+        sittings: 1,
         rounds: 15,
         contestants: contestants.collect(),
         figures: workload.figures,
