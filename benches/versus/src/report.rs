@@ -15,6 +15,8 @@ use crate::workloads::{self, Comparison, Figure};
 const SCHEMA: &str = "ecoloop.versus/1";
 /// A control that is less sure than this says nothing of anybody.
 const RESOLVED_WIDTH: f64 = 0.02;
+/// By so much two sittings of the same servers differ, of which an interval knows little.
+const RATIO_MARGIN: f64 = 0.01;
 /// Ranges that are closer are called equal.
 const RANGE_MARGIN: f64 = 0.02;
 /// The two load generators agree.
@@ -242,7 +244,7 @@ impl Measured {
                 let (Some([low, high]), Some([control_low, control_high])) = (interval, control) else {
                     return Some(Verdict::Unresolved);
                 };
-                (high < control_low.min(1.0), low > control_high.max(1.0))
+                (high < control_low.min(1.0 - RATIO_MARGIN), low > control_high.max(1.0 + RATIO_MARGIN))
             }
             Comparison::Range => {
                 let ([low, high], [our_low, our_high]) = (range(contestant, figure)?, range(ours, figure)?);

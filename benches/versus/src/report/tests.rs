@@ -70,6 +70,13 @@ fn a_difference_inside_the_control_is_none() {
 }
 
 #[test]
+fn a_difference_of_less_than_two_sittings_have_is_none() {
+    let measured = measured(&[(OURS, 1.0), ("near", 0.992), ("ahead", 0.985), ("behind", 1.015)], 1.0);
+    let expected = [None, Some(Verdict::NoDifference), Some(Verdict::Better), Some(Verdict::Worse)];
+    assert_eq!(verdicts(&measured, 0), expected);
+}
+
+#[test]
 fn a_wide_control_leaves_all_unresolved() {
     let mut measured = measured(&[(OURS, 1.10), ("ahead", 0.5)], 1.0);
     assert!(measured.is_resolved(&measured.figures[0]));
