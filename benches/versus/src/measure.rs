@@ -18,8 +18,8 @@ use crate::workloads::{BURST_CONNECTS, Kind, RATE_POINTER, Workload};
 const WARM_UP: &str = "50ms";
 /// Slices that may fail before a peer is left out of a workload.
 const FAILURES_MAX: usize = 3;
-/// A server of one's own in each round takes time, and its memory varies little.
-const IDLE_ROUNDS_MAX: usize = 7;
+/// A server of one's own in each slice takes time, and what is measured of it varies little.
+const OWN_SERVER_ROUNDS_MAX: usize = 5;
 /// Of a sitting: a slice is two windows of a second.
 const BURST_ROUNDS_MAX: usize = 5;
 /// Long enough for a burst and what it leaves behind.
@@ -60,8 +60,7 @@ pub(crate) struct Settings {
 
 pub(crate) fn measure(workload: &Workload, peers: &[Peer], wanted: &Settings) -> Result<Measured, String> {
     let (sittings, rounds) = match workload.kind {
-        Kind::Counts => (1, 1),
-        Kind::Idle => (1, wanted.rounds.min(IDLE_ROUNDS_MAX)),
+        Kind::Idle | Kind::Counts => (1, wanted.rounds.min(OWN_SERVER_ROUNDS_MAX)),
         Kind::Burst => (wanted.sittings, wanted.rounds.min(BURST_ROUNDS_MAX)),
         Kind::Load | Kind::Churn | Kind::Open | Kind::CrossCheck => (wanted.sittings, wanted.rounds),
     };
@@ -244,7 +243,7 @@ fn is_late(document: &Value) -> bool {
 }
 
 /// `ecoloop load` on the clients' core. What it reports of a server of several processes would be of one of them.
-fn load_command(core: u32, connections: u32, load: &str, server: &Server, arguments: &[&str]) -> Command {
+pub(crate) fn load_command(core: u32, connections: u32, load: &str, server: &Server, arguments: &[&str]) -> Command {
     let mut command = pinned(core, ECOLOOP);
     command.args(["load", "-q", "--json", "-", "--close", "rst", "-c", &connections.to_string()]);
     command.args(load.split_ascii_whitespace()).args(arguments);
@@ -255,18 +254,13 @@ fn load_command(core: u32, connections: u32, load: &str, server: &Server, argume
     command
 }
 
-pub(crate) fn run_load(
-    workload: &Workload,
-    server: &Server,
-    arguments: &[&str],
-    limit: Duration,
-) -> Result<Value, String> {
+fn run_load(workload: &Workload, server: &Server, arguments: &[&str], limit: Duration) -> Result<Value, String> {
     let mut command = load_command(CLIENT_CORE, workload.connections, &workload.load, server, arguments);
     finish_load(Job::start(&mut command)?, limit)
 }
 
 /// Its document, if no gate fell.
-fn finish_load(job: Job, limit: Duration) -> Result<Value, String> {
+pub(crate) fn finish_load(job: Job, limit: Duration) -> Result<Value, String> {
     let output = job.wait(limit).map_err(|why| format!("ecoloop load: {why}"))?;
     let document = serde_json::from_str::<Value>(&output.text);
     if output.status.success() {

@@ -1,21 +1,27 @@
-//! What a message takes: system calls as strace counts them, user-space instructions as callgrind does.
+//! What a message takes: system calls as the kernel counts them, user-space instructions as callgrind does.
 //!
-//! Both are the difference of two runs with different numbers of messages, so that the start, the connects and the closes
-//! are not in it. Both slow the server down, and one that is slow finds more messages at each of its turns.
+//! Both are the difference of two loads, a short one and a long one, so that the connects and the closes, and with callgrind
+//! the start, are not in it. Callgrind slows the server down, and one that is slow finds more messages at each of its turns;
+//! the kernel counts at a small part of a call's cost.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::measure::run_load;
+use crate::generators::CLIENT_CORE;
+use crate::measure::{finish_load, load_command};
 use crate::peers::{Kind, Peer, Server};
-use crate::processes::{Process, output_of, wait_until};
+use crate::processes::{Job, output_of, pinned};
 use crate::workloads::Workload;
 
-const FEW: u32 = 4000;
-const MANY: u32 = 20_000;
+/// Every entry into the kernel, whichever call it is.
+const TRACEPOINT: &str = "raw_syscalls:sys_enter";
+/// The two loads.
+const SHORT: &str = "100ms";
+const LONG: &str = "600ms";
 const TOOL_LIMIT: Duration = Duration::from_secs(20);
 const LOAD_LIMIT: Duration = Duration::from_secs(120);
 
@@ -31,55 +37,51 @@ pub(crate) fn count(workload: &Workload, peer: &Peer) -> Value {
         )
     };
     json!({
-        "calls": or_null("system calls", a_message(|messages| calls(workload, peer, messages))),
-        "instructions": or_null("instructions", a_message(|messages| instructions(workload, peer, messages))),
+        "calls": or_null("system calls", a_message(|duration| calls(workload, peer, duration))),
+        "instructions": or_null("instructions", a_message(|duration| instructions(workload, peer, duration))),
     })
 }
 
-fn a_message(count: impl Fn(u32) -> Result<u64, String>) -> Result<f64, String> {
-    let (few, many) = (count(FEW)?, count(MANY)?);
-    let more = u32::try_from(many.saturating_sub(few)).map_err(|error| error.to_string())?;
-    Ok(f64::from(more) / f64::from(MANY - FEW))
+/// What is counted in a load, and its messages.
+struct Counted {
+    total: f64,
+    messages: f64,
 }
 
-fn load(workload: &Workload, server: &Server, messages: u32) -> Result<(), String> {
-    let each = (messages / workload.connections).to_string();
-    run_load(workload, server, &["-m", &each], LOAD_LIMIT).map(|_| ())
+fn a_message(count: impl Fn(&str) -> Result<Counted, String>) -> Result<f64, String> {
+    let (short, long) = (count(SHORT)?, count(LONG)?);
+    Ok((long.total - short.total) / (long.messages - short.messages))
 }
 
-/// System calls of all threads.
-fn calls(workload: &Workload, peer: &Peer, messages: u32) -> Result<u64, String> {
-    const FILE: &str = "target/strace.txt";
+fn load(workload: &Workload, server: &Server, duration: &str) -> Command {
+    load_command(CLIENT_CORE, workload.connections, &workload.load, server, &["-d", duration])
+}
+
+/// Runs it. The messages that were answered.
+fn messages(load: &mut Command) -> Result<f64, String> {
+    let document = finish_load(Job::start(load)?, LOAD_LIMIT)?;
+    document.pointer("/messages/verified").and_then(Value::as_f64).ok_or_else(|| "ecoloop load: no messages".to_owned())
+}
+
+/// System calls of all threads, and of the processes that it forks, while the load runs.
+fn calls(workload: &Workload, peer: &Peer, duration: &str) -> Result<Counted, String> {
+    const FILE: &str = "target/perf.txt";
     let server = Server::start(peer, workload.buffer_bytes, &[])?;
-    let id = server.process.id().to_string();
-    let mut command = std::process::Command::new("strace");
-    let mut strace = Process::spawn(
-        command.args(["-f", "-q", "-c", "-U", "calls,name", "-o", FILE, "-p", &id]).stderr(std::process::Stdio::null()),
-    )?;
-    let is_attached = wait_until(TOOL_LIMIT, || Ok(strace.exited()?.is_some() || is_traced(&id)))?;
-    if !is_attached || strace.exited()?.is_some() {
-        return Err("strace could not attach".to_owned());
-    }
-    load(workload, &server, messages)?;
-    if !strace.end(Signal::INT, TOOL_LIMIT)? {
-        return Err("strace did not end".to_owned());
-    }
-    let summary = fs::read_to_string(FILE).map_err(|error| format!("cannot read {FILE}: {error}"))?;
-    total_calls(&summary).ok_or_else(|| format!("{FILE} has no total"))
+    let load = load(workload, &server, duration);
+    let mut command = pinned(CLIENT_CORE, "perf");
+    command.args(["stat", "-x", ",", "-e", TRACEPOINT, "-o", FILE, "-p", &server.process.id().to_string(), "--"]);
+    let messages = messages(command.arg(load.get_program()).args(load.get_args()))?;
+    let counts = fs::read_to_string(FILE).map_err(|error| format!("cannot read {FILE}: {error}"))?;
+    let total = counted_calls(&counts).ok_or_else(|| format!("{FILE} has no count"))?;
+    Ok(Counted { total, messages })
 }
 
-/// Whether all its threads are traced.
-fn is_traced(id: &str) -> bool {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{id}/task")) else { return false };
-    let mut statuses = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
-    statuses.all(|status| !status.contains("TracerPid:\t0\n"))
+/// A line of the count, its unit, the event and more; instead of a count it may say that there is none.
+fn counted_calls(counts: &str) -> Option<f64> {
+    counts.lines().find(|line| line.contains(TRACEPOINT))?.split(',').next()?.parse().ok()
 }
 
-fn total_calls(summary: &str) -> Option<u64> {
-    summary.lines().find_map(|line| line.trim().strip_suffix(" total")?.trim().parse().ok())
-}
-
-fn instructions(workload: &Workload, peer: &Peer, messages: u32) -> Result<u64, String> {
+fn instructions(workload: &Workload, peer: &Peer, duration: &str) -> Result<Counted, String> {
     const FILE: &str = "target/callgrind.out";
     if peer.kind == Kind::Completion {
         return Err("valgrind has no io_uring".to_owned());
@@ -93,24 +95,25 @@ fn instructions(workload: &Workload, peer: &Peer, messages: u32) -> Result<u64, 
     if !server.is_one_process {
         return Err("it is several processes".to_owned());
     }
-    load(workload, &server, messages)?;
+    let messages = messages(&mut load(workload, &server, duration))?;
     if !server.process.end(Signal::TERM, TOOL_LIMIT)? {
         return Err("it did not end".to_owned());
     }
     let profile = fs::read_to_string(FILE).map_err(|error| format!("cannot read {FILE}: {error}"))?;
-    total_instructions(&profile).ok_or_else(|| format!("{FILE} has no total"))
+    let total = total_instructions(&profile).ok_or_else(|| format!("{FILE} has no total"))?;
+    Ok(Counted { total, messages })
 }
 
-fn total_instructions(profile: &str) -> Option<u64> {
+fn total_instructions(profile: &str) -> Option<f64> {
     profile.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse().ok())
 }
 
-/// Whether both tools are there.
+/// Whether both tools can be had.
 pub(crate) fn check() -> Result<(), String> {
-    for tool in ["strace", "valgrind"] {
-        output_of(std::process::Command::new(tool).arg("--version"), TOOL_LIMIT)
-            .map_err(|why| format!("counting calls and instructions needs {tool}: {why}"))?;
-    }
+    output_of(Command::new("perf").args(["stat", "-e", TRACEPOINT, "true"]), TOOL_LIMIT)
+        .map_err(|why| format!("counting system calls needs perf, and tracefs with {TRACEPOINT}: {why}"))?;
+    output_of(Command::new("valgrind").arg("--version"), TOOL_LIMIT)
+        .map_err(|why| format!("counting instructions needs valgrind: {why}"))?;
     Ok(())
 }
 
@@ -120,11 +123,11 @@ mod tests {
 
     #[test]
     fn totals_are_found() {
-        let summary = "    calls syscall\n--------- ----------------\n      501 sendto\n       35 epoll_wait\n\
-                       --------- ----------------\n      536 total\n";
-        assert_eq!(total_calls(summary), Some(536));
-        assert_eq!(total_calls(""), None);
-        assert_eq!(total_instructions("events: Ir\nsummary: 4\n\nfn=(1)\n12 3\n\ntotals: 123456\n"), Some(123_456));
+        let counts = "# started on Tue Nov 24 05:00:00 2026\n\n6017,,raw_syscalls:sys_enter,1234567,100.00,,\n";
+        assert_eq!(counted_calls(counts), Some(6017.0));
+        assert_eq!(counted_calls("<not counted>,,raw_syscalls:sys_enter,0,100.00,,\n"), None);
+        assert_eq!(counted_calls(""), None);
+        assert_eq!(total_instructions("events: Ir\nsummary: 4\n\nfn=(1)\n12 3\n\ntotals: 123456\n"), Some(123_456.0));
         assert_eq!(total_instructions("events: Ir\n"), None);
     }
 }

@@ -15,7 +15,7 @@ pub(crate) enum Kind {
     Burst,
     /// One run a slice, against a server of its own: memory that was given back is not always seen.
     Idle,
-    /// System calls and instructions, counted by tools that slow the server down.
+    /// System calls and instructions, each counted in runs of their own.
     Counts,
     /// `ecoloop load` and the plain client in C, on the floor.
     CrossCheck,
@@ -114,10 +114,14 @@ pub(crate) fn all() -> Vec<Workload> {
         let title = format!("{connections} idle connections");
         all.push(Workload { kind: Kind::Idle, ..load(name, title, connections, "-s 64 --mode hold", idle()) });
     }
-    for (connections, depth, name) in [(1, 1, "counts-1x64"), (50, 1, "counts-50x64"), (50, 16, "counts-50x64-depth16")]
-    {
-        let title = format!("{}, {depth} in flight: what a message takes", messages_title(connections, 64));
-        let load = load(name, title, connections, &format!("-s 64 -p {depth}"), counts());
+    for (connections, size, depth, name) in [
+        (1, 64, 1, "counts-1x64"),
+        (50, 64, 1, "counts-50x64"),
+        (50, 64, 16, "counts-50x64-depth16"),
+        (50, 1024, 1, "counts-50x1024"),
+    ] {
+        let title = format!("{}, {depth} in flight: what a message takes", messages_title(connections, size));
+        let load = load(name, title, connections, &format!("-s {size} -p {depth}"), counts());
         all.push(Workload { kind: Kind::Counts, ..load });
     }
     let check_title = "the two load generators on the floor, 50 connections, 64 bytes".to_owned();
