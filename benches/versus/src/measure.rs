@@ -291,16 +291,19 @@ fn floor(peers: &[Peer]) -> Result<&Peer, String> {
 /// The load on connections that are there already, without the burst and with it. The burst comes from the server's core.
 fn burst(workload: &Workload, server: &Server) -> Result<Outcome, String> {
     let window = ["-d", BURST_WINDOW, "--warmup", BURST_WARM_UP];
-    let quiet = run_load(workload, server, &window, OVERTIME)?;
+    let steady = || {
+        let command = load_command(CLIENT_CORE, workload.connections, &workload.load, server, &window);
+        Job::start(&mut before_others(&command))
+    };
+    let quiet = finish_load(steady()?, OVERTIME)?;
     let before = kernel_counters()?;
-    let mut command = load_command(CLIENT_CORE, workload.connections, &workload.load, server, &window);
-    let job = Job::start(&mut command)?;
+    let steady = steady()?;
     sleep(BURST_DELAY)?;
     let at_once = BURST_CONNECTS.to_string();
     let connects = ["-s", "64", "-m", "1", "--connecting", &at_once];
     let mut command = load_command(SERVER_CORE, BURST_CONNECTS, "", server, &connects);
     let burst = finish_load(Job::start(&mut command)?, OVERTIME)?;
-    let disturbed = finish_load(job, OVERTIME)?;
+    let disturbed = finish_load(steady, OVERTIME)?;
     if is_late(&quiet) || is_late(&disturbed) {
         return Ok(Outcome::Late);
     }
@@ -311,6 +314,14 @@ fn burst(workload: &Workload, server: &Server) -> Result<Outcome, String> {
         .map(|((name, before), (_, after))| (name.to_owned(), after.saturating_sub(before).into()))
         .collect();
     Ok(Outcome::Measured(json!({ "quiet": quiet, "disturbed": disturbed, "burst": burst, "kernel": more })))
+}
+
+/// The command runs as soon as it has something to do. Else it waits until whoever has the core has used up its slice, some
+/// milliseconds: as long as a burst keeps the server.
+fn before_others(command: &Command) -> Command {
+    let mut first = Command::new("chrt");
+    first.args(["--fifo", "1"]).arg(command.get_program()).args(command.get_args());
+    first
 }
 
 /// Of the whole network namespace.

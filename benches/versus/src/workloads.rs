@@ -191,8 +191,8 @@ fn open() -> Vec<Figure> {
 
 fn burst() -> Vec<Figure> {
     vec![
-        less("p99_burst_us", "p99 in the burst, µs", "/disturbed/latency_us/p99"),
-        less("p99_quiet_us", "p99 without it, µs", "/quiet/latency_us/p99"),
+        less_by_range("p99_burst_us", "p99 in the burst, µs", "/disturbed/latency_us/p99"),
+        less_by_range("p99_quiet_us", "p99 without it, µs", "/quiet/latency_us/p99"),
         less_by_range("connect_max_us", "longest connect, µs", "/burst/connect_us/max"),
         shown("overflows", "dropped: backlog full", "/kernel/ListenOverflows"),
         shown("syn_retransmits", "SYNs sent again", "/kernel/TCPSynRetrans"),
