@@ -135,8 +135,8 @@ fn messages_title(connections: u32, size: u32) -> String {
 }
 
 fn load(name: &'static str, title: String, connections: u32, load: &str, figures: Vec<Figure>) -> Workload {
-    // So that each of many connections has its turn more than once.
-    let stretch = if connections < 10_000 { 1 } else { 4 };
+    // So that each of many connections has its turn more than once, and one has messages enough.
+    let stretch = if (2..10_000).contains(&connections) { 1 } else { 4 };
     let load = load.to_owned();
     Workload { name, title, kind: Kind::Load, buffer_bytes: BUFFER_BYTES, connections, stretch, load, figures }
 }
