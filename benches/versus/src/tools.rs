@@ -96,6 +96,10 @@ fn instructions(workload: &Workload, peer: &Peer, duration: &str) -> Result<Coun
         return Err("it is several processes".to_owned());
     }
     let messages = messages(&mut load(workload, &server, duration))?;
+    // It is slow to start: another program may have taken its port meanwhile, and answered in its place.
+    if let Some(status) = server.process.exited()? {
+        return Err(format!("it ended: {status}"));
+    }
     if !server.process.end(Signal::TERM, TOOL_LIMIT)? {
         return Err("it did not end".to_owned());
     }
