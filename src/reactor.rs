@@ -58,7 +58,8 @@ impl From<&Event> for Readiness {
 ///
 /// A turn is [`poll`](Self::poll), then what it reported, then [`next_listed`](Self::next_listed) until it answers `None`. So it
 /// serves what the poll reported together with those that [`resume`](Self::resume) had put on the list before it, each once.
-/// (kqueue(2) makes an event of each direction of a source, which is then served for each.)
+/// (kqueue(2) makes an event of each direction of a source, which is then served for each.) A turn may have more
+/// [rounds](Self::next_round), in which the list is served anew without a poll.
 ///
 /// Sources are registered edge-triggered, so an edge that is not drained is never announced again: whoever stops before
 /// `WouldBlock` calls [`resume`](Self::resume).
@@ -80,13 +81,14 @@ impl From<&Event> for Readiness {
 ///     assert!(reported.key() == key && reported.readiness().readable);
 ///     if let Some(listener) = reactor.visit(key) {
 ///         listener.accept()?;
-///         // There may be another one: in the next turn.
+///         // There may be another one.
 ///         reactor.resume(key);
 ///     }
 /// }
 /// reactor.give_back(batch);
 /// assert_eq!(reactor.next_listed(), None);
-/// assert!(reactor.has_work());
+/// assert!(reactor.next_round());
+/// assert_eq!(reactor.next_listed(), Some(key));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -98,12 +100,12 @@ pub struct Reactor<T> {
     /// The last poll brought as many events as it could: more may wait in the kernel.
     batch_full: bool,
     slots: Slab<Slot<T>>,
-    /// What those on the list of this turn are marked with.
-    turn: Listed,
-    /// Keys on the list: first those of this turn, then those put on it since.
+    /// What those on the list of this round are marked with.
+    round: Listed,
+    /// Keys on the list: first those of this round, then those put on it since.
     list: Vec<usize>,
     list_served: usize,
-    /// How many of `list` belong to this turn.
+    /// How many of `list` belong to this round.
     list_share: usize,
     /// Keys whose value was removed in this turn.
     freed: Vec<usize>,
@@ -153,8 +155,8 @@ struct Slot<T> {
     listed: Listed,
 }
 
-/// Whether a key waits on the list to be served, and in which turn. Turns are told apart as even and odd ones: the list holds keys
-/// of this one and the next.
+/// Whether a key waits on the list to be served, and in which round. Rounds are told apart as even and odd ones: the list holds
+/// keys of this one and the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listed {
     No,
@@ -188,7 +190,7 @@ impl<T> Reactor<T> {
             events: None,
             batch_full: false,
             slots: Slab::with_capacity(SLOTS_RESERVED),
-            turn: Listed::Even,
+            round: Listed::Even,
             list: Vec::with_capacity(KEYS_RESERVED),
             list_served: 0,
             list_share: 0,
@@ -232,12 +234,12 @@ impl<T> Reactor<T> {
         self.slots.get_mut(key)?.value.as_mut()
     }
 
-    /// The value under `key`, if there is one, to be served now: it is not served once more for being on the list of this turn.
+    /// The value under `key`, if there is one, to be served now: it is not served once more for being on the list of this round.
     #[inline]
     pub fn visit(&mut self, key: usize) -> Option<&mut T> {
         let slot = self.slots.get_mut(key)?;
         let value = slot.value.as_mut()?;
-        if slot.listed == self.turn {
+        if slot.listed == self.round {
             slot.listed = Listed::No;
         }
         Some(value)
@@ -262,13 +264,13 @@ impl<T> Reactor<T> {
         Some(value)
     }
 
-    /// Puts `key` on the list for the next turn, at most once.
+    /// Puts `key` on the list for the next round or turn, at most once.
     pub fn resume(&mut self, key: usize) {
         if let Some(slot) = self.slots.get_mut(key)
             && slot.value.is_some()
             && slot.listed == Listed::No
         {
-            slot.listed = self.turn.next();
+            slot.listed = self.round.next();
             self.list.push(key);
         }
     }
@@ -297,13 +299,13 @@ impl<T> Reactor<T> {
         self.events = Some(batch.0);
     }
 
-    /// The next key on the list of this turn that still has a value, and was not served for an event.
+    /// The next key on the list of this round that still has a value, and was not served for an event.
     pub fn next_listed(&mut self) -> Option<usize> {
         while self.list_served < self.list_share {
             let key = self.list[self.list_served];
             self.list_served += 1;
             if let Some(slot) = self.slots.get_mut(key)
-                && slot.listed == self.turn
+                && slot.listed == self.round
             {
                 slot.listed = Listed::No;
                 if slot.value.is_some() {
@@ -313,6 +315,12 @@ impl<T> Reactor<T> {
             }
         }
         None
+    }
+
+    /// Begins another round of this turn, for those on the list; answers whether there are any.
+    pub fn next_round(&mut self) -> bool {
+        self.begin_round();
+        !self.list.is_empty()
     }
 
     /// Whether there is something to do without waiting: keys on the list, or a poll that filled its batch.
@@ -354,13 +362,13 @@ impl<T> Reactor<T> {
             self.slots.remove(key);
         }
         if !self.list.is_empty() {
-            self.turn_list();
+            self.begin_round();
         }
     }
 
-    /// What is on the list becomes that of the next turn, first what nobody has come for in this one.
-    fn turn_list(&mut self) {
-        let (turn, next) = (self.turn, self.turn.next());
+    /// What is on the list becomes that of this round, first what nobody has come for in the last.
+    fn begin_round(&mut self) {
+        let (round, next) = (self.round, self.round.next());
         self.list.drain(..self.list_served);
         let left_over = self.list_share - self.list_served;
         if left_over > 0 {
@@ -369,7 +377,7 @@ impl<T> Reactor<T> {
                 at += 1;
                 at > left_over
                     || self.slots.get_mut(key).is_some_and(|slot| {
-                        let is_due = slot.listed == turn;
+                        let is_due = slot.listed == round;
                         if is_due {
                             slot.listed = next;
                         }
@@ -377,7 +385,7 @@ impl<T> Reactor<T> {
                     })
             });
         }
-        self.turn = next;
+        self.round = next;
         self.list_served = 0;
         self.list_share = self.list.len();
     }

@@ -287,7 +287,7 @@ impl<O: Observer> Server<O> {
     }
 
     /// One turn: waits for readiness, at most for `timeout` (`None`: as long as it takes) and never past
-    /// [`next_deadline`](Self::next_deadline), then serves once each connection and listener that has something to do.
+    /// [`next_deadline`](Self::next_deadline), then serves each connection and listener that has something to do.
     ///
     /// # Errors
     ///
@@ -307,9 +307,10 @@ impl<O: Observer> Server<O> {
             self.serve(reported.key(), &reported.readiness());
         }
         self.reactor.give_back(batch);
-        while let Some(key) = self.reactor.next_listed() {
-            self.serve(key, &Readiness::default());
+        if self.reactor.has_work() {
+            self.serve_listed();
         }
+        self.resume_listeners();
         if self.connections == 0 {
             if let Phase::Draining { .. } = self.phase {
                 self.finish(Closed::Drained);
@@ -340,7 +341,7 @@ impl<O: Observer> Server<O> {
         }
         let now = Instant::now();
         if self.accepting.retry_at().is_some_and(|at| at <= now) {
-            self.resume_accepting();
+            self.accepting.wake();
         }
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.sweep(now);
@@ -350,6 +351,7 @@ impl<O: Observer> Server<O> {
         {
             self.finish(Closed::Cut);
         }
+        self.resume_listeners();
         let wait = self.earliest_deadline().map(|at| at.saturating_duration_since(now));
         [timeout, wait].into_iter().flatten().min()
     }
@@ -374,7 +376,20 @@ impl<O: Observer> Server<O> {
         }
     }
 
-    /// Has a listener accept, or a connection write and read.
+    /// Serves those on the list, in as many rounds as a connection has reads in a turn; the first has begun. Whoever fills its buffer
+    /// has its next read after everybody else's.
+    fn serve_listed(&mut self) {
+        for round in 1..=self.config.reads_per_turn {
+            if round > 1 && !self.reactor.next_round() {
+                break;
+            }
+            while let Some(key) = self.reactor.next_listed() {
+                self.serve(key, &Readiness::default());
+            }
+        }
+    }
+
+    /// Has a listener accept, or a connection read once.
     #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
     #[expect(
         clippy::trivially_copy_pass_by_ref,
@@ -388,7 +403,8 @@ impl<O: Observer> Server<O> {
                 let progress = echo(connection, peer, readiness, &mut self.buffer, &self.handle, &mut self.observer);
                 match progress {
                     Progress::Waiting => {}
-                    first => self.go_on(key, first),
+                    Progress::Unfinished => self.reactor.resume(key),
+                    ended => self.conclude(key, ended),
                 }
             }
             Some(&mut Entry::Listener(index)) => self.attend(index as usize),
@@ -396,33 +412,27 @@ impl<O: Observer> Server<O> {
         }
     }
 
-    /// What follows the first read of a connection in a turn, unless that was all there was.
-    #[inline(never)]
-    fn go_on(&mut self, key: usize, mut progress: Progress) {
-        let Some(Entry::Connection { connection, address }) = self.reactor.get_mut(key) else { return };
-        let peer = || Peer::new(key, *address);
-        let mut reads_left = self.config.reads_per_turn;
-        loop {
-            match progress {
-                Progress::Waiting => return,
-                Progress::Unfinished => {}
-                Progress::Discarded(length) => {
-                    self.handle.counters().bytes_in.add(length);
-                    self.handle.counters().discarded.add(length);
-                }
-                Progress::Ended => {
-                    let why = if connection.is_discarding() { Closed::Drained } else { Closed::EndOfStream };
-                    self.observer.ended(peer());
-                    return self.close(key, why);
-                }
-                Progress::Failed(kind) => return self.close(key, kind.into()),
+    #[cold]
+    fn conclude(&mut self, key: usize, progress: Progress) {
+        match progress {
+            Progress::Waiting => {}
+            Progress::Unfinished => self.reactor.resume(key),
+            Progress::Discarded(length) => {
+                self.handle.counters().bytes_in.add(length);
+                self.handle.counters().discarded.add(length);
+                self.reactor.resume(key);
             }
-            reads_left -= 1;
-            if reads_left == 0 {
-                return self.reactor.resume(key);
-            }
-            let readiness = Readiness::default();
-            progress = echo(connection, peer, &readiness, &mut self.buffer, &self.handle, &mut self.observer);
+            Progress::Ended => self.end(key),
+            Progress::Failed(kind) => self.close(key, kind.into()),
+        }
+    }
+
+    /// The peer has ended its direction.
+    fn end(&mut self, key: usize) {
+        if let Some(Entry::Connection { connection, address }) = self.reactor.get_mut(key) {
+            let why = if connection.is_discarding() { Closed::Drained } else { Closed::EndOfStream };
+            self.observer.ended(Peer::new(key, *address));
+            self.close(key, why);
         }
     }
 
@@ -449,7 +459,7 @@ impl<O: Observer> Server<O> {
                 Accept::Failed(error) => return self.accepting.rest(self.local_addrs[index], &error),
             }
         }
-        self.reactor.resume(self.listeners[index].key);
+        self.accepting.leave_unfinished();
     }
 
     fn admit(&mut self, stream: TcpStream, address: SocketAddr) {
@@ -481,13 +491,13 @@ impl<O: Observer> Server<O> {
             self.handle.counters().closed(why).add(1);
             self.observer.closed(Peer::new(key, address), why);
             drop(connection);
-            self.resume_accepting();
+            self.accepting.wake();
         }
     }
 
-    /// Goes back to the listeners that were left with connections that wait.
-    fn resume_accepting(&mut self) {
-        if self.accepting.wake() {
+    /// Goes back in the next turn to the listeners that were left with connections that wait.
+    fn resume_listeners(&mut self) {
+        if self.accepting.take_unfinished() {
             for listener in &self.listeners {
                 self.reactor.resume(listener.key);
             }

@@ -38,7 +38,7 @@ pub struct Config {
     pub backlog: u32,
     /// Connections open at once; more wait in the backlog. 1,000,000, none of it allocated ahead.
     pub max_connections: usize,
-    /// Reads of one connection in a turn, before the others have theirs. 16.
+    /// Reads of one connection in a turn, each after everybody else's before it. 16.
     pub reads_per_turn: usize,
     /// Attempts to accept from one listening socket in a turn. 64.
     pub accepts_per_turn: usize,

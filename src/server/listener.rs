@@ -47,6 +47,8 @@ impl Listener {
 pub(super) struct Accepting {
     /// The listeners were left with connections that wait, and no edge will announce those again.
     held: bool,
+    /// A burst has ended before the backlog did, or a rest is over.
+    unfinished: bool,
     retry_at: Option<Instant>,
     /// The system ran out of descriptors or memory, and nothing was accepted since.
     short: bool,
@@ -93,10 +95,20 @@ impl Accepting {
         self.retry_at.is_some()
     }
 
-    /// Ends the rest: answers whether there was one.
-    pub(super) fn wake(&mut self) -> bool {
+    /// Ends the rest, if there was one: the next turn goes on.
+    pub(super) fn wake(&mut self) {
         self.retry_at = None;
-        std::mem::take(&mut self.held)
+        self.unfinished |= std::mem::take(&mut self.held);
+    }
+
+    /// Leaves what waits to the next turn.
+    pub(super) fn leave_unfinished(&mut self) {
+        self.unfinished = true;
+    }
+
+    /// Whether the next turn has to go on without an event. It is asked once.
+    pub(super) fn take_unfinished(&mut self) -> bool {
+        std::mem::take(&mut self.unfinished)
     }
 }
 
