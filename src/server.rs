@@ -376,8 +376,10 @@ impl<O: Observer> Server<O> {
         }
     }
 
-    /// Serves those on the list, in as many rounds as a connection has reads in a turn; the first has begun. Whoever fills its buffer
-    /// has its next read after everybody else's.
+    /// Serves those on the list, in as many rounds as a connection has reads in a turn; the first has begun.
+    ///
+    /// Whoever fills its buffer has its next read after everybody else's: that is fair, and answers that go out one behind the other
+    /// cost less CPU time than answers with a read in between (docs/benchmarks.md, "What was tried").
     fn serve_listed(&mut self) {
         for round in 1..=self.config.reads_per_turn {
             if round > 1 && !self.reactor.next_round() {
