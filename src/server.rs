@@ -406,7 +406,9 @@ impl<O: Observer> Server<O> {
                 match progress {
                     Progress::Waiting => {}
                     Progress::Unfinished => self.reactor.resume(key),
-                    ended => self.conclude(key, ended),
+                    Progress::Discarded(length) => self.discarded(key, length),
+                    Progress::Ended => self.end(key),
+                    Progress::Failed(kind) => self.close(key, kind.into()),
                 }
             }
             Some(&mut Entry::Listener(index)) => self.attend(index as usize),
@@ -415,21 +417,14 @@ impl<O: Observer> Server<O> {
     }
 
     #[cold]
-    fn conclude(&mut self, key: usize, progress: Progress) {
-        match progress {
-            Progress::Waiting => {}
-            Progress::Unfinished => self.reactor.resume(key),
-            Progress::Discarded(length) => {
-                self.handle.counters().bytes_in.add(length);
-                self.handle.counters().discarded.add(length);
-                self.reactor.resume(key);
-            }
-            Progress::Ended => self.end(key),
-            Progress::Failed(kind) => self.close(key, kind.into()),
-        }
+    fn discarded(&mut self, key: usize, length: usize) {
+        self.handle.counters().bytes_in.add(length);
+        self.handle.counters().discarded.add(length);
+        self.reactor.resume(key);
     }
 
     /// The peer has ended its direction.
+    #[cold]
     fn end(&mut self, key: usize) {
         if let Some(Entry::Connection { connection, address }) = self.reactor.get_mut(key) {
             let why = if connection.is_discarding() { Closed::Drained } else { Closed::EndOfStream };
