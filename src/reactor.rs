@@ -358,11 +358,18 @@ impl<T> Reactor<T> {
     }
 
     fn end_turn(&mut self) {
-        while let Some(key) = self.freed.pop() {
-            self.slots.remove(key);
+        if !self.freed.is_empty() {
+            self.free_keys();
         }
         if !self.list.is_empty() {
             self.begin_round();
+        }
+    }
+
+    #[cold]
+    fn free_keys(&mut self) {
+        for key in self.freed.drain(..) {
+            self.slots.remove(key);
         }
     }
 

@@ -251,6 +251,11 @@ impl<O> Server<O> {
         }
     }
 
+    /// Whether there may be one.
+    fn has_deadline(&self) -> bool {
+        self.next_sweep.is_some() || self.accepting.retry_at().is_some() || !matches!(self.phase, Phase::Serving)
+    }
+
     fn earliest_deadline(&self) -> Option<Instant> {
         let drain = match self.phase {
             Phase::Draining { deadline } => deadline,
@@ -298,10 +303,8 @@ impl<O: Observer> Server<O> {
             return Ok(Turn::Finished);
         }
         let batch = self.poll(timeout)?;
-        match (self.handle.command(), self.phase) {
-            (Command::Drain, Phase::Serving) => self.begin_drain(),
-            (Command::Stop, _) => self.finish(Closed::Stopped),
-            _ => {}
+        if self.handle.is_ending() {
+            self.obey();
         }
         for reported in batch.iter() {
             self.serve(reported.key(), &reported.readiness());
@@ -321,6 +324,15 @@ impl<O: Observer> Server<O> {
         Ok(if let Phase::Finished = self.phase { Turn::Finished } else { Turn::Running })
     }
 
+    #[cold]
+    fn obey(&mut self) {
+        match (self.handle.command(), self.phase) {
+            (Command::Drain, Phase::Serving) => self.begin_drain(),
+            (Command::Stop, _) => self.finish(Closed::Stopped),
+            _ => {}
+        }
+    }
+
     /// After a peak that was worth it, once the last connection has gone.
     fn give_memory_back(&mut self) {
         if self.reactor.capacity() > SLOTS_RESERVED {
@@ -336,9 +348,11 @@ impl<O: Observer> Server<O> {
 
     /// Does what its time has come for, and answers how long the turn may wait. Without a deadline it reads no clock.
     fn meet_deadlines(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.earliest_deadline().is_none() {
-            return timeout;
-        }
+        if self.has_deadline() { self.meet_those_due(timeout) } else { timeout }
+    }
+
+    #[cold]
+    fn meet_those_due(&mut self, timeout: Option<Duration>) -> Option<Duration> {
         let now = Instant::now();
         if self.accepting.retry_at().is_some_and(|at| at <= now) {
             self.accepting.wake();
@@ -358,9 +372,11 @@ impl<O: Observer> Server<O> {
 
     /// Waits for events, at most for `timeout`; polls without waiting first, as long as the configuration says.
     fn poll(&mut self, timeout: Option<Duration>) -> io::Result<Batch> {
-        if self.config.spin.is_zero() {
-            return self.reactor.poll(timeout);
-        }
+        if self.config.spin.is_zero() { self.reactor.poll(timeout) } else { self.spin(timeout) }
+    }
+
+    #[cold]
+    fn spin(&mut self, timeout: Option<Duration>) -> io::Result<Batch> {
         let spin = self.config.spin.min(timeout.unwrap_or(Duration::MAX));
         let start = Instant::now();
         loop {
