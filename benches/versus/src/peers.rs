@@ -95,9 +95,16 @@ pub(crate) fn install(peers: &[Peer]) -> Result<(), String> {
     if packages.is_empty() {
         return Ok(());
     }
+    // An index that is too old names files that are no longer there.
+    apt_get(&["update"])?;
+    let install = ["install", "--yes"].into_iter().chain(packages.into_iter().map(String::as_str));
+    apt_get(&install.collect::<Vec<_>>())
+}
+
+fn apt_get(arguments: &[&str]) -> Result<(), String> {
     let mut command = Command::new("apt-get");
-    command.args(["install", "--yes", "--quiet"]).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
-    output_of(&mut command, BUILD_LIMIT).map(|_| ()).map_err(|error| format!("apt-get install: {error}"))
+    command.arg("--quiet").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    output_of(&mut command, BUILD_LIMIT).map(|_| ()).map_err(|error| format!("apt-get {}: {error}", arguments[0]))
 }
 
 /// Builds each. Those that could be built, and the others.
