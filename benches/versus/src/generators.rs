@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::peers::Server;
-use crate::processes::{Dialogue, pinned};
+use crate::processes::{Dialogue, before_others, pinned};
 use crate::workloads::Workload;
 
 pub(crate) const ECOLOOP: &str = "../../target/release/ecoloop";
@@ -39,6 +39,10 @@ impl Generator {
         command.args(workload.load.split_ascii_whitespace());
         command.args(rate.iter().flat_map(|rate| ["-r".to_owned(), rate.to_string()]));
         command.arg(server.address.to_string());
+        // One with a rate has a schedule to keep; one without would keep the core.
+        if rate.is_some() {
+            command = before_others(&command);
+        }
         let mut generator = Self::of(&mut command, slice)?;
         for _ in 0..WARM_UP_SLICES {
             generator.ask()?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::generators::{CLIENT_CORE, ECOLOOP, Generator, OVERTIME, failure};
 use crate::peers::{CONTROL, FLOOR, LeftOut, Peer, SERVER_CORE, Server};
-use crate::processes::{Job, check_interrupt, pinned, reason, sleep};
+use crate::processes::{Job, before_others, check_interrupt, pinned, reason, sleep};
 use crate::report::{Contestant, Measured};
 use crate::statistics::median;
 use crate::tools;
@@ -314,14 +314,6 @@ fn burst(workload: &Workload, server: &Server) -> Result<Outcome, String> {
         .map(|((name, before), (_, after))| (name.to_owned(), after.saturating_sub(before).into()))
         .collect();
     Ok(Outcome::Measured(json!({ "quiet": quiet, "disturbed": disturbed, "burst": burst, "kernel": more })))
-}
-
-/// The command runs as soon as it has something to do. Else it waits until whoever has the core has used up its slice, some
-/// milliseconds: as long as a burst keeps the server.
-fn before_others(command: &Command) -> Command {
-    let mut first = Command::new("chrt");
-    first.args(["--fifo", "1"]).arg(command.get_program()).args(command.get_args());
-    first
 }
 
 /// Of the whole network namespace.

@@ -58,6 +58,14 @@ pub(crate) fn pinned(core: u32, program: &str) -> Command {
     command
 }
 
+/// The command runs as soon as it has something to do. Else it waits until whoever has the core has used up its slice, some
+/// milliseconds: longer than most answers take.
+pub(crate) fn before_others(command: &Command) -> Command {
+    let mut first = Command::new("chrt");
+    first.args(["--fifo", "1"]).arg(command.get_program()).args(command.get_args());
+    first
+}
+
 /// A child with its descendants: a process group of its own, killed when this is dropped.
 pub(crate) struct Process {
     child: Child,
