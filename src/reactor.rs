@@ -177,6 +177,10 @@ pub const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE).add(In
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
+/// A read that returns less than it had room for has emptied the stream, so its edge is spent: epoll(7), question 9, says so;
+/// kqueue(2) does not. It does not hold once the end of the stream or urgent data was reported.
+pub(crate) const SHORT_READ_DRAINS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
 impl<T> Reactor<T> {
     /// Opens a poll that takes at most `events_per_turn` events a turn.
     ///

@@ -6,14 +6,11 @@ use mio::net::TcpStream;
 
 use super::pattern::Pattern;
 use super::verify::{Verdict, Verifier};
-use crate::Readiness;
+use crate::reactor::{Readiness, SHORT_READ_DRAINS};
 use crate::socket::Socket;
 
 /// Bytes of the two buffers that all connections share.
 pub(super) const BUFFER_BYTES: usize = 64 * 1024;
-
-/// A short read has emptied the socket: epoll(7), question 9. It holds until the end of the stream is reported.
-const SHORT_READ_DRAINS: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and a byte of the 256")]

@@ -4,10 +4,7 @@
 
 use std::io::{self, Read, Write};
 
-use crate::Readiness;
-
-/// epoll(7), question 9, says of streams that a short read has emptied them; kqueue(2) does not.
-const SHORT_READ_DRAINS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+use crate::reactor::{Readiness, SHORT_READ_DRAINS};
 
 /// An echo over any non-blocking stream.
 ///
