@@ -19,7 +19,8 @@ pub(super) struct Client {
     pub(super) stage: Stage,
     readable: bool,
     writable: bool,
-    read_closed: bool,
+    /// The end of the stream or urgent data was reported: only a read that finds nothing is the last.
+    reads_to_the_end: bool,
     /// An answer came late, as `hold` has it.
     pub(super) is_late: bool,
     /// The local port, where it was chosen here.
@@ -82,7 +83,7 @@ impl Client {
             stage: Stage::Connecting,
             readable: false,
             writable: false,
-            read_closed: false,
+            reads_to_the_end: false,
             is_late: false,
             port,
             pair,
@@ -101,7 +102,7 @@ impl Client {
     pub(super) fn notice(&mut self, readiness: Readiness) {
         self.readable |= readiness.readable;
         self.writable |= readiness.writable;
-        self.read_closed |= readiness.read_closed;
+        self.reads_to_the_end |= readiness.read_closed || readiness.priority;
     }
 
     /// Messages that are due and not answered.
@@ -148,7 +149,7 @@ impl Client {
         match self.stream.read(buffer) {
             Ok(0) => Received::Ended,
             Ok(n) => {
-                if SHORT_READ_DRAINS && n < buffer.len() && !self.read_closed {
+                if SHORT_READ_DRAINS && n < buffer.len() && !self.reads_to_the_end {
                     self.readable = false;
                 }
                 match self.verifier.receive(pattern, &buffer[..n], self.sent, opened) {

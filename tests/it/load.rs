@@ -20,7 +20,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::support::{Ended, PATIENCE, Process, Scratch, ecoloop, eventually, half_close, join, reserve_port, serve};
+use crate::support::{
+    Ended, PATIENCE, Process, Scratch, await_unread, ecoloop, eventually, half_close, join, reserve_port, serve,
+};
 
 /// Bytes of a message.
 const SIZE: usize = 64;
@@ -1206,6 +1208,28 @@ fn an_interrupted_run_reports_what_it_has_seen() {
         assert!(report.messages.verified > 0);
         assert_eq!((report.verify.findings.len(), report.connections.held), (0, 3));
     }
+}
+
+/// A read stops at the mark: short, and yet not the last.
+#[test]
+fn urgent_data_in_an_answer_hides_nothing_behind_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let process = Process::start(ecoloop(&["load", "-m", "1", "--json", "-", &address]));
+    let (mut stream, _) = listener.accept().unwrap();
+    let message = read_message(&mut stream).unwrap();
+    process.pause();
+    let (before, after) = message.split_at(SIZE / 2);
+    stream.write_all(before).unwrap();
+    assert_eq!(SockRef::from(&stream).send_out_of_band(b"!").unwrap(), 1);
+    stream.write_all(after).unwrap();
+    await_unread(&stream, SIZE + 1);
+    process.resume();
+    // Where the load generator gives up, its report says why.
+    let _ = echo(&mut stream);
+    drop(stream);
+    let (_, report) = document(&process.wait());
+    assert_clean(&report);
 }
 
 /// `ecoloop load --repeat`, and its standard input.
