@@ -471,6 +471,7 @@ impl Engine {
             Err(error) => {
                 self.sources.release(pair, port);
                 self.ledger.error(Phase::Connect, classify(&error), error.raw_os_error());
+                self.pause_churn();
             }
         }
     }

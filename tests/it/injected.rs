@@ -141,6 +141,24 @@ fn a_connection_that_cannot_be_registered_is_dropped_and_leaves_nothing_behind()
     assert!(ended.summary().contains("2 connections accepted, 2 closed (2 end of stream)"), "{}", ended.summary());
 }
 
+#[test]
+#[ignore = "needs strace"]
+#[cfg(feature = "load")]
+fn churn_pauses_after_a_connection_that_cannot_be_registered() {
+    use ecoloop::load::{Report, report::Phase};
+
+    let server = crate::support::serve(ecoloop::Config::default());
+    let address = server.local_addr().to_string();
+    // The calls before: the timer, the waker.
+    let churn = ["load", "--mode", "churn", "-c", "5", "-d", "500ms", "--json", "-", &address];
+    let ended = Process::start(strace("epoll_ctl:error=ENOSPC:when=3+", &churn)).wait();
+    let report = Report::from_json(&ended.stdout[0]).unwrap();
+    let [error] = &report.errors[..] else { panic!("not one error: {:?}", report.errors) };
+    assert_eq!((report.exit, error.phase), (1, Phase::Connect));
+    // 10 ms, as docs/load-testing.md has it.
+    assert!((2..=51).contains(&error.count), "{error:?}");
+}
+
 /// The key that a line of `-vv` names.
 #[track_caller]
 fn key(line: &str) -> usize {
@@ -148,27 +166,32 @@ fn key(line: &str) -> usize {
     key.parse().unwrap()
 }
 
-/// The binary with a fault of strace(1), `--inject`, in its system calls.
-///
-/// strace stands aside (`-D`), so that the process started here is the server; and it follows no thread but the first, which is
-/// the loop.
+/// Serves, with a fault in its system calls.
 #[track_caller]
 fn serve(fault: &str, arguments: &[&str]) -> (Process, SocketAddr) {
-    let server = ecoloop(&[&["127.0.0.1:0", "-vv"], arguments].concat());
+    let mut process = Process::start(strace(fault, &[&["127.0.0.1:0", "-vv"], arguments].concat()));
+    let address = process.listening();
+    (process, address)
+}
+
+/// The binary with a fault of strace(1), `--inject`, in its system calls.
+///
+/// strace stands aside (`-D`), so that the process started here is the binary; and it follows no thread but the first, which is
+/// the loop.
+fn strace(fault: &str, arguments: &[&str]) -> Command {
+    let ecoloop = ecoloop(arguments);
     let mut command = Command::new("strace");
     let (calls, _) = fault.split_once(':').unwrap();
     command.args(["-D", "-qq", "-o", "/dev/null"]);
     command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={fault}")]);
-    command.arg(server.get_program()).args(server.get_args());
-    for (name, value) in server.get_envs() {
+    command.arg(ecoloop.get_program()).args(ecoloop.get_args());
+    for (name, value) in ecoloop.get_envs() {
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),
         };
     }
-    let mut process = Process::start(command);
-    let address = process.listening();
-    (process, address)
+    command
 }
 
 /// What it has warned of, and nobody has waited for.
