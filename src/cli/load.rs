@@ -276,21 +276,23 @@ fn read_lines(ask: &SyncSender<io::Result<bool>>) {
 
 /// Answers the worst exit status of all windows.
 fn measure_repeatedly(mut session: Session, asked: &Receiver<io::Result<bool>>) -> Result<u8, Box<dyn Error>> {
-    let mut worst = 0;
+    let (mut worst, mut is_first) = (0, true);
     while asked.recv()?.map_err(|error| format!("cannot read standard input: {error}"))? {
         let report = session.measure()?;
         output::print_document(&report)?;
         advise(&report);
-        worst = worst.max(report.exit);
+        (worst, is_first) = (worst.max(report.exit), false);
         if report.ended == Ended::Interrupted {
             break;
         }
     }
     // No document has it: there is one for each window, and this is behind the last.
     let rest = session.close()?;
+    let when = if is_first { "" } else { "after the last window: " };
     for what in rest.errors.iter().map(table::error).chain(rest.verify.findings.iter().map(table::finding)) {
-        say(&format!("after the last window: {what}"));
+        say(&format!("{when}{what}"));
     }
+    advise(&rest);
     let of_the_rest = match rest.ended {
         Ended::Interrupted => rest.exit,
         Ended::Complete => u8::from(!rest.errors.is_empty()),
@@ -350,7 +352,8 @@ impl Watcher {
     fn start(slot: Slot, arguments: &Arguments) -> Result<Self, Box<dyn Error>> {
         let (end, ended) = mpsc::channel();
         let interval = arguments.interval;
-        let draws = interval.is_none() && !arguments.output.quiet && stderr().is_terminal();
+        // With --repeat, what there is to say of a window would come in between.
+        let draws = interval.is_none() && !arguments.output.quiet && !arguments.repeat && stderr().is_terminal();
         if !draws && interval.is_none() {
             return Ok(Self { end, thread: None });
         }

@@ -1289,6 +1289,17 @@ fn what_only_the_close_shows_is_told_and_fails_the_run() {
 }
 
 #[test]
+fn a_repeated_load_without_a_window_says_what_failed_and_what_to_do() {
+    let (_reserved, address) = reserve_port();
+    let (process, input) = repeat(&["-c", "2", &address.to_string()]);
+    drop(input);
+    let ended = process.wait();
+    assert_eq!((ended.status.code(), ended.stdout.len()), (Some(1), 0), "{ended:?}");
+    let remedy = "ecoloop: connect refused 2 times: nobody listens there, or its backlog is full";
+    assert_eq!(ended.stderr, ["ecoloop: connect refused (ECONNREFUSED): 2", remedy]);
+}
+
+#[test]
 fn a_repeated_load_is_interrupted_in_a_window_and_between_them() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
