@@ -39,7 +39,7 @@ mod verify;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use mio::Waker;
 
@@ -53,14 +53,15 @@ pub use self::report::Report;
 pub use self::session::Session;
 pub use self::sources::{SourceRange, count_pairs};
 
-/// Ends a run early, from any thread. It reports what it has seen until then.
+/// Ends a run early, or several, from any thread. It reports what it has seen until then.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt(Arc<Signal>);
 
 #[derive(Debug, Default)]
 struct Signal {
     set: AtomicBool,
-    waker: OnceLock<Waker>,
+    /// Those of the runs that are not over.
+    wakers: Mutex<Vec<Weak<Waker>>>,
 }
 
 impl Interrupt {
@@ -68,7 +69,7 @@ impl Interrupt {
     pub fn set(&self) {
         // Before the wake: the run looks for it after its wait.
         self.0.set.store(true, Ordering::Release);
-        if let Some(waker) = self.0.waker.get() {
+        for waker in self.wakers().iter().filter_map(Weak::upgrade) {
             // Where it fails, the run sees it at its next event, which a sweep makes within a quarter of a second.
             let _ = waker.wake();
         }
@@ -78,8 +79,15 @@ impl Interrupt {
         self.0.set.load(Ordering::Acquire)
     }
 
-    fn wakes(&self, waker: Waker) {
-        let _ = self.0.waker.set(waker);
+    fn wakes(&self, waker: &Arc<Waker>) {
+        let mut wakers = self.wakers();
+        wakers.retain(|waker| waker.strong_count() > 0);
+        wakers.push(Arc::downgrade(waker));
+    }
+
+    fn wakers(&self) -> MutexGuard<'_, Vec<Weak<Waker>>> {
+        // Whoever panicked with it left a list that is whole.
+        self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

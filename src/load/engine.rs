@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::Interest;
 use mio::unix::SourceFd;
+use mio::{Interest, Waker};
 use socket2::SockRef;
 
 use super::Interrupt;
@@ -64,6 +65,8 @@ pub(super) struct Engine {
     /// Nanoseconds since the epoch, when the clock was last read.
     now: u64,
     interrupt: Interrupt,
+    /// As long as the poll lives, so does its waker.
+    _waker: Arc<Waker>,
     slot: Slot,
     connect_pause_until: u64,
     /// In churn, why the next connect waits for a port.
@@ -99,7 +102,8 @@ impl Engine {
         let mut reactor = Reactor::new(EVENTS_PER_TURN)?;
         let timer = Timer::new()?;
         reactor.insert(SourceFd(&timer.descriptor()), Interest::READABLE, |_| Entry::Timer)?;
-        interrupt.wakes(reactor.waker()?);
+        let waker = Arc::new(reactor.waker()?);
+        interrupt.wakes(&waker);
         reactor.reserve(config.connections as usize);
         // Without all of its targets it is not the run that was asked for.
         let (step, sources) = if config.unresolved > 0 {
@@ -132,6 +136,7 @@ impl Engine {
             epoch: Instant::now(),
             now: 0,
             interrupt: interrupt.clone(),
+            _waker: waker,
             slot,
             connect_pause_until: 0,
             no_ports: None,
