@@ -640,9 +640,9 @@ impl Engine {
 
     /// Notes the messages that are whole by now.
     fn note_answers(&mut self, key: usize) {
-        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         // A stamp after each read: a turn of a thousand events lasts milliseconds.
-        self.now = nanoseconds(self.epoch.elapsed());
+        self.read_clock();
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         self.ledger.answered(key, client, self.now);
         if client.stage == Stage::Opening && client.done > 0 {
             client.stage = Stage::Steady;
@@ -658,6 +658,7 @@ impl Engine {
             return;
         }
         let messages = self.config.messages_per_connection;
+        let is_churn = self.config.mode == Mode::Churn;
         let most = match self.config.mode {
             Mode::Echo if self.ledger.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
                 messages.unwrap_or(u64::MAX)
@@ -665,13 +666,12 @@ impl Engine {
             Mode::Churn => messages.unwrap_or(1),
             Mode::Echo | Mode::Hold => return,
         };
-        let is_churn = self.config.mode == Mode::Churn;
         // In an echo, neither the first message nor those of the warm-up are among them.
         let has_more = |client: &Client| if is_churn { client.released } else { client.reported } < most;
         while client.outstanding() < self.ledger.depth && has_more(client) && self.now < self.ledger.window.end {
             self.ledger.release(key, client, self.now);
         }
-        if self.config.mode == Mode::Churn && client.outstanding() == 0 {
+        if is_churn && client.outstanding() == 0 {
             self.close(key);
         }
     }
