@@ -11,42 +11,56 @@ use mio::net::TcpStream;
 #[derive(Debug)]
 pub(crate) struct Socket(pub(crate) TcpStream);
 
-#[cfg(feature = "raw-syscalls")]
 impl Read for Socket {
     #[inline]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (_, received) = rustix::net::recv(&self.0, buffer, rustix::net::RecvFlags::empty())?;
-        Ok(received)
+        calls::receive(&mut self.0, buffer)
     }
 }
 
-#[cfg(feature = "raw-syscalls")]
 impl Write for Socket {
     #[inline]
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        // A peer that has gone is an error to look at, never a signal.
-        Ok(rustix::net::send(&self.0, data, rustix::net::SendFlags::NOSIGNAL)?)
+        calls::send(&mut self.0, data)
     }
 
+    /// There is nothing to flush: what was written is the kernel's.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-#[cfg(not(feature = "raw-syscalls"))]
-impl Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+#[cfg(all(feature = "raw-syscalls", any(target_os = "linux", target_os = "android")))]
+mod calls {
+    use std::io;
+
+    use mio::net::TcpStream;
+    use rustix::net::{RecvFlags, SendFlags};
+
+    #[inline]
+    pub(super) fn receive(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+        let (_, received) = rustix::net::recv(stream, buffer, RecvFlags::empty())?;
+        Ok(received)
+    }
+
+    #[inline]
+    pub(super) fn send(stream: &mut TcpStream, data: &[u8]) -> io::Result<usize> {
+        // A peer that has gone is an error to look at, never a signal.
+        Ok(rustix::net::send(stream, data, SendFlags::NOSIGNAL)?)
     }
 }
 
-#[cfg(not(feature = "raw-syscalls"))]
-impl Write for Socket {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.write(data)
+#[cfg(not(all(feature = "raw-syscalls", any(target_os = "linux", target_os = "android"))))]
+mod calls {
+    use std::io::{self, Read, Write};
+
+    use mio::net::TcpStream;
+
+    pub(super) fn receive(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+        stream.read(buffer)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+    pub(super) fn send(stream: &mut TcpStream, data: &[u8]) -> io::Result<usize> {
+        stream.write(data)
     }
 }
