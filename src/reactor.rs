@@ -1,7 +1,7 @@
 //! The readiness loop: what is ready, what is left over, and which key belongs to what.
 //!
-//! Nothing else touches [`Poll`] or [`Events`]. What follows takes a key and a [`Readiness`], so a test can play edges
-//! through [`Reactor::note`] without a socket.
+//! Nothing else touches [`Poll`] or [`Events`]: what follows takes a key and a [`Readiness`], which a test can play without a
+//! socket.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -261,7 +261,7 @@ impl<T> Reactor<T> {
     pub fn remove(&mut self, key: usize) -> Option<T> {
         let slot = self.slots.get_mut(key)?;
         let value = slot.value.take()?;
-        // A key on the list is freed by `next`, when it comes to it.
+        // A key on the list is freed by `next_listed`, when it comes to it.
         if slot.listed == Listed::No {
             self.freed.push(key);
         }
@@ -279,7 +279,7 @@ impl<T> Reactor<T> {
         }
     }
 
-    /// Begins a turn: waits for events, at most for `timeout`, and not at all while something is on the list.
+    /// Begins a turn: waits for events, at most for `timeout`, and not at all while it [has work](Self::has_work).
     ///
     /// An interrupted wait makes a turn without events: mio does not retry it, and the caller may have a deadline to look at.
     ///
@@ -347,8 +347,8 @@ impl<T> Reactor<T> {
     /// Ends the turn and gives back the memory of keys that are no longer used, as far as they lie at the end of the slab.
     pub fn shrink_to_fit(&mut self) {
         self.end_turn();
-        self.freed.shrink_to_fit();
-        self.list.shrink_to_fit();
+        self.freed.shrink_to(KEYS_RESERVED);
+        self.list.shrink_to(KEYS_RESERVED);
         self.slots.shrink_to_fit();
     }
 
