@@ -141,7 +141,7 @@ impl Server {
 
     /// Serves a socket that listens already, and sets it non-blocking.
     ///
-    /// `backlog` and `reuse_port` of `config` come too late to apply.
+    /// `reuse_port` of `config` comes too late to apply, and so does `backlog`, but for how many are taken in when a drain begins.
     ///
     /// # Errors
     ///
