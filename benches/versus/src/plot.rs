@@ -26,7 +26,8 @@ const NAMES_WIDTH: i32 = 150;
 const PANEL_GAP: i32 = 32;
 /// Panels beside each other.
 const COLUMNS: usize = 4;
-/// A ratio beyond it is written at the edge: who costs ten times as much would leave no room for the others.
+/// Ratios beyond these are written at the edge: who costs ten times as much, or a tenth, would leave no room for the others.
+const RATIO_MIN: f64 = 0.5;
 const RATIO_MAX: f64 = 4.0;
 const RATIO_MARKS: [f64; 6] = [0.5, 0.7, 1.0, 1.5, 2.0, 3.0];
 
@@ -217,7 +218,7 @@ fn draw_cpu(document: &Document, workloads: &[(&Measured, &Figure)]) -> Result<S
                 let left = MARGIN + NAMES_WIDTH + column * (width + PANEL_GAP);
                 let axis = Axis::new(
                     medians()
-                        .map(|ratio| ratio.min(RATIO_MAX))
+                        .filter(|ratio| (RATIO_MIN..=RATIO_MAX).contains(ratio))
                         .flat_map(|ratio| [ratio * 0.95, ratio * 1.05])
                         .chain([0.9, 2.1]),
                     left,
@@ -236,6 +237,9 @@ fn draw_cpu(document: &Document, workloads: &[(&Measured, &Figure)]) -> Result<S
                         Some(Estimate { median, .. }) if median > RATIO_MAX => {
                             let words = format!("{median:.1} →");
                             text(band, &words, (left + width + 4, row_at(at)), HPos::Right, row.color)?;
+                        }
+                        Some(Estimate { median, .. }) if median < RATIO_MIN => {
+                            text(band, &format!("← {median:.2}"), (left - 4, row_at(at)), HPos::Left, row.color)?;
                         }
                         Some(estimate) => draw_estimate(band, &axis, row_at(at), estimate, row.color)?,
                         None => {}
