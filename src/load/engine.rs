@@ -255,13 +255,11 @@ impl Engine {
         self.close_connections();
         self.release_due();
         self.change_step();
-        // What was done took its time, and the timer is set for what is left.
-        self.read_clock();
         let next = self.next_event();
         if next <= self.now {
             return Ok(Some(Duration::ZERO));
         }
-        self.timer.arm(next, self.now)?;
+        self.timer.arm(next, self.epoch)?;
         Ok(None)
     }
 

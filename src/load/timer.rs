@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -25,10 +25,11 @@ impl Timer {
         self.descriptor.as_raw_fd()
     }
 
-    /// Makes the descriptor readable at `at`, both times in nanoseconds of the run. Being edge-triggered, it need not be read.
-    pub(super) fn arm(&mut self, at: u64, now: u64) -> io::Result<()> {
+    /// Makes the descriptor readable `at` nanoseconds after `epoch`. Being edge-triggered, it need not be read.
+    pub(super) fn arm(&mut self, at: u64, epoch: Instant) -> io::Result<()> {
         if at != self.armed_for {
-            let left = Duration::from_nanos(at.saturating_sub(now).max(1));
+            // By the clock as it is now: what the turn has done since it looked took its time. Zero would disarm it.
+            let left = Duration::from_nanos(at).saturating_sub(epoch.elapsed()).max(Duration::from_nanos(1));
             let value = Timespec::try_from(left).map_err(io::Error::other)?;
             let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
             timerfd_settime(&self.descriptor, TimerfdTimerFlags::empty(), &once)?;
