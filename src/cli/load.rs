@@ -276,19 +276,19 @@ fn read_lines(ask: &SyncSender<io::Result<bool>>) {
 
 /// Answers the worst exit status of all windows.
 fn measure_repeatedly(mut session: Session, asked: &Receiver<io::Result<bool>>) -> Result<u8, Box<dyn Error>> {
-    let (mut worst, mut is_first) = (0, true);
+    let (mut worst, mut when) = (0, "");
     while asked.recv()?.map_err(|error| format!("cannot read standard input: {error}"))? {
         let report = session.measure()?;
         output::print_document(&report)?;
         advise(&report);
-        (worst, is_first) = (worst.max(report.exit), false);
+        worst = worst.max(report.exit);
+        when = "after the last window: ";
         if report.ended == Ended::Interrupted {
             break;
         }
     }
     // No document has it: there is one for each window, and this is behind the last.
     let rest = session.close()?;
-    let when = if is_first { "" } else { "after the last window: " };
     for what in rest.errors.iter().map(table::error).chain(rest.verify.findings.iter().map(table::finding)) {
         say(&format!("{when}{what}"));
     }
