@@ -251,17 +251,16 @@ impl<O> Server<O> {
         }
     }
 
-    /// Whether there may be one.
-    fn has_deadline(&self) -> bool {
-        self.next_sweep.is_some() || self.accepting.retry_at().is_some() || !matches!(self.phase, Phase::Serving)
+    fn earliest_deadline(&self) -> Option<Instant> {
+        self.deadlines().into_iter().flatten().min()
     }
 
-    fn earliest_deadline(&self) -> Option<Instant> {
+    fn deadlines(&self) -> [Option<Instant>; 3] {
         let drain = match self.phase {
             Phase::Draining { deadline } => deadline,
             Phase::Serving | Phase::Finished => None,
         };
-        [self.accepting.retry_at(), self.next_sweep, drain].into_iter().flatten().min()
+        [self.accepting.retry_at(), self.next_sweep, drain]
     }
 }
 
@@ -348,10 +347,10 @@ impl<O: Observer> Server<O> {
 
     /// Does what its time has come for, and answers how long the turn may wait. Without a deadline it reads no clock.
     fn meet_deadlines(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.has_deadline() { self.meet_those_due(timeout) } else { timeout }
+        if self.deadlines().iter().any(Option::is_some) { self.meet_those_due(timeout) } else { timeout }
     }
 
-    #[cold]
+    #[inline(never)]
     fn meet_those_due(&mut self, timeout: Option<Duration>) -> Option<Duration> {
         let now = Instant::now();
         if self.accepting.retry_at().is_some_and(|at| at <= now) {
@@ -375,7 +374,7 @@ impl<O: Observer> Server<O> {
         if self.config.spin.is_zero() { self.reactor.poll(timeout) } else { self.spin(timeout) }
     }
 
-    #[cold]
+    #[inline(never)]
     fn spin(&mut self, timeout: Option<Duration>) -> io::Result<Batch> {
         let spin = self.config.spin.min(timeout.unwrap_or(Duration::MAX));
         let start = Instant::now();
