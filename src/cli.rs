@@ -23,6 +23,8 @@ use std::process::ExitCode;
 #[cfg(feature = "load")]
 use clap::{CommandFactory, error::ErrorKind};
 use clap::{Parser, Subcommand};
+#[cfg(feature = "load")]
+use ecoloop::load::report::Verdict;
 
 /// A TCP echo server on one thread and one readiness loop.
 ///
@@ -63,12 +65,23 @@ Exit status: 0 done; 1 the machine refuses (an address in use, a name that does 
 
 /// Ends the process as the parser does, for what it cannot see: words of a subcommand that do not go together.
 #[cfg(feature = "load")]
-fn wrong_use(subcommand: &str, words: &str) -> ! {
+fn usage_error(subcommand: &str, words: &str) -> ! {
     let mut cli = Cli::command();
     // So that the usage below the words is the subcommand's own.
     cli.build();
     let command = cli.find_subcommand_mut(subcommand).cloned();
     command.unwrap_or(cli).error(ErrorKind::ArgumentConflict, words).exit()
+}
+
+/// The exit status that goes with a verdict.
+#[cfg(feature = "load")]
+fn exit_status(verdict: Verdict) -> ExitCode {
+    match verdict {
+        Verdict::Pass => ExitCode::SUCCESS,
+        Verdict::Fail => ExitCode::FAILURE,
+        // 128 and the number of SIGINT, as a shell reports it.
+        Verdict::Interrupted => ExitCode::from(130),
+    }
 }
 
 /// Parses the command line and does what it says. Wrong use ends the process here, with exit status 2.

@@ -7,14 +7,15 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use ecoloop::load::{Config, Interrupt, Slot, run};
+//! use ecoloop::load::report::Verdict;
+//! use ecoloop::load::{Config, Interrupt, ProgressCell, run};
 //!
 //! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
 //! let mut config = Config::new(vec![server.local_addr()]);
 //! config.connections = 10;
 //! config.duration = Duration::from_millis(100);
-//! let report = run(config, &Interrupt::default(), &Slot::default())?;
-//! assert_eq!(report.exit, 0);
+//! let report = run(config, &Interrupt::default(), &ProgressCell::default())?;
+//! assert_eq!(report.verdict, Verdict::Pass);
 //! assert_eq!(report.connections.held, 10);
 //! # Ok::<(), std::io::Error>(())
 //! ```
@@ -22,9 +23,7 @@
 mod client;
 mod config;
 mod engine;
-mod gates;
 mod histogram;
-mod ledger;
 mod limits;
 mod machine;
 mod merge;
@@ -34,7 +33,9 @@ pub mod report;
 mod session;
 mod sources;
 mod summary;
+mod thresholds;
 mod timer;
+mod totals;
 mod verify;
 
 use std::io;
@@ -44,14 +45,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use mio::Waker;
 
 pub use self::config::{Close, Config, Mode};
-pub use self::gates::Gate;
 pub use self::histogram::{Histogram, Percentile};
-pub use self::limits::{Allows, Limit, Plan, Purpose, limits, warnings};
+pub use self::limits::{Capacity, Limit, Plan, Purpose, limits, warnings};
 pub use self::merge::merge;
-pub use self::progress::{Progress, Slot, Step};
+pub use self::progress::{Progress, ProgressCell, Step};
 pub use self::report::Report;
 pub use self::session::Session;
 pub use self::sources::{SourceRange, count_pairs};
+pub use self::thresholds::Threshold;
 
 /// Ends a run early, or several, from any thread. It reports what it has seen until then.
 #[derive(Clone, Debug, Default)]
@@ -99,7 +100,7 @@ impl Interrupt {
 /// - [`Config::server_pid`] cannot be read.
 /// - The process is out of descriptors before anything is connected, or the poll itself fails. What fails for a connection is in
 ///   the report.
-pub fn run(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Report> {
+pub fn run(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Report> {
     let mut session = Session::open(config, interrupt, progress)?;
     session.run_window()?;
     session.end()

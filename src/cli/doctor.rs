@@ -6,11 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use ecoloop::load::{Allows, Limit, Plan, Purpose, SourceRange, count_pairs, limits};
+use ecoloop::load::{Capacity, Limit, Plan, Purpose, SourceRange, count_pairs, limits};
 
 use super::table::plural;
+use super::usage_error;
 use super::values::{Address, count};
-use super::wrong_use;
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -58,9 +58,9 @@ impl Arguments {
         for target in &self.targets {
             targets.extend(target.resolve(Ipv4Addr::LOCALHOST.into())?);
         }
-        let sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| wrong_use("doctor", &words));
+        let sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| usage_error("doctor", &words));
         if !targets.is_empty() {
-            count_pairs(&sources, &targets).unwrap_or_else(|words| wrong_use("doctor", &words));
+            count_pairs(&sources, &targets).unwrap_or_else(|words| usage_error("doctor", &words));
         }
         let purpose = match self.purpose {
             Some(For::Serve) => Purpose::Serve,
@@ -99,7 +99,7 @@ fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Res
         return writeln!(out, "\nNothing that could be read stops {connections} {purpose}.");
     }
     let most = stops.iter().filter_map(|limit| match limit.allows {
-        Allows::Connections(count) => Some(count),
+        Capacity::Connections(count) => Some(count),
         _ => None,
     });
     match most.min() {

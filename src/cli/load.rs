@@ -10,10 +10,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
-use ecoloop::load::report::{Ended, ErrorName, Report};
+use ecoloop::load::report::{Ended, ErrorName, Report, Verdict};
 use ecoloop::load::{
-    self, Close, Config, Gate, Interrupt, Mode, Plan, Progress, Purpose, Session, Slot, SourceRange, count_pairs,
-    warnings,
+    self, Close, Config, Interrupt, Mode, Plan, Progress, ProgressCell, Purpose, Session, SourceRange, Threshold,
+    count_pairs, warnings,
 };
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -21,7 +21,7 @@ use signal_hook::iterator::Signals;
 
 use super::table::{self, plural, time};
 use super::values::{Address, SocketArguments, count, rate, size};
-use super::{output, wrong_use};
+use super::{exit_status, output, usage_error};
 
 /// How often a terminal is drawn anew, at most.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -46,7 +46,7 @@ pub(super) struct Arguments {
 
     /// Connects outstanding at most
     #[arg(long, value_name = "COUNT", default_value = "1000", value_parser = count)]
-    connecting: u32,
+    max_connecting: u32,
 
     /// From the connect to the end of the handshake
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
@@ -54,7 +54,7 @@ pub(super) struct Arguments {
 
     /// From when a message was due to its answer
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
-    answer_timeout: Duration,
+    timeout: Duration,
 
     /// Connect from these: IP, IP-IP or IPv4/LEN, with every free port of each [default: the system chooses]
     #[arg(long = "source", value_name = "SOURCE")]
@@ -66,7 +66,7 @@ pub(super) struct Arguments {
 
     /// Messages in flight on a connection [default: 1; unlimited with --rate]
     #[arg(short = 'p', long, value_name = "COUNT", value_parser = count)]
-    depth: Option<u32>,
+    pipeline: Option<u32>,
 
     /// Messages due in a second, over all connections, whatever the answers do (an open loop)
     #[arg(short, long, value_name = "RATE", value_parser = rate)]
@@ -114,7 +114,7 @@ pub(super) struct Arguments {
     /// Fail if this holds: p50 p90 p99 p99.9 p99.99 max mean `connect_p99` `lateness_p99` rate connections errors unanswered,
     /// then > < >= or <=, then a value
     #[arg(long = "fail-if", value_name = "EXPR")]
-    gates: Vec<Gate>,
+    thresholds: Vec<Threshold>,
 
     /// Print a line of progress on standard error every so often
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -178,9 +178,9 @@ impl Arguments {
                 }
             }
         }
-        config.sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| wrong_use("load", &words));
+        config.sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| usage_error("load", &words));
         if config.unresolved == 0 {
-            count_pairs(&config.sources, &config.targets).unwrap_or_else(|words| wrong_use("load", &words));
+            count_pairs(&config.sources, &config.targets).unwrap_or_else(|words| usage_error("load", &words));
         }
         config.connections = self.connections;
         config.mode = match self.mode {
@@ -189,11 +189,11 @@ impl Arguments {
             ModeName::Churn => Mode::Churn,
         };
         config.connect_rate = self.connect_rate;
-        config.connecting = self.connecting;
+        config.max_connecting = self.max_connecting;
         config.connect_timeout = self.connect_timeout;
-        config.answer_timeout = self.answer_timeout;
+        config.timeout = self.timeout;
         config.size = self.size;
-        config.depth = self.depth;
+        config.pipeline = self.pipeline;
         config.rate = self.rate;
         config.duration = self.duration.unwrap_or(config.duration);
         config.messages_per_connection = self.messages_per_connection.map(u64::from);
@@ -209,7 +209,7 @@ impl Arguments {
         config.recv_buffer = self.socket.recv_buffer;
         config.send_buffer = self.socket.send_buffer;
         config.nodelay = !self.socket.nagle;
-        config.gates.clone_from(&self.gates);
+        config.thresholds.clone_from(&self.thresholds);
         config
     }
 }
@@ -217,10 +217,10 @@ impl Arguments {
 /// Runs, writes what was asked for, and answers the exit status.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(conflict) = arguments.conflict() {
-        wrong_use("load", conflict);
+        usage_error("load", conflict);
     }
     let config = arguments.config();
-    config.validate().unwrap_or_else(|error| wrong_use("load", &error.to_string()));
+    config.validate().unwrap_or_else(|error| usage_error("load", &error.to_string()));
     let outputs = arguments.output.open()?;
     rlimit::increase_nofile_limit(u64::MAX).map_err(|error| format!("cannot read the descriptor limit: {error}"))?;
     if config.unresolved == 0 {
@@ -244,22 +244,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
             std::process::exit(130);
         }
     })?;
-    let slot = Slot::default();
+    let slot = ProgressCell::default();
     let watcher = Watcher::start(slot.clone(), arguments)?;
     if arguments.repeat {
         thread::Builder::new().name("lines".to_owned()).spawn(move || read_lines(&ask))?;
-        let exit = Session::connect(config, &interrupt, &slot)
+        let verdict = Session::connect(config, &interrupt, &slot)
             .map_err(Into::into)
             .and_then(|session| measure_repeatedly(session, &asked));
         watcher.finish();
-        return Ok(ExitCode::from(exit?));
+        return Ok(exit_status(verdict?));
     }
     let report = load::run(config, &interrupt, &slot);
     watcher.finish();
     let report = report?;
     outputs.write(&report)?;
     advise(&report);
-    Ok(ExitCode::from(report.exit))
+    Ok(exit_status(report.verdict))
 }
 
 /// Tells of each line of standard input that a window is asked for, and at its end that none is.
@@ -274,14 +274,14 @@ fn read_lines(ask: &SyncSender<io::Result<bool>>) {
     }
 }
 
-/// Answers the worst exit status of all windows.
-fn measure_repeatedly(mut session: Session, asked: &Receiver<io::Result<bool>>) -> Result<u8, Box<dyn Error>> {
-    let (mut worst, mut when) = (0, "");
+/// Returns the worst verdict of all windows.
+fn measure_repeatedly(mut session: Session, asked: &Receiver<io::Result<bool>>) -> Result<Verdict, Box<dyn Error>> {
+    let (mut worst, mut when) = (Verdict::Pass, "");
     while asked.recv()?.map_err(|error| format!("cannot read standard input: {error}"))? {
         let report = session.measure()?;
         output::print_document(&report)?;
         advise(&report);
-        worst = worst.max(report.exit);
+        worst = worst.max(report.verdict);
         when = "after the last window: ";
         if report.ended == Ended::Interrupted {
             break;
@@ -294,8 +294,9 @@ fn measure_repeatedly(mut session: Session, asked: &Receiver<io::Result<bool>>) 
     }
     advise(&rest);
     let of_the_rest = match rest.ended {
-        Ended::Interrupted => rest.exit,
-        Ended::Complete => u8::from(!rest.errors.is_empty()),
+        Ended::Interrupted => rest.verdict,
+        Ended::Complete if rest.errors.is_empty() => Verdict::Pass,
+        Ended::Complete => Verdict::Fail,
     };
     Ok(worst.max(of_the_rest))
 }
@@ -349,7 +350,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn start(slot: Slot, arguments: &Arguments) -> Result<Self, Box<dyn Error>> {
+    fn start(slot: ProgressCell, arguments: &Arguments) -> Result<Self, Box<dyn Error>> {
         let (end, ended) = mpsc::channel();
         let interval = arguments.interval;
         // With --repeat, what there is to say of a window would come in between.

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use ecoloop::load::{self, Gate, Report};
+use ecoloop::load::{self, Report, Threshold};
 
+use super::exit_status;
 use super::output;
 
 /// What is read of a file at most. A report of a week has some 40 MiB: each of its seconds takes about 70 bytes.
@@ -22,7 +23,7 @@ pub(super) struct Arguments {
 
     /// Fail if this holds of the whole, as in `load`
     #[arg(long = "fail-if", value_name = "EXPR")]
-    gates: Vec<Gate>,
+    thresholds: Vec<Threshold>,
 
     #[command(flatten)]
     output: output::Arguments,
@@ -38,9 +39,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         let report = Report::from_json(&text).map_err(|error| format!("cannot merge {name}: {error}"))?;
         reports.push((name, report));
     }
-    let merged = load::merge(&reports, &arguments.gates).map_err(|error| format!("cannot merge {error}"))?;
+    let merged = load::merge(&reports, &arguments.thresholds).map_err(|error| format!("cannot merge {error}"))?;
     outputs.write(&merged)?;
-    Ok(ExitCode::from(merged.exit))
+    Ok(exit_status(merged.verdict))
 }
 
 /// A whole file, which need not have an end.

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::ops::Range;
 
-use ecoloop::load::report::Point;
+use ecoloop::load::report::Sample;
 use ecoloop::load::{Histogram, Report};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
@@ -54,7 +54,7 @@ pub(super) fn plot(report: &Report) -> Result<String, String> {
 
 fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
     let print = small_print(report);
-    let strips = if report.series.is_empty() { 0 } else { 3 * STRIP_HEIGHT + TIME_AXIS_HEIGHT };
+    let strips = if report.timeline.is_empty() { 0 } else { 3 * STRIP_HEIGHT + TIME_AXIS_HEIGHT };
     let print_height = print.iter().map(|_| PRINT_LINE_HEIGHT).sum::<i32>() + MARGIN + 4;
     let height = TITLE_HEIGHT + LATENCY_HEIGHT + strips + print_height;
     let mut svg = String::new();
@@ -67,8 +67,8 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
         let (latency, rest) = rest.split_vertically(LATENCY_HEIGHT);
         draw_latency(&latency, report)?;
         let (time, bottom) = rest.split_vertically(strips);
-        if !report.series.is_empty() {
-            draw_time(&time, &report.series)?;
+        if !report.timeline.is_empty() {
+            draw_time(&time, &report.timeline)?;
         }
         for (line, text) in (0..).zip(&print) {
             let at = (MARGIN, line * PRINT_LINE_HEIGHT + 16);
@@ -270,36 +270,36 @@ fn round_logarithm(logarithm: f64, direction: i32) -> f64 {
 }
 
 /// Three strips over one time: throughput, open connections, errors.
-fn draw_time(area: &Area<'_>, series: &[Point]) -> Drawn {
+fn draw_time(area: &Area<'_>, timeline: &[Sample]) -> Drawn {
     let (throughput, rest) = area.split_vertically(STRIP_HEIGHT);
     let (open, errors) = rest.split_vertically(STRIP_HEIGHT);
     draw_strip(
         &throughput,
-        series,
+        timeline,
         &Strip { name: "messages/s", color: BLUE, of: |point| point.rate, is_last: false },
     )?;
     draw_strip(
         &open,
-        series,
+        timeline,
         &Strip { name: "open connections", color: GREEN, of: |point| point.open, is_last: false },
     )?;
-    draw_strip(&errors, series, &Strip { name: "errors/s", color: RED, of: |point| point.errors, is_last: true })
+    draw_strip(&errors, timeline, &Strip { name: "errors/s", color: RED, of: |point| point.errors, is_last: true })
 }
 
 struct Strip {
     name: &'static str,
     color: RGBColor,
-    of: fn(&Point) -> u64,
+    of: fn(&Sample) -> u64,
     /// Has the axis of time below it.
     is_last: bool,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "the picture has a thousand points")]
-fn draw_strip(area: &Area<'_>, series: &[Point], strip: &Strip) -> Drawn {
-    let ends = || series.iter().map(|point| point.t as f64);
+fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
+    let ends = || timeline.iter().map(|point| point.t as f64);
     let (start, end) = (ends().fold(f64::MAX, f64::min) - 1.0, ends().fold(f64::MIN, f64::max));
     let step = round_step((end - start) / 8.0);
-    let most = series.iter().map(strip.of).max().unwrap_or(0).max(1) as f64;
+    let most = timeline.iter().map(strip.of).max().unwrap_or(0).max(1) as f64;
     let level = round_step(most / 2.0);
     let top = (most / level).ceil() * level;
     let x = Axis { range: start..end, labels: multiples(start, end, step), lines: Vec::new() };
@@ -324,7 +324,7 @@ fn draw_strip(area: &Area<'_>, series: &[Point], strip: &Strip) -> Drawn {
         .x_label_formatter(&second)
         .x_desc(if strip.is_last { "seconds" } else { "" })
         .draw()?;
-    for run in unbroken(series) {
+    for run in unbroken(timeline) {
         // A second's value holds from its beginning to its end.
         let line: Vec<_> = run
             .iter()
@@ -341,9 +341,9 @@ fn draw_strip(area: &Area<'_>, series: &[Point], strip: &Strip) -> Drawn {
     Ok(())
 }
 
-/// The series where seconds follow each other.
-fn unbroken(series: &[Point]) -> impl Iterator<Item = &[Point]> {
-    series.chunk_by(|point, next| next.t == point.t + 1)
+/// The timeline where seconds follow each other.
+fn unbroken(timeline: &[Sample]) -> impl Iterator<Item = &[Sample]> {
+    timeline.chunk_by(|point, next| next.t == point.t + 1)
 }
 
 /// 1, 2 or 5 times a power of ten, whole, and at least `least`.
@@ -403,7 +403,7 @@ mod tests {
     fn nothing_answered_is_drawn_as_nothing() {
         let svg = plot(&example_with(|json| {
             json["latency_us"] = json["lateness_us"].clone();
-            json["series"] = serde_json::json!([]);
+            json["timeline"] = serde_json::json!([]);
         }));
         let svg = svg.unwrap();
         assert_has(&svg, &["no message was answered"]);

@@ -135,7 +135,7 @@ impl Arguments {
         for address in &self.addresses {
             addresses.extend(address.resolve(Ipv4Addr::UNSPECIFIED.into())?);
         }
-        Server::bind(&addresses[..], config).map_err(with_a_way_out)
+        Server::bind(&addresses[..], config).map_err(with_hint)
     }
 
     /// As many as asked for, or as the descriptors allow once their soft limit is raised to the hard one.
@@ -154,7 +154,7 @@ impl Arguments {
 }
 
 /// Adds what can be done about it.
-fn with_a_way_out(error: io::Error) -> io::Error {
+fn with_hint(error: io::Error) -> io::Error {
     let way_out = match error.kind() {
         io::ErrorKind::AddrInUse => "end the other server, choose another port, or start both with --reuse-port",
         io::ErrorKind::AddrNotAvailable => {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use ecoloop::load::report::{ErrorCount, Finding, Gate, Loop, Summary};
+use ecoloop::load::report::{ErrorCount, Finding, Loop, Summary, Threshold};
 use ecoloop::load::{Mode, Report};
 
 /// Errors and findings that are printed; the JSON has them all.
@@ -27,9 +27,9 @@ pub(super) fn table(report: &Report) -> String {
     let findings: Vec<_> = report.verify.findings.iter().map(finding).collect();
     table.list("findings", &findings);
     costs(&mut table, report);
-    let fallen: Vec<_> = report.gates.iter().filter(|gate| gate.fell).map(fallen).collect();
+    let fallen: Vec<_> = report.thresholds.iter().filter(|threshold| threshold.failed).map(fallen).collect();
     if fallen.is_empty() {
-        table.row("result", &format!("passed: none of {} gates fell", report.gates.len()));
+        table.row("result", &format!("passed: none of {} thresholds failed", report.thresholds.len()));
     } else {
         table.list("FAILED", &fallen);
     }
@@ -49,7 +49,9 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
         pace,
         plural(&count(report.connections.requested), "connection"),
         format!("{} a message", bytes(config.size)),
-        config.depth.map_or("any number in flight".to_owned(), |depth| format!("{} in flight", count(depth.into()))),
+        config
+            .pipeline
+            .map_or("any number in flight".to_owned(), |pipeline| format!("{} in flight", count(pipeline.into()))),
     ];
     // Where nothing ever came back, the window was over as soon as it began.
     if report.connections.verified > 0 && report.phases_s.measure > 0.0 {
@@ -207,16 +209,16 @@ pub(super) fn finding(Finding { kind, connection, local, peer, offset, .. }: &Fi
     format!("{} at byte {} of connection {connection}, {local} to {peer}", kind.name(), count(*offset))
 }
 
-fn fallen(gate: &Gate) -> String {
+fn fallen(threshold: &Threshold) -> String {
     let is_time = !["rate", "connections", "errors", "unanswered", "findings", "verified"]
         .iter()
-        .any(|name| gate.expr.starts_with(name));
-    let value = match gate.value {
+        .any(|name| threshold.expr.starts_with(name));
+    let value = match threshold.value {
         Some(value) if is_time => mean_time(value),
         Some(value) => number(value),
         None => "no data".to_owned(),
     };
-    format!("{}: {value}", plain(&gate.expr))
+    format!("{}: {value}", plain(&threshold.expr))
 }
 
 struct Table(String);
@@ -389,7 +391,7 @@ findings     none
 generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99
 server       5.00 µs CPU a message, 1.25 KiB memory a connection (process 4711)
 kernel       100 TCP sockets of this network namespace, both ends counted; 3 pages of buffers in the whole system
-result       passed: none of 1 gates fell
+result       passed: none of 1 thresholds failed
 ";
         let table = table(&example());
         assert!(table == expected, "{table}");
@@ -404,11 +406,11 @@ result       passed: none of 1 gates fell
                 {"phase": "connect", "error": "no_ports", "errno": null, "count": 3},
                 {"phase": "receive", "error": "reset", "errno": "ECONNRESET", "count": 12_000},
             ]);
-            json["gates"] = json!([
-                {"expr": "errors>0", "default": true, "value": 12_003, "fell": true},
-                {"expr": "p99>5ms", "default": false, "value": 6203.4, "fell": true},
-                {"expr": "lateness_p99>5ms", "default": false, "value": null, "fell": true},
-                {"expr": "unanswered>0", "default": true, "value": 0, "fell": false},
+            json["thresholds"] = json!([
+                {"expr": "errors>0", "default": true, "value": 12_003, "failed": true},
+                {"expr": "p99>5ms", "default": false, "value": 6203.4, "failed": true},
+                {"expr": "lateness_p99>5ms", "default": false, "value": null, "failed": true},
+                {"expr": "unanswered>0", "default": true, "value": 0, "failed": false},
             ]);
         });
         let lines = [

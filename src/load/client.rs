@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use mio::net::TcpStream;
 
 use super::pattern::Pattern;
-use super::verify::{Verdict, Verifier};
+use super::verify::{Checked, Verifier};
 use crate::reactor::{Readiness, SHORT_READ_DRAINS};
 use crate::socket::Socket;
 
@@ -119,9 +119,9 @@ impl Client {
         self.sent
     }
 
-    /// Sends what is due, as far as `depth` and the socket allow; answers how many messages have to wait that had not before.
-    pub(super) fn send(&mut self, pattern: &Pattern, size: u64, depth: u64, scratch: &mut [u8]) -> io::Result<u64> {
-        let want = self.released.min(self.done.saturating_add(depth)) * size;
+    /// Sends what is due, as far as `pipeline` and the socket allow; answers how many messages have to wait that had not before.
+    pub(super) fn send(&mut self, pattern: &Pattern, size: u64, pipeline: u64, scratch: &mut [u8]) -> io::Result<u64> {
+        let want = self.released.min(self.done.saturating_add(pipeline)) * size;
         while self.writable && self.sent < want {
             let length = usize::try_from(want - self.sent).map_or(scratch.len(), |left| left.min(scratch.len()));
             let chunk = &mut scratch[..length];
@@ -153,9 +153,9 @@ impl Client {
                     self.readable = false;
                 }
                 match self.verifier.receive(pattern, &buffer[..n], self.sent, opened) {
-                    Verdict::Right => Received::Right,
-                    Verdict::Undecided => Received::Undecided,
-                    Verdict::Wrong(fault) => Received::Wrong(fault),
+                    Checked::Right => Received::Right,
+                    Checked::Undecided => Received::Undecided,
+                    Checked::Wrong(fault) => Received::Wrong(fault),
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

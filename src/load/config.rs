@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::gates::Gate;
+use super::thresholds::Threshold;
 
 /// Connections whose bytes can be told apart in one run.
 pub(super) const CONNECTIONS_MOST: u64 = 1 << 26;
@@ -35,15 +35,15 @@ pub struct Config {
     /// Connects begun in a second. As fast as it goes.
     pub connect_rate: Option<f64>,
     /// Connects outstanding at most, and at the end closes. 1000.
-    pub connecting: u32,
+    pub max_connecting: u32,
     /// From the connect to the end of the handshake. 5 s.
     pub connect_timeout: Duration,
     /// From when a message was due to its answer. 10 s.
-    pub answer_timeout: Duration,
+    pub timeout: Duration,
     /// Bytes of a message. 64.
     pub size: usize,
     /// Messages in flight on a connection. 1 in a closed loop, unlimited in an open one.
-    pub depth: Option<u32>,
+    pub pipeline: Option<u32>,
     /// Messages due in a second, over all connections. Present: an open loop.
     pub rate: Option<f64>,
     /// The measured window. 10 s. Without effect in an echo of [`Config::messages_per_connection`].
@@ -69,7 +69,7 @@ pub struct Config {
     /// Sends small messages at once (`TCP_NODELAY`). On.
     pub nodelay: bool,
     /// What else must hold for the run to succeed.
-    pub gates: Vec<Gate>,
+    pub thresholds: Vec<Threshold>,
 }
 
 impl Config {
@@ -83,11 +83,11 @@ impl Config {
             connections: 1,
             mode: Mode::Echo,
             connect_rate: None,
-            connecting: 1000,
+            max_connecting: 1000,
             connect_timeout: Duration::from_secs(5),
-            answer_timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(10),
             size: 64,
-            depth: None,
+            pipeline: None,
             rate: None,
             duration: Duration::from_secs(10),
             messages_per_connection: None,
@@ -100,7 +100,7 @@ impl Config {
             recv_buffer: None,
             send_buffer: None,
             nodelay: true,
-            gates: Vec::new(),
+            thresholds: Vec::new(),
         }
     }
 
@@ -116,18 +116,18 @@ impl Config {
     /// - `InvalidInput`: a setting is out of its range, or two do not go together.
     pub fn validate(&self) -> io::Result<()> {
         let possible = |rate: Option<f64>| rate.is_none_or(|rate| rate > 0.0 && rate <= RATE_MOST);
-        let in_flight = u64::from(self.connections) * u64::from(self.depth.unwrap_or(1));
-        let reason = if self.connections == 0 || self.connecting == 0 {
+        let in_flight = u64::from(self.connections) * u64::from(self.pipeline.unwrap_or(1));
+        let reason = if self.connections == 0 || self.max_connecting == 0 {
             "there must be at least one connection"
         } else if u64::from(self.connections) > CONNECTIONS_MOST {
             "a run tells apart 2^26 connections"
-        } else if self.size == 0 || self.depth == Some(0) || self.messages_per_connection == Some(0) {
-            "a message, its depth and its number must be at least 1"
+        } else if self.size == 0 || self.pipeline == Some(0) || self.messages_per_connection == Some(0) {
+            "a message, its pipeline and its number must be at least 1"
         } else if !self.is_open_loop() && in_flight > IN_FLIGHT_MOST {
-            "a closed loop has at most 2^27 messages in flight, connections times depth"
+            "a closed loop has at most 2^27 messages in flight, connections times pipeline"
         } else if !possible(self.rate) || !possible(self.connect_rate) {
             "a rate must be above zero, and at most 1000M a second"
-        } else if self.duration.is_zero() || self.connect_timeout.is_zero() || self.answer_timeout.is_zero() {
+        } else if self.duration.is_zero() || self.connect_timeout.is_zero() || self.timeout.is_zero() {
             "the window and the timeouts must be above zero"
         } else if self.mode == Mode::Churn && self.rate.is_some() {
             "churn has no rate of messages: it has a rate of connects"

@@ -13,12 +13,12 @@ use super::Interrupt;
 use super::client::{BUFFER_BYTES, Client, Received, Stage};
 use super::config::{Close, Config, Mode};
 use super::histogram::Histogram;
-use super::ledger::{Ending, Ledger, Schedule};
 use super::pattern::Pattern;
-use super::progress::{Progress, Slot, Step};
-use super::report::{ErrorName, Finding, Hold, Phase, Point};
+use super::progress::{Progress, ProgressCell, Step};
+use super::report::{ErrorName, Finding, Hold, Phase, Sample};
 use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources, classify, is_port_taken};
 use super::timer::Timer;
+use super::totals::{AbandonReason, Schedule, Totals};
 use super::verify::{End, Fault};
 use crate::reactor::{INTEREST, Reactor, Readiness};
 
@@ -45,13 +45,13 @@ enum Entry {
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) config: Config,
-    pub(super) ledger: Ledger,
+    pub(super) totals: Totals,
     pub(super) step: Step,
     /// When each step began, in nanoseconds of the run, and the end behind the last.
     pub(super) steps: [u64; 7],
     pub(super) counts: Counts,
     hold: Hold,
-    pub(super) series: Vec<Point>,
+    pub(super) timeline: Vec<Sample>,
     pub(super) turn: Histogram,
     pub(super) interrupted: bool,
     reactor: Reactor<Entry>,
@@ -67,7 +67,7 @@ pub(super) struct Engine {
     interrupt: Interrupt,
     /// As long as the poll lives, so does its waker.
     _waker: Arc<Waker>,
-    slot: Slot,
+    slot: ProgressCell,
     connect_pause_until: u64,
     /// In churn, why the next connect waits for a port.
     no_ports: Option<ConnectFailure>,
@@ -76,7 +76,7 @@ pub(super) struct Engine {
     /// The keys of those to be closed at the end.
     to_close: Vec<usize>,
     next_sweep: u64,
-    /// When the next point of the series is due, and the counts at the last one.
+    /// When the next point of the timeline is due, and the counts at the last one.
     next_second: u64,
     verified_at_second: u64,
     errors_at_second: u64,
@@ -98,7 +98,7 @@ pub(super) struct Counts {
 }
 
 impl Engine {
-    pub(super) fn new(config: Config, interrupt: &Interrupt, slot: Slot) -> io::Result<Self> {
+    pub(super) fn new(config: Config, interrupt: &Interrupt, slot: ProgressCell) -> io::Result<Self> {
         let mut reactor = Reactor::new(EVENTS_PER_TURN)?;
         let timer = Timer::new()?;
         reactor.insert(SourceFd(&timer.descriptor()), Interest::READABLE, |_| Entry::Timer)?;
@@ -111,17 +111,17 @@ impl Engine {
         } else {
             (Step::Connect, Sources::new(&config.sources, &config.targets, config.seed)?)
         };
-        let mut ledger = Ledger::new(&config);
+        let mut totals = Totals::new(&config);
         for _ in 0..config.unresolved {
-            ledger.error(Phase::Resolve, ErrorName::Other, None);
+            totals.error(Phase::Resolve, ErrorName::Other, None);
         }
         Ok(Self {
-            ledger,
+            totals,
             step,
             steps: [0; 7],
             counts: Counts::default(),
             hold: Hold::default(),
-            series: Vec::new(),
+            timeline: Vec::new(),
             turn: Histogram::new(),
             interrupted: false,
             sources,
@@ -163,8 +163,8 @@ impl Engine {
             self.turn(timeout)?;
         }
         // What the last second, the drain and the end have brought.
-        self.ledger.latency.add(&self.ledger.second);
-        self.ledger.second.clear();
+        self.totals.latency.add(&self.totals.second);
+        self.totals.second.clear();
         Ok(())
     }
 
@@ -201,8 +201,8 @@ impl Engine {
 
     /// Counts anew: what was counted is reported. Connections stay what they are.
     pub(super) fn forget(&mut self) {
-        self.ledger.forget();
-        self.series.clear();
+        self.totals.forget();
+        self.timeline.clear();
         self.turn.clear();
         (self.verified_at_second, self.errors_at_second) = (0, 0);
     }
@@ -212,10 +212,10 @@ impl Engine {
         if self.step != Step::Idle || self.interrupted {
             return;
         }
-        self.ledger.window.start = self.now + nanoseconds(self.config.warmup);
+        self.totals.window.start = self.now + nanoseconds(self.config.warmup);
         let ends = self.config.mode != Mode::Echo || self.config.messages_per_connection.is_none();
-        self.ledger.window.end =
-            if ends { self.ledger.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
+        self.totals.window.end =
+            if ends { self.totals.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
         self.enter(Step::Warmup);
         if self.config.mode != Mode::Churn {
             self.start_traffic();
@@ -276,15 +276,15 @@ impl Engine {
             Step::Connect if self.all_opened() && self.counts.connecting + self.counts.opening == 0 => {
                 self.enter(Step::Idle);
             }
-            Step::Warmup if self.now >= self.ledger.window.start => {
+            Step::Warmup if self.now >= self.totals.window.start => {
                 self.enter(Step::Measure);
                 self.next_second = self.now + SECOND;
             }
             Step::Measure if self.window_is_over() => self.end_window(),
             Step::Drain if self.config.mode == Mode::Churn && self.counts.live > 0 => {}
             Step::Drain
-                if self.ledger.in_flight == 0
-                    && self.ledger.schedule.is_none_or(|schedule| schedule.next_due().is_none()) =>
+                if self.totals.in_flight == 0
+                    && self.totals.schedule.is_none_or(|schedule| schedule.next_due().is_none()) =>
             {
                 // In churn those of the window's end are counted, and closed by now.
                 if self.config.mode != Mode::Churn {
@@ -313,7 +313,7 @@ impl Engine {
             (Mode::Echo, None) => {
                 let keys: Vec<_> = self.lanes.iter().copied().flatten().collect();
                 for key in keys {
-                    self.go_on(key);
+                    self.send_next(key);
                     self.reactor.resume(key);
                 }
             }
@@ -338,7 +338,7 @@ impl Engine {
     /// From now on, a message is due every so often, on one lane after the other.
     #[expect(clippy::cast_precision_loss, reason = "exact")]
     fn start_schedule(&mut self, rate: f64, messages: Option<u64>) {
-        let (lanes, window) = (self.lanes.len() as u64, self.ledger.window);
+        let (lanes, window) = (self.lanes.len() as u64, self.totals.window);
         let mut schedule = Schedule { start: self.now, interval: SECOND as f64 / rate, lanes, next: 0, total: 0 };
         if lanes > 0 {
             schedule.total = match (messages, self.config.messages_per_connection) {
@@ -350,22 +350,22 @@ impl Engine {
                 (None, None) => schedule.first_from(window.end),
             };
         }
-        self.ledger.schedule = Some(schedule);
+        self.totals.schedule = Some(schedule);
     }
 
     fn window_is_over(&self) -> bool {
         if self.config.mode == Mode::Echo && self.config.messages_per_connection.is_some() {
-            return self.ledger.in_flight == 0
-                && self.ledger.schedule.is_none_or(|schedule| schedule.next_due().is_none());
+            return self.totals.in_flight == 0
+                && self.totals.schedule.is_none_or(|schedule| schedule.next_due().is_none());
         }
         // What is due on connections that have ended is due all the same.
         let is_idle =
-            self.counts.live == 0 && self.ledger.schedule.is_none_or(|schedule| schedule.next_due().is_none());
-        self.now >= self.ledger.window.end || is_idle && self.config.mode != Mode::Churn
+            self.counts.live == 0 && self.totals.schedule.is_none_or(|schedule| schedule.next_due().is_none());
+        self.now >= self.totals.window.end || is_idle && self.config.mode != Mode::Churn
     }
 
     fn end_window(&mut self) {
-        self.ledger.window.end = self.ledger.window.end.min(self.now);
+        self.totals.window.end = self.totals.window.end.min(self.now);
         self.end_second();
         self.next_second = u64::MAX;
         self.enter(Step::Drain);
@@ -377,7 +377,7 @@ impl Engine {
             self.count_held();
             // Nothing was opened at all: the ports are not this run's own, and waiting for them was in vain.
             if let Some(failure) = self.no_ports.filter(|_| self.counts.opened == 0) {
-                self.ledger.error(failure.phase, failure.error, failure.errno);
+                self.totals.error(failure.phase, failure.error, failure.errno);
             }
         }
     }
@@ -407,7 +407,7 @@ impl Engine {
     }
 
     fn may_close(&self) -> bool {
-        !self.to_close.is_empty() && self.counts.closing < u64::from(self.config.connecting)
+        !self.to_close.is_empty() && self.counts.closing < u64::from(self.config.max_connecting)
     }
 
     /// Ends everything at once: what is in flight stays unanswered.
@@ -420,13 +420,13 @@ impl Engine {
         }
         self.end_second();
         for key in self.keys() {
-            self.give_up(key, Ending::Unanswered);
+            self.abandon(key, AbandonReason::Unanswered);
             self.remove(key);
         }
         for step in self.step as usize + 1..self.steps.len() {
             self.steps[step] = self.now;
         }
-        self.ledger.window.end = self.ledger.window.end.min(self.now);
+        self.totals.window.end = self.totals.window.end.min(self.now);
     }
 
     fn keys(&mut self) -> Vec<usize> {
@@ -460,7 +460,7 @@ impl Engine {
         let Connecting { stream, pair, port } = match begun {
             Ok(connecting) => connecting,
             Err(failure) => {
-                self.ledger.error(failure.phase, failure.error, failure.errno);
+                self.totals.error(failure.phase, failure.error, failure.errno);
                 return self.pause_churn();
             }
         };
@@ -475,19 +475,19 @@ impl Engine {
             }
             Err(error) => {
                 self.sources.release(pair, port);
-                self.ledger.error(Phase::Connect, classify(&error), error.raw_os_error());
+                self.totals.error(Phase::Connect, classify(&error), error.raw_os_error());
                 self.pause_churn();
             }
         }
     }
 
     fn may_connect(&self) -> bool {
-        self.counts.connecting < u64::from(self.config.connecting)
+        self.counts.connecting < u64::from(self.config.max_connecting)
             && match self.config.mode {
                 Mode::Churn => {
                     self.counts.live < u64::from(self.config.connections)
                         && matches!(self.step, Step::Warmup | Step::Measure)
-                        && self.now < self.ledger.window.end
+                        && self.now < self.totals.window.end
                 }
                 Mode::Echo | Mode::Hold => self.step == Step::Connect && !self.all_opened(),
             }
@@ -517,18 +517,18 @@ impl Engine {
 
     /// Lets every message be due whose time has come. Being noticed late is this generator's fault, and is noted.
     fn release_due(&mut self) {
-        while let Some(schedule) = &mut self.ledger.schedule
+        while let Some(schedule) = &mut self.totals.schedule
             && let Some(due) = schedule.next_due()
             && due <= self.now
         {
             let lane = usize::try_from(schedule.next % schedule.lanes).unwrap_or(usize::MAX);
             schedule.next += 1;
-            if due >= self.ledger.window.start {
-                self.ledger.lateness.record(self.now - due);
+            if due >= self.totals.window.start {
+                self.totals.lateness.record(self.now - due);
             }
             match self.lanes.get(lane) {
                 Some(&Some(key)) => self.release(key, due),
-                _ => self.ledger.release_to_nobody(due),
+                _ => self.totals.record_unsent(due),
             }
         }
     }
@@ -536,7 +536,7 @@ impl Engine {
     /// A message of this connection is due; it is sent when the connection is next served, which is in this turn.
     fn release(&mut self, key: usize, due: u64) {
         if let Some(Entry::Client(client)) = self.reactor.get_mut(key) {
-            self.ledger.release(key, client, due);
+            self.totals.release(key, client, due);
             self.reactor.resume(key);
         }
     }
@@ -544,11 +544,11 @@ impl Engine {
     /// The time of whatever comes next.
     fn next_event(&self) -> u64 {
         let step = match self.step {
-            Step::Warmup => self.ledger.window.start,
-            Step::Measure => self.ledger.window.end,
+            Step::Warmup => self.totals.window.start,
+            Step::Measure => self.totals.window.end,
             Step::Connect | Step::Drain | Step::Idle | Step::Close | Step::Done => u64::MAX,
         };
-        let due = self.ledger.schedule.and_then(|schedule| schedule.next_due());
+        let due = self.totals.schedule.and_then(|schedule| schedule.next_due());
         let close = self.may_close().then_some(self.now);
         let times = [self.next_connect(), close, due, Some(step), Some(self.next_second), Some(self.next_sweep)];
         times.into_iter().flatten().min().unwrap_or(u64::MAX)
@@ -558,7 +558,7 @@ impl Engine {
         let Some(Entry::Client(client)) = self.reactor.visit(key) else { return };
         client.notice(readiness);
         if client.stage != Stage::Connecting || self.establish(key) {
-            self.converse(key);
+            self.drive(key);
         }
     }
 
@@ -587,10 +587,10 @@ impl Engine {
             }
             (Ok(_), Ok(_)) => {}
         }
-        self.ledger.connect.record(self.now - client.since);
+        self.totals.connect.record(self.now - client.since);
         client.stage = Stage::Opening;
         client.since = self.now;
-        self.ledger.release(key, client, self.now);
+        self.totals.release(key, client, self.now);
         self.counts.connecting -= 1;
         self.counts.opening += 1;
         self.counts.established += 1;
@@ -608,23 +608,23 @@ impl Engine {
     }
 
     /// Sends and receives what can be, within the reads of a turn.
-    fn converse(&mut self, key: usize) {
+    fn drive(&mut self, key: usize) {
         for _ in 0..READS_PER_TURN {
             let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
-            match client.send(&self.pattern, self.ledger.size, self.ledger.depth, &mut self.scratch) {
-                Ok(deferred) => self.ledger.defer(key, client, deferred),
+            match client.send(&self.pattern, self.totals.size, self.totals.pipeline, &mut self.scratch) {
+                Ok(deferred) => self.totals.defer(key, client, deferred),
                 Err(error) => return self.fail(key, Phase::Send, classify(&error), error.raw_os_error()),
             }
             match client.receive(&self.pattern, self.counts.opened, &mut self.buffer) {
                 Received::Right => {
-                    self.note_answers(key);
-                    self.go_on(key);
+                    self.record_replies(key);
+                    self.send_next(key);
                 }
                 // Whole messages may have come right before the wrong byte.
-                Received::Undecided => self.note_answers(key),
+                Received::Undecided => self.record_replies(key),
                 Received::Blocked => return,
                 Received::Wrong(fault) => {
-                    self.note_answers(key);
+                    self.record_replies(key);
                     return self.find(key, &fault);
                 }
                 Received::Ended => return self.ended(key),
@@ -637,11 +637,11 @@ impl Engine {
     }
 
     /// Notes the messages that are whole by now.
-    fn note_answers(&mut self, key: usize) {
+    fn record_replies(&mut self, key: usize) {
         // A stamp after each read: a turn of a thousand events lasts milliseconds.
         self.read_clock();
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
-        self.ledger.answered(key, client, self.now);
+        self.totals.answered(key, client, self.now);
         if client.stage == Stage::Opening && client.done > 0 {
             client.stage = Stage::Steady;
             self.counts.opening -= 1;
@@ -650,7 +650,7 @@ impl Engine {
     }
 
     /// In a closed loop, an answer makes the next message due, if there is one.
-    fn go_on(&mut self, key: usize) {
+    fn send_next(&mut self, key: usize) {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         if client.stage != Stage::Steady {
             return;
@@ -658,7 +658,7 @@ impl Engine {
         let messages = self.config.messages_per_connection;
         let is_churn = self.config.mode == Mode::Churn;
         let most = match self.config.mode {
-            Mode::Echo if self.ledger.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
+            Mode::Echo if self.totals.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
                 messages.unwrap_or(u64::MAX)
             }
             Mode::Churn => messages.unwrap_or(1),
@@ -666,8 +666,8 @@ impl Engine {
         };
         // In an echo, neither the first message nor those of the warm-up are among them.
         let has_more = |client: &Client| if is_churn { client.released } else { client.reported } < most;
-        while client.outstanding() < self.ledger.depth && has_more(client) && self.now < self.ledger.window.end {
-            self.ledger.release(key, client, self.now);
+        while client.outstanding() < self.totals.pipeline && has_more(client) && self.now < self.totals.window.end {
+            self.totals.release(key, client, self.now);
         }
         if is_churn && client.outstanding() == 0 {
             self.close(key);
@@ -678,16 +678,16 @@ impl Engine {
     fn ended(&mut self, key: usize) {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         let verified = client.verifier.verified();
-        let between_messages = verified.is_multiple_of(self.ledger.size) && !client.verifier.is_suspicious();
+        let between_messages = verified.is_multiple_of(self.totals.size) && !client.verifier.is_suspicious();
         let is_over = client.stage.is_over();
         if is_over && verified == client.sent() {
             return self.remove(key);
         }
         let fault = client.verifier.conclude(&self.pattern, client.sent(), self.counts.opened, End::Fin);
         if between_messages && !is_over {
-            self.give_up(key, Ending::Failed);
-            self.ledger.error(Phase::Receive, ErrorName::ClosedEarly, None);
-            self.note_hold(|hold| &mut hold.closed);
+            self.abandon(key, AbandonReason::Failed);
+            self.totals.error(Phase::Receive, ErrorName::ClosedEarly, None);
+            self.record_hold(|hold| &mut hold.closed);
             self.pause_churn();
             return self.remove(key);
         }
@@ -704,13 +704,13 @@ impl Engine {
             return self.find(key, &fault);
         }
         let stage = client.stage;
-        self.give_up(key, Ending::Unanswered);
-        self.ledger.error(if stage.is_over() { Phase::Close } else { phase }, error, errno);
+        self.abandon(key, AbandonReason::Unanswered);
+        self.totals.error(if stage.is_over() { Phase::Close } else { phase }, error, errno);
         match error {
             // It never was held, or it was, and what it ended with takes nothing back.
             _ if stage == Stage::Connecting || stage.is_over() => {}
-            ErrorName::Reset => self.note_hold(|hold| &mut hold.reset),
-            ErrorName::Timeout => self.note_hold(|hold| &mut hold.silent),
+            ErrorName::Reset => self.record_hold(|hold| &mut hold.reset),
+            ErrorName::Timeout => self.record_hold(|hold| &mut hold.silent),
             _ => {}
         }
         self.pause_churn();
@@ -727,12 +727,12 @@ impl Engine {
             peer: self.sources.pair(client.pair).1,
             offset: fault.offset,
         };
-        self.ledger.verify.wrong_bytes += fault.wrong_bytes;
-        self.ledger.verify.lost_bytes += fault.lost_bytes;
-        self.ledger.verify.extra_bytes += fault.extra_bytes;
-        self.ledger.find(finding);
-        self.ledger.error(Phase::Verify, ErrorName::BadBytes, None);
-        self.give_up(key, Ending::Failed);
+        self.totals.verify.wrong_bytes += fault.wrong_bytes;
+        self.totals.verify.lost_bytes += fault.lost_bytes;
+        self.totals.verify.extra_bytes += fault.extra_bytes;
+        self.totals.find(finding);
+        self.totals.error(Phase::Verify, ErrorName::BadBytes, None);
+        self.abandon(key, AbandonReason::Failed);
         self.pause_churn();
         self.remove(key);
     }
@@ -742,15 +742,15 @@ impl Engine {
         Hold { alive: self.counts.held - self.hold.late, ..self.hold }
     }
 
-    fn note_hold(&mut self, outcome: impl FnOnce(&mut Hold) -> &mut u64) {
+    fn record_hold(&mut self, outcome: impl FnOnce(&mut Hold) -> &mut u64) {
         if self.config.mode == Mode::Hold {
             *outcome(&mut self.hold) += 1;
         }
     }
 
-    fn give_up(&mut self, key: usize, ending: Ending) {
+    fn abandon(&mut self, key: usize, ending: AbandonReason) {
         if let Some(Entry::Client(client)) = self.reactor.get_mut(key) {
-            self.ledger.give_up(key, client, self.now, ending);
+            self.totals.abandon(key, client, self.now, ending);
             client.done = client.released;
         }
     }
@@ -794,7 +794,7 @@ impl Engine {
 
     /// Ends every connection whose time has run out.
     fn sweep(&mut self) {
-        let (connect, answer) = (nanoseconds(self.config.connect_timeout), nanoseconds(self.config.answer_timeout));
+        let (connect, answer) = (nanoseconds(self.config.connect_timeout), nanoseconds(self.config.timeout));
         let mut expired = Vec::new();
         for (key, entry) in self.reactor.iter_mut() {
             let Entry::Client(client) = entry else { continue };
@@ -802,7 +802,7 @@ impl Engine {
                 Stage::Connecting => (Phase::Connect, client.since + connect),
                 Stage::Finished => continue,
                 Stage::Closing => (Phase::Close, client.since + answer),
-                Stage::Opening | Stage::Steady => match self.ledger.oldest_due(key, client) {
+                Stage::Opening | Stage::Steady => match self.totals.oldest_due(key, client) {
                     Some(due) => (Phase::Receive, due + answer),
                     None => continue,
                 },
@@ -821,54 +821,54 @@ impl Engine {
         }
     }
 
-    /// Adds a point to the series, and begins a new second.
+    /// Adds a point to the timeline, and begins a new second.
     fn end_second(&mut self) {
         if self.step != Step::Measure {
             return;
         }
-        let start = self.ledger.window.start;
-        let (verified, errors) = (self.ledger.messages.verified, self.ledger.error_count());
+        let start = self.totals.window.start;
+        let (verified, errors) = (self.totals.messages.verified, self.totals.error_count());
         // A second that is over ends where it is noticed, a little late; one that the window cuts short is its own.
         let is_over = self.now >= self.next_second;
         let t = if is_over {
             (self.now - start) / SECOND
         } else {
-            (self.now.min(self.ledger.window.end) - start).div_ceil(SECOND)
+            (self.now.min(self.totals.window.end) - start).div_ceil(SECOND)
         };
-        if self.series.last().is_some_and(|point| point.t >= t) {
+        if self.timeline.last().is_some_and(|point| point.t >= t) {
             return;
         }
-        let point = Point {
+        let point = Sample {
             t,
             rate: verified - self.verified_at_second,
             open: self.counts.live,
             errors: errors - self.errors_at_second,
-            p50: self.ledger.second.quantile(0.5),
-            p99: self.ledger.second.quantile(0.99),
+            p50: self.totals.second.quantile(0.5),
+            p99: self.totals.second.quantile(0.99),
         };
         self.post_progress(Some(&point));
-        self.series.push(point);
-        self.ledger.latency.add(&self.ledger.second);
-        self.ledger.second.clear();
+        self.timeline.push(point);
+        self.totals.latency.add(&self.totals.second);
+        self.totals.second.clear();
         (self.verified_at_second, self.errors_at_second) = (verified, errors);
         self.next_second = start + (t + 1) * SECOND;
     }
 
-    fn post_progress(&mut self, point: Option<&Point>) {
+    fn post_progress(&mut self, point: Option<&Sample>) {
         let left = match self.step {
-            Step::Warmup | Step::Measure if self.ledger.window.end < u64::MAX => {
-                Some(Duration::from_nanos(self.ledger.window.end.saturating_sub(self.now)))
+            Step::Warmup | Step::Measure if self.totals.window.end < u64::MAX => {
+                Some(Duration::from_nanos(self.totals.window.end.saturating_sub(self.now)))
             }
             _ => None,
         };
-        self.slot.offer(Progress {
+        self.slot.publish(Progress {
             step: self.step,
             open: self.counts.live,
             requested: u64::from(self.config.connections),
             rate: point.map(|point| point.rate),
             p50: point.and_then(|point| point.p50),
             p99: point.and_then(|point| point.p99),
-            errors: self.ledger.error_count(),
+            errors: self.totals.error_count(),
             left,
         });
     }

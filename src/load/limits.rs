@@ -74,7 +74,7 @@ pub struct Limit {
     /// What it is here; `None` where it cannot be read.
     pub value: Option<String>,
     /// What it leaves room for.
-    pub allows: Allows,
+    pub allows: Capacity,
     /// It does not leave room for what was planned.
     pub stops: bool,
     /// The lines that lift it, to be run as they stand.
@@ -85,7 +85,7 @@ pub struct Limit {
 
 /// What a [`Limit`] leaves room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allows {
+pub enum Capacity {
     /// So many connections.
     Connections(u64),
     /// So many that arrive together.
@@ -96,7 +96,7 @@ pub enum Allows {
     Unknown,
 }
 
-impl fmt::Display for Allows {
+impl fmt::Display for Capacity {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connections(count) => count.fmt(formatter),
@@ -112,8 +112,8 @@ impl fmt::Display for Limit {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} ({}) ", self.name, self.value.as_deref().unwrap_or("unknown"))?;
         match self.allows {
-            Allows::Connections(1) => formatter.write_str("stops at 1 connection"),
-            Allows::AtOnce(count) => write!(formatter, "stops at {count} connections that arrive at once"),
+            Capacity::Connections(1) => formatter.write_str("stops at 1 connection"),
+            Capacity::AtOnce(count) => write!(formatter, "stops at {count} connections that arrive at once"),
             allows => write!(formatter, "stops at {allows} connections"),
         }
     }
@@ -159,7 +159,7 @@ pub fn warnings(plan: &Plan) -> Vec<String> {
 }
 
 fn warnings_of(limits: &[Limit], connections: u32) -> Vec<String> {
-    let stops = limits.iter().filter(|limit| limit.stops && !matches!(limit.allows, Allows::AtOnce(_)));
+    let stops = limits.iter().filter(|limit| limit.stops && !matches!(limit.allows, Capacity::AtOnce(_)));
     let warning = |limit: &Limit| {
         let commands: Vec<_> = limit.commands.iter().map(|command| format!("`{command}`")).collect();
         let lifted = (!commands.is_empty()).then(|| commands.join(", then "));
@@ -186,22 +186,22 @@ fn limits_of(machine: &Machine, plan: &Plan) -> Vec<Limit> {
 
 impl Limit {
     fn unknown(name: &'static str) -> Self {
-        Self { name, value: None, allows: Allows::Unknown, stops: false, commands: Vec::new(), advice: None }
+        Self { name, value: None, allows: Capacity::Unknown, stops: false, commands: Vec::new(), advice: None }
     }
 
     /// Bounds connections.
     fn new(name: &'static str, value: String, allows: u64, plan: &Plan) -> Self {
         let stops = allows < u64::from(plan.connections);
-        Self { value: Some(value), allows: Allows::Connections(allows), stops, ..Self::unknown(name) }
+        Self { value: Some(value), allows: Capacity::Connections(allows), stops, ..Self::unknown(name) }
     }
 
     /// Bounds those that arrive together.
     fn at_once(name: &'static str, value: String, allows: u64, plan: &Plan) -> Self {
-        Self { stops: allows < burst(plan), allows: Allows::AtOnce(allows), ..Self::new(name, value, allows, plan) }
+        Self { stops: allows < burst(plan), allows: Capacity::AtOnce(allows), ..Self::new(name, value, allows, plan) }
     }
 
     /// What lifts it, if it needs lifting.
-    fn lifted_by(mut self, command: impl FnOnce() -> String) -> Self {
+    fn fix(mut self, command: impl FnOnce() -> String) -> Self {
         if self.stops {
             self.commands.push(command());
         }
@@ -224,14 +224,14 @@ fn descriptors(machine: &Machine, plan: &Plan) -> Vec<Limit> {
         || Limit::unknown(NR_OPEN),
         |limit| {
             let found = Limit::new(NR_OPEN, limit.to_string(), room(limit), plan);
-            found.lifted_by(|| format!("sysctl -w fs.nr_open={needed}"))
+            found.fix(|| format!("sysctl -w fs.nr_open={needed}"))
         },
     );
     let Some((soft, hard)) = machine.descriptors else {
         return vec![nr_open, Limit::unknown(HARD), Limit::unknown(SOFT)];
     };
     let said = |limit: u64| if limit == rlimit::INFINITY { "unlimited".to_owned() } else { limit.to_string() };
-    let mut hard = Limit::new(HARD, said(hard), room(hard), plan).lifted_by(|| format!("ulimit -n {needed}"));
+    let mut hard = Limit::new(HARD, said(hard), room(hard), plan).fix(|| format!("ulimit -n {needed}"));
     if hard.stops {
         // setrlimit(2): above the hard limit only with CAP_SYS_RESOURCE, and above `fs.nr_open` not even then.
         hard.advice = Some(format!(
@@ -244,7 +244,7 @@ fn descriptors(machine: &Machine, plan: &Plan) -> Vec<Limit> {
         // Both raise it to the hard one when they start.
         Limit {
             value: Some(format!("{}, raised at the start", said(soft))),
-            allows: Allows::Any,
+            allows: Capacity::Any,
             ..Limit::unknown(SOFT)
         },
     ]
@@ -257,7 +257,7 @@ fn file_max(machine: &Machine, plan: &Plan) -> Limit {
     let used = machine.number("sys/fs/file-nr").unwrap_or(0);
     let kept = used + DESCRIPTORS_KEPT * plan.ends();
     let found = Limit::new(NAME, with_used(most, used), most.saturating_sub(kept) / plan.ends(), plan);
-    found.lifted_by(|| format!("sysctl -w fs.file-max={}", kept + plan.ends_in_all()))
+    found.fix(|| format!("sysctl -w fs.file-max={}", kept + plan.ends_in_all()))
 }
 
 fn ports(machine: &Machine, plan: &Plan) -> Limit {
@@ -292,7 +292,7 @@ fn accept_queue(machine: &Machine, plan: &Plan) -> Limit {
     const NAME: &str = "net.core.somaxconn";
     let Some(limit) = machine.number("sys/net/core/somaxconn") else { return Limit::unknown(NAME) };
     let found = Limit::at_once(NAME, limit.to_string(), limit, plan);
-    found.lifted_by(|| format!("sysctl -w net.core.somaxconn={}", burst(plan)))
+    found.fix(|| format!("sysctl -w net.core.somaxconn={}", burst(plan)))
 }
 
 /// Linux keeps a quarter for peers that it knows, and asks nobody while SYN cookies are on (`tcp_conn_request`).
@@ -301,10 +301,10 @@ fn handshakes(machine: &Machine, plan: &Plan) -> Limit {
     let Some(limit) = machine.number("sys/net/ipv4/tcp_max_syn_backlog") else { return Limit::unknown(NAME) };
     if machine.number("sys/net/ipv4/tcp_syncookies").is_some_and(|cookies| cookies > 0) {
         let value = Some(format!("{limit}, with SYN cookies"));
-        return Limit { value, allows: Allows::Any, ..Limit::unknown(NAME) };
+        return Limit { value, allows: Capacity::Any, ..Limit::unknown(NAME) };
     }
     let found = Limit::at_once(NAME, limit.to_string(), limit - limit / 4, plan);
-    found.lifted_by(|| format!("sysctl -w net.ipv4.tcp_max_syn_backlog={}", (burst(plan) * 4).div_ceil(3)))
+    found.fix(|| format!("sysctl -w net.ipv4.tcp_max_syn_backlog={}", (burst(plan) * 4).div_ceil(3)))
 }
 
 fn memory(machine: &Machine, plan: &Plan) -> Limit {
@@ -328,7 +328,7 @@ fn memory_in_flight(machine: &Machine, plan: &Plan) -> Limit {
     let used = SocketStatistics::read_at(&machine.proc).map_or(0, |sockets| sockets.tcp_mem_pages);
     let value = if used == 0 { format!("{most} pages") } else { format!("{most} pages, {used} in use") };
     let found = Limit::new(NAME, value, most.saturating_sub(used) / plan.ends(), plan);
-    found.lifted_by(|| {
+    found.fix(|| {
         // In the proportions that the kernel has by default.
         let share = (used + plan.ends_in_all()).div_ceil(6);
         format!("sysctl -w net.ipv4.tcp_mem=\"{} {} {}\"", share * 3, share * 4, share * 6)
@@ -341,7 +341,7 @@ fn tracked(machine: &Machine, plan: &Plan) -> Option<Limit> {
     let used = machine.number("sys/net/netfilter/nf_conntrack_count").unwrap_or(0);
     let name = "net.netfilter.nf_conntrack_max";
     let found = Limit::new(name, with_used(most, used), most.saturating_sub(used), plan);
-    Some(found.lifted_by(|| format!("sysctl -w {name}={}", used + u64::from(plan.connections))))
+    Some(found.fix(|| format!("sysctl -w {name}={}", used + u64::from(plan.connections))))
 }
 
 /// Of all processes of a user.
@@ -350,7 +350,7 @@ fn watches(machine: &Machine, plan: &Plan) -> Limit {
     let Some(most) = machine.number("sys/fs/epoll/max_user_watches") else { return Limit::unknown(NAME) };
     let kept = DESCRIPTORS_KEPT * plan.ends();
     let found = Limit::new(NAME, most.to_string(), most.saturating_sub(kept) / plan.ends(), plan);
-    found.lifted_by(|| format!("sysctl -w fs.epoll.max_user_watches={}", kept + plan.ends_in_all()))
+    found.fix(|| format!("sysctl -w fs.epoll.max_user_watches={}", kept + plan.ends_in_all()))
 }
 
 fn with_used(most: u64, used: u64) -> String {
@@ -443,7 +443,7 @@ pub(super) mod tests {
         files.write(path, text);
         assert_eq!(limits_of(&machine, &plan(most, purpose)).iter().find(|limit| limit.stops), None);
         let limit = only_stop(&machine, &plan(most + 1, purpose));
-        assert_eq!((limit.name, limit.allows), (name, Allows::Connections(most.into())));
+        assert_eq!((limit.name, limit.allows), (name, Capacity::Connections(most.into())));
         assert_eq!(limit.commands, [command]);
 
         let (setting, value) = command.strip_prefix("sysctl -w ").unwrap().split_once('=').unwrap();
@@ -470,7 +470,7 @@ pub(super) mod tests {
         machine.descriptors = Some((256, 20_000));
         assert!(limits_of(&machine, &plan(19_936, Purpose::Both)).iter().all(|limit| !limit.stops));
         let limit = only_stop(&machine, &plan(19_937, Purpose::Both));
-        assert_eq!((limit.name, limit.allows), ("ulimit -Hn", Allows::Connections(19_936)));
+        assert_eq!((limit.name, limit.allows), ("ulimit -Hn", Capacity::Connections(19_936)));
         assert_eq!(limit.commands, ["ulimit -n 20001"]);
         let advice = "not as root, `LimitNOFILE=20001` in the systemd unit, or `* hard nofile 20001` in \
                       /etc/security/limits.conf and a new login";
@@ -521,7 +521,7 @@ pub(super) mod tests {
         files.write(path.0, path.1);
         files.write("sys/net/netfilter/nf_conntrack_count", "500");
         let limit = only_stop(&machine, &plan(20_000, Purpose::Serve));
-        assert_eq!(limit.allows, Allows::Connections(19_500));
+        assert_eq!(limit.allows, Capacity::Connections(19_500));
     }
 
     #[test]
@@ -536,7 +536,7 @@ pub(super) mod tests {
 
         files.write("sys/net/ipv4/ip_local_reserved_ports", "80,21000-21999");
         let limit = only_stop(&machine, &plan(2500, Purpose::Load));
-        assert_eq!(limit.allows, Allows::Connections(1000));
+        assert_eq!(limit.allows, Capacity::Connections(1000));
         assert_eq!(limit.advice.as_deref(), Some("--source with 3 addresses"));
     }
 
@@ -553,7 +553,7 @@ pub(super) mod tests {
                 ..plan(40_000, Purpose::Load)
             };
             let limit = only_stop(&machine, &plan);
-            assert_eq!((limit.name, limit.allows), (PORTS, Allows::Connections(allows)));
+            assert_eq!((limit.name, limit.allows), (PORTS, Capacity::Connections(allows)));
             let needed = format!("--source with {} addresses", if targets_count == 2 { 10 } else { 20 });
             assert_eq!(limit.advice, Some(needed));
         }
@@ -582,7 +582,7 @@ pub(super) mod tests {
         assert!(limits_of(&machine, &plan(128, Purpose::Serve)).iter().all(|limit| !limit.stops));
         assert!(limits_of(&machine, &plan(10_000, Purpose::Load)).iter().all(|limit| !limit.stops));
         let limit = only_stop(&machine, &plan(200, Purpose::Serve));
-        assert_eq!((limit.name, limit.allows), ("net.core.somaxconn", Allows::AtOnce(128)));
+        assert_eq!((limit.name, limit.allows), ("net.core.somaxconn", Capacity::AtOnce(128)));
         assert_eq!(limit.commands, ["sysctl -w net.core.somaxconn=200"]);
         let limit = only_stop(&machine, &plan(10_000, Purpose::Both));
         assert_eq!(limit.commands, ["sysctl -w net.core.somaxconn=4096"]);
@@ -594,7 +594,7 @@ pub(super) mod tests {
         let (files, machine) = roomy();
         files.write("sys/net/ipv4/tcp_max_syn_backlog", "1000");
         let limit = only_stop(&machine, &plan(1000, Purpose::Serve));
-        assert_eq!((limit.name, limit.allows), ("net.ipv4.tcp_max_syn_backlog", Allows::AtOnce(750)));
+        assert_eq!((limit.name, limit.allows), ("net.ipv4.tcp_max_syn_backlog", Capacity::AtOnce(750)));
         assert_eq!(limit.commands, ["sysctl -w net.ipv4.tcp_max_syn_backlog=1334"]);
         files.write("sys/net/ipv4/tcp_max_syn_backlog", "1334");
         assert!(limits_of(&machine, &plan(1000, Purpose::Serve)).iter().all(|limit| !limit.stops));
@@ -615,7 +615,7 @@ pub(super) mod tests {
             (plan(45_000, Purpose::Both), 20_000, "352 MiB of available memory"),
         ] {
             let limit = only_stop(&machine, &plan);
-            assert_eq!((limit.name, limit.allows), ("MemAvailable", Allows::Connections(allows)));
+            assert_eq!((limit.name, limit.allows), ("MemAvailable", Capacity::Connections(allows)));
             assert_eq!((&limit.commands[..], limit.advice.as_deref()), (&[][..], Some(advice)));
         }
     }
@@ -627,7 +627,7 @@ pub(super) mod tests {
         let limits = limits_of(&machine, &plan(1_000_000, Purpose::Both));
         assert!(limits.len() >= 10);
         for limit in limits {
-            assert_eq!((limit.value, limit.allows, limit.stops), (None, Allows::Unknown, false), "{}", limit.name);
+            assert_eq!((limit.value, limit.allows, limit.stops), (None, Capacity::Unknown, false), "{}", limit.name);
         }
     }
 
@@ -652,6 +652,6 @@ pub(super) mod tests {
     fn this_machine_can_be_read() {
         let limits = limits(&plan(1, Purpose::Both));
         let descriptors = limits.iter().find(|limit| limit.name == "ulimit -Hn").unwrap();
-        assert!(matches!(descriptors.allows, Allows::Connections(1..)), "{descriptors:?}");
+        assert!(matches!(descriptors.allows, Capacity::Connections(1..)), "{descriptors:?}");
     }
 }

@@ -6,12 +6,12 @@ use std::time::UNIX_EPOCH;
 
 use serde_json::json;
 
-use super::gates::{self, Gate};
 use super::histogram::Histogram;
 use super::report::{
-    Config, Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Point, Report, Schedule, ServerSide,
+    Config, Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Report, Sample, Schedule, ServerSide,
     Summary, Verify,
 };
+use super::thresholds::{self, Threshold};
 
 /// How much of the longest window all must have in common.
 const OVERLAP_MIN: f64 = 0.9;
@@ -21,14 +21,14 @@ const RUN_ID_SEPARATOR: char = '+';
 /// Puts the reports of runs that measured at the same time into one, each given with the name of its file.
 ///
 /// Histograms are added and counts summed. What cannot be put together is `None`: the percentiles of a second or of a turn, the
-/// server's memory, the kernel's counts. The gates are judged anew: `asked`, and those that stand unasked.
+/// server's memory, the kernel's counts. The thresholds are judged anew: `asked`, and those that stand unasked.
 ///
 /// # Errors
 ///
 /// - `InvalidInput`: there is nothing to merge; a mode, loop or size differs from the first's; a run occurs twice; or the
 ///   measured windows have less than 90 % of the longest in common. The text names the file.
 /// - `InvalidData`: a histogram is broken.
-pub fn merge(runs: &[(String, Report)], asked: &[Gate]) -> io::Result<Report> {
+pub fn merge(runs: &[(String, Report)], asked: &[Threshold]) -> io::Result<Report> {
     let refuse = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
     let (first, _) = runs.split_first().ok_or_else(|| refuse("nothing to merge".to_owned()))?;
     for (name, run) in runs {
@@ -60,11 +60,11 @@ pub fn merge(runs: &[(String, Report)], asked: &[Gate]) -> io::Result<Report> {
         server: server(&reports, messages.verified),
         // Of several machines, or of one counted several times: that cannot be told.
         sockstat: if let [only] = &reports[..] { only.sockstat.clone() } else { None },
-        series: series(&reports),
+        timeline: timeline(&reports),
         messages,
         ..first.clone()
     };
-    gates::judge(&mut merged, asked);
+    thresholds::evaluate(&mut merged, asked);
     Ok(merged)
 }
 
@@ -129,11 +129,11 @@ fn seconds(run: &Report) -> f64 {
 
 fn config(reports: &[&Report]) -> Config {
     let mut merged = reports[0].config.clone();
-    for Config { targets, sources, depth, seed, labels, .. } in reports[1..].iter().map(|run| &run.config) {
+    for Config { targets, sources, pipeline, seed, labels, .. } in reports[1..].iter().map(|run| &run.config) {
         merged.targets.extend(targets);
         merged.sources.extend(sources);
         // What the least bounded of them could have in flight.
-        merged.depth = merged.depth.zip(*depth).map(|(ours, theirs)| ours.max(theirs));
+        merged.pipeline = merged.pipeline.zip(*pipeline).map(|(ours, theirs)| ours.max(theirs));
         merged.seed = merged.seed.filter(|_| merged.seed == *seed);
         merged.labels.retain(|key, value| labels.get(key) == Some(value));
     }
@@ -279,15 +279,15 @@ fn per_message(cpu_us: f64, messages: u64) -> Option<f64> {
 }
 
 /// By the second of the first that measured.
-fn series(reports: &[&Report]) -> Vec<Point> {
+fn timeline(reports: &[&Report]) -> Vec<Sample> {
     let start = reports.iter().map(|run| Window::of(run).start).fold(f64::INFINITY, f64::min);
-    let mut merged: BTreeMap<u64, Point> = BTreeMap::new();
+    let mut merged: BTreeMap<u64, Sample> = BTreeMap::new();
     for run in reports {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "never negative, and it saturates")]
         let shift = (Window::of(run).start - start).round() as u64;
-        for point in &run.series {
-            let point = Point { t: point.t.saturating_add(shift), ..*point };
-            let add = |sum: &mut Point| {
+        for point in &run.timeline {
+            let point = Sample { t: point.t.saturating_add(shift), ..*point };
+            let add = |sum: &mut Sample| {
                 sum.rate = sum.rate.saturating_add(point.rate);
                 sum.open = sum.open.saturating_add(point.open);
                 sum.errors = sum.errors.saturating_add(point.errors);
@@ -315,6 +315,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::config::Mode;
+    use super::super::report::Verdict;
     use super::super::report::tests::example;
     use super::super::report::{ErrorName, Finding, FindingKind, Loop, Phase};
     use super::*;
@@ -360,8 +361,8 @@ mod tests {
         let all = Connections { requested: 100, established: 100, verified: 100, held: 100, opened_total: 100 };
         assert_eq!(merged.connections, all);
         assert_eq!((merged.rate_per_s, merged.config.rate), (Some(4000.0), Some(4000.0)));
-        assert_eq!((merged.exit, merged.run_id.as_str()), (0, "a+b"));
-        assert_eq!(merged.gates[0].expr, "connections<100");
+        assert_eq!((merged.verdict, merged.run_id.as_str()), (Verdict::Pass, "a+b"));
+        assert_eq!(merged.thresholds[0].expr, "connections<100");
     }
 
     #[test]
@@ -385,23 +386,23 @@ mod tests {
         let merged = merge(&[a, b], &[]).unwrap();
         assert_eq!(merged.errors, [error(ErrorName::Refused, 5), error(ErrorName::Timeout, 1)]);
         assert_eq!(merged.verify.findings, [finding(1), finding(1)]);
-        assert_eq!(merged.exit, 1);
+        assert_eq!(merged.verdict, Verdict::Fail);
     }
 
     #[test]
     fn settings_are_united_and_what_differs_is_no_data() {
-        let a = run("a", |run| run.config.depth = Some(4));
+        let a = run("a", |run| run.config.pipeline = Some(4));
         let b = run("b", |run| {
             run.config.targets = vec!["127.0.0.1:5001".parse().unwrap(), "127.0.0.1:5000".parse().unwrap()];
             run.config.sources = vec!["10.0.0.1".parse().unwrap()];
             run.config.seed = Some(2);
-            run.config.depth = Some(9);
+            run.config.pipeline = Some(9);
             run.config.labels.insert("k".to_owned(), "other".to_owned());
         });
         let config = merge(&[a, b], &[]).unwrap().config;
         assert_eq!(config.targets, ["127.0.0.1:5000".parse().unwrap(), "127.0.0.1:5001".parse().unwrap()]);
         assert_eq!(config.sources, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
-        assert_eq!((config.seed, config.depth), (None, Some(9)));
+        assert_eq!((config.seed, config.pipeline), (None, Some(9)));
         assert!(config.labels.is_empty());
     }
 
@@ -425,15 +426,15 @@ mod tests {
 
     #[test]
     fn seconds_are_added_by_when_they_were() {
-        let point = |t, rate, p50| Point { t, rate, open: 50, errors: 1, p50, p99: p50 };
-        let a = run("a", |run| run.series = vec![point(1, 10, Some(1)), point(2, 20, Some(1))]);
+        let point = |t, rate, p50| Sample { t, rate, open: 50, errors: 1, p50, p99: p50 };
+        let a = run("a", |run| run.timeline = vec![point(1, 10, Some(1)), point(2, 20, Some(1))]);
         let b = run("b", |run| {
             run.start += Duration::from_secs(1);
-            run.series = vec![point(1, 300, Some(2)), point(2, 400, Some(2))];
+            run.timeline = vec![point(1, 300, Some(2)), point(2, 400, Some(2))];
         });
         let merged = merge(&[a, b], &[]).unwrap();
-        let both = Point { t: 2, rate: 320, open: 100, errors: 2, p50: None, p99: None };
-        assert_eq!(merged.series, [point(1, 10, Some(1)), both, point(3, 400, Some(2))]);
+        let both = Sample { t: 2, rate: 320, open: 100, errors: 2, p50: None, p99: None };
+        assert_eq!(merged.timeline, [point(1, 10, Some(1)), both, point(3, 400, Some(2))]);
     }
 
     #[test]
@@ -508,8 +509,13 @@ mod tests {
         let slow = |name| run(name, |run| run.latency_us = histogram(1..=100).summary());
         let asked = ["p99>98us".parse().unwrap(), "rate<4k".parse().unwrap()];
         let merged = merge(&[slow("a"), slow("b")], &asked).unwrap();
-        let fallen: Vec<_> = merged.gates.iter().filter(|gate| gate.fell).map(|gate| &gate.expr[..]).collect();
+        let fallen: Vec<_> = merged
+            .thresholds
+            .iter()
+            .filter(|threshold| threshold.failed)
+            .map(|threshold| &threshold.expr[..])
+            .collect();
         assert_eq!(fallen, ["p99>98us"]);
-        assert_eq!(merged.exit, 1);
+        assert_eq!(merged.verdict, Verdict::Fail);
     }
 }

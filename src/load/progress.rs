@@ -62,9 +62,9 @@ impl Step {
 
 /// A place for the latest [`Progress`].
 #[derive(Clone, Debug, Default)]
-pub struct Slot(Arc<Mutex<Option<Progress>>>);
+pub struct ProgressCell(Arc<Mutex<Option<Progress>>>);
 
-impl Slot {
+impl ProgressCell {
     /// The latest, if there is one that nobody has taken.
     #[must_use]
     pub fn take(&self) -> Option<Progress> {
@@ -72,7 +72,7 @@ impl Slot {
     }
 
     /// Puts the latest there, unless somebody is looking right now.
-    pub(super) fn offer(&self, progress: Progress) {
+    pub(super) fn publish(&self, progress: Progress) {
         if let Ok(mut slot) = self.0.try_lock() {
             *slot = Some(progress);
         }

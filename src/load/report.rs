@@ -29,8 +29,8 @@ pub struct Report {
     pub start: SystemTime,
     /// How the run came to its end.
     pub ended: Ended,
-    /// The exit status of the process.
-    pub exit: u8,
+    /// Whether it passed.
+    pub verdict: Verdict,
     /// What the connections did.
     pub mode: Mode,
     /// Whether messages waited for answers.
@@ -66,9 +66,9 @@ pub struct Report {
     /// What the kernel counted.
     pub sockstat: Option<Sockstat>,
     /// The run by the second.
-    pub series: Vec<Point>,
+    pub timeline: Vec<Sample>,
     /// What had to hold, and whether it did.
-    pub gates: Vec<Gate>,
+    pub thresholds: Vec<Threshold>,
 }
 
 impl Report {
@@ -110,6 +110,18 @@ pub enum Ended {
     Interrupted,
 }
 
+/// Whether a run passed. The worst of several is the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// No threshold failed.
+    Pass,
+    /// A threshold failed.
+    Fail,
+    /// The run was interrupted.
+    Interrupted,
+}
+
 /// Whether messages wait for answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -131,7 +143,7 @@ pub struct Config {
     /// Bytes of a message.
     pub size: u64,
     /// Messages in flight on a connection at most; `None`: unlimited.
-    pub depth: Option<u32>,
+    pub pipeline: Option<u32>,
     /// Messages due in a second, over all connections, in an open loop.
     #[serde(serialize_with = "number")]
     pub rate: Option<f64>,
@@ -203,7 +215,7 @@ pub struct Messages {
     pub unanswered: u64,
     /// That came back wrong, or whose connection failed.
     pub failed: u64,
-    /// That waited because the depth was reached or the socket was full.
+    /// That waited because the pipeline was reached or the socket was full.
     pub deferred: u64,
 }
 
@@ -451,7 +463,7 @@ pub struct Sockstat {
 /// A second of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Point {
+pub struct Sample {
     /// Which second.
     pub t: u64,
     /// Messages verified a second.
@@ -469,7 +481,7 @@ pub struct Point {
 /// What had to hold, and whether it did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Gate {
+pub struct Threshold {
     /// What makes the run fail.
     pub expr: String,
     /// Whether it stands unasked.
@@ -478,7 +490,7 @@ pub struct Gate {
     #[serde(serialize_with = "number")]
     pub value: Option<f64>,
     /// Whether the run failed by it.
-    pub fell: bool,
+    pub failed: bool,
 }
 
 /// Writes a whole number as one: 2000, not 2000.0.

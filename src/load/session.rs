@@ -7,7 +7,7 @@ use super::Interrupt;
 use super::config::{Config, Mode};
 use super::engine::Engine;
 use super::machine::{Process, SocketStatistics};
-use super::progress::{Slot, Step};
+use super::progress::{ProgressCell, Step};
 use super::report::Report;
 use super::summary::{self, CpuTimes, Readings};
 
@@ -20,14 +20,15 @@ use super::summary::{self, CpuTimes, Readings};
 ///
 /// ```
 /// use std::time::Duration;
-/// use ecoloop::load::{Config, Interrupt, Session, Slot};
+/// use ecoloop::load::report::Verdict;
+/// use ecoloop::load::{Config, Interrupt, ProgressCell, Session};
 ///
 /// let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
 /// let mut config = Config::new(vec![server.local_addr()]);
 /// config.duration = Duration::from_millis(50);
-/// let mut session = Session::connect(config, &Interrupt::default(), &Slot::default())?;
+/// let mut session = Session::connect(config, &Interrupt::default(), &ProgressCell::default())?;
 /// for _ in 0..3 {
-///     assert_eq!(session.measure()?.exit, 0);
+///     assert_eq!(session.measure()?.verdict, Verdict::Pass);
 /// }
 /// assert!(session.close()?.errors.is_empty());
 /// assert_eq!(server.handle().stats().accepted, 1);
@@ -51,7 +52,7 @@ impl Session {
     ///
     /// - Those of [`run`](super::run).
     /// - `InvalidInput`: the mode is not [`Mode::Echo`], the only one whose connections outlast a window.
-    pub fn connect(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Self> {
+    pub fn connect(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Self> {
         if config.mode != Mode::Echo {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -62,7 +63,7 @@ impl Session {
     }
 
     /// Connects, in any mode.
-    pub(super) fn open(config: Config, interrupt: &Interrupt, progress: &Slot) -> io::Result<Self> {
+    pub(super) fn open(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Self> {
         config.validate()?;
         if config.unresolved == 0 {
             wait_for(config.start_at, interrupt);
@@ -90,7 +91,7 @@ impl Session {
         Ok(self.report())
     }
 
-    /// Closes, and reports what has failed since the last window. Its gates say nothing: nothing was measured.
+    /// Closes, and reports what has failed since the last window. Its thresholds say nothing: nothing was measured.
     ///
     /// # Errors
     ///

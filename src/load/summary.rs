@@ -4,14 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use super::config::Mode;
 use super::engine::Engine;
-use super::gates::judge;
 use super::machine::{Process, SocketStatistics};
 use super::progress::Step;
 use super::report::{
     self, Connections, Ended, ErrorCount, Generator, Loop, Messages, Phases, Report, SCHEMA, Schedule, ServerSide,
-    Sockstat,
+    Sockstat, Verdict,
 };
 use super::sources::errno_name;
+use super::thresholds::evaluate;
 
 /// Lateness at the 99th percentile, in microseconds, and percent unsent, from which on a schedule was not kept.
 const LATENESS_US_MOST: u64 = 1000;
@@ -52,11 +52,11 @@ impl CpuTimes {
 /// Puts together what the engine has counted, and judges it.
 pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> Report {
     let Readings { cpu, memory, sockets } = readings;
-    let (config, ledger, counts) = (&engine.config, &engine.ledger, engine.counts);
+    let (config, totals, counts) = (&engine.config, &engine.totals, engine.counts);
     let phases = phases(engine);
-    let lateness = ledger.lateness.summary();
-    let messages = ledger.messages;
-    let verified = ledger.verified_in_window;
+    let lateness = totals.lateness.summary();
+    let messages = totals.messages;
+    let verified = totals.verified_in_window;
     let of_each = |time: Duration| (verified > 0).then(|| time.as_secs_f64() * 1e6 / float(verified));
     let cpu_percent =
         cpu.own.filter(|_| phases.measure >= SECONDS_TO_WEIGH).map(|time| time.as_secs_f64() * 100.0 / phases.measure);
@@ -66,14 +66,14 @@ pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> 
         run_id: run_id(start),
         start,
         ended: if engine.interrupted { Ended::Interrupted } else { Ended::Complete },
-        exit: 0,
+        verdict: Verdict::Pass,
         mode: config.mode,
         r#loop: if config.is_open_loop() { Loop::Open } else { Loop::Closed },
         config: report::Config {
             targets: config.targets.clone(),
             sources: config.sources.clone(),
             size: config.size as u64,
-            depth: config.depth.or(if config.is_open_loop() { None } else { Some(1) }),
+            pipeline: config.pipeline.or(if config.is_open_loop() { None } else { Some(1) }),
             rate: config.rate,
             seed: Some(config.seed),
             labels: config.labels.clone(),
@@ -89,11 +89,11 @@ pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> 
         hold: (config.mode == Mode::Hold).then(|| engine.hold()),
         messages,
         rate_per_s: (phases.measure > 0.0).then(|| float(verified) / phases.measure),
-        latency_us: ledger.latency.summary(),
-        connect_us: ledger.connect.summary(),
+        latency_us: totals.latency.summary(),
+        connect_us: totals.connect.summary(),
         schedule: Schedule { kept: lateness.p99.map(|p99| p99 <= LATENESS_US_MOST && is_mostly_sent(messages)) },
         lateness_us: lateness,
-        errors: ledger
+        errors: totals
             .errors()
             .map(|((phase, error, errno), count)| ErrorCount {
                 phase,
@@ -102,7 +102,7 @@ pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> 
                 count,
             })
             .collect(),
-        verify: ledger.verify.clone(),
+        verify: totals.verify.clone(),
         generator: Generator {
             cpu_us_per_message: cpu.own.and_then(of_each),
             cpu_percent,
@@ -121,12 +121,12 @@ pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> 
             tcp_inuse: sockets.tcp_inuse,
             tcp_mem_pages: sockets.tcp_mem_pages,
         }),
-        series: engine.series.clone(),
-        gates: Vec::new(),
+        timeline: engine.timeline.clone(),
+        thresholds: Vec::new(),
     };
-    judge(&mut report, &config.gates);
+    evaluate(&mut report, &config.thresholds);
     if engine.interrupted {
-        report.exit = 130;
+        report.verdict = Verdict::Interrupted;
     }
     report
 }

@@ -36,7 +36,7 @@ struct Suspicion {
 /// What was read is ...
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(crate) enum Verdict {
+pub(crate) enum Checked {
     /// ... what was sent.
     Right,
     /// ... wrong, and what comes next will say in which way.
@@ -84,7 +84,7 @@ impl Verifier {
     }
 
     /// Takes what was read next, when `sent` bytes of the stream have been sent, and `opened` connections were opened in this run.
-    pub(crate) fn receive(&mut self, pattern: &Pattern, data: &[u8], sent: u64, opened: u64) -> Verdict {
+    pub(crate) fn receive(&mut self, pattern: &Pattern, data: &[u8], sent: u64, opened: u64) -> Checked {
         if self.suspicion.is_some() {
             return self.suspect(pattern, data, sent, opened);
         }
@@ -93,7 +93,7 @@ impl Verifier {
         let right = pattern.count_right(self.connection, self.verified, &data[..expected]);
         self.verified += right as u64;
         if right == data.len() {
-            return Verdict::Right;
+            return Checked::Right;
         }
         self.suspect(pattern, &data[right..], sent, opened)
     }
@@ -109,9 +109,9 @@ impl Verifier {
     }
 
     #[cold]
-    fn suspect(&mut self, pattern: &Pattern, data: &[u8], sent: u64, opened: u64) -> Verdict {
+    fn suspect(&mut self, pattern: &Pattern, data: &[u8], sent: u64, opened: u64) -> Checked {
         if self.verified >= sent {
-            return Verdict::Wrong(self.case(pattern, data, sent, opened).classify_surplus());
+            return Checked::Wrong(self.case(pattern, data, sent, opened).classify_surplus());
         }
         let mut suspicion =
             self.suspicion.take().unwrap_or_else(|| Box::new(Suspicion { evidence: Vec::new(), enough: EVIDENCE }));
@@ -122,13 +122,13 @@ impl Verifier {
             let fault = self.case(pattern, evidence, sent, opened).classify();
             let follows = usize::try_from(2 * fault.lost_bytes).unwrap_or(EVIDENCE_MAX).min(EVIDENCE_MAX);
             if accounted_for || evidence.len() >= follows {
-                return Verdict::Wrong(fault);
+                return Checked::Wrong(fault);
             }
             // What seems lost may follow the bytes that came in its place, which are often as many.
             suspicion.enough = follows;
         }
         self.suspicion = Some(suspicion);
-        Verdict::Undecided
+        Checked::Undecided
     }
 
     fn case<'a>(&self, pattern: &'a Pattern, evidence: &'a [u8], sent: u64, opened: u64) -> Case<'a> {
@@ -508,11 +508,11 @@ mod tests {
             while read < self.came.len() && fault.is_none() {
                 let data = &self.came[read..];
                 let data = &data[..data.len().min(*lengths.next().unwrap())];
-                let verdict = verifier.receive(pattern, data, sent, OPENED);
+                let checked = verifier.receive(pattern, data, sent, OPENED);
                 read += data.len();
                 assert_eq!(verifier.verified(), read.min(first_wrong) as u64);
-                assert_eq!(verdict == Verdict::Right, read <= first_wrong);
-                if let Verdict::Wrong(wrong) = verdict {
+                assert_eq!(checked == Checked::Right, read <= first_wrong);
+                if let Checked::Wrong(wrong) = checked {
                     fault = Some(wrong);
                 }
             }
@@ -810,17 +810,17 @@ mod tests {
         let pattern = Pattern::new(1);
         let mut verifier = Verifier::new(0);
         let garbage = stream(&Pattern::new(2), 0, 0, EVIDENCE);
-        let verdict = verifier.receive(&pattern, &garbage, 1 << 30, OPENED);
+        let checked = verifier.receive(&pattern, &garbage, 1 << 30, OPENED);
         assert!(
-            matches!(verdict, Verdict::Wrong(Fault { kind: FindingKind::Unknown, wrong_bytes: 4000.., .. })),
-            "{verdict:?}"
+            matches!(checked, Checked::Wrong(Fault { kind: FindingKind::Unknown, wrong_bytes: 4000.., .. })),
+            "{checked:?}"
         );
 
         let mut verifier = Verifier::new(0);
         let far = stream(&pattern, 0, 1 << 29, EVIDENCE_MAX);
-        assert_eq!(verifier.receive(&pattern, &far[..EVIDENCE_MAX - 1], 1 << 30, OPENED), Verdict::Undecided);
+        assert_eq!(verifier.receive(&pattern, &far[..EVIDENCE_MAX - 1], 1 << 30, OPENED), Checked::Undecided);
         let lost = Fault { lost_bytes: 1 << 29, ..Fault::new(FindingKind::Lost, 0) };
-        assert_eq!(verifier.receive(&pattern, &far[EVIDENCE_MAX - 1..], 1 << 30, OPENED), Verdict::Wrong(lost));
+        assert_eq!(verifier.receive(&pattern, &far[EVIDENCE_MAX - 1..], 1 << 30, OPENED), Checked::Wrong(lost));
     }
 
     #[test]
@@ -829,19 +829,19 @@ mod tests {
         let mut verifier = Verifier::new(sent.connection);
         let mut came = sent.bytes.clone();
         came[20] ^= 1;
-        assert_eq!(verifier.receive(&sent.pattern, &came[..20], 64, OPENED), Verdict::Right);
-        assert_eq!(verifier.receive(&sent.pattern, &came[20..63], 64, OPENED), Verdict::Undecided);
+        assert_eq!(verifier.receive(&sent.pattern, &came[..20], 64, OPENED), Checked::Right);
+        assert_eq!(verifier.receive(&sent.pattern, &came[20..63], 64, OPENED), Checked::Undecided);
         let flipped = Fault { wrong_bytes: 1, ..Fault::new(FindingKind::Flipped, 20) };
-        assert_eq!(verifier.receive(&sent.pattern, &came[63..], 64, OPENED), Verdict::Wrong(flipped));
+        assert_eq!(verifier.receive(&sent.pattern, &came[63..], 64, OPENED), Checked::Wrong(flipped));
     }
 
     #[test]
     fn an_answer_again_in_place_of_the_next_is_duplicated() {
         let sent = one(128);
         let mut verifier = Verifier::new(sent.connection);
-        assert_eq!(verifier.receive(&sent.pattern, &sent.bytes[..64], 64, OPENED), Verdict::Right);
+        assert_eq!(verifier.receive(&sent.pattern, &sent.bytes[..64], 64, OPENED), Checked::Right);
         let duplicated = Fault { extra_bytes: 64, ..Fault::new(FindingKind::Duplicated, 64) };
-        assert_eq!(verifier.receive(&sent.pattern, &sent.bytes[..64], 128, OPENED), Verdict::Wrong(duplicated));
+        assert_eq!(verifier.receive(&sent.pattern, &sent.bytes[..64], 128, OPENED), Checked::Wrong(duplicated));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::{ChildStdin, Command, Stdio};
 
 use ecoloop::Config;
 
-use crate::support::{Ended, PATIENCE, Process, eventually, serve};
+use crate::support::{Ended, Process, TIMEOUT, eventually, serve};
 
 /// Starts a client, with its input in the test's hands.
 #[track_caller]
@@ -28,7 +28,7 @@ fn assert_shows_the_echo((process, mut input): (Process, ChildStdin)) {
 
 /// Types at a client, and waits for each echo before the next line. Answers what else it shows.
 #[track_caller]
-fn converse(process: &mut Process, input: &mut ChildStdin) -> Vec<String> {
+fn drive(process: &mut Process, input: &mut ChildStdin) -> Vec<String> {
     let mut others = Vec::new();
     for line in ["hola", "¿qué tal?", "adiós"] {
         writeln!(input, "{line}").unwrap();
@@ -56,7 +56,7 @@ fn nc_shows_the_echo_and_ends() {
     let [ip, port] = host_and_port(server.local_addr());
     assert_shows_the_echo(start("nc", &["-N", &ip, &port]));
     let (mut client, mut input) = start("nc", &["-N", &ip, &port]);
-    assert!(converse(&mut client, &mut input).is_empty());
+    assert!(drive(&mut client, &mut input).is_empty());
     drop(input);
     assert_succeeds(&client.wait(), &[]);
 }
@@ -67,10 +67,10 @@ fn socat_shows_the_echo_and_ends() {
     let server = serve(Config::default());
     let target = format!("TCP:{}", server.local_addr());
     // How long it waits for the other end after its own input has ended.
-    let patience = PATIENCE.as_secs().to_string();
+    let patience = TIMEOUT.as_secs().to_string();
     assert_shows_the_echo(start("socat", &["-t", &patience, "-", &target]));
     let (mut client, mut input) = start("socat", &["-t", &patience, "-", &target]);
-    assert!(converse(&mut client, &mut input).is_empty());
+    assert!(drive(&mut client, &mut input).is_empty());
     drop(input);
     assert_succeeds(&client.wait(), &[]);
 }
@@ -81,7 +81,7 @@ fn telnet_shows_the_echo() {
     let server = serve(Config::default());
     let [ip, port] = host_and_port(server.local_addr());
     let (mut client, mut input) = start("telnet", &[&ip, &port]);
-    let others = converse(&mut client, &mut input);
+    let others = drive(&mut client, &mut input);
     assert!(others.contains(&format!("Connected to {ip}.")), "{others:?}");
     // It ends with its input, and calls that a failure.
     drop(input);

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use socket2::SockRef;
 
 use crate::support::{
-    PATIENCE, Process, Recorder, TcpState, Told, assert_echoes, assert_ended, assert_receives, await_state,
+    Process, Recorder, TIMEOUT, TcpState, Told, assert_echoes, assert_ended, assert_receives, await_state,
     await_unread, connect, connect_narrow, connect_with_buffers, ecoloop, eventually, half_close, join, narrow,
     pattern, reset, stall,
 };
@@ -79,10 +79,10 @@ fn a_drain_takes_in_no_more_than_its_limits() {
 fn a_drain_with_nothing_open_is_over_in_one_turn() {
     let mut server = bind(NEVER);
     server.handle().drain();
-    assert_eq!(server.turn(Some(PATIENCE)).unwrap(), Turn::Finished);
+    assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Finished);
     assert_refused(server.local_addr());
     // And stays over.
-    assert_eq!(server.turn(Some(PATIENCE)).unwrap(), Turn::Finished);
+    assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Finished);
     assert_eq!(server.report().stats.accepted, 0);
 }
 
@@ -111,7 +111,7 @@ fn a_silence_before_the_drain_does_not_count() {
     let mut client = connect(server.local_addr());
     // The newcomer, its first event, and then a turn for each look: one fewer than would close it.
     for _ in 0..5 {
-        assert_eq!(server.turn(Some(PATIENCE)).unwrap(), Turn::Running);
+        assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
     }
     let start = Instant::now();
     server.handle().drain();
@@ -338,7 +338,7 @@ fn assert_refused(address: SocketAddr) {
 fn turn_until<O: Observer>(server: &mut Server<O>, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}");
+        assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}");
         // What the condition waits for may have come with the deadline, before the wait.
         assert_eq!(server.turn(Some(Duration::from_millis(10))).unwrap(), Turn::Running);
     }

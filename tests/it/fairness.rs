@@ -9,7 +9,7 @@ use std::time::Instant;
 use ecoloop::{Closed, Config, Observer, Server, Turn};
 
 use crate::support::{
-    PATIENCE, Recorder, TcpState, Told, assert_echoes, assert_receives, await_state, await_unread, connect, eventually,
+    Recorder, TIMEOUT, TcpState, Told, assert_echoes, assert_receives, await_state, await_unread, connect, eventually,
     half_close, pattern, serve,
 };
 
@@ -192,10 +192,10 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// One turn, for which there must be a reason: without one it would wait for [`PATIENCE`] to be out.
+/// One turn, for which there must be a reason: without one it would wait for [`TIMEOUT`] to be out.
 #[track_caller]
 fn turn<O: Observer>(server: &mut Server<O>) {
     let start = Instant::now();
-    assert_eq!(server.turn(Some(PATIENCE)).unwrap(), Turn::Running);
-    assert!(start.elapsed() < PATIENCE / 2, "nothing made this turn");
+    assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
+    assert!(start.elapsed() < TIMEOUT / 2, "nothing made this turn");
 }

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use ecoloop::load::Report;
-use ecoloop::load::report::{ErrorName, Phase};
+use ecoloop::load::report::{ErrorName, Phase, Verdict};
 
 use crate::support::{Process, ecoloop};
 
@@ -77,7 +77,7 @@ fn a_connection_to_itself_is_no_echo() {
     // Nobody listens, and the system has but the port of the target to connect from.
     let report = namespace.load(&["-d", "100ms", "127.0.0.1:20000"]);
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::SelfConnect, 1)]);
-    assert_eq!((report.exit, report.connections.verified), (1, 0));
+    assert_eq!((report.verdict, report.connections.verified), (Verdict::Fail, 0));
     // Chosen here, that port is passed over.
     let report = namespace.load(&["-d", "100ms", "--source", "127.0.0.1", "127.0.0.1:20000"]);
     assert_eq!(errors(&report), [(Phase::Bind, ErrorName::NoPorts, 1)]);
@@ -93,7 +93,7 @@ fn churn_never_runs_out_of_ports() {
         for sources in [&[][..], &["--source", "127.0.0.1"], &["--source", "127.0.0.2-127.0.0.3"]] {
             let arguments = ["--mode", "churn", "-c", "50", "-d", "3s", "--close", close, ADDRESS];
             let report = namespace.load(&[&arguments, sources].concat());
-            assert_eq!((errors(&report), report.exit), (vec![], 0), "{close} {sources:?}");
+            assert_eq!((errors(&report), report.verdict), (vec![], Verdict::Pass), "{close} {sources:?}");
             let connections = report.connections;
             assert!(connections.verified > 2000, "this has shown nothing: {close} {sources:?} {connections:?}");
         }
@@ -110,7 +110,7 @@ fn churn_that_finds_no_port_at_all_says_so() {
     // The system gives nobody a port that was bound, while it waits.
     let report = churn(&[]);
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::NoPorts, 1)]);
-    assert_eq!((report.exit, report.connections.opened_total), (1, 0));
+    assert_eq!((report.verdict, report.connections.opened_total), (Verdict::Fail, 0));
 }
 
 #[test]

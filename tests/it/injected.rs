@@ -145,7 +145,8 @@ fn a_connection_that_cannot_be_registered_is_dropped_and_leaves_nothing_behind()
 #[ignore = "needs strace"]
 #[cfg(feature = "load")]
 fn churn_pauses_after_a_connection_that_cannot_be_registered() {
-    use ecoloop::load::{Report, report::Phase};
+    use ecoloop::load::Report;
+    use ecoloop::load::report::{Phase, Verdict};
 
     let server = crate::support::serve(ecoloop::Config::default());
     let address = server.local_addr().to_string();
@@ -154,7 +155,7 @@ fn churn_pauses_after_a_connection_that_cannot_be_registered() {
     let ended = Process::start(strace("epoll_ctl:error=ENOSPC:when=3+", &churn)).wait();
     let report = Report::from_json(&ended.stdout[0]).unwrap();
     let [error] = &report.errors[..] else { panic!("not one error: {:?}", report.errors) };
-    assert_eq!((report.exit, error.phase), (1, Phase::Connect));
+    assert_eq!((report.verdict, error.phase), (Verdict::Fail, Phase::Connect));
     // 10 ms, as docs/load-testing.md has it.
     assert!((2..=51).contains(&error.count), "{error:?}");
 }

@@ -15,7 +15,7 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::support::{
-    PATIENCE, Recorder, Told, assert_echoes, assert_ended, assert_receives, await_unread, connect, connect_narrow,
+    Recorder, TIMEOUT, Told, assert_echoes, assert_ended, assert_receives, await_unread, connect, connect_narrow,
     ends_by_itself, eventually, half_close, is_listening, join, narrow, pattern, reset, serve,
 };
 
@@ -25,7 +25,7 @@ const ADDRESS: &str = "127.0.0.3:0";
 /// A drain that is not over before the test is.
 fn patient() -> Config {
     let mut config = Config::default();
-    config.drain_timeout = PATIENCE;
+    config.drain_timeout = TIMEOUT;
     config
 }
 
@@ -47,7 +47,7 @@ fn one_small_read_a_turn() -> Config {
 fn turn_until<O: Observer>(server: &mut Server<O>, mut condition: impl FnMut(&Server<O>) -> bool) {
     let start = Instant::now();
     while !condition(server) {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}");
+        assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}");
         assert_eq!(turn(server), Turn::Running);
     }
 }
@@ -404,7 +404,7 @@ fn once_finished_it_stays_finished_and_has_no_deadline() {
     // It has work left over when its time is out.
     while turn(&mut server) == Turn::Running {}
     assert_eq!(server.report().stats.closed.cut, 1);
-    for timeout in [None, Some(Duration::ZERO), Some(PATIENCE)] {
+    for timeout in [None, Some(Duration::ZERO), Some(TIMEOUT)] {
         assert_eq!(server.next_deadline(), None);
         assert_eq!(server.turn(timeout).unwrap(), Turn::Finished);
     }
@@ -430,7 +430,7 @@ impl Outer {
     #[track_caller]
     fn turn<O: Observer>(&mut self, server: &mut Server<O>) -> Turn {
         let deadline = server.next_deadline();
-        let wait = deadline.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
+        let wait = deadline.map_or(TIMEOUT, |at| at.saturating_duration_since(Instant::now()));
         self.poll.poll(&mut self.events, Some(wait)).unwrap();
         assert!(deadline.is_some() || !self.events.is_empty(), "nothing said that there was something to do");
         loop {
@@ -445,7 +445,7 @@ impl Outer {
     fn turn_until<O: Observer>(&mut self, server: &mut Server<O>, condition: impl Fn(&Server<O>) -> bool) {
         let start = Instant::now();
         while !condition(server) {
-            assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}");
+            assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}");
             assert_eq!(self.turn(server), Turn::Running);
         }
     }
@@ -505,7 +505,7 @@ fn nested_it_drains() {
     let mut outer = Outer::around(&server);
     let start = Instant::now();
     while outer.turn(&mut server) == Turn::Running {
-        assert!(start.elapsed() < PATIENCE, "no end within {PATIENCE:?}");
+        assert!(start.elapsed() < TIMEOUT, "no end within {TIMEOUT:?}");
     }
     client.join().unwrap();
     assert_eq!(server.report().stats.closed.drained, 1);
@@ -573,7 +573,7 @@ fn a_panic_of_the_observer_is_passed_on_by_join_and_swallowed_by_drop() {
         let server = bind(Config::default()).with_observer(Panics(sender)).spawn().unwrap();
         // It may be reset before it is done: the panic closes all sockets.
         let _ = TcpStream::connect(server.local_addr());
-        panics.recv_timeout(PATIENCE).unwrap();
+        panics.recv_timeout(TIMEOUT).unwrap();
         server
     };
     drop(panicking());

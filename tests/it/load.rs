@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use ecoloop::load::report::{Ended as RunEnded, ErrorName, Finding, FindingKind, Loop, Phase};
-use ecoloop::load::{self, Close, Config, Interrupt, Mode, Report, Session, Slot, Step};
+use ecoloop::load::report::{Ended as RunEnded, ErrorName, Finding, FindingKind, Loop, Phase, Verdict};
+use ecoloop::load::{self, Close, Config, Interrupt, Mode, ProgressCell, Report, Session, Step};
 use ecoloop::{Config as ServerConfig, Stats};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::support::{
-    Ended, PATIENCE, Process, Scratch, await_unread, ecoloop, eventually, half_close, join, reserve_port, serve,
+    Ended, Process, Scratch, TIMEOUT, await_unread, ecoloop, eventually, half_close, join, reserve_port, serve,
 };
 
 /// Bytes of a message.
@@ -34,7 +34,7 @@ const VICTIM: usize = 1;
 
 fn config(address: SocketAddr) -> Config {
     let mut config = Config::new(vec![address]);
-    config.answer_timeout = ANSWER_TIMEOUT;
+    config.timeout = ANSWER_TIMEOUT;
     config.connect_timeout = ANSWER_TIMEOUT;
     config.size = SIZE;
     config
@@ -45,8 +45,8 @@ fn config(address: SocketAddr) -> Config {
 fn run(config: Config) -> Report {
     let (sender, report) = mpsc::channel();
     let interrupt = Interrupt::default();
-    thread::spawn(move || sender.send(Box::new(load::run(config, &interrupt, &Slot::default()).unwrap())));
-    let report = report.recv_timeout(PATIENCE).expect("the end of the run");
+    thread::spawn(move || sender.send(Box::new(load::run(config, &interrupt, &ProgressCell::default()).unwrap())));
+    let report = report.recv_timeout(TIMEOUT).expect("the end of the run");
     assert_sums(&report);
     *report
 }
@@ -72,7 +72,7 @@ fn assert_clean(report: &Report) {
     assert_eq!((&report.errors[..], &report.verify.findings[..]), (&[][..], &[][..]));
     let messages = report.messages;
     assert_eq!((messages.unsent, messages.unanswered, messages.failed), (0, 0, 0));
-    assert_eq!((report.exit, report.ended), (0, RunEnded::Complete), "{:?}", report.gates);
+    assert_eq!((report.verdict, report.ended), (Verdict::Pass, RunEnded::Complete), "{:?}", report.thresholds);
 }
 
 type ErrorRow<'a> = (Phase, ErrorName, Option<&'a str>, u64);
@@ -94,8 +94,8 @@ fn run_on_server(change: impl FnOnce(&mut Config)) -> (Report, Stats) {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
     // Nothing here may depend on how busy the machine is.
-    config.answer_timeout = PATIENCE;
-    config.connect_timeout = PATIENCE;
+    config.timeout = TIMEOUT;
+    config.connect_timeout = TIMEOUT;
     change(&mut config);
     let report = run(config);
     server.handle().drain();
@@ -131,16 +131,16 @@ fn a_closed_loop_for_a_time_is_clean() {
 
 #[test]
 fn every_connection_sends_its_number_of_messages_at_any_depth() {
-    for depth in [1, 3, 64] {
+    for pipeline in [1, 3, 64] {
         let (report, stats) = run_on_server(|config| {
             config.connections = 5;
-            config.depth = Some(depth);
+            config.pipeline = Some(pipeline);
             config.messages_per_connection = Some(40);
         });
         assert_clean(&report);
         assert_all_bytes_seen(&report, stats);
         assert_eq!((report.messages.due, report.messages.verified), (200, 200));
-        assert_eq!(report.config.depth, Some(depth));
+        assert_eq!(report.config.pipeline, Some(pipeline));
     }
 }
 
@@ -149,7 +149,7 @@ fn messages_larger_than_every_buffer_come_back_right() {
     let (report, stats) = run_on_server(|config| {
         config.connections = 2;
         config.size = 5_000_001;
-        config.depth = Some(2);
+        config.pipeline = Some(2);
         config.messages_per_connection = Some(3);
     });
     assert_clean(&report);
@@ -167,7 +167,7 @@ fn an_open_loop_sends_what_is_due_and_no_more() {
     assert_clean(&report);
     assert_all_bytes_seen(&report, stats);
     assert_eq!((report.messages.due, report.messages.verified), (300, 300));
-    assert_eq!((report.r#loop, report.config.depth, report.config.rate), (Loop::Open, None, Some(1000.0)));
+    assert_eq!((report.r#loop, report.config.pipeline, report.config.rate), (Loop::Open, None, Some(1000.0)));
     assert_eq!(report.lateness_us.count, 300);
     assert!(report.schedule.kept.is_some());
 }
@@ -177,7 +177,7 @@ fn an_open_loop_with_a_depth_and_a_number_of_messages_ends_by_itself() {
     let (report, _) = run_on_server(|config| {
         config.connections = 3;
         config.rate = Some(5000.0);
-        config.depth = Some(1);
+        config.pipeline = Some(1);
         config.messages_per_connection = Some(50);
     });
     assert_clean(&report);
@@ -352,10 +352,10 @@ fn run_on_liar(right: usize, lie: Lie) -> Report {
     let mut config = config(address);
     config.connections = u32::try_from(CONNECTIONS).unwrap();
     // One after the other, so that both ends number them alike.
-    config.connecting = 1;
+    config.max_connecting = 1;
     config.messages_per_connection = Some(MESSAGES);
     let report = run(config);
-    assert_eq!(report.exit, 1);
+    assert_eq!(report.verdict, Verdict::Fail);
     assert_eq!(report.connections.established, CONNECTIONS as u64);
     assert_eq!(report.ended, RunEnded::Complete);
     report
@@ -494,11 +494,11 @@ fn answers_of_two_connections_that_are_crossed_are_foreign() {
         let mut config = config(address);
         config.connections = 4;
         // Both must be open at once, and yet be numbered alike at both ends.
-        config.connecting = 4;
+        config.max_connecting = 4;
         config.connect_rate = Some(20.0);
         config.messages_per_connection = Some(MESSAGES);
         let report = run(config);
-        assert_eq!((report.exit, errors(&report)), (1, bad_bytes(2)));
+        assert_eq!((report.verdict, errors(&report)), (Verdict::Fail, bad_bytes(2)));
         let mut findings = report.verify.findings.clone();
         findings.sort_by_key(|finding| finding.connection);
         let [one, two] = findings[..] else { panic!("{findings:?}") };
@@ -569,7 +569,7 @@ fn a_server_that_never_accepts_lets_all_be_established_and_none_verified() {
     let connections = report.connections;
     assert_eq!([connections.established, connections.verified, connections.held], [3, 0, 0]);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Timeout, None, 3)]);
-    assert_eq!((report.exit, report.messages.due, report.latency_us.p50), (1, 0, None));
+    assert_eq!((report.verdict, report.messages.due, report.latency_us.p50), (Verdict::Fail, 0, None));
 }
 
 #[test]
@@ -584,7 +584,7 @@ fn a_full_backlog_is_a_timeout_of_the_connect() {
     let report = run(config);
     assert_eq!((report.connections.established, report.connections.verified), (1, 0));
     let expected = [(Phase::Connect, ErrorName::Timeout, None, 2), (Phase::Receive, ErrorName::Timeout, None, 1)];
-    assert_eq!((report.exit, errors(&report)), (1, expected.to_vec()));
+    assert_eq!((report.verdict, errors(&report)), (Verdict::Fail, expected.to_vec()));
 }
 
 #[test]
@@ -597,7 +597,7 @@ fn a_port_without_a_listener_refuses() {
         config.duration = Duration::from_millis(100);
         let report = run(config);
         assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 3)]);
-        assert_eq!((report.exit, report.connections.established, report.connect_us.p50), (1, 0, None));
+        assert_eq!((report.verdict, report.connections.established, report.connect_us.p50), (Verdict::Fail, 0, None));
     }
 }
 
@@ -612,7 +612,7 @@ fn churn_on_a_port_without_a_listener_ends_with_its_window() {
     let [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), count)] = errors(&report)[..] else {
         panic!("{:?}", report.errors);
     };
-    assert_eq!((count, report.exit), (report.connections.opened_total, 1));
+    assert_eq!((count, report.verdict), (report.connections.opened_total, Verdict::Fail));
 }
 
 /// Holds connections of which the victim's last message is answered by `lie`.
@@ -629,8 +629,8 @@ fn hold_on_liar(lie: Lie) -> Report {
     let mut config = config(address);
     config.mode = Mode::Hold;
     config.connections = u32::try_from(CONNECTIONS).unwrap();
-    config.connecting = 1;
-    config.answer_timeout = Duration::from_secs(3);
+    config.max_connecting = 1;
+    config.timeout = Duration::from_secs(3);
     config.duration = Duration::from_millis(50);
     run(config)
 }
@@ -704,9 +704,9 @@ fn what_churn_held_at_the_end_of_its_window_is_not_counted_anew_by_an_interrupt(
     config.mode = Mode::Churn;
     config.connections = 2;
     config.messages_per_connection = Some(2);
-    config.answer_timeout = PATIENCE;
+    config.timeout = TIMEOUT;
     config.duration = Duration::from_secs(1);
-    let report = load::run(config, &interrupt, &Slot::default()).unwrap();
+    let report = load::run(config, &interrupt, &ProgressCell::default()).unwrap();
     assert_sums(&report);
     assert_eq!((report.ended, report.connections.held), (RunEnded::Interrupted, 2));
     assert_eq!((report.messages.verified, report.messages.unanswered), (3, 1));
@@ -729,12 +729,12 @@ fn a_connection_that_was_late_and_then_ended_is_not_counted_twice() {
     let mut config = config(address);
     config.mode = Mode::Hold;
     config.connections = 2;
-    config.connecting = 1;
-    config.answer_timeout = PATIENCE;
+    config.max_connecting = 1;
+    config.timeout = TIMEOUT;
     config.duration = Duration::from_millis(50);
     let report = run(config);
     assert_eq!(outcomes(&report), [0, 1, 0, 1, 0]);
-    assert_eq!((report.connections.held, report.exit), (1, 1));
+    assert_eq!((report.connections.held, report.verdict), (1, Verdict::Fail));
 }
 
 #[test]
@@ -750,10 +750,10 @@ fn no_more_are_closed_at_once_than_are_connected_at_once() {
     });
     let mut config = config(address);
     config.connections = 8;
-    config.connecting = 2;
+    config.max_connecting = 2;
     config.duration = Duration::from_millis(50);
     // Less than all of them take, and more than each: those whose turn has yet to come are not late.
-    config.answer_timeout = Duration::from_secs(2);
+    config.timeout = Duration::from_secs(2);
     let report = run(config);
     assert_clean(&report);
     assert_eq!(CLOSING_MOST.load(Ordering::SeqCst), 2);
@@ -784,7 +784,7 @@ fn an_open_loop_does_not_move_messages_to_another_connection() {
     });
     let mut config = config(address);
     config.connections = 2;
-    config.connecting = 1;
+    config.max_connecting = 1;
     config.rate = Some(200.0);
     config.duration = Duration::from_millis(500);
     let report = run(config);
@@ -793,7 +793,7 @@ fn an_open_loop_does_not_move_messages_to_another_connection() {
     // Half of what is due is the victim's, of which two came back.
     assert_eq!((messages.due, messages.verified), (100, 50 + 2), "{messages:?}");
     assert_eq!(messages.unanswered, 0);
-    assert_eq!((report.schedule.kept, report.exit), (Some(false), 1));
+    assert_eq!((report.schedule.kept, report.verdict), (Some(false), Verdict::Fail));
 }
 
 #[test]
@@ -888,11 +888,11 @@ fn configs() -> impl Strategy<Value = Config> {
         config.messages_per_connection = messages.filter(|_| mode != Mode::Hold);
         config.close = close;
         config.connections = shape.0;
-        config.depth = shape.1;
+        config.pipeline = shape.1;
         config.size = shape.2;
         config.warmup = Duration::from_millis(shape.3);
         config.duration = Duration::from_millis(150);
-        config.answer_timeout = Duration::from_millis(150);
+        config.timeout = Duration::from_millis(150);
         config.connect_timeout = Duration::from_secs(1);
         config
     })
@@ -913,7 +913,7 @@ proptest! {
         prop_assert!(report.connections.verified <= report.connections.established);
         prop_assert!(report.connections.established <= report.connections.opened_total);
         let bad = !report.errors.is_empty() || !report.verify.findings.is_empty() || report.messages.unanswered > 0;
-        prop_assert!(!bad || report.exit == 1);
+        prop_assert!(!bad || report.verdict == Verdict::Fail);
     }
 }
 
@@ -921,16 +921,16 @@ proptest! {
 
 #[track_caller]
 fn connect_session(config: Config) -> Session {
-    Session::connect(config, &Interrupt::default(), &Slot::default()).unwrap()
+    Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap()
 }
 
 #[test]
 fn windows_share_their_connections_and_nothing_else() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    config.answer_timeout = PATIENCE;
+    config.timeout = TIMEOUT;
     config.connections = 5;
-    config.depth = Some(3);
+    config.pipeline = Some(3);
     config.messages_per_connection = Some(40);
     let mut session = connect_session(config);
     let mut runs = BTreeSet::new();
@@ -945,7 +945,7 @@ fn windows_share_their_connections_and_nothing_else() {
         assert_eq!((counts, connections.opened_total), ([true; 4], 5));
         assert_eq!(report.connect_us.count, 5);
         assert_eq!((report.phases_s.connect, report.phases_s.close), (0.0, 0.0));
-        assert_eq!(report.series.iter().map(|point| point.rate).sum::<u64>(), 200);
+        assert_eq!(report.timeline.iter().map(|point| point.rate).sum::<u64>(), 200);
         assert!(runs.insert(report.run_id), "a run's name comes twice");
         assert_eq!(server.handle().stats().bytes_in, (5 + window * 200) * SIZE as u64);
     }
@@ -959,7 +959,7 @@ fn windows_share_their_connections_and_nothing_else() {
 fn each_window_of_an_open_loop_has_its_own_schedule() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    config.answer_timeout = PATIENCE;
+    config.timeout = TIMEOUT;
     // No lane has as many messages as the next one, so that each window starts from other counts.
     config.connections = 7;
     config.rate = Some(1000.0);
@@ -1014,20 +1014,20 @@ fn a_connection_that_ends_between_windows_is_an_error_of_the_next() {
     });
     let mut config = config(address);
     config.connections = u32::try_from(CONNECTIONS).unwrap();
-    config.connecting = 1;
+    config.max_connecting = 1;
     config.messages_per_connection = Some(4);
     let mut session = connect_session(config);
     assert_clean(&session.measure().unwrap());
     end.send(()).unwrap();
-    told.recv_timeout(PATIENCE).unwrap();
+    told.recv_timeout(TIMEOUT).unwrap();
     let report = session.measure().unwrap();
     assert_sums(&report);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
-    assert_eq!((report.connections.held, report.connections.established, report.exit), (2, 3, 1));
+    assert_eq!((report.connections.held, report.connections.established, report.verdict), (2, 3, Verdict::Fail));
     // It is no error of the one after it, in which it is missing all the same.
     let report = session.measure().unwrap();
     assert_eq!((errors(&report), report.messages.verified), (vec![], 8));
-    assert_eq!((report.connections.held, report.exit), (2, 1));
+    assert_eq!((report.connections.held, report.verdict), (2, Verdict::Fail));
 }
 
 #[test]
@@ -1036,12 +1036,21 @@ fn other_modes_have_no_connections_that_outlast_a_window() {
     for mode in [Mode::Hold, Mode::Churn] {
         let mut config = config(address);
         config.mode = mode;
-        let refused = Session::connect(config, &Interrupt::default(), &Slot::default()).unwrap_err();
+        let refused = Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
     }
 }
 
 // ---- The command line.
+
+/// The exit status that goes with a verdict.
+fn status(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => 0,
+        Verdict::Fail => 1,
+        Verdict::Interrupted => 130,
+    }
+}
 
 #[track_caller]
 fn run_command(arguments: &[&str]) -> Ended {
@@ -1054,7 +1063,7 @@ fn document(ended: &Ended) -> (Value, Report) {
     let [line] = &ended.stdout[..] else { panic!("not one line: {ended:?}") };
     let report = Report::from_json(line).unwrap();
     assert_sums(&report);
-    assert_eq!(ended.status.code(), Some(i32::from(report.exit)), "{ended:?}");
+    assert_eq!(ended.status.code(), Some(status(report.verdict)), "{ended:?}");
     (serde_json::from_str(line).unwrap(), report)
 }
 
@@ -1128,12 +1137,12 @@ fn json_on_standard_output_is_one_document_with_the_fields_of_the_contract() {
     let (json, report) = document(&ended);
     assert_clean(&report);
     assert!(!ended.stderr.iter().any(|line| line.contains('\x1b')), "{ended:?}");
-    let expected = "schema version run_id start ended exit mode loop config phases_s connections hold messages rate_per_s \
-                    latency_us connect_us lateness_us schedule errors verify generator server sockstat series gates";
+    let expected = "schema version run_id start ended verdict mode loop config phases_s connections hold messages rate_per_s \
+                    latency_us connect_us lateness_us schedule errors verify generator server sockstat timeline thresholds";
     assert_eq!(keys(&json), expected.split_ascii_whitespace().collect());
     let summary = "count censored clipped mean p50 p90 p99 p99_9 p99_99 max hdr_v2";
     let of = [
-        ("config", "targets sources size depth rate seed labels"),
+        ("config", "targets sources size pipeline rate seed labels"),
         ("phases_s", "connect warmup measure drain close"),
         ("connections", "requested established verified held opened_total"),
         ("messages", "due unsent verified unanswered failed deferred"),
@@ -1149,17 +1158,20 @@ fn json_on_standard_output_is_one_document_with_the_fields_of_the_contract() {
     for (name, expected) in of {
         assert_eq!(keys(&json[name]), expected.split_ascii_whitespace().collect(), "{name}");
     }
-    assert_eq!(keys(&json["series"][0]), ["t", "rate", "open", "errors", "p50", "p99"].into());
-    assert_eq!(keys(&json["gates"][0]), ["expr", "default", "value", "fell"].into());
+    assert_eq!(keys(&json["timeline"][0]), ["t", "rate", "open", "errors", "p50", "p99"].into());
+    assert_eq!(keys(&json["thresholds"][0]), ["expr", "default", "value", "failed"].into());
     assert_eq!(
         (&json["schema"], &json["ended"], &json["loop"]),
         (&"ecoloop.load/1".into(), &"complete".into(), &"open".into())
     );
     assert_eq!(
-        (&json["hold"], &json["config"]["depth"], &json["config"]["labels"]["a"]),
+        (&json["hold"], &json["config"]["pipeline"], &json["config"]["labels"]["a"]),
         (&Value::Null, &Value::Null, &"b".into())
     );
-    assert_eq!((&json["config"]["rate"], &json["config"]["seed"], &json["exit"]), (&200.into(), &7.into(), &0.into()));
+    assert_eq!(
+        (&json["config"]["rate"], &json["config"]["seed"], &json["verdict"]),
+        (&200.into(), &7.into(), &"pass".into())
+    );
     // Memory of fewer than a thousand connections says nothing of one.
     assert_eq!(json["server"]["rss_bytes_per_connection"], Value::Null);
     assert_eq!(json["sockstat"]["scope"], "namespace");
@@ -1177,9 +1189,9 @@ fn findings_and_errors_stand_in_the_document_by_their_names() {
         half_close(stream);
         swallow(stream)
     });
-    let ended = run_command(&["-c", "2", "--connecting", "1", "-m", "1", "--json", "-", &address.to_string()]);
+    let ended = run_command(&["-c", "2", "--max-connecting", "1", "-m", "1", "--json", "-", &address.to_string()]);
     let (json, report) = document(&ended);
-    assert_eq!(report.exit, 1);
+    assert_eq!(report.verdict, Verdict::Fail);
     let finding = &json["verify"]["findings"][0];
     assert_eq!(keys(finding), ["kind", "connection", "local", "peer", "offset"].into());
     let told = (&finding["kind"], &finding["connection"], &finding["offset"], &finding["peer"]);
@@ -1204,7 +1216,7 @@ fn an_interrupted_run_reports_what_it_has_seen() {
         let ended = process.wait();
         assert_eq!(ended.status.code(), Some(130), "{ended:?}");
         let (_, report) = document(&ended);
-        assert_eq!((report.ended, report.exit), (RunEnded::Interrupted, 130));
+        assert_eq!((report.ended, report.verdict), (RunEnded::Interrupted, Verdict::Interrupted));
         assert!(report.messages.verified > 0);
         assert_eq!((report.verify.findings.len(), report.connections.held), (0, 3));
     }
@@ -1262,8 +1274,13 @@ fn a_line_of_standard_input_asks_for_a_window_and_its_end_for_the_end() {
     for report in &documents {
         assert_sums(report);
         assert_eq!((report.messages.verified, report.connections.held), (21, 3));
-        let fell: Vec<_> = report.gates.iter().filter(|gate| gate.fell).map(|gate| &gate.expr[..]).collect();
-        assert_eq!((fell, report.exit), (vec!["max<1h"], 1));
+        let failed: Vec<_> = report
+            .thresholds
+            .iter()
+            .filter(|threshold| threshold.failed)
+            .map(|threshold| &threshold.expr[..])
+            .collect();
+        assert_eq!((failed, report.verdict), (vec!["max<1h"], Verdict::Fail));
     }
     server.handle().drain();
     let stats = join(server).stats;
@@ -1310,7 +1327,7 @@ fn a_repeated_load_is_interrupted_in_a_window_and_between_them() {
         eventually("traffic", || server.handle().stats().bytes_in > before + 100 * SIZE as u64);
         process.signal(signal);
         let (_, report) = document(&process.wait());
-        assert_eq!((report.ended, report.exit), (RunEnded::Interrupted, 130));
+        assert_eq!((report.ended, report.verdict), (RunEnded::Interrupted, Verdict::Interrupted));
 
         let (mut process, mut input) = repeat(&["-m", "1", &address]);
         input.write_all(b"\n").unwrap();
@@ -1328,14 +1345,14 @@ fn the_connects_are_told_of_while_they_last() {
     config.connections = 1000;
     // Ten seconds for all: there is time to see some.
     config.connect_rate = Some(100.0);
-    let (interrupt, slot) = (Interrupt::default(), Slot::default());
+    let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
     let run = {
-        let (interrupt, slot) = (interrupt.clone(), slot.clone());
-        thread::spawn(move || load::run(config, &interrupt, &slot).unwrap())
+        let (interrupt, progress) = (interrupt.clone(), progress.clone());
+        thread::spawn(move || load::run(config, &interrupt, &progress).unwrap())
     };
     let mut seen = None;
     eventually("a few connections", || {
-        seen = slot.take().or(seen);
+        seen = progress.take().or(seen);
         seen.is_some_and(|progress| progress.open > 1)
     });
     interrupt.set();
@@ -1350,8 +1367,8 @@ fn a_run_is_interrupted_in_every_step() {
     let address = server.local_addr().to_string();
     // While it waits for the first message, in the warm-up, in a hold, and in churn.
     let runs: [&[&str]; 4] = [
-        &[&silent.1, "--answer-timeout", "1h"],
-        &[&address, "--warmup", "5000y", "-d", "5000y", "--answer-timeout", "5000y"],
+        &[&silent.1, "--timeout", "1h"],
+        &[&address, "--warmup", "5000y", "-d", "5000y", "--timeout", "5000y"],
         &[&address, "--mode", "hold", "-d", "1h"],
         &[&address, "--mode", "churn", "-d", "1h"],
     ];
@@ -1370,7 +1387,7 @@ fn a_run_is_interrupted_in_every_step() {
         }
         process.signal(Signal::INT);
         let (_, report) = document(&process.wait());
-        assert_eq!((report.ended, report.exit), (RunEnded::Interrupted, 130), "{arguments:?}");
+        assert_eq!((report.ended, report.verdict), (RunEnded::Interrupted, Verdict::Interrupted), "{arguments:?}");
     }
 }
 
@@ -1378,23 +1395,23 @@ fn a_run_is_interrupted_in_every_step() {
 fn a_gate_that_falls_fails_the_run_and_one_that_holds_does_not() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
-    let gated = |gate: &str| {
-        let ended = run_command(&["-m", "10", "--fail-if", gate, "--json", "-", &address]);
+    let gated = |threshold: &str| {
+        let ended = run_command(&["-m", "10", "--fail-if", threshold, "--json", "-", &address]);
         let (_, report) = document(&ended);
-        let gates: Vec<_> = report.gates.iter().filter(|row| !row.default).collect();
-        let [row] = gates[..] else { panic!("{gates:?}") };
-        assert_eq!(row.expr, gate);
-        assert_eq!(report.exit, u8::from(row.fell), "{:?}", report.gates);
-        (report.exit, row.value)
+        let thresholds: Vec<_> = report.thresholds.iter().filter(|row| !row.default).collect();
+        let [row] = thresholds[..] else { panic!("{thresholds:?}") };
+        assert_eq!(row.expr, threshold);
+        assert_eq!(report.verdict == Verdict::Fail, row.failed, "{:?}", report.thresholds);
+        (report.verdict, row.value)
     };
-    for gate in ["p99<1h", "max>0us", "connections<2", "rate<1M", "errors>=0", "mean<1h", "connect_p99<1h"] {
-        assert!(matches!(gated(gate), (1, Some(_))), "{gate}");
+    for threshold in ["p99<1h", "max>0us", "connections<2", "rate<1M", "errors>=0", "mean<1h", "connect_p99<1h"] {
+        assert!(matches!(gated(threshold), (Verdict::Fail, Some(_))), "{threshold}");
     }
-    for gate in ["p99>1h", "max<0us", "connections<1", "rate>100M/s", "unanswered>0", "p99.99>=1h"] {
-        assert!(matches!(gated(gate), (0, Some(_))), "{gate}");
+    for threshold in ["p99>1h", "max<0us", "connections<1", "rate>100M/s", "unanswered>0", "p99.99>=1h"] {
+        assert!(matches!(gated(threshold), (Verdict::Pass, Some(_))), "{threshold}");
     }
     // A closed loop has no lateness: what has no value falls.
-    assert_eq!(gated("lateness_p99>1h"), (1, None));
+    assert_eq!(gated("lateness_p99>1h"), (Verdict::Fail, None));
 }
 
 #[test]
@@ -1416,17 +1433,17 @@ fn a_gate_takes_the_place_of_the_one_that_stands_but_never_of_the_findings() {
         stream.write_all(&message)?;
         echo(stream)
     });
-    let exit = |address: SocketAddr, gates: &[&str]| {
+    let verdict = |address: SocketAddr, thresholds: &[&str]| {
         let address = address.to_string();
         let mut arguments = vec!["-c", "3", "-m", "10", "--json", "-", &address];
-        arguments.extend(gates.iter().flat_map(|gate| ["--fail-if", gate]));
-        document(&run_command(&arguments)).1.exit
+        arguments.extend(thresholds.iter().flat_map(|threshold| ["--fail-if", threshold]));
+        document(&run_command(&arguments)).1.verdict
     };
     // The liars number their connections over their whole life: there is a victim in the first run alone.
-    assert_eq!(exit(closing(), &[]), 1);
-    assert_eq!(exit(closing(), &["errors>1"]), 1);
-    assert_eq!(exit(closing(), &["errors>1", "connections<2"]), 0);
-    assert_eq!(exit(flipping, &["errors>1", "connections<1", "unanswered>9"]), 1);
+    assert_eq!(verdict(closing(), &[]), Verdict::Fail);
+    assert_eq!(verdict(closing(), &["errors>1"]), Verdict::Fail);
+    assert_eq!(verdict(closing(), &["errors>1", "connections<2"]), Verdict::Pass);
+    assert_eq!(verdict(flipping, &["errors>1", "connections<1", "unanswered>9"]), Verdict::Fail);
 }
 
 #[test]
@@ -1486,7 +1503,7 @@ fn a_name_that_does_not_resolve_is_in_the_report_and_nothing_is_connected() {
         run_command(&["-c", "3", "--start-at", "2999-01-01T00:00:00Z", "--json", "-", "no.invalid:5", &address]);
     let (_, report) = document(&ended);
     assert_eq!(errors(&report), [(Phase::Resolve, ErrorName::Other, None, 1)]);
-    assert_eq!((report.exit, report.connections.requested, report.connections.opened_total), (1, 3, 0));
+    assert_eq!((report.verdict, report.connections.requested, report.connections.opened_total), (Verdict::Fail, 3, 0));
     assert_eq!((report.rate_per_s, report.generator.cpu_percent), (None, None));
     let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
     assert!(line.starts_with("ecoloop: cannot resolve no.invalid:5: "), "{line}");
@@ -1559,14 +1576,19 @@ fn runs_that_start_together_are_merged_on_the_command_line() {
     for report in &reports {
         // The time is given in milliseconds.
         let late = report.start.duration_since(start - Duration::from_millis(1)).unwrap();
-        assert!(late < PATIENCE, "{late:?}");
+        assert!(late < TIMEOUT, "{late:?}");
     }
 
     let merge = |arguments: &[&str]| Process::start(ecoloop(&[&["merge"], arguments].concat())).wait();
     let [one, two] = files.each_ref().map(Scratch::path);
     let ended = merge(&["--json", "-", "--fail-if", "p99>1h", one, two]);
     let (_, merged) = document(&ended);
-    assert_eq!((merged.messages.due, merged.connections.held, merged.exit), (400, 4, 0), "{:?}", merged.gates);
+    assert_eq!(
+        (merged.messages.due, merged.connections.held, merged.verdict),
+        (400, 4, Verdict::Pass),
+        "{:?}",
+        merged.thresholds
+    );
     assert_eq!(merged.run_id, format!("{}+{}", reports[0].run_id, reports[1].run_id));
     assert_eq!(merge(&["-q", "--fail-if", "connections<5", one, two]).status.code(), Some(1));
     let refused = merge(&[one, one]);
@@ -1598,7 +1620,7 @@ fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy(
         panic!("{:?}", report.errors);
     };
     let connections = report.connections;
-    assert_eq!((report.exit, connections.held + count, connections.opened_total), (1, 100, 100));
+    assert_eq!((report.verdict, connections.held + count, connections.opened_total), (Verdict::Fail, 100, 100));
     // Those that are open are as good as ever.
     assert!(connections.held > 0);
     assert_eq!((report.messages.verified, report.messages.due), (connections.held * 2, connections.held * 2));
@@ -1611,5 +1633,5 @@ fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy(
     let (_, report) = document(&ended);
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 100)]);
     assert!(remedy(&ended, "refused") && !remedy(&ended, "no_descriptors"), "{ended:?}");
-    assert!(start.elapsed() < PATIENCE);
+    assert!(start.elapsed() < TIMEOUT);
 }

@@ -14,7 +14,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::support::{PATIENCE, ends_by_itself};
+use crate::support::{TIMEOUT, ends_by_itself};
 
 const WRITABLE: Readiness = Readiness { readable: false, writable: true, read_closed: false, priority: false };
 
@@ -270,7 +270,7 @@ fn its_waker_ends_a_wait_and_is_nobodys_key() {
         waker.wake().unwrap();
         waker
     });
-    let batch = reactor.poll(Some(PATIENCE)).unwrap();
+    let batch = reactor.poll(Some(TIMEOUT)).unwrap();
     assert!(!batch.is_empty());
     assert_eq!(serve(&mut reactor, &batch), []);
     assert!(!reactor.has_work());
@@ -300,7 +300,7 @@ fn another_loop_can_wait_on_its_descriptor() {
     assert!(events.is_empty());
 
     let (key, _far) = insert_pair(&mut reactor);
-    outer.poll(&mut events, Some(PATIENCE)).unwrap();
+    outer.poll(&mut events, Some(TIMEOUT)).unwrap();
     assert!(!events.is_empty());
     assert_eq!(turn(&mut reactor), [(key, WRITABLE)]);
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{PATIENCE, Process, Scratch, assert_echoes, connect, eventually};
+use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, connect, eventually};
 
 /// Descriptors that are left to the tests beside these.
 const DESCRIPTORS_KEPT: u64 = 200;
@@ -234,7 +234,7 @@ fn assert_burst_is_served(address: SocketAddr) {
     }
     for socket in sockets {
         socket.set_nonblocking(false).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         assert_echoes(&mut socket.into(), b"hola");
     }
 }

@@ -19,7 +19,7 @@ use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// How long anything may take that is bound to happen. Far above what it takes, so that a loaded machine fails no test.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A server in this process, on a port of its own, on a thread of its own.
 #[track_caller]
@@ -27,12 +27,12 @@ pub(crate) fn serve(config: Config) -> Running {
     Server::bind("127.0.0.1:0", config).unwrap().spawn().unwrap()
 }
 
-/// A client whose reads give up after [`PATIENCE`] instead of hanging.
+/// A client whose reads give up after [`TIMEOUT`] instead of hanging.
 #[track_caller]
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
@@ -85,7 +85,7 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(start.elapsed() < TIMEOUT, "{what}: not within {TIMEOUT:?}");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -143,7 +143,7 @@ impl Process {
     /// Waits for the next line of standard output that contains `words`, and passes over those before it.
     #[track_caller]
     pub(crate) fn line_with(&mut self, words: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
@@ -238,7 +238,7 @@ impl Ended {
 pub(crate) fn join(running: Running) -> Report {
     let (sender, report) = mpsc::channel();
     thread::spawn(move || sender.send(running.join().unwrap()));
-    report.recv_timeout(PATIENCE).expect("the end of the server")
+    report.recv_timeout(TIMEOUT).expect("the end of the server")
 }
 
 /// What an observer is told.
@@ -363,8 +363,8 @@ pub(crate) fn connect_with_buffers(address: SocketAddr, bytes: usize) -> TcpStre
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(bytes).unwrap();
     socket.set_send_buffer_size(bytes).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.set_write_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket.set_write_timeout(Some(TIMEOUT)).unwrap();
     socket.set_tcp_nodelay(true).unwrap();
     socket.connect(&address.into()).unwrap();
     socket.into()
@@ -417,7 +417,7 @@ impl Process {
     /// Waits for the next line of standard output that contains `words`: that one, and all before it.
     #[track_caller]
     pub(crate) fn lines_through(&mut self, words: &str) -> Vec<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut lines = Vec::new();
         while lines.last().is_none_or(|line: &String| !line.contains(words)) {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -458,12 +458,12 @@ pub(crate) fn is_listening(address: SocketAddr) -> bool {
     table.lines().any(|row| row.contains(&format!(": {local} 00000000:0000 0A")))
 }
 
-/// Does what may wait for ever, and must end by itself: after [`PATIENCE`] `wake` ends it, and the test fails.
+/// Does what may wait for ever, and must end by itself: after [`TIMEOUT`] `wake` ends it, and the test fails.
 #[track_caller]
 pub(crate) fn ends_by_itself<T>(wake: impl FnOnce() + Send + 'static, wait: impl FnOnce() -> T) -> T {
     let (done, is_done) = mpsc::channel::<()>();
     let watch = thread::spawn(move || {
-        let is_over = is_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
+        let is_over = is_done.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout);
         if is_over {
             wake();
         }
@@ -471,7 +471,7 @@ pub(crate) fn ends_by_itself<T>(wake: impl FnOnce() + Send + 'static, wait: impl
     });
     let answer = wait();
     drop(done);
-    assert!(!watch.join().unwrap(), "it did not end by itself within {PATIENCE:?}");
+    assert!(!watch.join().unwrap(), "it did not end by itself within {TIMEOUT:?}");
     answer
 }
 

@@ -14,7 +14,7 @@ const LATE: u64 = 1_000_000_000;
 
 /// How a connection's end stands to the messages that it still owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(super) enum AbandonReason {
     /// A reset, a timeout or Ctrl-C: nobody knows what would have come.
     Unanswered,
     /// A finding, or FIN before the answer: it will not come.
@@ -22,15 +22,15 @@ pub(super) enum Ending {
 }
 
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct Totals {
     pub(super) size: u64,
     /// Messages in flight on a connection, at most.
-    pub(super) depth: u64,
+    pub(super) pipeline: u64,
     mode: Mode,
-    /// When each message in flight of a closed loop was due: so many places for each key. With a schedule only the first
+    /// When each message in flight of a closed loop was due: `ring_size` places a key. With a schedule only the first
     /// message has one.
-    dues: Vec<u64>,
-    places: usize,
+    due_times: Vec<u64>,
+    ring_size: usize,
     pub(super) schedule: Option<Schedule>,
     pub(super) window: Window,
     /// Messages due and neither answered nor given up, over all connections.
@@ -93,15 +93,15 @@ impl Schedule {
     }
 }
 
-impl Ledger {
+impl Totals {
     pub(super) fn new(config: &Config) -> Self {
         let is_open_loop = config.is_open_loop();
         Self {
             size: config.size as u64,
-            depth: config.depth.map_or(if is_open_loop { u64::MAX } else { 1 }, u64::from),
+            pipeline: config.pipeline.map_or(if is_open_loop { u64::MAX } else { 1 }, u64::from),
             mode: config.mode,
-            dues: Vec::new(),
-            places: if is_open_loop { 1 } else { config.depth.map_or(1, |depth| depth as usize) },
+            due_times: Vec::new(),
+            ring_size: if is_open_loop { 1 } else { config.pipeline.map_or(1, |pipeline| pipeline as usize) },
             schedule: None,
             window: Window { start: 0, end: u64::MAX },
             in_flight: 0,
@@ -131,10 +131,10 @@ impl Ledger {
     pub(super) fn release(&mut self, key: usize, client: &mut Client, due: u64) {
         if self.schedule.is_none() || client.released == 0 {
             let place = self.place(key, client.released);
-            if place >= self.dues.len() {
-                self.dues.resize(place + 1, 0);
+            if place >= self.due_times.len() {
+                self.due_times.resize(place + 1, 0);
             }
-            self.dues[place] = due;
+            self.due_times[place] = due;
         }
         if self.counts(client.released, due) {
             self.messages.due += 1;
@@ -145,7 +145,7 @@ impl Ledger {
     }
 
     /// A message is due on a connection that has ended: it stays unsent, and never moves to another.
-    pub(super) fn release_to_nobody(&mut self, due: u64) {
+    pub(super) fn record_unsent(&mut self, due: u64) {
         if self.counts(1, due) {
             self.messages.due += 1;
             self.messages.unsent += 1;
@@ -181,7 +181,7 @@ impl Ledger {
     }
 
     /// The connection ends, and owes what it owes.
-    pub(super) fn give_up(&mut self, key: usize, client: &Client, now: u64, ending: Ending) {
+    pub(super) fn abandon(&mut self, key: usize, client: &Client, now: u64, ending: AbandonReason) {
         for message in client.done..client.released {
             let due = self.due(key, client, message);
             if !self.counts(message, due) {
@@ -189,7 +189,7 @@ impl Ledger {
             }
             if !client.has_begun(message, self.size) {
                 self.messages.unsent += 1;
-            } else if ending == Ending::Failed {
+            } else if ending == AbandonReason::Failed {
                 self.messages.failed += 1;
             } else {
                 self.messages.unanswered += 1;
@@ -233,13 +233,13 @@ impl Ledger {
             Some(schedule) if message >= client.first_in_lane => {
                 schedule.due((message - client.first_in_lane) * schedule.lanes + u64::from(client.lane))
             }
-            _ => self.dues[self.place(key, message)],
+            _ => self.due_times[self.place(key, message)],
         }
     }
 
     fn place(&self, key: usize, message: u64) -> usize {
-        #[expect(clippy::cast_possible_truncation, reason = "below the number of places")]
-        let place = (message % self.places as u64) as usize;
-        key * self.places + place
+        #[expect(clippy::cast_possible_truncation, reason = "below the number of ring_size")]
+        let place = (message % self.ring_size as u64) as usize;
+        key * self.ring_size + place
     }
 }

@@ -3,18 +3,18 @@
 use std::str::FromStr;
 
 use super::config::Mode;
-use super::report::{self, Report};
+use super::report::{self, Report, Verdict};
 
 /// A condition that makes a run fail: `p99>5ms`.
 ///
 /// # Examples
 ///
 /// ```
-/// let gate: ecoloop::load::Gate = "p99>5ms".parse()?;
+/// let threshold: ecoloop::load::Threshold = "p99>5ms".parse()?;
 /// # Ok::<(), String>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gate {
+pub struct Threshold {
     text: String,
     metric: Metric,
     comparison: Comparison,
@@ -22,7 +22,7 @@ pub struct Gate {
     bound: f64,
 }
 
-impl Gate {
+impl Threshold {
     /// One that stands unasked.
     fn standing(name: &str, metric: Metric, comparison: Comparison, bound: u64) -> Self {
         let text = format!("{name}{}{bound}", comparison.sign());
@@ -30,15 +30,15 @@ impl Gate {
         Self { text, metric, comparison, bound: bound as f64 }
     }
 
-    fn judge(&self, report: &Report, default: bool) -> report::Gate {
+    fn evaluate(&self, report: &Report, default: bool) -> report::Threshold {
         let value = self.metric.value(report);
         // What could not be measured cannot be told to hold.
-        let fell = value.is_none_or(|value| self.comparison.holds(value, self.bound));
-        report::Gate { expr: self.text.clone(), default, value, fell }
+        let failed = value.is_none_or(|value| self.comparison.holds(value, self.bound));
+        report::Threshold { expr: self.text.clone(), default, value, failed }
     }
 }
 
-impl FromStr for Gate {
+impl FromStr for Threshold {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -55,23 +55,24 @@ impl FromStr for Gate {
     }
 }
 
-/// Fills in `gates` and `exit`: what stands unasked where no gate of `asked` is on the same quantity, then `asked`.
-pub(crate) fn judge(report: &mut Report, asked: &[Gate]) {
+/// Fills in `thresholds` and `exit`: what stands unasked where no threshold of `asked` is on the same quantity, then `asked`.
+pub(crate) fn evaluate(report: &mut Report, asked: &[Threshold]) {
     let standing = [
-        Gate::standing("connections", Metric::Connections, Comparison::Less, report.connections.requested),
-        Gate::standing("errors", Metric::Errors, Comparison::More, 0),
-        Gate::standing("unanswered", Metric::Unanswered, Comparison::More, 0),
-        Gate::standing("findings", Metric::Findings, Comparison::More, 0),
-        Gate::standing("verified", Metric::Verified, Comparison::Less, 1),
+        Threshold::standing("connections", Metric::Connections, Comparison::Less, report.connections.requested),
+        Threshold::standing("errors", Metric::Errors, Comparison::More, 0),
+        Threshold::standing("unanswered", Metric::Unanswered, Comparison::More, 0),
+        Threshold::standing("findings", Metric::Findings, Comparison::More, 0),
+        Threshold::standing("verified", Metric::Verified, Comparison::Less, 1),
     ];
-    let is_replaced = |gate: &Gate| asked.iter().any(|other| other.metric == gate.metric);
+    let is_replaced = |threshold: &Threshold| asked.iter().any(|other| other.metric == threshold.metric);
     // In churn connections come and go: those between two are no failure.
-    let is_without_meaning = |gate: &Gate| report.mode == Mode::Churn && gate.metric == Metric::Connections;
-    let standing = standing.iter().filter(|gate| !is_replaced(gate) && !is_without_meaning(gate));
-    let standing = standing.map(|gate| gate.judge(report, true));
-    let gates: Vec<_> = standing.chain(asked.iter().map(|gate| gate.judge(report, false))).collect();
-    report.exit = gates.iter().any(|gate| gate.fell).into();
-    report.gates = gates;
+    let is_without_meaning =
+        |threshold: &Threshold| report.mode == Mode::Churn && threshold.metric == Metric::Connections;
+    let standing = standing.iter().filter(|threshold| !is_replaced(threshold) && !is_without_meaning(threshold));
+    let standing = standing.map(|threshold| threshold.evaluate(report, true));
+    let thresholds: Vec<_> = standing.chain(asked.iter().map(|threshold| threshold.evaluate(report, false))).collect();
+    report.verdict = if thresholds.iter().any(|threshold| threshold.failed) { Verdict::Fail } else { Verdict::Pass };
+    report.thresholds = thresholds;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ enum Metric {
     Connections,
     Errors,
     Unanswered,
-    /// Not for the command line: no gate can be put in its place.
+    /// Not for the command line: no threshold can be put in its place.
     Findings,
     /// Neither.
     Verified,
@@ -211,21 +212,21 @@ mod tests {
     use super::super::report::{ErrorCount, ErrorName, Phase};
     use super::*;
 
-    fn gate(text: &str) -> Gate {
+    fn threshold(text: &str) -> Threshold {
         text.parse().unwrap()
     }
 
-    /// The report with these gates judged: whether each fell, by its text.
-    fn judged(mut report: Report, asked: &[&str]) -> (u8, Vec<(String, bool)>) {
-        let asked: Vec<_> = asked.iter().map(|text| gate(text)).collect();
-        judge(&mut report, &asked);
-        (report.exit, report.gates.into_iter().map(|gate| (gate.expr, gate.fell)).collect())
+    /// The report with these thresholds judged: whether each failed, by its text.
+    fn judged(mut report: Report, asked: &[&str]) -> (Verdict, Vec<(String, bool)>) {
+        let asked: Vec<_> = asked.iter().map(|text| threshold(text)).collect();
+        evaluate(&mut report, &asked);
+        (report.verdict, report.thresholds.into_iter().map(|threshold| (threshold.expr, threshold.failed)).collect())
     }
 
     fn fallen(report: Report, asked: &[&str]) -> Vec<String> {
-        let (exit, gates) = judged(report, asked);
-        let fallen: Vec<_> = gates.into_iter().filter(|(_, fell)| *fell).map(|(text, _)| text).collect();
-        assert_eq!(exit == 0, fallen.is_empty());
+        let (verdict, thresholds) = judged(report, asked);
+        let fallen: Vec<_> = thresholds.into_iter().filter(|(_, failed)| *failed).map(|(text, _)| text).collect();
+        assert_eq!(verdict == Verdict::Pass, fallen.is_empty());
         fallen
     }
 
@@ -247,8 +248,12 @@ mod tests {
             ("errors>10", Metric::Errors, 10.0),
             ("unanswered>=1", Metric::Unanswered, 1.0),
         ] {
-            let gate = gate(text);
-            assert_eq!((gate.metric, gate.bound, &gate.text[..]), (metric, bound, text.trim()), "{text}");
+            let threshold = threshold(text);
+            assert_eq!(
+                (threshold.metric, threshold.bound, &threshold.text[..]),
+                (metric, bound, text.trim()),
+                "{text}"
+            );
         }
     }
 
@@ -278,16 +283,16 @@ mod tests {
             ("errors>inf", "errors takes a count such as 0, 100 or 10k"),
             ("rate<5k/m", "rate takes a rate such as 2000, 10k or 10k/s"),
         ] {
-            assert_eq!(text.parse::<Gate>().unwrap_err(), reason, "{text}");
+            assert_eq!(text.parse::<Threshold>().unwrap_err(), reason, "{text}");
         }
     }
 
     #[test]
     fn a_sound_run_passes_what_stands_unasked() {
-        let (exit, gates) = judged(example(), &[]);
-        let gates: Vec<_> = gates.iter().map(|(text, fell)| (&text[..], *fell)).collect();
+        let (verdict, thresholds) = judged(example(), &[]);
+        let thresholds: Vec<_> = thresholds.iter().map(|(text, failed)| (&text[..], *failed)).collect();
         let expected = ["connections<50", "errors>0", "unanswered>0", "findings>0", "verified<1"];
-        assert_eq!((exit, gates), (0, expected.map(|text| (text, false)).to_vec()));
+        assert_eq!((verdict, thresholds), (Verdict::Pass, expected.map(|text| (text, false)).to_vec()));
     }
 
     #[test]
@@ -319,8 +324,8 @@ mod tests {
             ["findings>0", "unanswered>2"],
             "40 are enough here, 3 too many"
         );
-        let (_, gates) = judged(report, &["unanswered>5"]);
-        assert!(!gates.iter().any(|(text, _)| text == "unanswered>0"), "{gates:?}");
+        let (_, thresholds) = judged(report, &["unanswered>5"]);
+        assert!(!thresholds.iter().any(|(text, _)| text == "unanswered>0"), "{thresholds:?}");
     }
 
     #[test]
@@ -335,10 +340,10 @@ mod tests {
     fn a_gate_on_what_has_no_value_falls() {
         let mut report = example();
         report.rate_per_s = None;
-        judge(&mut report, &[gate("lateness_p99>1h"), gate("mean>1h"), gate("rate<0")]);
-        let asked: Vec<_> = report.gates.iter().filter(|gate| !gate.default).collect();
+        evaluate(&mut report, &[threshold("lateness_p99>1h"), threshold("mean>1h"), threshold("rate<0")]);
+        let asked: Vec<_> = report.thresholds.iter().filter(|threshold| !threshold.default).collect();
         assert_eq!(asked.len(), 3);
-        assert!(asked.iter().all(|gate| gate.fell && gate.value.is_none()), "{asked:?}");
-        assert_eq!(report.exit, 1);
+        assert!(asked.iter().all(|threshold| threshold.failed && threshold.value.is_none()), "{asked:?}");
+        assert_eq!(report.verdict, Verdict::Fail);
     }
 }
