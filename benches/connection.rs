@@ -3,11 +3,9 @@
 use std::io::{self, Read, Write};
 
 use divan::{Bencher, black_box};
-use ecoloop::{Connection, Progress, Readiness};
+use ecoloop::{Connection, Outcome, Ready, Served};
 
 const BUFFER_BYTES: usize = 1024;
-const READABLE: Readiness = Readiness { readable: true, writable: true, read_closed: false, priority: false };
-const ENDED: Readiness = Readiness { read_closed: true, ..READABLE };
 
 fn main() {
     divan::main();
@@ -49,39 +47,37 @@ impl Write for Script {
     }
 }
 
-/// Serves until nothing is left to read or to send; answers what came of it and how many bytes went out.
-fn serve_all(mut connection: Connection<Script>, readiness: Readiness) -> (Progress, usize) {
+/// Serves until nothing is left to read or to send. Returns the outcome and the number of bytes sent.
+fn serve_all(mut connection: Connection<Script>, ready: Ready) -> (Outcome, usize) {
     let mut buffer = [0; BUFFER_BYTES];
-    let mut sent = 0;
+    let mut sent_bytes = 0;
     loop {
-        let progress = connection.serve(&readiness, &mut buffer, |_| {}, |length| sent += length);
-        let is_over = progress != Progress::Unfinished && connection.pending() == 0;
-        if is_over {
-            return (progress, sent);
+        let Served { sent, outcome, .. } = connection.serve(ready, &mut buffer);
+        sent_bytes += sent;
+        if outcome != Outcome::Again && connection.pending() == 0 {
+            return (outcome, sent_bytes);
         }
     }
 }
 
-fn bench(bencher: Bencher<'_, '_>, readiness: Readiness, script: Script) {
-    bencher
-        .with_inputs(|| Connection::new(script))
-        .bench_values(|connection| serve_all(black_box(connection), readiness));
+fn bench(bencher: Bencher<'_, '_>, ready: Ready, script: Script) {
+    bencher.with_inputs(|| Connection::new(script)).bench_values(|connection| serve_all(black_box(connection), ready));
 }
 
 /// A message that goes out as it came.
 #[divan::bench(args = [64, 1024])]
 fn one_message(bencher: Bencher<'_, '_>, message_bytes: usize) {
-    bench(bencher, READABLE, Script { message_bytes: Some(message_bytes), ..WHOLE });
+    bench(bencher, Ready::READABLE, Script { message_bytes: Some(message_bytes), ..WHOLE });
 }
 
 /// A message that goes out in pieces: it is kept, and sent as there is room.
 #[divan::bench(args = [512, 128])]
 fn short_writes(bencher: Bencher<'_, '_>, write_bytes: usize) {
-    bench(bencher, READABLE, Script { message_bytes: Some(BUFFER_BYTES), write_bytes, ..WHOLE });
+    bench(bencher, Ready::READABLE, Script { message_bytes: Some(BUFFER_BYTES), write_bytes, ..WHOLE });
 }
 
 /// Data and the end of the stream in one edge.
 #[divan::bench]
 fn end_of_stream(bencher: Bencher<'_, '_>) {
-    bench(bencher, ENDED, Script { ends: true, ..WHOLE });
+    bench(bencher, Ready::READABLE | Ready::READ_CLOSED, Script { ends: true, ..WHOLE });
 }

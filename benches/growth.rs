@@ -21,7 +21,7 @@ const TURNS: usize = 19_000 / ACCEPTS_PER_TURN;
 const DESCRIPTORS: u64 = 19_100;
 /// Two, for the ports of clients: the kernel is slow to find one once half of them are taken for the same address.
 const LISTENERS: [&str; 2] = ["127.0.0.1:0", "127.0.0.2:0"];
-/// The reactor reserves the first; each is twice the one before.
+/// Capacities at which the slab grows: each is twice the one before.
 const CAPACITIES: [usize; 3] = [4096, 8192, 16_384];
 const MILLION: usize = 1 << 20;
 

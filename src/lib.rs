@@ -1,8 +1,7 @@
 //! A TCP echo server on one thread and one readiness loop, to run, to embed and to read.
 //!
-//! What a peer sends comes back to it, byte for byte and in order, until it ends its direction; then the server ends the other.
-//! A peer that sends and does not read stalls itself and nobody else: it is not read from while its echo waits, so a connection
-//! costs at most one buffer, and nothing while it is idle.
+//! Every byte that a client sends comes back, in order. When the client closes its direction, the server closes the other. A client
+//! that stops reading stalls only itself: an idle connection costs 56 bytes, and one with pending output at most one buffer more.
 //!
 //! ```no_run
 //! let report = ecoloop::Server::bind("127.0.0.1:5000", ecoloop::Config::default())?.run()?;
@@ -10,13 +9,13 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! [`Server`] is the whole of it. [`Connection`] is one connection's echo over any non-blocking stream, and [`Reactor`] the loop that
-//! knows no protocol, for those who build something else.
+//! [`Server`] is the echo server. [`Connection`] is one connection's echo over any non-blocking stream. [`Reactor`] is the loop
+//! without a protocol.
 //!
 //! # Limits
 //!
-//! Everything that grows has a bound, and [`Config`] holds it. A connection that is idle costs 56 bytes of this process's memory on a
-//! 64-bit system, and the slab that holds them is given back when the last has gone.
+//! Every buffer and queue has a documented limit: see [`Config`]. An idle connection costs 56 bytes of this process's memory on a
+//! 64-bit system, and the memory of a peak is returned to the system when the last connection has closed.
 //!
 //! # What it is not
 //!
@@ -24,7 +23,7 @@
 //! else is promised.
 
 #[cfg(not(unix))]
-compile_error!("ecoloop builds on Unix systems: an outer loop nests it by its file descriptor");
+compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file descriptor");
 
 #[cfg(all(feature = "load", not(any(target_os = "linux", target_os = "android"))))]
 compile_error!("the load generator paces with timerfd(2), of Linux: build with `--no-default-features --features cli`");
@@ -32,13 +31,16 @@ compile_error!("the load generator paces with timerfd(2), of Linux: build with `
 #[cfg(feature = "load")]
 pub mod load;
 mod reactor;
+mod ready;
 mod server;
 mod socket;
 
-pub use reactor::{Batch, INTEREST, Reactor, Readiness, Reported};
+pub use reactor::{Handler, INTEREST, Next, Reactor};
+pub use ready::Ready;
 pub use server::{
-    Closed, ClosedStats, Config, Connection, Handle, Observer, Peer, Progress, Report, Running, Server, Stats, Turn,
+    CloseReason, ClosedStats, Config, Connection, Handle, Observer, Outcome, Peer, Report, Running, Served, Server,
+    Stats, Turn,
 };
 
-/// The target of every log record of this crate, whichever module it comes from.
+/// The target of every log record of this crate.
 const LOG_TARGET: &str = "ecoloop";

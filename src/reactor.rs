@@ -1,208 +1,196 @@
-//! The readiness loop: what is ready, what is left over, and which key belongs to what.
+//! The readiness loop: [`Poll`], a slab of values keyed by their [`Token`], and the run queue. It knows no protocol.
 //!
-//! Nothing else touches [`Poll`] or [`Events`]: what follows takes a key and a [`Readiness`], which a test can play without a
-//! socket.
+//! The whole idea, without errors and types:
+//!
+//! ```text
+//! fn wait(timeout) {
+//!     for key in freed.drain()  { slab.remove(key) }
+//!     if !run_queue.is_empty()  { timeout = 0 }
+//!     reported = poll.wait(timeout)                     // the one place where the thread sleeps
+//! }
+//!
+//! fn serve(passes, handler) {
+//!     for (key, ready) in reported { serve_one(key, ready) }
+//!     for pass in 1..=passes {
+//!         for key in what run_queue holds now { serve_one(key, nothing new) }
+//!     }
+//! }
+//!
+//! fn serve_one(key, ready) {
+//!     match handler.ready(key, slab[key], ready) {
+//!         Wait     => {}                                // drained: the next edge brings the key back
+//!         Again    => run_queue.push(key)               // not drained: no edge will bring it back
+//!         Act(act) => handler.act(self, key, act)       // accept, close: what needs more than this value
+//!     }
+//! }
+//!
+//! fn remove(key) { freed.push(key) }                    // its events may still be among the reported ones
+//! ```
+//!
+//! What the code below adds:
+//!
+//! - **Each key once a pass.** A key that is queued and also reported is served once, for its event.
+//! - **A handler may panic.** What it was not called for is served by the next call of [`serve`](Reactor::serve).
+//! - **A full batch** may leave events in the kernel, so the next wait does not sleep.
+//! - **The [`Waker`]** has a token outside the slab: it ends a wait, and reaches no handler.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use mio::event::{Event, Source};
+use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
+
+use crate::ready::Ready;
 
 /// The [`Waker`]'s token, outside every slab.
 const WAKE: Token = Token(usize::MAX);
 
-/// Room for so many keys is reserved at the start, and its pages stay untouched until they are used. It is more than 128 KiB,
-/// which glibc maps apart from its heap, and so grows without copying (mallopt(3), `M_MMAP_THRESHOLD`).
-pub(crate) const SLOTS_RESERVED: usize = 4096;
+/// Largest number of events that a wait can take.
+pub(crate) const EVENTS_MAX: usize = 1 << 20;
 
-/// Likewise of each list of keys: 128 KiB. One that grew in the heap, among what comes and goes, would keep the memory below it
-/// from being given back.
-const KEYS_RESERVED: usize = 16 * 1024;
+/// What a connection is registered for, once: readable, writable and, where the system reports it, urgent data.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
+/// What a connection is registered for, once: readable and writable.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
-/// What a source may be able to do now.
-///
-/// A hint, as all readiness is: what `read` and `write` return is the truth ([mio: "Readiness operations"]).
-///
-/// [mio: "Readiness operations"]: https://docs.rs/mio/latest/mio/struct.Poll.html#readiness-operations
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "four independent hints, named as mio names them")]
-pub struct Readiness {
-    /// A read may return bytes, the end of the stream, or an error.
-    pub readable: bool,
-    /// A write may take bytes, or return an error.
-    pub writable: bool,
-    /// The peer has ended its direction: behind the bytes that wait stands the end of the stream.
-    pub read_closed: bool,
-    /// Urgent data stands in the stream, and a read stops at it (Linux and Android alone report it).
-    pub priority: bool,
+/// What follows when a [`Handler`] has served a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Next<A> {
+    /// The edge is drained: a call returned `WouldBlock`. The key is served again at its next event.
+    Wait,
+    /// The edge is not drained: the key is served again without an event.
+    Again,
+    /// The next step needs the whole reactor: [`Handler::act`] is called with this.
+    Act(A),
 }
 
-impl From<&Event> for Readiness {
-    /// An error or a closed direction makes the source readable and writable too: the call that is tried then says which.
-    #[expect(clippy::inline_always, reason = "so that the hints are not packed into a word, and unpacked again")]
-    #[inline(always)]
-    fn from(event: &Event) -> Self {
-        Self {
-            readable: event.is_readable() || event.is_read_closed() || event.is_error(),
-            writable: event.is_writable() || event.is_write_closed() || event.is_error(),
-            read_closed: event.is_read_closed(),
-            priority: event.is_priority(),
-        }
-    }
+/// What a [`Reactor`] calls for each key that is ready.
+pub trait Handler<T> {
+    /// A step that needs more than the key's own value, such as accepting or closing.
+    type Act;
+
+    /// Serves the value under `key`. `ready` is what was reported since the last call, and [`Ready::NONE`] for a key that was queued.
+    fn ready(&mut self, key: usize, value: &mut T, ready: Ready) -> Next<Self::Act>;
+
+    /// Takes the step that [`ready`](Self::ready) returned. It may insert, remove and resume any key.
+    fn act(&mut self, reactor: &mut Reactor<T>, key: usize, act: Self::Act) -> Next<Infallible>;
 }
 
 /// A poll, and the values registered with it, each under the key that is its [`Token`].
 ///
-/// A turn is [`poll`](Self::poll), then what it reported, then [`next_listed`](Self::next_listed) until it answers `None`. So it
-/// serves what the poll reported together with those that [`resume`](Self::resume) had put on the list before it, each once.
-/// (kqueue(2) makes an event of each direction of a source, which is then served for each.) A turn may have more
-/// [rounds](Self::next_round), in which the list is served anew without a poll.
+/// A turn is [`wait`](Self::wait), then [`serve`](Self::serve).
 ///
-/// Sources are registered edge-triggered, so an edge that is not drained is never announced again: whoever stops before
-/// `WouldBlock` calls [`resume`](Self::resume).
+/// # Draining readiness
+///
+/// Sources are registered edge-triggered. An edge that is not drained is not reported again, so a handler that stops before
+/// `WouldBlock` returns [`Next::Again`]: see [mio: "Draining readiness"].
+///
+/// # Keys
+///
+/// The key of a removed value is used again after the next [`wait`](Self::wait) at the earliest, so an event that was reported for
+/// the old value cannot reach a new one.
 ///
 /// # Examples
 ///
+/// Accepts every connection that waits:
+///
 /// ```
+/// use std::convert::Infallible;
+/// use std::io::ErrorKind;
 /// use std::time::Duration;
-/// use ecoloop::{INTEREST, Reactor, Readiness};
 ///
-/// let mut reactor = Reactor::new(64)?;
-/// let listener = mio::net::TcpListener::bind("127.0.0.1:0".parse()?)?;
-/// let address = listener.local_addr()?;
-/// let key = reactor.insert(listener, INTEREST, |listener| listener)?;
+/// use ecoloop::{Handler, Next, Reactor, Ready};
+/// use mio::net::TcpListener;
 ///
-/// let _client = std::net::TcpStream::connect(address)?;
-/// let batch = reactor.poll(Some(Duration::from_secs(1)))?;
-/// for reported in batch.iter() {
-///     assert!(reported.key() == key && reported.readiness().readable);
-///     if let Some(listener) = reactor.visit(key) {
-///         listener.accept()?;
-///         // There may be another one.
-///         reactor.resume(key);
+/// struct Count(u32);
+///
+/// impl Handler<TcpListener> for Count {
+///     type Act = Infallible;
+///
+///     fn ready(&mut self, _: usize, listener: &mut TcpListener, _: Ready) -> Next<Infallible> {
+///         match listener.accept() {
+///             Ok(_) => self.0 += 1,
+///             Err(error) if error.kind() == ErrorKind::WouldBlock => return Next::Wait,
+///             Err(error) => eprintln!("accept: {error}"),
+///         }
+///         Next::Again
+///     }
+///
+///     fn act(&mut self, _: &mut Reactor<TcpListener>, _: usize, never: Infallible) -> Next<Infallible> {
+///         match never {}
 ///     }
 /// }
-/// reactor.give_back(batch);
-/// assert_eq!(reactor.next_listed(), None);
-/// assert!(reactor.next_round());
-/// assert_eq!(reactor.next_listed(), Some(key));
+///
+/// let mut reactor = Reactor::new(64)?;
+/// let listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
+/// let address = listener.local_addr()?;
+/// reactor.insert(listener, mio::Interest::READABLE, |listener| listener)?;
+///
+/// let _client = std::net::TcpStream::connect(address)?;
+/// let mut count = Count(0);
+/// while count.0 == 0 {
+///     reactor.wait(Some(Duration::from_secs(1)))?;
+///     reactor.serve(1, &mut count);
+/// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// [mio: "Draining readiness"]: https://docs.rs/mio/latest/mio/struct.Poll.html#draining-readiness
 #[derive(Debug)]
 pub struct Reactor<T> {
     poll: Poll,
-    events_per_turn: usize,
-    /// Those of the last batch that was given back, to be filled again.
-    events: Option<Events>,
-    /// The last poll brought as many events as it could: more may wait in the kernel.
+    events: Events,
+    /// What the last wait reported, and how much of it was served.
+    reported: Vec<(usize, Ready)>,
+    served: usize,
+    /// The last wait took as many events as it could.
     batch_full: bool,
     slots: Slab<Slot<T>>,
-    /// What those on the list of this round are marked with.
-    round: Listed,
-    /// Keys on the list: first those of this round, then those put on it since.
-    list: Vec<usize>,
-    list_served: usize,
-    /// How many of `list` belong to this round.
-    list_share: usize,
-    /// Keys whose value was removed in this turn.
+    /// Keys to serve without an event. An entry whose slot is not marked as queued is stale.
+    run_queue: VecDeque<usize>,
+    /// Keys whose value was removed since the last wait.
     freed: Vec<usize>,
 }
 
-/// What a poll has reported.
-#[derive(Debug)]
-pub struct Batch(Events);
-
-impl Batch {
-    /// Each key, with what its source may be able to do now. Its value may have been removed earlier in this turn.
-    pub fn iter(&self) -> impl Iterator<Item = Reported<'_>> {
-        self.0.iter().map(Reported)
-    }
-
-    /// Whether the poll reported nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-/// One of a [`Batch`].
-#[derive(Clone, Copy, Debug)]
-pub struct Reported<'a>(&'a Event);
-
-impl Reported<'_> {
-    /// Whose source it is.
-    #[must_use]
-    pub fn key(self) -> usize {
-        self.0.token().0
-    }
-
-    /// What the source may be able to do.
-    #[must_use]
-    #[expect(clippy::inline_always, reason = "so that the hints are not packed into a word, and unpacked again")]
-    #[inline(always)]
-    pub fn readiness(self) -> Readiness {
-        self.0.into()
-    }
-}
-
-/// A value, or the place of one that was removed in this turn.
+/// A value, or the place of one that was removed since the last wait.
 #[derive(Debug)]
 struct Slot<T> {
     value: Option<T>,
-    listed: Listed,
+    queued: bool,
 }
-
-/// Whether a key waits on the list to be served, and in which round. Rounds are told apart as even and odd ones: the list holds
-/// keys of this one and the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Listed {
-    No,
-    Even,
-    Odd,
-}
-
-impl Listed {
-    fn next(self) -> Self {
-        if self == Self::Even { Self::Odd } else { Self::Even }
-    }
-}
-
-/// What a connection is registered for, once and for good.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-pub const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
-/// What a connection is registered for, once and for good.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
-
-/// A read that returns less than it had room for has emptied the stream, so its edge is spent: epoll(7), question 9, says so;
-/// kqueue(2) does not. It does not hold once the end of the stream or urgent data was reported.
-pub(crate) const SHORT_READ_DRAINS: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 impl<T> Reactor<T> {
-    /// Opens a poll that takes at most `events_per_turn` events a turn.
+    /// Opens a poll whose waits take at most `events_per_wait` events each.
     ///
     /// # Errors
     ///
+    /// - `InvalidInput`: `events_per_wait` is 0 or above 1,048,576.
     /// - The process or the system is out of descriptors (`epoll_create1(2)`, `kqueue(2)`).
-    pub fn new(events_per_turn: usize) -> io::Result<Self> {
+    pub fn new(events_per_wait: usize) -> io::Result<Self> {
+        if !(1..=EVENTS_MAX).contains(&events_per_wait) {
+            let reason = format!("events_per_wait is {events_per_wait}: it must be from 1 to {EVENTS_MAX}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
         Ok(Self {
             poll: Poll::new()?,
-            events_per_turn,
-            events: None,
+            events: Events::with_capacity(events_per_wait),
+            reported: Vec::with_capacity(events_per_wait),
+            served: 0,
             batch_full: false,
-            slots: Slab::with_capacity(SLOTS_RESERVED),
-            round: Listed::Even,
-            list: Vec::with_capacity(KEYS_RESERVED),
-            list_served: 0,
-            list_share: 0,
-            freed: Vec::with_capacity(KEYS_RESERVED),
+            slots: Slab::new(),
+            run_queue: VecDeque::new(),
+            freed: Vec::new(),
         })
     }
 
-    /// The one waker of this poll: it ends a wait from another thread. It must live as long as the reactor.
+    /// Returns the waker, which ends a wait from another thread. Keep it as long as the reactor.
     ///
     /// # Errors
     ///
@@ -215,7 +203,7 @@ impl<T> Reactor<T> {
         Waker::new(self.poll.registry(), WAKE)
     }
 
-    /// Registers `source`, and keeps what `wrap` makes of it under the key that is returned.
+    /// Registers `source`, stores the value that `wrap` makes of it, and returns its key.
     ///
     /// # Errors
     ///
@@ -229,130 +217,155 @@ impl<T> Reactor<T> {
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         self.poll.registry().register(&mut source, Token(key), interest)?;
-        entry.insert(Slot { value: Some(wrap(source)), listed: Listed::No });
+        entry.insert(Slot { value: Some(wrap(source)), queued: false });
         Ok(key)
     }
 
-    /// The value under `key`, if there is one.
+    /// Returns the value under `key`, if there is one.
     pub fn get_mut(&mut self, key: usize) -> Option<&mut T> {
         self.slots.get_mut(key)?.value.as_mut()
     }
 
-    /// The value under `key`, if there is one, to be served now: it is not served once more for being on the list of this round.
-    #[inline]
-    pub fn visit(&mut self, key: usize) -> Option<&mut T> {
-        let slot = self.slots.get_mut(key)?;
-        let value = slot.value.as_mut()?;
-        if slot.listed == self.round {
-            slot.listed = Listed::No;
-        }
-        Some(value)
-    }
-
-    /// Every key with its value.
+    /// Iterates over every key and its value.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut T)> {
         self.slots.iter_mut().filter_map(|(key, slot)| Some((key, slot.value.as_mut()?)))
     }
 
-    /// Takes the value out. Its key is not used again before this turn has ended, so that no event of the batch in hand can
-    /// reach a newcomer.
+    /// Takes the value out, and frees its key at the next [`wait`](Self::wait).
     ///
     /// Dropping a socket closes its descriptor, which takes it out of the poll.
     pub fn remove(&mut self, key: usize) -> Option<T> {
-        let slot = self.slots.get_mut(key)?;
-        let value = slot.value.take()?;
-        // A key on the list is freed by `next_listed`, when it comes to it.
-        if slot.listed == Listed::No {
-            self.freed.push(key);
-        }
+        let value = self.slots.get_mut(key)?.value.take()?;
+        self.freed.push(key);
         Some(value)
     }
 
-    /// Puts `key` on the list for the next round or turn, at most once.
+    /// Queues `key` to be served without an event, at most once.
     pub fn resume(&mut self, key: usize) {
-        if let Some(slot) = self.slots.get_mut(key)
-            && slot.value.is_some()
-            && slot.listed == Listed::No
-        {
-            slot.listed = self.round.next();
-            self.list.push(key);
+        if let Some(Slot { value: Some(_), queued: queued @ false }) = self.slots.get_mut(key) {
+            *queued = true;
+            self.run_queue.push_back(key);
         }
     }
 
-    /// Begins a turn: waits for events, at most for `timeout`, and not at all while it [has work](Self::has_work).
+    /// Waits for events, at most for `timeout` (`None`: without limit), and not at all while [`has_pending`](Self::has_pending).
+    /// Returns whether an event was reported or a key is queued.
     ///
-    /// An interrupted wait makes a turn without events: mio does not retry it, and the caller may have a deadline to look at.
+    /// Events that an earlier wait reported and nobody served stay, and the call returns at once. An interrupted wait returns
+    /// without events: mio does not retry it, and the caller may have a deadline to look at.
     ///
     /// # Errors
     ///
     /// - The poll itself fails (`epoll_wait(2)`), which no peer can cause.
-    pub fn poll(&mut self, timeout: Option<Duration>) -> io::Result<Batch> {
-        self.end_turn();
-        let timeout = if self.has_work() { Some(Duration::ZERO) } else { timeout };
-        let mut events = self.events.take().unwrap_or_else(|| Events::with_capacity(self.events_per_turn));
-        match self.poll.poll(&mut events, timeout) {
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        if self.served < self.reported.len() {
+            return Ok(true);
+        }
+        if !self.freed.is_empty() {
+            self.free_keys();
+        }
+        self.reported.clear();
+        self.served = 0;
+        let timeout = if self.has_pending() { Some(Duration::ZERO) } else { timeout };
+        match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        self.batch_full = events.iter().count() == events.capacity();
-        Ok(Batch(events))
+        self.reported.extend(self.events.iter().map(|event| (event.token().0, Ready::from(event))));
+        self.batch_full = self.reported.len() == self.events.capacity();
+        Ok(!self.reported.is_empty() || !self.run_queue.is_empty())
     }
 
-    /// Takes the room of a batch that is served, to use it again.
-    pub fn give_back(&mut self, batch: Batch) {
-        self.events = Some(batch.0);
-    }
-
-    /// The next key on the list of this round that still has a value, and was not served for an event.
-    pub fn next_listed(&mut self) -> Option<usize> {
-        while self.list_served < self.list_share {
-            let key = self.list[self.list_served];
-            self.list_served += 1;
-            if let Some(slot) = self.slots.get_mut(key)
-                && slot.listed == self.round
-            {
-                slot.listed = Listed::No;
-                if slot.value.is_some() {
-                    return Some(key);
-                }
-                self.freed.push(key);
-            }
+    /// Serves every reported key, and up to `passes` times what the run queue holds when the pass begins.
+    ///
+    /// Keys that are queued during a pass, by [`Next::Again`] or [`resume`](Self::resume), are served in the next pass, or in the next
+    /// call. If the handler panics, the keys that it was not called for are left for the next call.
+    #[inline]
+    pub fn serve<H: Handler<T>>(&mut self, passes: usize, handler: &mut H) {
+        let queued = self.run_queue.len();
+        while let Some(&(key, ready)) = self.reported.get(self.served) {
+            self.served += 1;
+            self.serve_one(key, ready, handler);
         }
-        None
+        if !self.run_queue.is_empty() {
+            self.serve_queued(queued, passes, handler);
+        }
     }
 
-    /// Begins another round of this turn, for those on the list; answers whether there are any.
-    pub fn next_round(&mut self) -> bool {
-        self.begin_round();
-        !self.list.is_empty()
+    /// Serves the first `queued` keys of the run queue in the first pass, and in each pass that follows all that are there.
+    #[inline(never)]
+    fn serve_queued<H: Handler<T>>(&mut self, mut queued: usize, passes: usize, handler: &mut H) {
+        for _ in 0..passes {
+            for _ in 0..queued {
+                let Some(key) = self.run_queue.pop_front() else { return };
+                if self.slots.get(key).is_some_and(|slot| slot.queued) {
+                    self.serve_one(key, Ready::NONE, handler);
+                }
+            }
+            queued = self.run_queue.len();
+        }
     }
 
-    /// Whether there is something to do without waiting: keys on the list, or a poll that filled its batch.
+    #[inline]
+    fn serve_one<H: Handler<T>>(&mut self, key: usize, ready: Ready, handler: &mut H) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        slot.queued = false;
+        let Some(value) = &mut slot.value else { return };
+        match handler.ready(key, value, ready) {
+            Next::Wait => {}
+            Next::Again => {
+                slot.queued = true;
+                self.run_queue.push_back(key);
+            }
+            Next::Act(act) => self.act(key, act, handler),
+        }
+    }
+
+    #[cold]
+    fn act<H: Handler<T>>(&mut self, key: usize, act: H::Act, handler: &mut H) {
+        match handler.act(self, key, act) {
+            Next::Wait => {}
+            Next::Again => self.resume(key),
+            Next::Act(never) => match never {},
+        }
+    }
+
+    /// Returns whether there is something to do without waiting: events that were not served, queued keys, or a wait that took as
+    /// many events as it could, so that more may be in the kernel.
     #[must_use]
-    pub fn has_work(&self) -> bool {
-        self.batch_full || self.list_served < self.list.len()
+    pub fn has_pending(&self) -> bool {
+        self.batch_full || self.served < self.reported.len() || !self.run_queue.is_empty()
     }
 
-    /// Makes room for `additional` keys at once, so that the slab does not grow while they come.
+    /// Reserves room for `additional` values, so that the slab does not grow while they are inserted.
     pub fn reserve(&mut self, additional: usize) {
         self.slots.reserve(additional);
     }
 
-    /// How many keys there is room for before the slab grows.
+    /// Returns how many values there is room for before the slab grows.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.slots.capacity()
     }
 
-    /// Ends the turn and gives back the memory of keys that are no longer used, as far as they lie at the end of the slab.
+    /// Frees the keys of removed values, and the memory beyond the last key in use.
     pub fn shrink_to_fit(&mut self) {
-        self.end_turn();
-        self.freed.shrink_to(KEYS_RESERVED);
-        self.list.shrink_to(KEYS_RESERVED);
+        let slots = &mut self.slots;
+        self.run_queue.retain(|&key| slots.get_mut(key).is_some_and(|slot| slot.queued && slot.value.is_some()));
+        for &key in &self.freed {
+            if let Some(slot) = slots.get_mut(key) {
+                slot.queued = false;
+            }
+        }
+        if self.served == self.reported.len() {
+            self.free_keys();
+        }
+        self.freed.shrink_to_fit();
+        self.run_queue.shrink_to_fit();
         self.slots.shrink_to_fit();
     }
 
-    /// Takes a source out of the poll, before it is dropped or while it lives on.
+    /// Takes a source out of the poll, before it is dropped or while it is still used.
     ///
     /// # Errors
     ///
@@ -361,57 +374,36 @@ impl<T> Reactor<T> {
         self.poll.registry().deregister(source)
     }
 
-    fn end_turn(&mut self) {
-        if !self.freed.is_empty() {
-            self.free_keys();
-        }
-        if !self.list.is_empty() {
-            self.begin_round();
-        }
-    }
-
+    /// Frees the keys of removed values. One that is in the run queue stays until the queue has come to it.
     #[cold]
     fn free_keys(&mut self) {
-        for key in self.freed.drain(..) {
-            self.slots.remove(key);
-        }
-    }
-
-    /// What is on the list becomes that of this round, first what nobody has come for in the last.
-    fn begin_round(&mut self) {
-        let (round, next) = (self.round, self.round.next());
-        self.list.drain(..self.list_served);
-        let left_over = self.list_share - self.list_served;
-        if left_over > 0 {
-            let mut at = 0;
-            self.list.retain(|&key| {
-                at += 1;
-                at > left_over
-                    || self.slots.get_mut(key).is_some_and(|slot| {
-                        let is_due = slot.listed == round;
-                        if is_due {
-                            slot.listed = next;
-                        }
-                        is_due
-                    })
-            });
-        }
-        self.round = next;
-        self.list_served = 0;
-        self.list_share = self.list.len();
+        let slots = &mut self.slots;
+        self.freed.retain(|&key| {
+            let is_queued = slots.get(key).is_some_and(|slot| slot.queued);
+            if !is_queued {
+                slots.remove(key);
+            }
+            is_queued
+        });
     }
 }
 
 impl<T> AsFd for Reactor<T> {
-    /// The poll's descriptor: another loop can wait on it.
+    /// Returns the poll's descriptor: another loop can wait on it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.poll.registry().as_fd()
     }
 }
 
-#[cfg(all(test, not(debug_assertions)))]
+#[cfg(test)]
 impl<T> Reactor<T> {
-    /// Bytes of an entry of the slab, whose own enum is private: this is its like.
+    /// Adds a report to those of the last wait: a test plays edges without a kernel.
+    pub(crate) fn report(&mut self, key: usize, ready: Ready) {
+        self.reported.push((key, ready));
+    }
+
+    /// Returns the bytes of an entry of the slab. Slab's own enum is private: this one has the same fields.
+    #[cfg(not(debug_assertions))]
     pub(crate) fn entry_size() -> usize {
         #[expect(dead_code, reason = "only its size is asked for")]
         enum Entry<V> {

@@ -1,34 +1,42 @@
-//! The echo server: leads each readiness to the listener or to its connection.
+//! The echo server: bind, turn, run.
 
+mod accept;
 mod config;
 mod connection;
+mod drain;
 mod handle;
-mod listener;
+mod idle;
+mod listen;
 mod observer;
+mod running;
 mod stats;
 #[cfg(test)]
 mod tests;
 
+use std::convert::Infallible;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::Interest;
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpListener;
 use socket2::SockRef;
 
-use self::config::{DRAIN_SWEEP, DRAIN_SWEEPS, IDLE_SWEEPS, PEAK_WORTH_A_TRIM};
+use self::accept::{Acceptor, Listener};
+use self::config::{DRAIN_PERIOD, TRIM_THRESHOLD};
 use self::handle::Command;
-use self::listener::{ACCEPTED_INHERITS, Accept, Accepting, Listener};
-use crate::reactor::{Batch, INTEREST, Reactor, Readiness, SLOTS_RESERVED};
+use self::listen::ACCEPTED_INHERITS;
+use crate::reactor::{Handler, INTEREST, Next, Reactor};
+use crate::ready::Ready;
 use crate::socket::Socket;
 
 pub use self::config::Config;
-pub use self::connection::{Connection, Progress};
+pub use self::connection::{Connection, Outcome, Served};
 pub use self::handle::Handle;
-pub use self::observer::{Closed, Observer, Peer};
+pub use self::observer::{CloseReason, Observer, Peer};
+pub use self::running::Running;
 pub use self::stats::{ClosedStats, Stats};
 
 /// A TCP echo server on one readiness loop: bound and listening, and served by whoever calls [`run`](Self::run) or
@@ -65,31 +73,49 @@ pub use self::stats::{ClosedStats, Stats};
 #[derive(Debug)]
 pub struct Server<O = ()> {
     reactor: Reactor<Entry>,
-    listeners: Vec<Listener>,
-    accepting: Accepting,
-    local_addrs: Vec<SocketAddr>,
-    config: Config,
-    /// Every read goes through it: a connection has none of its own.
-    buffer: Box<[u8]>,
-    /// How many are open.
-    connections: usize,
-    /// How many were, at most, since none was.
-    connections_peak: usize,
-    phase: Phase,
-    /// When to look for connections on which nothing moves.
-    next_sweep: Option<Instant>,
-    started: Instant,
-    handle: Handle,
+    echo: Echo<O>,
+}
+
+/// What serves the reactor's entries.
+#[derive(Debug)]
+struct Echo<O> {
+    core: Core,
     observer: O,
 }
 
-/// What stands under a key.
+/// What a server consists of, its reactor and its observer apart.
+#[derive(Debug)]
+struct Core {
+    config: Config,
+    local_addrs: Vec<SocketAddr>,
+    acceptor: Acceptor,
+    /// The buffer of every read: a connection has none of its own.
+    buffer: Box<[u8]>,
+    /// Open connections.
+    connections: usize,
+    /// The most that were open since none was.
+    connections_peak: usize,
+    phase: Phase,
+    /// When to look for connections on which no byte moves.
+    next_period: Option<Instant>,
+    started: Instant,
+    handle: Handle,
+}
+
+/// The value under a key.
 ///
-/// Its size decides what an idle connection costs; a listener's belongings are outside, in `Server::listeners`.
+/// Its size is what an idle connection costs. What a listener needs is in the [`Acceptor`].
 #[derive(Debug)]
 enum Entry {
     Listener(u32),
     Connection { connection: Connection<Socket>, address: SocketAddr },
+}
+
+/// What needs the whole reactor.
+#[derive(Debug)]
+enum Act {
+    Accept(u32),
+    Close(CloseReason),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,30 +129,30 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Turn {
-    /// Call again, when the descriptor is readable or the deadline has come.
+    /// Call again when the descriptor is readable or the deadline has passed.
     Running,
-    /// Drained or stopped: every socket is closed.
+    /// The server has drained or was stopped: every socket is closed.
     Finished,
 }
 
-/// What a server has done, at its end.
+/// What a server has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The final counters.
+    /// The counters.
     pub stats: Stats,
     /// From the bind to the call of [`Server::report`].
     pub elapsed: Duration,
 }
 
 impl Server {
-    /// Binds every address that `address` names, then listens on all of them; if one fails, none serves.
+    /// Binds every address that `address` resolves to, then listens on all of them. If one fails, none is served.
     ///
     /// # Errors
     ///
-    /// - `InvalidInput`: an option of `config` is zero or above its limit, or `address` names nothing.
+    /// - `InvalidInput`: a field of `config` is zero or above its limit, or `address` resolves to nothing.
     /// - The address does not resolve.
-    /// - `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and what else bind(2) and listen(2) answer; the text names the address.
+    /// - `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and the other errors of bind(2) and listen(2); the text names the address.
     /// - The process is out of descriptors.
     pub fn bind(address: impl ToSocketAddrs, config: Config) -> io::Result<Self> {
         config.validate()?;
@@ -134,24 +160,24 @@ impl Server {
         if addresses.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
         }
-        let sockets = listener::open(&addresses, &config)?;
-        listener::warn_of_short_backlog(config.backlog);
+        let sockets = listen::open(&addresses, &config)?;
+        listen::warn_if_backlog_is_cut(config.backlog);
         Self::new(sockets, config)
     }
 
-    /// Serves a socket that listens already, and sets it non-blocking.
+    /// Serves a socket that is already listening, and sets it non-blocking.
     ///
-    /// `reuse_port` of `config` comes too late to apply, and so does `backlog`, but for how many are taken in when a drain begins.
+    /// `reuse_port` of `config` has no effect. `backlog` only limits how many connections are accepted when a drain begins.
     ///
     /// # Errors
     ///
-    /// - `InvalidInput`: an option of `config` is zero or above its limit.
+    /// - `InvalidInput`: a field of `config` is zero or above its limit.
     /// - The socket's options cannot be set, or the process is out of descriptors.
     pub fn from_listener(listener: std::net::TcpListener, config: Config) -> io::Result<Self> {
         config.validate()?;
         listener.set_nonblocking(true)?;
         if ACCEPTED_INHERITS {
-            listener::set_connection_options(&SockRef::from(&listener), &config)?;
+            listen::set_connection_options(&SockRef::from(&listener), &config)?;
         }
         Self::new(vec![TcpListener::from_std(listener)], config)
     }
@@ -159,98 +185,83 @@ impl Server {
     fn new(sockets: Vec<TcpListener>, config: Config) -> io::Result<Self> {
         let mut reactor = Reactor::new(config.events_per_turn)?;
         let handle = Handle::new(reactor.waker()?);
-        let local_addrs = sockets.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
         let mut listeners = Vec::with_capacity(sockets.len());
         for (index, socket) in (0..).zip(sockets) {
+            let address = socket.local_addr()?;
             let mut registered = None;
             let key = reactor.insert(socket, Interest::READABLE, |socket| {
                 registered = Some(socket);
                 Entry::Listener(index)
             })?;
-            listeners.extend(registered.map(|socket| Listener { socket, key }));
+            listeners.extend(registered.map(|socket| Listener { socket, address, key }));
         }
-        Ok(Self {
-            reactor,
-            listeners,
-            accepting: Accepting::default(),
-            local_addrs,
+        let core = Core {
+            local_addrs: listeners.iter().map(|listener| listener.address).collect(),
+            acceptor: Acceptor::new(listeners),
             buffer: vec![0; config.buffer_size].into(),
             config,
             connections: 0,
             connections_peak: 0,
             phase: Phase::Serving,
-            next_sweep: None,
+            next_period: None,
             started: Instant::now(),
             handle,
-            observer: (),
-        })
+        };
+        Ok(Self { reactor, echo: Echo { core, observer: () } })
     }
 
-    /// Has `observer` told what becomes of the connections.
+    /// Sets the observer of connection events.
     pub fn with_observer<O: Observer>(self, observer: O) -> Server<O> {
-        Server {
-            observer,
-            reactor: self.reactor,
-            listeners: self.listeners,
-            accepting: self.accepting,
-            local_addrs: self.local_addrs,
-            config: self.config,
-            buffer: self.buffer,
-            connections: self.connections,
-            connections_peak: self.connections_peak,
-            phase: self.phase,
-            next_sweep: self.next_sweep,
-            started: self.started,
-            handle: self.handle,
-        }
+        Server { reactor: self.reactor, echo: Echo { core: self.echo.core, observer } }
     }
 }
 
 impl<O> Server<O> {
-    /// The first address it was bound to, with the real port where 0 was asked for.
+    /// Returns the first address that the server is bound to, with the real port if 0 was asked for.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.local_addrs[0]
+        self.echo.core.local_addrs[0]
     }
 
-    /// Every address it was bound to.
+    /// Returns every address that the server is bound to.
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
-        &self.local_addrs
+        &self.echo.core.local_addrs
     }
 
-    /// Commands it, and reads its counters, from any thread.
+    /// Returns a handle, which commands the server and reads its counters from any thread.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        self.handle.clone()
+        self.echo.core.handle.clone()
     }
 
-    /// What is told of the connections.
+    /// Returns the observer.
     pub fn observer(&self) -> &O {
-        &self.observer
+        &self.echo.observer
     }
 
-    /// What it has done so far.
+    /// Returns the counters, and the time since the bind.
     #[must_use]
     pub fn report(&self) -> Report {
-        Report { stats: self.handle.stats(), elapsed: self.started.elapsed() }
+        Report { stats: self.echo.core.handle.stats(), elapsed: self.echo.core.started.elapsed() }
     }
 
-    /// The time by which to call [`turn`](Self::turn) though the descriptor says nothing: *now* while work is left over from
-    /// the last turn.
+    /// Returns the time by which to call [`turn`](Self::turn) even if the descriptor is not readable: *now* while work is left over
+    /// from the last turn, `None` if there is no deadline.
     ///
-    /// An outer loop whose own poll is edge-triggered (mio, tokio's `AsyncFd`) turns with `Some(Duration::ZERO)` until this is
+    /// An outer loop whose own poll is edge-triggered (mio, tokio's `AsyncFd`) calls `turn` with `Some(Duration::ZERO)` until this is
     /// `None` or later than now, and then waits for both.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        match self.phase {
-            // A list that was left over when time ran out is nobody's.
+        match self.echo.core.phase {
             Phase::Finished => None,
-            _ if self.reactor.has_work() => Some(Instant::now()),
-            _ => self.earliest_deadline(),
+            _ if self.reactor.has_pending() => Some(Instant::now()),
+            _ => self.echo.core.earliest_deadline(),
         }
     }
+}
 
+impl Core {
     fn earliest_deadline(&self) -> Option<Instant> {
         self.deadlines().into_iter().flatten().min()
     }
@@ -260,12 +271,16 @@ impl<O> Server<O> {
             Phase::Draining { deadline } => deadline,
             Phase::Serving | Phase::Finished => None,
         };
-        [self.accepting.retry_at(), self.next_sweep, drain]
+        [self.acceptor.retry_at(), self.next_period, drain]
+    }
+
+    fn is_draining(&self) -> bool {
+        matches!(self.phase, Phase::Draining { .. })
     }
 }
 
 impl<O: Observer> Server<O> {
-    /// Serves until a [`Handle`] drains or stops it, and reports.
+    /// Serves until a [`Handle`] drains or stops the server, and returns the report.
     ///
     /// # Errors
     ///
@@ -275,7 +290,7 @@ impl<O: Observer> Server<O> {
         Ok(self.report())
     }
 
-    /// Serves on a thread of its own, which ends when the answer is dropped.
+    /// Serves on a thread of its own. Dropping the returned value stops the server and joins the thread.
     ///
     /// # Errors
     ///
@@ -285,378 +300,262 @@ impl<O: Observer> Server<O> {
         O: Send + 'static,
     {
         let mut server = self;
-        let (local_addrs, handle) = (server.local_addrs.clone(), server.handle());
+        let (local_addrs, handle) = (server.local_addrs().to_owned(), server.handle());
         let thread = thread::Builder::new().name("ecoloop".to_owned()).spawn(move || server.run())?;
         Ok(Running { local_addrs, handle, thread: Some(thread) })
     }
 
-    /// One turn: waits for readiness, at most for `timeout` (`None`: as long as it takes) and never past
-    /// [`next_deadline`](Self::next_deadline), then serves each connection and listener that has something to do.
+    /// Takes one turn: waits for readiness, at most for `timeout` (`None`: without limit) and never past
+    /// [`next_deadline`](Self::next_deadline), then serves each connection and listener that is ready.
     ///
     /// # Errors
     ///
     /// - The poll itself fails, which no peer can cause.
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Turn> {
-        let timeout = self.meet_deadlines(timeout);
-        if let Phase::Finished = self.phase {
+        let timeout = self.run_timers(timeout);
+        if let Phase::Finished = self.echo.core.phase {
             return Ok(Turn::Finished);
         }
-        let batch = self.poll(timeout)?;
-        if self.handle.is_ending() {
-            self.obey();
+        self.wait(timeout)?;
+        if self.echo.core.handle.is_ending() {
+            self.handle_command();
         }
-        for reported in batch.iter() {
-            self.serve(reported.key(), &reported.readiness());
-        }
-        self.reactor.give_back(batch);
-        if self.reactor.has_work() {
-            self.serve_listed();
-        }
+        self.reactor.serve(self.echo.core.config.reads_per_turn, &mut self.echo);
         self.resume_listeners();
-        if self.connections == 0 {
-            if let Phase::Draining { .. } = self.phase {
-                self.finish(Closed::Drained);
-            } else if self.connections_peak > 0 {
-                self.give_memory_back();
+        if self.echo.core.connections == 0 {
+            if self.echo.core.is_draining() {
+                self.finish(CloseReason::Drained);
+            } else if self.echo.core.connections_peak > 0 {
+                self.trim();
             }
         }
-        Ok(if let Phase::Finished = self.phase { Turn::Finished } else { Turn::Running })
+        Ok(if let Phase::Finished = self.echo.core.phase { Turn::Finished } else { Turn::Running })
+    }
+
+    /// Waits for events, at most for `timeout`. Polls without blocking first, for the configured time.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        if self.echo.core.config.spin.is_zero() { self.reactor.wait(timeout) } else { self.spin(timeout) }
+    }
+
+    #[inline(never)]
+    fn spin(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        let spin = self.echo.core.config.spin.min(timeout.unwrap_or(Duration::MAX));
+        let start = Instant::now();
+        loop {
+            let is_ready = self.reactor.wait(Some(Duration::ZERO))?;
+            let elapsed = start.elapsed();
+            if is_ready {
+                return Ok(true);
+            }
+            if elapsed >= spin {
+                return self.reactor.wait(timeout.map(|timeout| timeout.saturating_sub(elapsed)));
+            }
+        }
     }
 
     #[cold]
-    fn obey(&mut self) {
-        match (self.handle.command(), self.phase) {
+    fn handle_command(&mut self) {
+        match (self.echo.core.handle.command(), self.echo.core.phase) {
             (Command::Drain, Phase::Serving) => self.begin_drain(),
-            (Command::Stop, _) => self.finish(Closed::Stopped),
+            (Command::Stop, _) => self.finish(CloseReason::Stopped),
             _ => {}
         }
     }
 
-    /// After a peak that was worth it, once the last connection has gone.
-    fn give_memory_back(&mut self) {
-        if self.reactor.capacity() > SLOTS_RESERVED {
-            self.reactor.shrink_to_fit();
-        }
-        if self.connections_peak >= PEAK_WORTH_A_TRIM {
-            // What was pending lies in glibc's heap in small pieces. It joins them, and gives the end of the heap back to the
-            // system, when a block of 64 KiB is freed (malloc.c, FASTBIN_CONSOLIDATION_THRESHOLD).
-            drop(std::hint::black_box(Vec::<u8>::with_capacity(64 << 10)));
-        }
-        self.connections_peak = 0;
-    }
-
-    /// Does what its time has come for, and answers how long the turn may wait. Without a deadline it reads no clock.
-    fn meet_deadlines(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.deadlines().iter().any(Option::is_some) { self.meet_those_due(timeout) } else { timeout }
+    /// Runs expired timers and returns the poll timeout. Reads no clock if no timer is set.
+    fn run_timers(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        if self.echo.core.deadlines().iter().any(Option::is_some) { self.run_expired(timeout) } else { timeout }
     }
 
     #[inline(never)]
-    fn meet_those_due(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+    fn run_expired(&mut self, timeout: Option<Duration>) -> Option<Duration> {
         let now = Instant::now();
-        if self.accepting.retry_at().is_some_and(|at| at <= now) {
-            self.accepting.wake();
+        let is_expired = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_expired(self.echo.core.acceptor.retry_at()) {
+            self.echo.core.acceptor.resume();
         }
-        if self.next_sweep.is_some_and(|at| at <= now) {
-            self.sweep(now);
+        if is_expired(self.echo.core.next_period) {
+            self.end_period(now);
         }
-        if let Phase::Draining { deadline: Some(deadline) } = self.phase
-            && deadline <= now
+        if let Phase::Draining { deadline } = self.echo.core.phase
+            && is_expired(deadline)
         {
-            self.finish(Closed::Cut);
+            self.finish(CloseReason::Cut);
         }
         self.resume_listeners();
-        let wait = self.earliest_deadline().map(|at| at.saturating_duration_since(now));
+        let wait = self.echo.core.earliest_deadline().map(|at| at.saturating_duration_since(now));
         [timeout, wait].into_iter().flatten().min()
     }
 
-    /// Waits for events, at most for `timeout`; polls without waiting first, as long as the configuration says.
-    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<Batch> {
-        if self.config.spin.is_zero() { self.reactor.poll(timeout) } else { self.spin(timeout) }
-    }
-
-    #[inline(never)]
-    fn spin(&mut self, timeout: Option<Duration>) -> io::Result<Batch> {
-        let spin = self.config.spin.min(timeout.unwrap_or(Duration::MAX));
-        let start = Instant::now();
-        loop {
-            let batch = self.reactor.poll(Some(Duration::ZERO))?;
-            let elapsed = start.elapsed();
-            if !batch.is_empty() || self.reactor.has_work() {
-                return Ok(batch);
-            }
-            self.reactor.give_back(batch);
-            if elapsed >= spin {
-                return self.reactor.poll(timeout.map(|timeout| timeout.saturating_sub(elapsed)));
-            }
-        }
-    }
-
-    /// Serves those on the list, in as many rounds as a connection has reads in a turn; the first has begun.
-    ///
-    /// Whoever fills its buffer has its next read after everybody else's: that is fair, and answers that go out one behind the other
-    /// cost less CPU time than answers with a read in between (docs/benchmarks.md, "What was tried").
-    fn serve_listed(&mut self) {
-        for round in 1..=self.config.reads_per_turn {
-            if round > 1 && !self.reactor.next_round() {
-                break;
-            }
-            while let Some(key) = self.reactor.next_listed() {
-                self.serve(key, &Readiness::default());
-            }
-        }
-    }
-
-    /// Has a listener accept, or a connection read once.
-    #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
-    #[expect(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "by value the hints are packed into a word, and unpacked again"
-    )]
-    #[inline(always)]
-    fn serve(&mut self, key: usize, readiness: &Readiness) {
-        match self.reactor.visit(key) {
-            Some(Entry::Connection { connection, address }) => {
-                let peer = || Peer::new(key, *address);
-                let progress = echo(connection, peer, readiness, &mut self.buffer, &self.handle, &mut self.observer);
-                match progress {
-                    Progress::Waiting => {}
-                    Progress::Unfinished => self.reactor.resume(key),
-                    Progress::Discarded(length) => self.discarded(key, length),
-                    Progress::Ended => self.end(key),
-                    Progress::Failed(kind) => self.close(key, kind.into()),
-                }
-            }
-            Some(&mut Entry::Listener(index)) => self.attend(index as usize),
-            None => {}
-        }
-    }
-
-    #[cold]
-    fn discarded(&mut self, key: usize, length: usize) {
-        self.handle.counters().bytes_in.add(length);
-        self.handle.counters().discarded.add(length);
-        self.reactor.resume(key);
-    }
-
-    /// The peer has ended its direction.
-    #[cold]
-    fn end(&mut self, key: usize) {
-        if let Some(Entry::Connection { connection, address }) = self.reactor.get_mut(key) {
-            let why = if connection.is_discarding() { Closed::Drained } else { Closed::EndOfStream };
-            self.observer.ended(Peer::new(key, *address));
-            self.close(key, why);
-        }
-    }
-
-    #[cold]
-    fn attend(&mut self, index: usize) {
-        if self.accepting.is_resting() {
-            self.accepting.hold();
-        } else {
-            self.accept(index, self.config.accepts_per_turn);
-        }
-    }
-
-    /// Accepts until there is nobody left, at most `burst` times: a storm of new connections shall not starve the old.
-    fn accept(&mut self, index: usize, burst: usize) {
-        for _ in 0..burst {
-            if self.connections >= self.config.max_connections {
-                self.accepting.hold();
-                return;
-            }
-            match self.listeners[index].accept() {
-                Accept::Connection(stream, address) => self.admit(stream, address),
-                Accept::Skipped => {}
-                Accept::Blocked => return,
-                Accept::Failed(error) => return self.accepting.rest(self.local_addrs[index], &error),
-            }
-        }
-        self.accepting.leave_unfinished();
-    }
-
-    fn admit(&mut self, stream: TcpStream, address: SocketAddr) {
-        self.accepting.accepted();
-        if !ACCEPTED_INHERITS
-            && let Err(error) = listener::set_connection_options(&SockRef::from(&stream), &self.config)
-        {
-            return self.accepting.dropped(address, &error);
-        }
-        let wrap = |stream| Entry::Connection { connection: Connection::new(Socket(stream)), address };
-        match self.reactor.insert(stream, INTEREST, wrap) {
-            Ok(key) => {
-                self.connections += 1;
-                self.connections_peak = self.connections_peak.max(self.connections);
-                self.handle.counters().accepted.add(1);
-                self.observer.opened(Peer::new(key, address));
-                if self.next_sweep.is_none() {
-                    self.next_sweep = self.config.idle_sweep().map(|period| Instant::now() + period);
-                }
-            }
-            Err(error) => self.accepting.dropped(address, &error),
-        }
-    }
-
-    /// Counts and tells why, then closes. The key is free from the next turn on.
-    fn close(&mut self, key: usize, why: Closed) {
-        if let Some(Entry::Connection { connection, address }) = self.reactor.remove(key) {
-            self.connections -= 1;
-            self.handle.counters().closed(why).add(1);
-            self.observer.closed(Peer::new(key, address), why);
-            drop(connection);
-            self.accepting.wake();
-        }
-    }
-
-    /// Goes back in the next turn to the listeners that were left with connections that wait.
+    /// Queues the listeners, if connections were left in their backlogs for the next turn.
     fn resume_listeners(&mut self) {
-        if self.accepting.take_unfinished() {
-            for listener in &self.listeners {
-                self.reactor.resume(listener.key);
-            }
+        for key in self.echo.core.acceptor.take_unfinished() {
+            self.reactor.resume(key);
         }
     }
 
-    /// Takes in those who wait already, closes the listeners, and looks for silence from now on.
+    /// Looks for connections on which no byte has moved.
+    fn end_period(&mut self, now: Instant) {
+        let period = if self.echo.core.is_draining() {
+            drain::end_silent(&mut self.reactor);
+            Some(DRAIN_PERIOD)
+        } else {
+            for key in idle::find_idle(&mut self.reactor) {
+                self.echo.close(&mut self.reactor, key, CloseReason::Idle);
+            }
+            self.echo.core.config.idle_period()
+        };
+        self.echo.core.next_period = period.filter(|_| self.echo.core.connections > 0).map(|period| now + period);
+    }
+
+    /// Accepts the connections that wait, closes the listeners, and looks for silent connections from now on.
     fn begin_drain(&mut self) {
-        for index in 0..self.listeners.len() {
-            self.accept(index, self.config.backlog as usize);
+        let backlog = self.echo.core.config.backlog as usize;
+        for index in 0..self.echo.core.acceptor.listener_count() {
+            self.echo.accept(&mut self.reactor, index, backlog);
         }
         self.close_listeners();
-        for (_, entry) in self.reactor.iter_mut() {
-            if let Entry::Connection { connection, .. } = entry {
-                connection.reset_quiet();
-            }
-        }
+        drain::begin(&mut self.reactor);
         let now = Instant::now();
-        self.phase = Phase::Draining { deadline: now.checked_add(self.config.drain_timeout) };
-        self.next_sweep = Some(now + DRAIN_SWEEP);
+        self.echo.core.phase = Phase::Draining { deadline: now.checked_add(self.echo.core.config.drain_timeout) };
+        self.echo.core.next_period = Some(now + DRAIN_PERIOD);
     }
 
     fn close_listeners(&mut self) {
-        self.accepting = Accepting::default();
-        for mut listener in self.listeners.drain(..) {
+        for mut listener in self.echo.core.acceptor.close() {
             self.reactor.remove(listener.key);
             if let Err(error) = self.reactor.deregister(&mut listener.socket) {
-                log::debug!(target: crate::LOG_TARGET, "cannot deregister a listener: {error}; closing it does as well");
+                log::debug!(target: crate::LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
             }
         }
     }
 
-    /// Looks at every connection for one on which nothing has moved: while draining it gets FIN, else it has idled too long.
-    fn sweep(&mut self, now: Instant) {
-        let draining = matches!(self.phase, Phase::Draining { .. });
-        let mut idle = Vec::new();
-        for (key, entry) in self.reactor.iter_mut() {
-            let Entry::Connection { connection, .. } = entry else { continue };
-            let quiet = connection.grow_quiet();
-            if draining {
-                if quiet >= DRAIN_SWEEPS && connection.pending() == 0 && !connection.is_discarding() {
-                    // A peer that has gone answers ENOTCONN; the read that follows says how it went.
-                    let _ = connection.get_ref().0.shutdown(Shutdown::Write);
-                    connection.discard();
-                }
-            } else if quiet > IDLE_SWEEPS {
-                idle.push(key);
-            }
-        }
-        for key in idle {
-            self.close(key, Closed::Idle);
-        }
-        let period = if draining { Some(DRAIN_SWEEP) } else { self.config.idle_sweep() };
-        self.next_sweep = period.filter(|_| self.connections > 0).map(|period| now + period);
-    }
-
-    /// Closes whatever is open.
-    fn finish(&mut self, why: Closed) {
-        self.phase = Phase::Finished;
-        self.next_sweep = None;
+    /// Closes every socket.
+    fn finish(&mut self, reason: CloseReason) {
+        self.echo.core.phase = Phase::Finished;
+        self.echo.core.next_period = None;
         self.close_listeners();
         let keys: Vec<_> = self.reactor.iter_mut().map(|(key, _)| key).collect();
         for key in keys {
-            self.close(key, why);
+            self.echo.close(&mut self.reactor, key, reason);
         }
         self.reactor.shrink_to_fit();
+    }
+
+    /// Returns memory to the system when the last connection of a peak has closed.
+    fn trim(&mut self) {
+        if self.echo.core.connections_peak >= TRIM_THRESHOLD {
+            self.reactor.shrink_to_fit();
+        }
+        self.echo.core.connections_peak = 0;
+    }
+}
+
+impl<O: Observer> Handler<Entry> for Echo<O> {
+    type Act = Act;
+
+    #[inline]
+    fn ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
+        let (connection, address) = match entry {
+            Entry::Connection { connection, address } => (connection, *address),
+            Entry::Listener(index) => return self.on_listener_ready(*index),
+        };
+        let peer = Peer::new(key, address);
+        match echo(connection, peer, ready, &mut self.core.buffer, &self.core.handle, &mut self.observer) {
+            Outcome::Wait => Next::Wait,
+            Outcome::Again | Outcome::Discarded => Next::Again,
+            Outcome::Ended => {
+                self.observer.ended(peer);
+                let is_drained = connection.is_discarding();
+                Next::Act(Act::Close(if is_drained { CloseReason::Drained } else { CloseReason::EndOfStream }))
+            }
+            Outcome::Failed(kind) => Next::Act(Act::Close(kind.into())),
+        }
+    }
+
+    fn act(&mut self, reactor: &mut Reactor<Entry>, key: usize, act: Act) -> Next<Infallible> {
+        match act {
+            Act::Accept(index) => self.accept(reactor, index as usize, self.core.config.accepts_per_turn),
+            Act::Close(reason) => self.close(reactor, key, reason),
+        }
+        Next::Wait
+    }
+}
+
+impl<O: Observer> Echo<O> {
+    #[cold]
+    fn on_listener_ready(&mut self, index: u32) -> Next<Act> {
+        if self.core.acceptor.is_backing_off() {
+            self.core.acceptor.pause();
+            return Next::Wait;
+        }
+        Next::Act(Act::Accept(index))
+    }
+
+    /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
+    fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
+        let Core { acceptor, config, handle, connections, connections_peak, next_period, .. } = &mut self.core;
+        acceptor.accept(index, attempts, config.max_connections - *connections, |stream, address| {
+            if !ACCEPTED_INHERITS {
+                listen::set_connection_options(&SockRef::from(&stream), config)?;
+            }
+            let key = reactor.insert(stream, INTEREST, |stream| Entry::Connection {
+                connection: Connection::new(Socket(stream)),
+                address,
+            })?;
+            *connections += 1;
+            *connections_peak = (*connections_peak).max(*connections);
+            handle.counters().accepted.add(1);
+            self.observer.opened(Peer::new(key, address));
+            if next_period.is_none() {
+                *next_period = config.idle_period().map(|period| Instant::now() + period);
+            }
+            Ok(())
+        });
+    }
+
+    /// Counts and reports the reason, then closes. The key is free from the next turn on.
+    fn close(&mut self, reactor: &mut Reactor<Entry>, key: usize, reason: CloseReason) {
+        if let Some(Entry::Connection { connection, address }) = reactor.remove(key) {
+            self.core.connections -= 1;
+            self.core.handle.counters().closed(reason).add(1);
+            self.observer.closed(Peer::new(key, address), reason);
+            drop(connection);
+            self.core.acceptor.resume();
+        }
     }
 }
 
 impl<O> AsFd for Server<O> {
-    /// The poll's descriptor, which is readable while there is readiness to take. See [`Server::next_deadline`].
+    /// Returns the poll's descriptor, which is readable while there are events. See [`Server::next_deadline`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reactor.as_fd()
     }
 }
 
-/// A server on a thread of its own. Dropped, it stops the server and waits for the thread.
-#[derive(Debug)]
-pub struct Running {
-    local_addrs: Vec<SocketAddr>,
-    handle: Handle,
-    thread: Option<JoinHandle<io::Result<Report>>>,
-}
-
-impl Running {
-    /// The first address it was bound to.
-    #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addrs[0]
-    }
-
-    /// Every address it was bound to.
-    #[must_use]
-    pub fn local_addrs(&self) -> &[SocketAddr] {
-        &self.local_addrs
-    }
-
-    /// Commands it, and reads its counters, from any thread.
-    #[must_use]
-    pub fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    /// Waits for the end that a [`Handle`] has asked for, or will.
-    ///
-    /// # Errors
-    ///
-    /// - As [`Server::run`].
-    ///
-    /// # Panics
-    ///
-    /// Where the observer did.
-    pub fn join(mut self) -> io::Result<Report> {
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => unreachable!("only `join` and `drop` take the thread, and each ends this value"),
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.handle.stop();
-            // Its panic was its own thread's to print; a second one here would abort the process.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Serves one connection, counts what moves, and tells the observer what came in.
-///
-/// `peer` is made for an observer that looks at it, and costs nothing for one that does not.
+/// Serves one connection, counts the bytes that it moves, and passes what it received to the observer.
 #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
 #[inline(always)]
 fn echo<S: Read + Write>(
     connection: &mut Connection<S>,
-    peer: impl Fn() -> Peer,
-    readiness: &Readiness,
+    peer: Peer,
+    ready: Ready,
     buffer: &mut [u8],
     handle: &Handle,
     observer: &mut impl Observer,
-) -> Progress {
-    let received = |data: &[u8]| {
-        handle.counters().bytes_in.add(data.len());
-        observer.received(peer(), data);
-    };
-    connection.serve(readiness, buffer, received, |length| handle.counters().bytes_out.add(length))
+) -> Outcome {
+    let Served { received, sent, outcome } = connection.serve_socket(ready, buffer);
+    let counters = handle.counters();
+    if sent > 0 {
+        counters.bytes_out.add(sent);
+    }
+    if received > 0 {
+        counters.bytes_in.add(received);
+        if outcome == Outcome::Discarded {
+            counters.discarded.add(received);
+        } else {
+            observer.received(peer, &buffer[..received]);
+        }
+    }
+    outcome
 }

@@ -1,4 +1,4 @@
-//! Reading from and writing to a connected socket, with as little as there can be between the loop and the kernel.
+//! recv(2) and send(2) of a TCP socket.
 
 use std::io::{self, Read, Write};
 
@@ -6,8 +6,8 @@ use mio::net::TcpStream;
 
 /// A stream whose `read` and `write` are recv(2) and send(2).
 ///
-/// With the feature `raw-syscalls` on Linux they do not pass through the C library, where in a process of several threads each
-/// of them is a cancellation point (pthreads(7)) with two atomic operations around the call.
+/// With the feature `raw-syscalls` they bypass the C library on Linux. There each is a cancellation point (pthreads(7)), which costs
+/// two atomic operations a call in a process of several threads.
 #[derive(Debug)]
 pub(crate) struct Socket(pub(crate) TcpStream);
 
@@ -24,7 +24,7 @@ impl Write for Socket {
         calls::send(&mut self.0, data)
     }
 
-    /// There is nothing to flush: what was written is the kernel's.
+    /// Does nothing: the kernel has what was written.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -45,7 +45,7 @@ mod calls {
 
     #[inline]
     pub(super) fn send(stream: &mut TcpStream, data: &[u8]) -> io::Result<usize> {
-        // A peer that has gone is an error to look at, never a signal.
+        // A peer that has closed is an error, never a signal.
         Ok(rustix::net::send(stream, data, SendFlags::NOSIGNAL)?)
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
-use ecoloop::{Closed, Handle, Observer, Peer, Report};
+use ecoloop::{CloseReason, Handle, Observer, Peer, Report};
 use log::LevelFilter;
 
 use super::log::TARGET;
@@ -133,18 +133,18 @@ impl Observer for Narration {
         log::debug!(target: TARGET, "[{address}] {}", self.language.pick("No more data", "No hay mas datos"));
     }
 
-    fn closed(&mut self, Peer { address, key, .. }: Peer, why: Closed) {
+    fn closed(&mut self, Peer { address, key, .. }: Peer, why: CloseReason) {
         self.open -= 1;
         log::trace!(target: TARGET, "[{address}] key {key}: {why:?}");
         match why {
-            Closed::Reset => {
+            CloseReason::Reset => {
                 let words = self.language.pick(
                     "The client closed the connection abruptly",
                     "El cliente ha cerrado la conexion de forma abrupta",
                 );
                 log::info!(target: TARGET, "[{address}] {words}");
             }
-            Closed::Failed(kind) => {
+            CloseReason::Failed(kind) => {
                 let words = self.language.pick("The connection failed:", "La conexion ha fallado:");
                 log::info!(target: TARGET, "[{address}] {words} {}", io::Error::from(kind));
             }

@@ -6,7 +6,7 @@ use mio::net::TcpStream;
 
 use super::pattern::Pattern;
 use super::verify::{Checked, Verifier};
-use crate::reactor::{Readiness, SHORT_READ_DRAINS};
+use crate::ready::{Ready, SHORT_READ_DRAINS};
 use crate::socket::Socket;
 
 /// Bytes of the two buffers that all connections share.
@@ -99,10 +99,10 @@ impl Client {
         }
     }
 
-    pub(super) fn notice(&mut self, readiness: Readiness) {
-        self.readable |= readiness.readable;
-        self.writable |= readiness.writable;
-        self.reads_to_the_end |= readiness.read_closed || readiness.priority;
+    pub(super) fn notice(&mut self, ready: Ready) {
+        self.readable |= ready.is_readable();
+        self.writable |= ready.is_writable();
+        self.reads_to_the_end |= ready.outlasts_short_read();
     }
 
     /// Messages that are due and not answered.

@@ -1,5 +1,6 @@
 //! The run itself: connects, keeps the schedule, and leads each readiness to its connection.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources, classif
 use super::timer::Timer;
 use super::totals::{AbandonReason, Schedule, Totals};
 use super::verify::{End, Fault};
-use crate::reactor::{INTEREST, Reactor, Readiness};
+use crate::reactor::{Handler, INTEREST, Next, Reactor};
+use crate::ready::Ready;
 
 /// Reads of one connection in a turn.
 const READS_PER_TURN: usize = 16;
@@ -55,6 +57,7 @@ pub(super) struct Engine {
     pub(super) turn: Histogram,
     pub(super) interrupted: bool,
     reactor: Reactor<Entry>,
+    ready: ReadyKeys,
     timer: Timer,
     sources: Sources,
     options: SocketOptions,
@@ -80,6 +83,23 @@ pub(super) struct Engine {
     next_second: u64,
     verified_at_second: u64,
     errors_at_second: u64,
+}
+
+/// The keys to be served in a turn.
+#[derive(Debug, Default)]
+struct ReadyKeys(Vec<(usize, Ready)>);
+
+impl Handler<Entry> for ReadyKeys {
+    type Act = Infallible;
+
+    fn ready(&mut self, key: usize, _: &mut Entry, ready: Ready) -> Next<Infallible> {
+        self.0.push((key, ready));
+        Next::Wait
+    }
+
+    fn act(&mut self, _: &mut Reactor<Entry>, _: usize, never: Infallible) -> Next<Infallible> {
+        match never {}
+    }
 }
 
 /// Connections, counted.
@@ -148,6 +168,7 @@ impl Engine {
             errors_at_second: 0,
             config,
             reactor,
+            ready: ReadyKeys::default(),
             timer,
         })
     }
@@ -169,16 +190,15 @@ impl Engine {
     }
 
     fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let batch = self.reactor.poll(timeout)?;
+        self.reactor.wait(timeout)?;
         self.read_clock();
         let start = self.now;
-        for reported in batch.iter() {
-            self.serve(reported.key(), reported.readiness());
+        let mut ready = std::mem::take(&mut self.ready);
+        self.reactor.serve(1, &mut ready);
+        for (key, ready) in ready.0.drain(..) {
+            self.serve(key, ready);
         }
-        self.reactor.give_back(batch);
-        while let Some(key) = self.reactor.next_listed() {
-            self.serve(key, Readiness::default());
-        }
+        self.ready = ready;
         self.turn.record(self.now - start);
         if self.interrupt.is_set() {
             self.interrupted = true;
@@ -191,7 +211,7 @@ impl Engine {
     pub(super) fn wake_up(&mut self) -> io::Result<()> {
         while !self.interrupted {
             self.turn(Some(Duration::ZERO))?;
-            if !self.reactor.has_work() {
+            if !self.reactor.has_pending() {
                 break;
             }
         }
@@ -554,9 +574,9 @@ impl Engine {
         times.into_iter().flatten().min().unwrap_or(u64::MAX)
     }
 
-    fn serve(&mut self, key: usize, readiness: Readiness) {
-        let Some(Entry::Client(client)) = self.reactor.visit(key) else { return };
-        client.notice(readiness);
+    fn serve(&mut self, key: usize, ready: Ready) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        client.notice(ready);
         if client.stage != Stage::Connecting || self.establish(key) {
             self.drive(key);
         }

@@ -3,18 +3,20 @@
 use std::io;
 use std::time::Duration;
 
-/// How long accepting rests after a failure that is not one connection's own.
+use crate::reactor::EVENTS_MAX;
+
+/// How long accepting backs off after a failure that is not one connection's own.
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// How often, at most, the same failure is said.
-pub(super) const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-/// While draining, how often silence is looked for.
-pub(super) const DRAIN_SWEEP: Duration = Duration::from_millis(50);
-/// While draining, how many sweeps in a row without a byte make a connection silent: 100 ms at least.
-pub(super) const DRAIN_SWEEPS: u8 = 3;
-/// How many sweeps there are in `idle_timeout`: one has outlived it after as many and one more.
-pub(super) const IDLE_SWEEPS: u8 = 4;
-/// Fewer connections than these leave little behind, and may come and go often.
-pub(super) const PEAK_WORTH_A_TRIM: usize = 256;
+/// Shortest time between two warnings of one kind.
+pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a drain looks for silent connections.
+pub(super) const DRAIN_PERIOD: Duration = Duration::from_millis(50);
+/// Drain periods without a byte after which a connection is silent: at least 100 ms.
+pub(super) const DRAIN_TICKS: u8 = 3;
+/// Idle periods in `idle_timeout`: a connection is closed after one more.
+pub(super) const IDLE_TICKS: u8 = 4;
+/// Fewest connections in a peak whose memory is returned to the system: a smaller one leaves little, and may recur often.
+pub(super) const TRIM_THRESHOLD: usize = 256;
 
 /// Every limit and socket option of a [`Server`](crate::Server).
 ///
@@ -30,38 +32,33 @@ pub(super) const PEAK_WORTH_A_TRIM: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Bytes of the one buffer that every read goes through, and at most of what is pending on a connection. 1024, as in
-    /// the notes. Limit: 1 GiB.
+    /// Bytes of the one buffer that every read goes through: the most that is pending on a connection. Default 1024, as in the notes.
+    /// Limit: 1 GiB.
     pub buffer_size: usize,
-    /// Connections that the kernel holds until they are accepted (listen(2)). 4096; the system cuts it to
+    /// Connections that the kernel holds until they are accepted (listen(2)). Default 4096; the system cuts it to
     /// `net.core.somaxconn`. Limit: 2³¹ − 1.
     pub backlog: u32,
-    /// Connections open at once; more wait in the backlog. 1,000,000, none of it allocated ahead.
+    /// Maximum number of open connections; more wait in the backlog. Default 1,000,000, not allocated ahead.
     pub max_connections: usize,
-    /// Reads of one connection in a turn, each after everybody else's before it. 16.
+    /// Maximum reads of one connection in a turn. Every other ready connection is served between two of them. Default 16.
     pub reads_per_turn: usize,
-    /// Attempts to accept from one listening socket in a turn. 64.
+    /// Maximum calls of accept(2) on one listening socket in a turn. Default 64.
     pub accepts_per_turn: usize,
-    /// Events taken from the poll in a turn. 1024.
+    /// Maximum events taken from the poll in a turn. Default 1024. Limit: 1,048,576.
     pub events_per_turn: usize,
-    /// How long a turn polls without waiting, before it waits. 0: it waits at once.
-    ///
-    /// A wait that is never begun needs no wake-up, so the answer to a lone message goes out sooner; all that time the thread
-    /// takes its core whole.
+    /// How long each turn busy-polls before it blocks: lower latency at low load, more CPU. Default 0.
     pub spin: Duration,
-    /// From the command to drain to the end of those that have not. 5 s.
+    /// Grace period after a drain begins; connections still open after it are closed. Default 5 s.
     pub drain_timeout: Duration,
-    /// Closes a connection on which no byte has moved for so long, and at most a quarter longer. None.
-    ///
-    /// The connections are looked at four times in that period.
+    /// Closes a connection on which no byte has moved for this long, at most a quarter later. Default none.
     pub idle_timeout: Option<Duration>,
-    /// Bytes of each connection's receive buffer in the kernel (`SO_RCVBUF`, socket(7), which doubles it). Left to the system.
+    /// Bytes of each connection's receive buffer in the kernel (`SO_RCVBUF`, socket(7), which doubles it). Default: the system's.
     pub recv_buffer: Option<usize>,
-    /// Bytes of each connection's send buffer in the kernel (`SO_SNDBUF`, socket(7), which doubles it). Left to the system.
+    /// Bytes of each connection's send buffer in the kernel (`SO_SNDBUF`, socket(7), which doubles it). Default: the system's.
     pub send_buffer: Option<usize>,
-    /// Sends small answers at once (`TCP_NODELAY`, tcp(7)). On.
+    /// Sends small segments without delay (`TCP_NODELAY`, tcp(7)). Default on.
     pub nodelay: bool,
-    /// Shares the port with other processes that ask for the same (`SO_REUSEPORT`, socket(7)). Off.
+    /// Shares the port with other processes that set this (`SO_REUSEPORT`, socket(7)). Default off.
     pub reuse_port: bool,
 }
 
@@ -86,7 +83,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Refuses what cannot work: a zero, or more than the system's calls can say.
+    /// Refuses a zero, and more than the system calls take.
     pub(super) fn validate(&self) -> io::Result<()> {
         let limits = [
             ("buffer_size", self.buffer_size, 1 << 30),
@@ -94,7 +91,7 @@ impl Config {
             ("max_connections", self.max_connections, usize::MAX),
             ("reads_per_turn", self.reads_per_turn, usize::MAX),
             ("accepts_per_turn", self.accepts_per_turn, usize::MAX),
-            ("events_per_turn", self.events_per_turn, 1 << 20),
+            ("events_per_turn", self.events_per_turn, EVENTS_MAX),
             ("recv_buffer", self.recv_buffer.unwrap_or(1), i32::MAX as usize),
             ("send_buffer", self.send_buffer.unwrap_or(1), i32::MAX as usize),
         ];
@@ -105,13 +102,13 @@ impl Config {
             }
         }
         if self.idle_timeout == Some(Duration::ZERO) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "idle_timeout is zero: it would close everyone"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "idle_timeout is 0: it must be above 0, or None"));
         }
         Ok(())
     }
 
-    /// How often idleness is looked for, if it is limited.
-    pub(super) fn idle_sweep(&self) -> Option<Duration> {
-        Some(self.idle_timeout? / u32::from(IDLE_SWEEPS))
+    /// Returns how often idle connections are looked for, if they are limited.
+    pub(super) fn idle_period(&self) -> Option<Duration> {
+        Some(self.idle_timeout? / u32::from(IDLE_TICKS))
     }
 }

@@ -1,35 +1,43 @@
-//! One connection's life: read, echo, keep what would not go out, end.
-//!
-//! There is no socket, no mio, no clock and no log here.
+//! One connection's life: read, echo, keep what the stream does not take, end. No socket, no mio, no clock and no log.
 
-use std::io::{self, Read, Write};
+#[cfg(test)]
+mod tests;
 
-use crate::reactor::{Readiness, SHORT_READ_DRAINS};
+use std::io::{self, ErrorKind, Read, Write};
+
+use crate::ready::{Ready, SHORT_READ_DRAINS};
 
 /// An echo over any non-blocking stream.
 ///
-/// It is played what the stream is ready for, and answers what is to become of it. What it could not write it keeps, at
-/// most one buffer's worth, and until that is gone it reads nothing more: what a peer that only writes stalls is itself.
+/// Call [`serve`](Self::serve) with the stream's readiness; it returns what was moved and what to do next. Output that the stream
+/// does not take is kept, at most one buffer's worth. While output is pending nothing is read, so a peer that only writes stalls
+/// itself.
+///
+/// Nothing is assumed of the stream but that it does not block: it is read until `WouldBlock`, and flushed after each write. So it
+/// may be a TLS session, a Unix socket or a mock.
 ///
 /// # Examples
 ///
 /// ```
-/// use std::net::{TcpListener, TcpStream};
 /// use std::io::{Read, Write};
-/// use ecoloop::{Connection, Progress, Readiness};
+/// use std::net::{TcpListener, TcpStream};
+///
+/// use ecoloop::{Connection, Outcome, Ready};
 ///
 /// let listener = TcpListener::bind("127.0.0.1:0")?;
 /// let mut client = TcpStream::connect(listener.local_addr()?)?;
 /// let (stream, _) = listener.accept()?;
+/// stream.set_nonblocking(true)?;
 ///
 /// client.write_all(b"hola")?;
-/// let mut connection = Connection::new(stream);
-/// let readable = Readiness { readable: true, ..Readiness::default() };
-/// let mut counted = (0, 0);
-/// let progress = connection.serve(&readable, &mut [0; 1024], |data| counted.0 += data.len(), |sent| counted.1 += sent);
+/// let (mut connection, mut buffer) = (Connection::new(stream), [0; 1024]);
+/// let mut served = connection.serve(Ready::READABLE, &mut buffer);
+/// assert_eq!((served.received, served.sent), (4, 4));
+/// while served.outcome == Outcome::Again {
+///     served = connection.serve(Ready::NONE, &mut buffer);
+/// }
+/// assert_eq!(served.outcome, Outcome::Wait);
 ///
-/// assert_eq!(progress, Progress::Waiting);
-/// assert_eq!(counted, (4, 4));
 /// let mut echo = [0; 4];
 /// client.read_exact(&mut echo)?;
 /// assert_eq!(&echo, b"hola");
@@ -40,39 +48,23 @@ pub struct Connection<S> {
     stream: S,
     /// Boxed, so that an idle connection carries a pointer and no buffer.
     pending: Option<Box<Pending>>,
-    edge: Edge,
+    read_state: ReadState,
+    /// The stream has bytes of its own that a flush did not send.
+    unflushed: bool,
     discarding: bool,
-    /// See [`Connection::grow_quiet`].
-    quiet: u8,
+    /// See [`Connection::tick_idle`].
+    idle_ticks: u8,
 }
 
 /// What is known of the last readable edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Edge {
+enum ReadState {
     /// A read has found the end of what there was.
-    Spent,
-    /// There may be something to read, and a read that returns less than it had room for has emptied the stream.
-    Readable,
-    /// There may be something to read, until a read finds nothing.
-    ReadableToTheEnd,
-}
-
-impl From<&Readiness> for Edge {
-    /// Data and the end of the stream that arrive together make one edge: a short read taken as the last would leave the end
-    /// unseen. And a read stops at urgent data, with more behind it.
-    #[expect(clippy::inline_always, reason = "so that the hints are not packed into a word, and unpacked again")]
-    #[inline(always)]
-    fn from(readiness: &Readiness) -> Self {
-        if readiness.read_closed || readiness.priority {
-            Self::ReadableToTheEnd
-        } else if !readiness.readable {
-            Self::Spent
-        } else if SHORT_READ_DRAINS {
-            Self::Readable
-        } else {
-            Self::ReadableToTheEnd
-        }
-    }
+    Drained,
+    /// There may be something to read, and a short read drains the edge.
+    Ready,
+    /// There may be something to read, until a read returns `WouldBlock`.
+    ReadyUntilWouldBlock,
 }
 
 /// Output that the stream did not take.
@@ -82,156 +74,203 @@ struct Pending {
     sent: usize,
 }
 
-/// What is to become of a connection after [`Connection::serve`].
+/// What a call of [`Connection::serve`] has moved, and what follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// Nothing can be done until the next event.
-    Waiting,
-    /// Its edge is not spent: serve it again without waiting for an event.
-    Unfinished,
-    /// So many bytes came in after [`Connection::discard`] and were thrown away. Serve it again without waiting for an event.
-    Discarded(usize),
-    /// The peer has ended its direction, and all that it sent has gone back.
-    Ended,
-    /// A read or a write failed.
-    Failed(io::ErrorKind),
+pub struct Served {
+    /// Bytes received: they are the first ones of the buffer.
+    pub received: usize,
+    /// Bytes sent, those that were pending included.
+    pub sent: usize,
+    /// What to do next.
+    pub outcome: Outcome,
 }
 
-/// What one call of `read` or `write` answered.
+/// What to do with a connection after [`Connection::serve`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Wait for the next event.
+    Wait,
+    /// Serve it again without waiting for an event: its edge is not drained.
+    Again,
+    /// As [`Again`](Self::Again). What was received came after [`Connection::discard`], and is not echoed.
+    Discarded,
+    /// Close it: the peer has closed its direction, and every byte that it sent was echoed.
+    Ended,
+    /// Close it: a read or a write failed.
+    Failed(ErrorKind),
+}
+
+/// The result of one call of `read`, `write` or `flush`.
 enum Step {
     Moved(usize),
     Blocked,
-    Failed(io::ErrorKind),
+    Failed(ErrorKind),
 }
 
 impl<S: Read + Write> Connection<S> {
-    /// A connection over `stream`, which must not block.
+    /// Returns a connection over `stream`, which must not block.
     pub fn new(stream: S) -> Self {
-        Self { stream, pending: None, edge: Edge::Spent, discarding: false, quiet: 0 }
+        let read_state = ReadState::Drained;
+        Self { stream, pending: None, read_state, unflushed: false, discarding: false, idle_ticks: 0 }
     }
 
-    /// Does what `readiness` allows: sends what is pending, then reads once, through `buffer`, and writes that back.
+    /// Sends what is pending, then reads once, through `buffer`, and writes that back.
     ///
-    /// `received` is told what came in before it is echoed, `sent` how many bytes went out.
-    ///
-    /// Nothing is read while anything is pending. A call of the stream that was interrupted is tried again.
-    ///
-    /// `buffer` must not be empty: a read into nothing brings nothing, which is taken for the end of the stream
-    /// ([`Progress::Ended`]).
+    /// Nothing is read while anything is pending. An interrupted call of the stream is retried. `buffer` must not be empty: a read
+    /// into it returns 0, which is the end of the stream ([`Outcome::Ended`]).
+    #[inline]
+    pub fn serve(&mut self, ready: Ready, buffer: &mut [u8]) -> Served {
+        // A stream that is not a plain socket may need to write before it can read, and to read before it can write.
+        let (read_state, writable) =
+            if ready.is_none() { (ReadState::Drained, false) } else { (ReadState::ReadyUntilWouldBlock, true) };
+        self.serve_stream::<true>(read_state, writable, buffer)
+    }
+
+    /// As [`serve`](Self::serve) for a TCP socket of the system: a short read drains the edge, an event for one direction says
+    /// nothing of the other, and there is nothing to flush.
     #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
     #[inline(always)]
-    pub fn serve(
+    pub(crate) fn serve_socket(&mut self, ready: Ready, buffer: &mut [u8]) -> Served {
+        let read_state = if ready.outlasts_short_read() {
+            ReadState::ReadyUntilWouldBlock
+        } else if !ready.is_readable() {
+            ReadState::Drained
+        } else if SHORT_READ_DRAINS {
+            ReadState::Ready
+        } else {
+            ReadState::ReadyUntilWouldBlock
+        };
+        self.serve_stream::<false>(read_state, ready.is_writable(), buffer)
+    }
+
+    /// The steps of `serve`, with a flush after each write where `FLUSHES`.
+    #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
+    #[inline(always)]
+    fn serve_stream<const FLUSHES: bool>(
         &mut self,
-        readiness: &Readiness,
+        read_state: ReadState,
+        writable: bool,
         buffer: &mut [u8],
-        received: impl FnOnce(&[u8]),
-        mut sent: impl FnMut(usize),
-    ) -> Progress {
-        self.edge = self.edge.max(readiness.into());
-        if self.pending.is_some() {
-            let (length, progress) = self.flush(readiness.writable);
-            if length > 0 {
-                sent(length);
-            }
-            if progress != Progress::Unfinished {
-                return progress;
+    ) -> Served {
+        self.read_state = self.read_state.max(read_state);
+        let mut sent = 0;
+        if self.pending.is_some() || FLUSHES && self.unflushed {
+            let outcome;
+            (sent, outcome) = self.send_pending::<FLUSHES>(writable);
+            if outcome != Outcome::Again {
+                return Served { received: 0, sent, outcome };
             }
         }
-        if self.edge == Edge::Spent {
-            return Progress::Waiting;
+        if self.read_state == ReadState::Drained {
+            return Served { received: 0, sent, outcome: Outcome::Wait };
         }
-        let length = match step(|| self.stream.read(buffer)) {
-            Step::Moved(0) => return Progress::Ended,
-            Step::Moved(length) => length,
+        let received = match step(|| self.stream.read(buffer)) {
+            Step::Moved(0) => return Served { received: 0, sent, outcome: Outcome::Ended },
+            Step::Moved(received) => received,
             Step::Blocked => {
-                self.edge = Edge::Spent;
-                return Progress::Waiting;
+                self.read_state = ReadState::Drained;
+                return Served { received: 0, sent, outcome: Outcome::Wait };
             }
-            Step::Failed(kind) => return Progress::Failed(kind),
+            Step::Failed(kind) => return Served { received: 0, sent, outcome: Outcome::Failed(kind) },
         };
-        self.quiet = 0;
+        self.idle_ticks = 0;
         if self.discarding {
-            return Progress::Discarded(length);
+            return Served { received, sent, outcome: Outcome::Discarded };
         }
-        let data = if length < buffer.len() {
-            if self.edge == Edge::Readable {
-                self.edge = Edge::Spent;
-            }
-            &buffer[..length]
-        } else {
-            buffer
-        };
-        received(data);
+        if received < buffer.len() && self.read_state == ReadState::Ready {
+            self.read_state = ReadState::Drained;
+        }
+        let data = &buffer[..received];
         match step(|| self.stream.write(data)) {
-            Step::Moved(written) if written == data.len() => {
-                sent(written);
-                self.rest()
+            Step::Moved(written) if written == received => {
+                let outcome = self.after_write::<FLUSHES>();
+                Served { received, sent: sent + written, outcome }
             }
-            Step::Moved(0) => Progress::Failed(io::ErrorKind::WriteZero),
+            Step::Moved(0) => Served { received, sent, outcome: Outcome::Failed(ErrorKind::WriteZero) },
             Step::Moved(written) => {
-                let (written, progress) = self.send_rest(data, written);
-                sent(written);
-                progress
+                let (written, outcome) = self.send_rest::<FLUSHES>(data, written);
+                Served { received, sent: sent + written, outcome }
             }
-            Step::Blocked => self.keep(data),
-            Step::Failed(kind) => Progress::Failed(kind),
+            Step::Blocked => Served { received, sent, outcome: self.keep(data) },
+            Step::Failed(kind) => Served { received, sent, outcome: Outcome::Failed(kind) },
         }
     }
 
-    /// What is to become of a connection on which nothing is pending.
+    /// Returns what follows when everything was written.
     #[inline]
-    fn rest(&self) -> Progress {
-        if self.edge == Edge::Spent { Progress::Waiting } else { Progress::Unfinished }
+    fn after_write<const FLUSHES: bool>(&mut self) -> Outcome {
+        if FLUSHES {
+            let outcome = self.flush();
+            if outcome != Outcome::Again {
+                return outcome;
+            }
+        }
+        if self.read_state == ReadState::Drained { Outcome::Wait } else { Outcome::Again }
     }
 
-    /// Sends what is pending, if it can; answers how much went out, and `Unfinished` if nothing is left.
+    /// Sends what is pending, if the stream takes it. Returns how many bytes were sent, and `Again` if nothing is left.
     #[cold]
-    fn flush(&mut self, writable: bool) -> (usize, Progress) {
-        let Some(mut pending) = self.pending.take() else { return (0, Progress::Unfinished) };
-        let (mut length, mut failed) = (0, None);
-        if writable {
-            (length, failed) = self.send(&pending.bytes[pending.sent..], 0);
-            pending.sent += length;
+    fn send_pending<const FLUSHES: bool>(&mut self, writable: bool) -> (usize, Outcome) {
+        if !writable {
+            return (0, Outcome::Wait);
         }
-        if length > 0 {
-            self.quiet = 0;
+        let mut sent = 0;
+        if let Some(mut pending) = self.pending.take() {
+            let failed;
+            (sent, failed) = self.send(&pending.bytes[pending.sent..], 0);
+            pending.sent += sent;
+            if sent > 0 {
+                self.idle_ticks = 0;
+            }
+            if let Some(kind) = failed {
+                return (sent, Outcome::Failed(kind));
+            }
+            if pending.sent < pending.bytes.len() {
+                self.pending = Some(pending);
+                return (sent, Outcome::Wait);
+            }
         }
-        let progress = if let Some(kind) = failed {
-            Progress::Failed(kind)
-        } else if pending.sent == pending.bytes.len() {
-            Progress::Unfinished
-        } else {
-            self.pending = Some(pending);
-            Progress::Waiting
-        };
-        (length, progress)
+        (sent, if FLUSHES { self.flush() } else { Outcome::Again })
     }
 
-    /// Goes on after a short write, and keeps what the stream will not have; answers how much went out.
+    /// Continues after a short write, and keeps what the stream does not take. Returns how many bytes of `data` were sent.
     #[cold]
-    fn send_rest(&mut self, data: &[u8], written: usize) -> (usize, Progress) {
+    fn send_rest<const FLUSHES: bool>(&mut self, data: &[u8], written: usize) -> (usize, Outcome) {
         let (written, failed) = self.send(data, written);
-        let progress = match failed {
-            Some(kind) => Progress::Failed(kind),
-            None if written == data.len() => self.rest(),
-            None => self.keep(&data[written..]),
+        let outcome = match failed {
+            Some(kind) => Outcome::Failed(kind),
+            None if written < data.len() => self.keep(&data[written..]),
+            None => self.after_write::<FLUSHES>(),
         };
-        (written, progress)
+        (written, outcome)
     }
 
     #[cold]
-    fn keep(&mut self, rest: &[u8]) -> Progress {
+    fn keep(&mut self, rest: &[u8]) -> Outcome {
         self.pending = Some(Box::new(Pending { bytes: rest.into(), sent: 0 }));
-        Progress::Waiting
+        Outcome::Wait
     }
 
-    /// Writes `data` from `sent` on until it is all out or the stream blocks; answers how much of it is out, and what failed.
+    /// Flushes the stream. Returns `Again` if nothing is left in it, and `Wait` if it blocks: its bytes are pending output then.
+    fn flush(&mut self) -> Outcome {
+        let flushed = step(|| self.stream.flush().map(|()| 0));
+        self.unflushed = matches!(flushed, Step::Blocked);
+        match flushed {
+            Step::Moved(_) => Outcome::Again,
+            Step::Blocked => Outcome::Wait,
+            Step::Failed(kind) => Outcome::Failed(kind),
+        }
+    }
+
+    /// Writes `data` from `sent` on, until it is sent or the stream blocks. Returns how much of it is sent, and what failed.
     ///
-    /// A short write is followed by another: only `WouldBlock` makes the kernel report when there is room again.
-    fn send(&mut self, data: &[u8], mut sent: usize) -> (usize, Option<io::ErrorKind>) {
+    /// A short write is followed by another: only after `WouldBlock` does the kernel report that there is room again.
+    fn send(&mut self, data: &[u8], mut sent: usize) -> (usize, Option<ErrorKind>) {
         while sent < data.len() {
             match step(|| self.stream.write(&data[sent..])) {
-                Step::Moved(0) => return (sent, Some(io::ErrorKind::WriteZero)),
+                Step::Moved(0) => return (sent, Some(ErrorKind::WriteZero)),
                 Step::Moved(n) => sent += n,
                 Step::Blocked => break,
                 Step::Failed(kind) => return (sent, Some(kind)),
@@ -242,40 +281,50 @@ impl<S: Read + Write> Connection<S> {
 }
 
 impl<S> Connection<S> {
-    /// The stream.
+    /// Returns the stream.
     pub fn get_ref(&self) -> &S {
         &self.stream
     }
 
-    /// How many bytes were received and not yet sent: at most one buffer's worth.
+    /// Returns the stream. Reading from it or writing to it alters the echo.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    /// Returns the stream, without what is pending.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
+    /// Returns how many bytes were received and not yet sent: at most one buffer's worth.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.pending.as_ref().map_or(0, |pending| pending.bytes.len() - pending.sent)
     }
 
-    /// From now on, what comes in is thrown away: this direction has been ended.
+    /// Reads and discards from now on: call this when this end has closed its direction.
     pub fn discard(&mut self) {
         self.discarding = true;
     }
 
-    /// Whether [`discard`](Self::discard) was called.
+    /// Returns whether [`discard`](Self::discard) was called.
     #[must_use]
     pub fn is_discarding(&self) -> bool {
         self.discarding
     }
 
-    /// Counts a call during which no byte has moved, and answers how many there were in a row.
+    /// Increments the idle counter and returns it. Any byte resets it.
     ///
-    /// Called at a steady pace, it tells how long a connection has been quiet, and the path of a message needs no clock:
-    /// after `n` calls at least `n - 1` periods have passed.
-    pub fn grow_quiet(&mut self) -> u8 {
-        self.quiet = self.quiet.saturating_add(1);
-        self.quiet
+    /// Called once a period, it measures how long a connection has been idle without a clock on the path of a message: after `n`
+    /// calls at least `n - 1` periods have passed.
+    pub fn tick_idle(&mut self) -> u8 {
+        self.idle_ticks = self.idle_ticks.saturating_add(1);
+        self.idle_ticks
     }
 
-    /// Begins to count anew.
-    pub fn reset_quiet(&mut self) {
-        self.quiet = 0;
+    /// Resets the idle counter.
+    pub fn reset_idle(&mut self) {
+        self.idle_ticks = 0;
     }
 }
 
@@ -285,8 +334,8 @@ fn step(mut call: impl FnMut() -> io::Result<usize>) -> Step {
         match call() {
             Ok(n) => return Step::Moved(n),
             Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => return Step::Blocked,
+                ErrorKind::Interrupted => {}
+                ErrorKind::WouldBlock => return Step::Blocked,
                 kind => return Step::Failed(kind),
             },
         }

@@ -1,4 +1,4 @@
-//! Drain, stop and look on from another thread.
+//! Drains, stops and counts from another thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,7 +9,7 @@ use super::stats::{Counters, Stats};
 
 /// Commands a [`Server`](crate::Server) from any thread, and reads its counters.
 ///
-/// It may outlive the server: what it says then does nothing.
+/// It may outlive the server: its commands have no effect then.
 ///
 /// # Examples
 ///
@@ -28,7 +28,7 @@ use super::stats::{Counters, Stats};
 #[derive(Clone, Debug)]
 pub struct Handle(Arc<Shared>);
 
-/// What the loop and its handles share.
+/// What the loop shares with its handles.
 #[derive(Debug)]
 struct Shared {
     command: AtomicU8,
@@ -36,7 +36,7 @@ struct Shared {
     counters: Counters,
 }
 
-/// What a handle has asked for. A later one overrides an earlier, never the reverse.
+/// A command. A later one overrides an earlier one, never the reverse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Command {
     Run,
@@ -49,34 +49,34 @@ impl Handle {
         Self(Arc::new(Shared { command: AtomicU8::new(Command::Run as u8), waker, counters: Counters::default() }))
     }
 
-    /// Asks for an orderly end: no new connections, the echo of all that comes, FIN to each connection that has fallen
-    /// silent, and at [`Config::drain_timeout`](crate::Config::drain_timeout) the end of those that are left.
+    /// Shuts down gracefully: the server accepts no new connections, keeps echoing, and sends FIN to each connection once it is
+    /// silent. At [`Config::drain_timeout`](crate::Config::drain_timeout) it closes those that are left.
     pub fn drain(&self) {
-        self.ask(Command::Drain);
+        self.send(Command::Drain);
     }
 
-    /// Asks for the end at once: every connection is closed, and what is pending is lost.
+    /// Closes every connection immediately. Pending output is lost.
     pub fn stop(&self) {
-        self.ask(Command::Stop);
+        self.send(Command::Stop);
     }
 
-    /// Whether [`drain`](Self::drain) or [`stop`](Self::stop) has been called.
+    /// Returns whether [`drain`](Self::drain) or [`stop`](Self::stop) was called.
     #[must_use]
     pub fn is_ending(&self) -> bool {
         self.command() > Command::Run
     }
 
-    /// The counters as they stand.
+    /// Returns the counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.0.counters.snapshot()
     }
 
-    fn ask(&self, command: Command) {
-        // The command before the wake: the loop looks for it after its wait.
+    fn send(&self, command: Command) {
+        // Before the wake: the loop reads the command after its wait.
         self.0.command.fetch_max(command as u8, Ordering::Release);
         if let Err(error) = self.0.waker.wake() {
-            log::warn!(target: crate::LOG_TARGET, "cannot wake the loop: {error}; it obeys at its next event");
+            log::warn!(target: crate::LOG_TARGET, "cannot wake the loop: {error}; the command takes effect at the next event");
         }
     }
 

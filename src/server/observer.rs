@@ -1,15 +1,15 @@
-//! What the embedder is told.
+//! What an embedder can observe.
 
 use std::io;
 use std::net::SocketAddr;
 
-/// The other end of a connection, as an [`Observer`] is told of it.
+/// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Peer {
-    /// Tells apart the connections that are open. A key is used again after its connection has closed.
+    /// Identifies the connection among those that are open. A key is used again after its connection has closed.
     pub key: usize,
-    /// The address that accept(2) gave.
+    /// The address that accept(2) returned.
     pub address: SocketAddr,
 }
 
@@ -19,22 +19,22 @@ impl Peer {
     }
 }
 
-/// Is told, on the server's thread, what becomes of each connection: opened, received and ended as they come, then closed.
+/// Receives the events of each connection, on the server's thread: opened, received and ended in their order, then closed.
 ///
-/// Every method does nothing unless it is written, and `()` observes nothing at no cost. While a method runs the server
-/// serves nobody, so none may block.
+/// Every method has an empty default, and `()` costs nothing. A method must not block: the server serves no connection while it
+/// runs.
 ///
 /// # Examples
 ///
 /// ```
-/// use ecoloop::{Closed, Config, Observer, Peer, Server};
+/// use ecoloop::{CloseReason, Config, Observer, Peer, Server};
 ///
 /// #[derive(Default)]
 /// struct Resets(u64);
 ///
 /// impl Observer for Resets {
-///     fn closed(&mut self, _: Peer, why: Closed) {
-///         self.0 += u64::from(why == Closed::Reset);
+///     fn closed(&mut self, _: Peer, reason: CloseReason) {
+///         self.0 += u64::from(reason == CloseReason::Reset);
 ///     }
 /// }
 ///
@@ -48,19 +48,19 @@ pub trait Observer {
         let _ = peer;
     }
 
-    /// These bytes came in, and are about to be echoed: at most one buffer's worth, cut where the reads happened to end.
+    /// These bytes were received: one read, at most one buffer's worth. Their echo is sent or pending, or sending it has failed.
     fn received(&mut self, peer: Peer, data: &[u8]) {
         let _ = (peer, data);
     }
 
-    /// The peer has ended its direction, and all that it sent has gone back, apart from what came after this end's own FIN.
+    /// The peer has closed its direction, and what it sent before this end's own FIN was echoed.
     fn ended(&mut self, peer: Peer) {
         let _ = peer;
     }
 
-    /// The connection is about to be closed; nothing more is told of it.
-    fn closed(&mut self, peer: Peer, why: Closed) {
-        let _ = (peer, why);
+    /// The connection is about to be closed. It is the last event of this connection.
+    fn closed(&mut self, peer: Peer, reason: CloseReason) {
+        let _ = (peer, reason);
     }
 }
 
@@ -69,24 +69,24 @@ impl Observer for () {}
 /// Why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Closed {
-    /// The peer ended its direction, and all that it sent went back.
+pub enum CloseReason {
+    /// The peer closed its direction, and every byte that it sent was echoed.
     EndOfStream,
-    /// The peer reset it, or was gone when it was written to (`ECONNRESET`, `EPIPE`).
+    /// The peer reset the connection, or had closed it when the server wrote (`ECONNRESET`, `EPIPE`).
     Reset,
-    /// Another failure of a read or a write, such as a timeout of the network.
+    /// A read or a write failed otherwise, such as by a timeout of the network.
     Failed(io::ErrorKind),
     /// No byte moved for [`Config::idle_timeout`](crate::Config::idle_timeout).
     Idle,
-    /// The server drained: this end sent FIN first, and the peer answered with its own.
+    /// The server drained: it sent FIN first, and the peer sent its own.
     Drained,
     /// The server drained, and [`Config::drain_timeout`](crate::Config::drain_timeout) passed before the peer's FIN.
     Cut,
-    /// The server stopped.
+    /// The server was stopped.
     Stopped,
 }
 
-impl From<io::ErrorKind> for Closed {
+impl From<io::ErrorKind> for CloseReason {
     fn from(kind: io::ErrorKind) -> Self {
         match kind {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset,

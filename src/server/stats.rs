@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::observer::Closed;
+use super::observer::CloseReason;
 
-/// What a server has counted since it was bound.
+/// The counters of a server since it was bound.
 ///
-/// A snapshot taken while the server runs may catch it between two counters: a message received and not yet sent.
+/// A snapshot of a running server may be taken between two counters: a message is received and not yet sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -14,51 +14,51 @@ pub struct Stats {
     pub accepted: u64,
     /// Connections closed, by reason.
     pub closed: ClosedStats,
-    /// Bytes received, those discarded included.
+    /// Bytes received, including those discarded.
     pub bytes_in: u64,
     /// Bytes sent.
     pub bytes_out: u64,
-    /// Bytes received after this end had sent FIN, and thrown away.
+    /// Bytes received after the server had sent FIN, which are not echoed.
     pub discarded: u64,
 }
 
 impl Stats {
-    /// Connections open now.
+    /// Returns the number of open connections.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.accepted - self.closed.total()
     }
 }
 
-/// Connections closed, by reason: one count for each variant of [`Closed`].
+/// Connections closed, by reason: one count for each variant of [`CloseReason`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClosedStats {
-    /// [`Closed::EndOfStream`]
+    /// [`CloseReason::EndOfStream`]
     pub end_of_stream: u64,
-    /// [`Closed::Reset`]
+    /// [`CloseReason::Reset`]
     pub reset: u64,
-    /// [`Closed::Failed`]
+    /// [`CloseReason::Failed`]
     pub failed: u64,
-    /// [`Closed::Idle`]
+    /// [`CloseReason::Idle`]
     pub idle: u64,
-    /// [`Closed::Drained`]
+    /// [`CloseReason::Drained`]
     pub drained: u64,
-    /// [`Closed::Cut`]
+    /// [`CloseReason::Cut`]
     pub cut: u64,
-    /// [`Closed::Stopped`]
+    /// [`CloseReason::Stopped`]
     pub stopped: u64,
 }
 
 impl ClosedStats {
-    /// Connections closed, whatever the reason.
+    /// Returns the number of closed connections.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.end_of_stream + self.reset + self.failed + self.idle + self.drained + self.cut + self.stopped
     }
 }
 
-/// The live counters. The loop alone writes them.
+/// The live counters. Only the loop writes them.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) accepted: Counter,
@@ -75,20 +75,20 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn closed(&self, why: Closed) -> &Counter {
-        match why {
-            Closed::EndOfStream => &self.end_of_stream,
-            Closed::Reset => &self.reset,
-            Closed::Failed(_) => &self.failed,
-            Closed::Idle => &self.idle,
-            Closed::Drained => &self.drained,
-            Closed::Cut => &self.cut,
-            Closed::Stopped => &self.stopped,
+    pub(super) fn closed(&self, reason: CloseReason) -> &Counter {
+        match reason {
+            CloseReason::EndOfStream => &self.end_of_stream,
+            CloseReason::Reset => &self.reset,
+            CloseReason::Failed(_) => &self.failed,
+            CloseReason::Idle => &self.idle,
+            CloseReason::Drained => &self.drained,
+            CloseReason::Cut => &self.cut,
+            CloseReason::Stopped => &self.stopped,
         }
     }
 
     pub(super) fn snapshot(&self) -> Stats {
-        // Closed before accepted, so that `open` cannot fall below zero: each is counted after the other.
+        // Read before `accepted`, so that `open` cannot underflow: a connection is counted there first.
         let closed = ClosedStats {
             end_of_stream: self.end_of_stream.get(),
             reset: self.reset.get(),
@@ -113,8 +113,8 @@ impl Counters {
 pub(super) struct Counter(AtomicU64);
 
 impl Counter {
-    /// A load and a store, where `fetch_add` would lock the bus: nobody else writes. The store releases what was counted
-    /// before it, so that a reader who sees a connection closed has seen it accepted.
+    /// Adds with a load and a store: there is one writer, and `fetch_add` would lock the bus. The store releases earlier counts, so
+    /// that a reader that sees a connection closed has seen it accepted.
     pub(super) fn add(&self, n: usize) {
         self.0.store(self.0.load(Ordering::Relaxed) + n as u64, Ordering::Release);
     }

@@ -1,9 +1,10 @@
-//! The server's turns against a kernel that reports an edge once and never again, and the size of what it keeps.
+//! The server's turns against a modelled kernel that reports an edge once, and the size of a slab entry.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "in a test a panic is the answer")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -14,8 +15,8 @@ use mio::{Interest, Registry, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Connection, Handle, Peer, Progress, echo};
-use crate::{INTEREST, Reactor, Readiness};
+use super::{Connection, Handle, Outcome, Peer, echo};
+use crate::{Handler, INTEREST, Next, Reactor, Ready};
 
 const BUFFER_SIZE: usize = 4;
 const READS_PER_TURN: usize = 2;
@@ -28,14 +29,14 @@ enum Action {
     Send(usize),
     /// Sends a byte out of band: the stream stops there, and goes on behind it.
     SendUrgent,
-    /// Reads so much of its echo.
+    /// Reads this many bytes of its echo.
     Receive(usize),
     HalfClose,
     Reset,
     Rest,
 }
 
-/// When a peer does what it does next, at the earliest. At the beginning of a turn each peer does one thing.
+/// The earliest moment of a peer's next action. At the beginning of a turn each peer takes one action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moment {
     Turn,
@@ -43,7 +44,7 @@ enum Moment {
     AfterPoll,
     /// At the end of a call.
     WithinCall,
-    /// Together with what it did before.
+    /// Together with the action before.
     AtOnce,
 }
 
@@ -60,15 +61,15 @@ struct Script {
 struct Socket {
     id: usize,
     actions: VecDeque<(Moment, Action)>,
-    /// What the peer has sent in all, urgent bytes apart, and what waits of it; `None` is the place of an urgent byte.
+    /// What the peer has sent, urgent bytes apart, and what of it was not read; `None` is the place of an urgent byte.
     sent: Vec<u8>,
     incoming: VecDeque<Option<u8>>,
     ended: bool,
     reset: bool,
-    /// What was written in all, and how much of it the peer has not read.
+    /// What was written, and how much of it the peer has not read.
     echoed: Vec<u8>,
     unread: usize,
-    /// A write blocked: room is an event. Without that it is none.
+    /// A write has blocked: only then is room an event.
     blocked: bool,
     /// Something happened that was not reported.
     edge: bool,
@@ -87,13 +88,13 @@ impl Socket {
             echoed: Vec::new(),
             unread: 0,
             blocked: false,
-            // Registering reports what is so already.
+            // Registering reports the present state.
             edge: true,
             reads: 0,
         }
     }
 
-    /// The peer does its next thing. Once it has nothing more to do it ends its direction and reads on.
+    /// Takes the peer's next action. After the last one the peer closes its direction and reads everything.
     fn act(&mut self) {
         let Some((_, action)) = self.actions.pop_front() else {
             self.receive(usize::MAX);
@@ -162,15 +163,16 @@ impl Socket {
         self.reset || self.unread * 3 <= SEND_BUFFER * 2
     }
 
-    /// What is so now, if anything has happened since the last report.
-    fn report(&mut self) -> Option<Readiness> {
-        let readiness = Readiness {
-            readable: self.is_readable(),
-            writable: self.is_writable(),
-            read_closed: self.ended || self.reset,
-            priority: self.has_urgent(),
-        };
-        (std::mem::take(&mut self.edge) && readiness != Readiness::default()).then_some(readiness)
+    /// Returns the readiness, if anything has happened since the last report.
+    fn report(&mut self) -> Option<Ready> {
+        let flags = [
+            (Ready::READABLE, self.is_readable()),
+            (Ready::WRITABLE, self.is_writable()),
+            (Ready::READ_CLOSED, self.ended || self.reset),
+            (Ready::PRIORITY, self.has_urgent()),
+        ];
+        let ready = flags.into_iter().filter(|&(_, set)| set).fold(Ready::NONE, |ready, (flag, _)| ready | flag);
+        (std::mem::take(&mut self.edge) && !ready.is_none()).then_some(ready)
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -235,7 +237,7 @@ impl Write for Stream {
     }
 }
 
-/// No poll knows of it: the test reports its edges.
+/// The poll does not know it: the test reports its edges.
 impl Source for Stream {
     fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
         Ok(())
@@ -253,126 +255,137 @@ impl Source for Stream {
 /// A server without listeners: the test opens its connections.
 struct Model {
     reactor: Reactor<Connection<Stream>>,
+    world: World,
+}
+
+/// What serves the model's connections, as `Echo` serves the server's.
+struct World {
     buffer: [u8; BUFFER_SIZE],
     handle: Handle,
-    /// Those that are open, by key.
+    /// Open connections, by key.
     open: BTreeMap<usize, Rc<RefCell<Socket>>>,
-    closed: Vec<(Rc<RefCell<Socket>>, Progress)>,
-    /// Those that were left over by the last turn.
+    closed: Vec<(Rc<RefCell<Socket>>, Outcome)>,
+    /// Connections that the last turn left to the next.
     unfinished: BTreeSet<usize>,
+    /// Connections to be served in the first pass of this turn.
+    due: BTreeSet<usize>,
+    /// Connections to be accepted while this turn's are served.
+    newcomers: Vec<Socket>,
 }
 
 impl Model {
     fn new() -> Self {
         let reactor = Reactor::new(16).unwrap();
-        Self {
-            handle: Handle::new(reactor.waker().unwrap()),
-            reactor,
+        let world = World {
             buffer: [0; BUFFER_SIZE],
+            handle: Handle::new(reactor.waker().unwrap()),
             open: BTreeMap::new(),
             closed: Vec::new(),
             unfinished: BTreeSet::new(),
-        }
+            due: BTreeSet::new(),
+            newcomers: Vec::new(),
+        };
+        Self { reactor, world }
     }
 
-    fn open(&mut self, socket: Socket) {
-        let socket = Rc::new(RefCell::new(socket));
-        let key = self.reactor.insert(Stream(Rc::clone(&socket)), INTEREST, Connection::new).unwrap();
-        assert!(self.open.insert(key, socket).is_none(), "a key was given twice");
-    }
-
-    /// One turn, in the midst of which `newcomers` are accepted. Whoever has something to do is served, in rounds.
-    fn turn(&mut self, mut newcomers: Vec<Socket>) {
-        let mut due: BTreeSet<usize> = self.unfinished.clone();
-        let mut reported = Vec::new();
-        for (&key, socket) in &self.open {
+    /// Takes one turn, during which `newcomers` are accepted.
+    fn turn(&mut self, newcomers: Vec<Socket>) {
+        let world = &mut self.world;
+        self.reactor.wait(Some(Duration::ZERO)).unwrap();
+        world.due = world.unfinished.clone();
+        world.newcomers = newcomers;
+        for (&key, socket) in &world.open {
             let mut socket = socket.borrow_mut();
             socket.reads = 0;
             socket.act();
-            if let Some(readiness) = socket.report() {
-                reported.push((key, readiness));
-                due.insert(socket.id);
+            if let Some(ready) = socket.report() {
+                self.reactor.report(key, ready);
+                world.due.insert(socket.id);
             }
         }
-        let batch = self.reactor.poll(Some(Duration::ZERO)).unwrap();
-        self.reactor.give_back(batch);
-        for socket in self.open.values() {
+        for socket in world.open.values() {
             socket.borrow_mut().act_at(Moment::AfterPoll);
         }
-        for (key, readiness) in reported {
-            assert!(due.remove(&self.open[&key].borrow().id), "served out of turn, or twice");
-            self.serve(key, readiness);
-            // A newcomer must not come by a key for which there is something in this batch.
-            if let Some(newcomer) = newcomers.pop() {
-                self.open(newcomer);
-            }
+        self.reactor.serve(READS_PER_TURN, world);
+        assert!(world.due.is_empty(), "not served in its turn: {:?}", world.due);
+        for newcomer in std::mem::take(&mut world.newcomers) {
+            world.open(&mut self.reactor, newcomer);
         }
-        for newcomer in newcomers {
-            self.open(newcomer);
-        }
-        while let Some(key) = self.reactor.next_listed() {
-            assert!(due.remove(&self.open[&key].borrow().id), "served out of turn, or twice");
-            self.serve(key, Readiness::default());
-        }
-        assert!(due.is_empty(), "passed over");
-        for _ in 1..READS_PER_TURN {
-            self.reactor.next_round();
-            while let Some(key) = self.reactor.next_listed() {
-                self.serve(key, Readiness::default());
-            }
-        }
-        self.assert_nobody_is_forgotten();
+        self.assert_none_is_forgotten();
     }
+}
 
-    /// What `Server::serve` does for a connection.
-    fn serve(&mut self, key: usize, readiness: Readiness) {
-        let connection = self.reactor.visit(key).unwrap();
+impl Handler<Connection<Stream>> for World {
+    type Act = Outcome;
+
+    fn ready(&mut self, key: usize, connection: &mut Connection<Stream>, ready: Ready) -> Next<Outcome> {
         let socket = &self.open[&key];
-        let peer = || Peer::new(key, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
-        let progress = echo(connection, peer, &readiness, &mut self.buffer, &self.handle, &mut ());
+        let id = socket.borrow().id;
+        assert!(self.due.is_empty() || self.due.remove(&id), "served before its turn, or twice in a pass");
+        let peer = Peer::new(key, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
+        let outcome = echo(connection, peer, ready, &mut self.buffer, &self.handle, &mut ());
         assert!(socket.borrow().reads <= READS_PER_TURN);
-        self.unfinished.remove(&socket.borrow().id);
-        match progress {
-            Progress::Waiting => {}
-            Progress::Unfinished => {
-                self.reactor.resume(key);
-                self.unfinished.insert(socket.borrow().id);
-            }
-            Progress::Discarded(_) => panic!("nobody called `discard`"),
-            Progress::Ended | Progress::Failed(_) => {
-                self.reactor.remove(key);
-                self.closed.extend(self.open.remove(&key).map(|socket| (socket, progress)));
-            }
+        if outcome == Outcome::Again {
+            self.unfinished.insert(id);
+        } else {
+            self.unfinished.remove(&id);
         }
+        Next::Act(outcome)
     }
 
-    /// Whoever can go on has an edge that is still to be reported, or is on the list for the next turn.
-    fn assert_nobody_is_forgotten(&mut self) {
-        for (&key, socket) in &self.open {
+    fn act(&mut self, reactor: &mut Reactor<Connection<Stream>>, key: usize, outcome: Outcome) -> Next<Infallible> {
+        if matches!(outcome, Outcome::Ended | Outcome::Failed(_)) {
+            reactor.remove(key);
+            self.closed.extend(self.open.remove(&key).map(|socket| (socket, outcome)));
+        }
+        // A newcomer must not get a key for which something is left in this batch.
+        if let Some(newcomer) = self.newcomers.pop() {
+            self.open(reactor, newcomer);
+        }
+        match outcome {
+            Outcome::Again => Next::Again,
+            Outcome::Discarded => panic!("`discard` was not called"),
+            Outcome::Wait | Outcome::Ended | Outcome::Failed(_) => Next::Wait,
+        }
+    }
+}
+
+impl World {
+    fn open(&mut self, reactor: &mut Reactor<Connection<Stream>>, socket: Socket) {
+        let socket = Rc::new(RefCell::new(socket));
+        let key = reactor.insert(Stream(Rc::clone(&socket)), INTEREST, Connection::new).unwrap();
+        assert!(self.open.insert(key, socket).is_none(), "a key was given twice");
+    }
+}
+
+impl Model {
+    /// Checks that each connection that can go on has an edge yet to be reported, or is in the run queue.
+    fn assert_none_is_forgotten(&mut self) {
+        for (&key, socket) in &self.world.open {
             let socket = socket.borrow();
             let pending = self.reactor.get_mut(key).unwrap().pending();
             let can_go_on = if pending > 0 { socket.is_writable() } else { socket.is_readable() };
-            let is_due = socket.edge || self.unfinished.contains(&socket.id);
+            let is_due = socket.edge || self.world.unfinished.contains(&socket.id);
             assert!(is_due || !can_go_on, "forgotten with {pending} bytes pending: {socket:?}");
         }
     }
 
-    /// Each connection has closed for its own reason, and all that it was to echo is echoed and counted.
+    /// Checks that each connection has closed for its reason, and that everything was echoed and counted.
     fn assert_all_is_echoed(&self) {
         let (mut received, mut echoed) = (0, 0);
-        for (socket, progress) in &self.closed {
+        for (socket, outcome) in &self.world.closed {
             let socket = socket.borrow();
-            match progress {
-                Progress::Ended => assert_eq!(socket.echoed, socket.sent),
-                Progress::Failed(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+            match outcome {
+                Outcome::Ended => assert_eq!(socket.echoed, socket.sent),
+                Outcome::Failed(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
                     assert!(socket.reset && socket.sent.starts_with(&socket.echoed));
                 }
-                progress => panic!("{progress:?}: {socket:?}"),
+                outcome => panic!("{outcome:?}: {socket:?}"),
             }
             received += socket.sent.len() - socket.incoming.iter().flatten().count();
             echoed += socket.echoed.len();
         }
-        let stats = self.handle.stats();
+        let stats = self.world.handle.stats();
         assert_eq!((stats.bytes_in, stats.bytes_out, stats.discarded), (received as u64, echoed as u64, 0));
     }
 }
@@ -380,15 +393,15 @@ impl Model {
 /// Plays the scripts to their end.
 fn play(scripts: &[Script]) {
     let mut model = Model::new();
-    // A peer that reads all there is lets a byte through each turn, at least.
+    // A peer that reads everything lets at least one byte through each turn.
     let turns_max = scripts.iter().map(|script| script.opens + script.turns_max()).max().unwrap_or(0);
     for turn in 0..=turns_max {
         let opening = scripts.iter().enumerate().filter(|(_, script)| script.opens == turn);
         model.turn(opening.map(|(id, script)| Socket::new(id, script.actions.clone())).collect());
     }
-    assert_eq!(model.closed.len(), scripts.len(), "somebody waits yet: {:?}", model.open);
+    assert_eq!(model.world.closed.len(), scripts.len(), "not closed: {:?}", model.world.open);
     model.assert_all_is_echoed();
-    assert!(!model.reactor.has_work());
+    assert!(!model.reactor.has_pending());
 }
 
 impl Script {
@@ -419,12 +432,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_byte_is_echoed_and_every_end_seen_though_an_edge_is_reported_once(scripts in vec(scripts(), 1..8)) {
+    fn every_byte_is_echoed_and_every_end_is_seen_with_one_report_of_each_edge(scripts in vec(scripts(), 1..8)) {
         play(&scripts);
     }
 }
 
-/// What an idle connection costs is what its entry takes. Debug builds of mio keep more in a socket.
+/// An idle connection costs its entry. In debug builds mio's sockets are larger.
 #[test]
 #[cfg(all(not(debug_assertions), target_pointer_width = "64"))]
 fn an_entry_of_the_slab_takes_at_most_56_bytes() {

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use ecoloop::{Closed, Config, Observer, Server, Turn};
+use ecoloop::{CloseReason, Config, Observer, Server, Turn};
 use rustix::process::Signal;
 use socket2::SockRef;
 
@@ -311,11 +311,11 @@ fn those_on_which_nothing_moves_for_the_idle_timeout_are_closed_and_no_others() 
         }
     }
     let closed: Vec<_> = closed.into_iter().map(|(peer, told)| (peer.address, told)).collect();
-    assert_eq!(closed, [(silent_address, Told::Closed(Closed::Idle))]);
+    assert_eq!(closed, [(silent_address, Told::Closed(CloseReason::Idle))]);
     assert_ended(&mut silent);
 
     // Once it moves nothing more, it goes too.
-    turn_until(&mut server, || recorder.take().iter().any(|(_, told)| *told == Told::Closed(Closed::Idle)));
+    turn_until(&mut server, || recorder.take().iter().any(|(_, told)| *told == Told::Closed(CloseReason::Idle)));
     assert_ended(&mut moves);
     assert_eq!(server.report().stats.closed.idle, 2);
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use ecoloop::{Closed, Config, Server};
+use ecoloop::{CloseReason, Config, Server};
 use rustix::process::Signal;
 
 use crate::support::{
@@ -27,7 +27,7 @@ fn the_end_of_a_stream_closes_that_connection_alone() {
     assert_echoes(&mut other, b"adios");
 
     let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
-    let closed = Told::Closed(Closed::EndOfStream);
+    let closed = Told::Closed(CloseReason::EndOfStream);
     assert_eq!(told, [Told::Opened, Told::Received(4), Told::Ended, closed, Told::Received(5)]);
     assert_eq!(server.handle().stats().open(), 1);
 }
@@ -48,7 +48,7 @@ fn a_reset_closes_that_connection_alone() {
     assert_echoes(&mut other, b"adios");
 
     let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
-    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Closed(Closed::Reset), Told::Received(5)]);
+    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Closed(CloseReason::Reset), Told::Received(5)]);
     assert_eq!(server.handle().stats().open(), 1);
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use ecoloop::{Closed, Config, Observer, Server, Turn};
+use ecoloop::{CloseReason, Config, Observer, Server, Turn};
 
 use crate::support::{
     Recorder, TIMEOUT, TcpState, Told, assert_echoes, assert_receives, await_state, await_unread, connect, eventually,
@@ -111,7 +111,7 @@ fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
     let (new_peer, _) = *told.last().unwrap();
     assert_eq!(
         told,
-        [(old_peer, Told::Ended), (old_peer, Told::Closed(Closed::EndOfStream)), (new_peer, Told::Opened)],
+        [(old_peer, Told::Ended), (old_peer, Told::Closed(CloseReason::EndOfStream)), (new_peer, Told::Opened)],
         "the premise: closed and accepted in one turn"
     );
     assert_ne!(new_peer.key, old_peer.key);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoloop::{Closed, Config, Handle, Observer, Peer, Server, Turn};
+use ecoloop::{CloseReason, Config, Handle, Observer, Peer, Server, Turn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -359,7 +359,7 @@ fn with_an_idle_timeout_a_turn_waits_no_longer_than_for_the_next_look() {
     while turn(&mut server) == Turn::Running {}
     client.join().unwrap();
     let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
-    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Closed(Closed::Idle)]);
+    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Closed(CloseReason::Idle)]);
 }
 
 #[test]
@@ -635,13 +635,13 @@ fn each_connection_is_told_in_order_and_why_it_closed() {
         half_close(&client);
         Some(client)
     });
-    assert_eq!(told, [Opened, Received(4), Ended, ClosedFor(Closed::EndOfStream)]);
+    assert_eq!(told, [Opened, Received(4), Ended, ClosedFor(CloseReason::EndOfStream)]);
 
     let told = life(Config::default(), |client, _| {
         reset(client);
         None
     });
-    assert_eq!(told, [Opened, Received(4), ClosedFor(Closed::Reset)]);
+    assert_eq!(told, [Opened, Received(4), ClosedFor(CloseReason::Reset)]);
 
     let told = life(patient(), |mut client, handle| {
         handle.drain();
@@ -649,7 +649,7 @@ fn each_connection_is_told_in_order_and_why_it_closed() {
         half_close(&client);
         Some(client)
     });
-    assert_eq!(told, [Opened, Received(4), Ended, ClosedFor(Closed::Drained)]);
+    assert_eq!(told, [Opened, Received(4), Ended, ClosedFor(CloseReason::Drained)]);
 
     let mut config = Config::default();
     config.drain_timeout = Duration::ZERO;
@@ -657,13 +657,13 @@ fn each_connection_is_told_in_order_and_why_it_closed() {
         handle.drain();
         Some(client)
     });
-    assert_eq!(told, [Opened, Received(4), ClosedFor(Closed::Cut)]);
+    assert_eq!(told, [Opened, Received(4), ClosedFor(CloseReason::Cut)]);
 
     let told = life(Config::default(), |client, handle| {
         handle.stop();
         Some(client)
     });
-    assert_eq!(told, [Opened, Received(4), ClosedFor(Closed::Stopped)]);
+    assert_eq!(told, [Opened, Received(4), ClosedFor(CloseReason::Stopped)]);
 }
 
 /// The kernel gives up on a peer that takes nothing for so long (tcp(7), `TCP_USER_TIMEOUT`).
@@ -684,7 +684,7 @@ fn a_timeout_of_the_network_is_told_as_a_failure() {
     let writer = thread::spawn(move || (&writer).write_all(&pattern(4 << 20)).unwrap_err());
     eventually("its end", || handle.stats().closed.total() == 1);
     assert_eq!(handle.stats().closed.failed, 1);
-    assert_eq!(recorder.take().last().unwrap().1, Told::Closed(Closed::Failed(ErrorKind::TimedOut)));
+    assert_eq!(recorder.take().last().unwrap().1, Told::Closed(CloseReason::Failed(ErrorKind::TimedOut)));
     // It may be over already.
     let _ = client.shutdown(Shutdown::Both);
     writer.join().unwrap();
@@ -709,7 +709,7 @@ impl Observer for Keys {
         assert!(self.0.lock().unwrap().0.contains(&peer.key));
     }
 
-    fn closed(&mut self, peer: Peer, _: Closed) {
+    fn closed(&mut self, peer: Peer, _: CloseReason) {
         assert!(self.0.lock().unwrap().0.remove(&peer.key));
     }
 }

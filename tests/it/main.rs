@@ -5,7 +5,6 @@
 mod accepting;
 mod clients;
 mod command_line;
-mod connection_model;
 mod draining;
 mod echo;
 mod endings;

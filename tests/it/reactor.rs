@@ -1,12 +1,14 @@
-//! `Reactor` by itself: which keys a turn serves, when a key is free again, and what counts as work left over.
+//! `Reactor` by itself: which keys a turn serves, when a key is used again, and what is pending.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::Duration;
 
-use ecoloop::{Batch, INTEREST, Reactor, Readiness, Reported};
+use ecoloop::{Handler, INTEREST, Next, Reactor, Ready};
 use mio::event::Source;
 use mio::net::UnixStream;
 use mio::unix::SourceFd;
@@ -16,9 +18,7 @@ use proptest::prelude::*;
 
 use crate::support::{TIMEOUT, ends_by_itself};
 
-const WRITABLE: Readiness = Readiness { readable: false, writable: true, read_closed: false, priority: false };
-
-/// A source of which no poll knows. It registers, or refuses to.
+/// A source that no poll reports. It registers, or refuses to.
 struct Silent {
     registers: bool,
 }
@@ -29,11 +29,34 @@ impl Source for Silent {
     }
 
     fn reregister(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
-        unreachable!("a source is registered once and for good")
+        unreachable!("a source is registered once")
     }
 
     fn deregister(&mut self, _: &Registry) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// What a test does with the whole reactor while a key is served.
+type Act<T> = Box<dyn FnOnce(&mut Reactor<T>)>;
+
+/// Records the keys that are served, and asks the test what follows.
+struct Recorder<F> {
+    served: Vec<(usize, Ready)>,
+    next: F,
+}
+
+impl<T, F: FnMut(usize) -> Next<Act<T>>> Handler<T> for Recorder<F> {
+    type Act = Act<T>;
+
+    fn ready(&mut self, key: usize, _: &mut T, ready: Ready) -> Next<Act<T>> {
+        self.served.push((key, ready));
+        (self.next)(key)
+    }
+
+    fn act(&mut self, reactor: &mut Reactor<T>, _: usize, act: Act<T>) -> Next<Infallible> {
+        act(reactor);
+        Next::Wait
     }
 }
 
@@ -46,96 +69,152 @@ fn insert<T>(reactor: &mut Reactor<T>, value: T) -> usize {
     reactor.insert(Silent { registers: true }, INTEREST, |_| value).unwrap()
 }
 
-/// Begins a turn in which nothing is reported.
-#[track_caller]
-fn poll<T>(reactor: &mut Reactor<T>) {
-    let batch = reactor.poll(Some(Duration::ZERO)).unwrap();
-    assert!(batch.is_empty(), "{batch:?}");
-    reactor.give_back(batch);
+fn insert_pair(reactor: &mut Reactor<UnixStream>) -> (usize, UnixStream) {
+    let (near, far) = UnixStream::pair().unwrap();
+    (reactor.insert(near, INTEREST, |stream| stream).unwrap(), far)
 }
 
-/// A turn: whoever is served, with what was reported.
+/// Waits without blocking. Returns whether anything is to be served.
 #[track_caller]
-fn turn<T>(reactor: &mut Reactor<T>) -> Vec<(usize, Readiness)> {
-    let batch = reactor.poll(Some(Duration::ZERO)).unwrap();
-    let served = serve(reactor, &batch);
-    reactor.give_back(batch);
-    served
+fn poll<T>(reactor: &mut Reactor<T>) -> bool {
+    reactor.wait(Some(Duration::ZERO)).unwrap()
 }
 
-fn serve<T>(reactor: &mut Reactor<T>, batch: &Batch) -> Vec<(usize, Readiness)> {
-    let mut served = Vec::new();
-    for reported in batch.iter() {
-        if reactor.visit(reported.key()).is_some() {
-            served.push((reported.key(), reported.readiness()));
-        }
-    }
-    served.extend(std::iter::from_fn(|| reactor.next_listed()).map(|key| (key, Readiness::default())));
-    served
+/// Serves one pass, in which every edge is drained.
+fn drain<T>(reactor: &mut Reactor<T>) -> Vec<(usize, Ready)> {
+    serve(reactor, 1, |_| Next::Wait)
 }
 
-/// Polls for as long as it takes, which must be less than for ever.
+fn serve<T>(reactor: &mut Reactor<T>, passes: usize, next: impl FnMut(usize) -> Next<Act<T>>) -> Vec<(usize, Ready)> {
+    let mut recorder = Recorder { served: Vec::new(), next };
+    reactor.serve(passes, &mut recorder);
+    recorder.served
+}
+
+fn turn<T>(reactor: &mut Reactor<T>) -> Vec<(usize, Ready)> {
+    poll(reactor);
+    drain(reactor)
+}
+
+/// Waits without a timeout, and fails if that blocks.
 #[track_caller]
-fn turn_without_timeout<T>(reactor: &mut Reactor<T>) -> Vec<(usize, Readiness)> {
+fn turn_without_timeout<T>(reactor: &mut Reactor<T>) -> Vec<(usize, Ready)> {
     let waker = reactor.waker().unwrap();
-    let batch = ends_by_itself(move || waker.wake().unwrap(), || reactor.poll(None).unwrap());
-    let served = serve(reactor, &batch);
-    reactor.give_back(batch);
-    served
+    ends_by_itself(move || waker.wake().unwrap(), || reactor.wait(None).unwrap());
+    drain(reactor)
 }
+
+fn act<T>(act: impl FnOnce(&mut Reactor<T>) + 'static) -> Next<Act<T>> {
+    Next::Act(Box::new(act))
+}
+
+const NOTHING_NEW: Ready = Ready::NONE;
 
 #[test]
-fn what_is_resumed_in_a_turn_is_served_in_the_next() {
+fn a_key_is_queued_at_most_once() {
     let mut reactor = reactor();
     let key = insert(&mut reactor, ());
     reactor.resume(key);
-    poll(&mut reactor);
-    assert_eq!(reactor.next_listed(), Some(key));
     reactor.resume(key);
-    reactor.resume(key);
-    assert_eq!(reactor.next_listed(), None);
-
-    poll(&mut reactor);
-    assert_eq!(reactor.next_listed(), Some(key));
-    assert_eq!(reactor.next_listed(), None);
-    assert!(!reactor.has_work());
+    assert!(poll(&mut reactor));
+    assert_eq!(drain(&mut reactor), [(key, NOTHING_NEW)]);
+    assert!(!reactor.has_pending());
+    assert!(!poll(&mut reactor));
+    assert_eq!(drain(&mut reactor), []);
 }
 
 #[test]
-fn what_is_resumed_in_a_round_is_served_in_the_next() {
+fn a_key_whose_edge_is_not_drained_is_served_again_after_the_others() {
     let mut reactor = reactor();
     let (one, other) = (insert(&mut reactor, ()), insert(&mut reactor, ()));
     reactor.resume(one);
     reactor.resume(other);
-    poll(&mut reactor);
-    assert_eq!(reactor.next_listed(), Some(one));
-    reactor.resume(one);
-    assert_eq!(reactor.next_listed(), Some(other));
-    assert_eq!(reactor.next_listed(), None);
-
-    assert!(reactor.next_round());
-    assert_eq!(reactor.next_listed(), Some(one));
-    assert_eq!(reactor.next_listed(), None);
-    assert!(!reactor.next_round());
+    let mut calls = 0;
+    let served = serve(&mut reactor, 2, |key| {
+        calls += 1;
+        if key == one && calls < 3 { Next::Again } else { Next::Wait }
+    });
+    assert_eq!(served, [(one, NOTHING_NEW), (other, NOTHING_NEW), (one, NOTHING_NEW)]);
+    assert!(!reactor.has_pending());
 }
 
 #[test]
-fn those_whom_a_round_has_not_come_to_are_served_in_the_next_and_before_the_others() {
+fn passes_bound_how_often_a_key_is_served_and_the_rest_is_left_to_the_next_turn() {
     let mut reactor = reactor();
-    let keys = [insert(&mut reactor, ()), insert(&mut reactor, ()), insert(&mut reactor, ())];
-    for key in keys {
-        reactor.resume(key);
+    let key = insert(&mut reactor, ());
+    reactor.resume(key);
+    assert_eq!(serve(&mut reactor, 3, |_| Next::Again).len(), 3);
+    assert!(reactor.has_pending());
+    assert_eq!(turn(&mut reactor), [(key, NOTHING_NEW)]);
+}
+
+#[test]
+fn a_key_that_is_resumed_while_another_is_served_is_served_in_the_next_pass() {
+    let mut reactor = reactor();
+    let (one, other) = (insert(&mut reactor, ()), insert(&mut reactor, ()));
+    reactor.resume(one);
+    let resume_other =
+        |key| if key == one { act(move |reactor: &mut Reactor<()>| reactor.resume(other)) } else { Next::Wait };
+    assert_eq!(serve(&mut reactor, 1, resume_other), [(one, NOTHING_NEW)]);
+    assert_eq!(turn(&mut reactor), [(other, NOTHING_NEW)]);
+
+    reactor.resume(one);
+    assert_eq!(serve(&mut reactor, 2, resume_other), [(one, NOTHING_NEW), (other, NOTHING_NEW)]);
+}
+
+#[test]
+fn a_key_that_is_reported_and_queued_is_served_once() {
+    let mut reactor = reactor();
+    let (key, mut far) = insert_pair(&mut reactor);
+    assert_eq!(turn(&mut reactor), [(key, Ready::WRITABLE)]);
+
+    reactor.resume(key);
+    far.write_all(b"hola").unwrap();
+    assert_eq!(turn(&mut reactor), [(key, Ready::READABLE | Ready::WRITABLE)]);
+    assert!(!reactor.has_pending());
+}
+
+#[test]
+fn a_second_wait_loses_no_event() {
+    let mut reactor = reactor();
+    let (key, mut far) = insert_pair(&mut reactor);
+    assert!(poll(&mut reactor));
+    far.write_all(b"hola").unwrap();
+    assert!(poll(&mut reactor));
+    assert!(reactor.has_pending());
+    assert_eq!(drain(&mut reactor), [(key, Ready::WRITABLE)]);
+    assert_eq!(turn(&mut reactor), [(key, Ready::READABLE | Ready::WRITABLE)]);
+}
+
+#[test]
+fn a_handler_that_panics_leaves_the_rest_for_the_next_call() {
+    let mut reactor = reactor();
+    let reported: Vec<_> = (0..3).map(|_| insert_pair(&mut reactor)).collect();
+    let queued: Vec<_> = (0..3).map(|_| insert_pair(&mut reactor)).collect();
+    let all: BTreeSet<_> = reported.iter().chain(&queued).map(|(key, _)| *key).collect();
+    // The second three are queued as well, and have no event left.
+    turn(&mut reactor);
+    for (_, far) in &reported {
+        (&*far).write_all(b"x").unwrap();
+    }
+    for (key, _) in &queued {
+        reactor.resume(*key);
     }
     poll(&mut reactor);
-    assert_eq!(reactor.next_listed(), Some(keys[0]));
-    reactor.resume(keys[0]);
-    assert!(reactor.next_round());
-    assert_eq!(reactor.next_listed(), Some(keys[1]));
-    // Not once more, for being listed from before.
-    reactor.resume(keys[2]);
-    poll(&mut reactor);
-    assert_eq!(std::iter::from_fn(|| reactor.next_listed()).collect::<Vec<_>>(), [keys[2], keys[0]]);
-    assert!(!reactor.has_work());
+
+    let mut served = BTreeSet::new();
+    for _ in 0..all.len() {
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            serve(&mut reactor, 1, |key| {
+                assert!(served.insert(key), "served twice");
+                panic!("of this key")
+            })
+        }));
+        assert!(panicked.is_err());
+        poll(&mut reactor);
+    }
+    assert_eq!(served, all);
+    assert_eq!(drain(&mut reactor), []);
 }
 
 #[test]
@@ -144,11 +223,13 @@ fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
     let key = insert(&mut reactor, "old");
     reactor.resume(key);
     poll(&mut reactor);
-    assert_eq!(reactor.next_listed(), Some(key));
-    assert_eq!(reactor.remove(key), Some("old"));
-    assert_ne!(insert(&mut reactor, "new"), key);
-    assert_eq!(reactor.next_listed(), None);
-    assert!(!reactor.next_round());
+    let replace = |key| {
+        act(move |reactor: &mut Reactor<&str>| {
+            assert_eq!(reactor.remove(key), Some("old"));
+            assert_ne!(insert(reactor, "new"), key);
+        })
+    };
+    assert_eq!(serve(&mut reactor, 2, replace).len(), 1);
     assert_ne!(insert(&mut reactor, "newer"), key);
 
     poll(&mut reactor);
@@ -156,51 +237,53 @@ fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
 }
 
 #[test]
-fn an_event_of_the_batch_in_hand_for_a_closed_key_reaches_nobody() {
+fn an_event_for_a_removed_key_reaches_no_handler() {
     let mut reactor = reactor();
     let ((one, _far_one), (other, _far_other)) = (insert_pair(&mut reactor), insert_pair(&mut reactor));
-    let batch = reactor.poll(Some(Duration::ZERO)).unwrap();
-    let reported: Vec<_> = batch.iter().map(Reported::key).collect();
-    assert_eq!(reported.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from([one, other]), "the premise");
-    assert!(reactor.visit(reported[0]).is_some());
-    assert!(reactor.remove(reported[1]).is_some());
-    let (newcomer, _far) = insert_pair(&mut reactor);
-    assert_ne!(newcomer, reported[1]);
-    assert!(reactor.visit(reported[1]).is_none());
-    assert!(reactor.get_mut(reported[1]).is_none());
-    assert!(reactor.remove(reported[1]).is_none());
+    poll(&mut reactor);
+    let mut first = None;
+    let served = serve(&mut reactor, 1, |key| {
+        first = Some(key);
+        let removed = if key == one { other } else { one };
+        act(move |reactor: &mut Reactor<UnixStream>| {
+            assert!(reactor.remove(removed).is_some());
+            let (newcomer, _far) = insert_pair(reactor);
+            assert_ne!(newcomer, removed);
+            assert!(reactor.get_mut(removed).is_none());
+            assert!(reactor.remove(removed).is_none());
+        })
+    });
+    assert_eq!(served, [(first.unwrap(), Ready::WRITABLE)]);
 }
 
 #[test]
-fn a_key_closed_while_on_the_list_and_used_again_is_not_served_for_the_old() {
+fn a_key_removed_while_queued_and_used_again_is_not_served_for_the_old_value() {
     let mut reactor = reactor();
     let key = insert(&mut reactor, "old");
-    poll(&mut reactor);
     reactor.resume(key);
-    // Between two turns, as one that has idled for too long is closed.
+    // Between two turns, as an idle connection is closed.
     reactor.remove(key);
     poll(&mut reactor);
-    assert!(reactor.visit(key).is_none());
     let mut keys = vec![insert(&mut reactor, "new")];
-    assert_eq!(reactor.next_listed(), None);
+    assert_eq!(drain(&mut reactor), []);
     poll(&mut reactor);
     keys.push(insert(&mut reactor, "new"));
-    assert_eq!(reactor.next_listed(), None);
-    assert!(keys.contains(&key), "the key was never given back");
+    assert_eq!(drain(&mut reactor), []);
+    assert!(keys.contains(&key), "the key was never freed");
 }
 
 #[test]
-fn resuming_a_closed_key_serves_nobody() {
+fn resuming_a_removed_key_does_nothing() {
     let mut reactor = reactor();
     let key = insert(&mut reactor, "old");
     reactor.remove(key);
     reactor.resume(key);
     poll(&mut reactor);
     insert(&mut reactor, "new");
-    assert_eq!(reactor.next_listed(), None);
+    assert_eq!(drain(&mut reactor), []);
 
     reactor.resume(usize::MAX);
-    assert!(!reactor.has_work());
+    assert!(!reactor.has_pending());
 }
 
 #[test]
@@ -215,17 +298,26 @@ fn a_registration_that_fails_takes_no_key() {
 }
 
 #[test]
-fn with_a_key_on_the_list_the_poll_does_not_wait() {
-    let mut reactor = reactor();
-    let key = insert(&mut reactor, ());
-    assert!(!reactor.has_work());
-    reactor.resume(key);
-    assert!(reactor.has_work());
-    assert_eq!(turn_without_timeout(&mut reactor), [(key, Readiness::default())]);
+fn a_capacity_of_zero_or_beyond_the_limit_is_invalid_input() {
+    for events_per_wait in [0, (1 << 20) + 1, usize::MAX] {
+        let error = Reactor::<()>::new(events_per_wait).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(&events_per_wait.to_string()), "{error}");
+    }
 }
 
 #[test]
-fn after_a_full_batch_the_poll_does_not_wait() {
+fn a_wait_does_not_block_while_a_key_is_queued() {
+    let mut reactor = reactor();
+    let key = insert(&mut reactor, ());
+    assert!(!reactor.has_pending());
+    reactor.resume(key);
+    assert!(reactor.has_pending());
+    assert_eq!(turn_without_timeout(&mut reactor), [(key, NOTHING_NEW)]);
+}
+
+#[test]
+fn a_wait_does_not_block_after_a_full_batch() {
     let mut reactor = Reactor::new(2).unwrap();
     let pairs = [UnixStream::pair().unwrap(), UnixStream::pair().unwrap(), UnixStream::pair().unwrap()];
     let (near, _far): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
@@ -234,55 +326,51 @@ fn after_a_full_batch_the_poll_does_not_wait() {
 
     let mut served: BTreeSet<_> = turn_without_timeout(&mut reactor).into_iter().map(|(key, _)| key).collect();
     assert_eq!(served.len(), 2);
-    assert!(reactor.has_work());
+    assert!(reactor.has_pending());
     served.extend(turn(&mut reactor).into_iter().map(|(key, _)| key));
     assert_eq!(served, keys);
-    assert!(!reactor.has_work());
+    assert!(!reactor.has_pending());
 }
 
 #[test]
-fn a_source_that_is_deregistered_falls_silent() {
+fn a_deregistered_source_is_not_reported() {
     let mut reactor = reactor();
     let (near, far) = UnixStream::pair().unwrap();
     let key = reactor.insert(near, INTEREST, |stream| stream).unwrap();
     let mut near = reactor.remove(key).unwrap();
     reactor.deregister(&mut near).unwrap();
     poll(&mut reactor);
-    // Its key is another's by now, who would be served for it.
+    // Its key is in use again: an event of the old source would reach the new one.
     let (newcomer, _far) = insert_pair(&mut reactor);
     assert_eq!(newcomer, key);
-    assert_eq!(turn(&mut reactor), [(newcomer, WRITABLE)]);
+    assert_eq!(turn(&mut reactor), [(newcomer, Ready::WRITABLE)]);
     (&far).write_all(b"x").unwrap();
     assert_eq!(turn(&mut reactor), []);
     reactor.deregister(&mut near).unwrap_err();
 }
 
-fn insert_pair(reactor: &mut Reactor<UnixStream>) -> (usize, UnixStream) {
-    let (near, far) = UnixStream::pair().unwrap();
-    (reactor.insert(near, INTEREST, |stream| stream).unwrap(), far)
-}
-
 #[test]
-fn its_waker_ends_a_wait_and_is_nobodys_key() {
+fn the_waker_ends_a_wait_and_reaches_no_handler() {
     let mut reactor = reactor::<()>();
     let waker = reactor.waker().unwrap();
     let thread = thread::spawn(move || {
         waker.wake().unwrap();
         waker
     });
-    let batch = reactor.poll(Some(TIMEOUT)).unwrap();
-    assert!(!batch.is_empty());
-    assert_eq!(serve(&mut reactor, &batch), []);
-    assert!(!reactor.has_work());
+    assert!(reactor.wait(Some(TIMEOUT)).unwrap());
+    assert_eq!(drain(&mut reactor), []);
+    assert!(!reactor.has_pending());
     drop(thread.join().unwrap());
 }
 
 #[test]
-fn keys_that_are_no_longer_used_give_their_memory_back() {
+fn the_memory_of_keys_at_the_end_of_the_slab_is_returned() {
     let mut reactor = reactor();
     let keys: Vec<_> = (0..100_000).map(|n: u32| insert(&mut reactor, n)).collect();
     assert!(reactor.capacity() >= keys.len());
     for &key in &keys[1..] {
+        // Queued keys keep nothing.
+        reactor.resume(key);
         reactor.remove(key);
     }
     reactor.shrink_to_fit();
@@ -291,7 +379,7 @@ fn keys_that_are_no_longer_used_give_their_memory_back() {
 }
 
 #[test]
-fn another_loop_can_wait_on_its_descriptor() {
+fn another_loop_can_wait_on_the_descriptor() {
     let mut reactor = reactor();
     let (mut outer, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
     let descriptor = reactor.as_fd().as_raw_fd();
@@ -302,123 +390,137 @@ fn another_loop_can_wait_on_its_descriptor() {
     let (key, _far) = insert_pair(&mut reactor);
     outer.poll(&mut events, Some(TIMEOUT)).unwrap();
     assert!(!events.is_empty());
-    assert_eq!(turn(&mut reactor), [(key, WRITABLE)]);
-}
-
-#[test]
-fn an_event_and_the_list_serve_a_key_once() {
-    let mut reactor = reactor();
-    let (key, mut far) = insert_pair(&mut reactor);
-    assert_eq!(turn(&mut reactor), [(key, WRITABLE)]);
-
-    reactor.resume(key);
-    far.write_all(b"hola").unwrap();
-    let served = turn(&mut reactor);
-    assert_eq!(served, [(key, Readiness { readable: true, ..WRITABLE })]);
-    assert!(!reactor.has_work());
-}
-
-/// A batch that is lost, as by a panic of whoever serves it, takes nothing with it but its events.
-#[test]
-fn the_next_poll_does_without_the_room_of_a_batch_that_is_not_given_back() {
-    let mut reactor = reactor();
-    let (key, mut far) = insert_pair(&mut reactor);
-    drop(reactor.poll(Some(Duration::ZERO)).unwrap());
-    far.write_all(b"hola").unwrap();
-    assert_eq!(turn(&mut reactor), [(key, Readiness { readable: true, ..WRITABLE })]);
+    assert_eq!(turn(&mut reactor), [(key, Ready::WRITABLE)]);
 }
 
 // ---- any order of calls ----
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Call {
-    Poll,
-    NextRound,
-    NextListed,
+    Wait,
+    /// Serves up to this many passes. Each key that is served takes the next step.
+    Serve(usize, Vec<Step>),
+    Change(Change),
+}
+
+/// What follows when a key is served.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Wait,
+    Again,
+    Act(Change),
+}
+
+/// The keys are open, or were.
+#[derive(Clone, Copy, Debug)]
+enum Change {
     Insert,
-    /// These take a key that is open or was.
-    Visit(usize),
     Remove(usize),
     Resume(usize),
 }
 
-/// What a reactor is to do, with nothing done for speed: each value is told apart from those that had its key before.
+/// What a reactor must do. Each value is a number that is used once.
 #[derive(Default)]
 struct Model {
-    /// The values, by key. Each is a number that is used once.
     open: BTreeMap<usize, usize>,
     inserted: usize,
-    /// Freed since the last poll.
+    /// Keys that were freed since the last wait.
     freed: BTreeSet<usize>,
-    /// Keys and values on the list of this round, and of the next.
-    due: VecDeque<(usize, usize)>,
-    due_next: VecDeque<(usize, usize)>,
+    /// Queued keys and their values.
+    queue: VecDeque<(usize, usize)>,
+    /// How many of the queue belong to this pass, and how many passes follow.
+    of_this_pass: usize,
+    passes_left: usize,
+    steps: VecDeque<Step>,
 }
 
 impl Model {
     fn play(&mut self, reactor: &mut Reactor<usize>, call: Call) {
         match call {
-            Call::Poll => {
+            Call::Wait => {
                 poll(reactor);
                 self.freed.clear();
-                self.begin_round();
             }
-            Call::NextRound => {
-                self.begin_round();
-                // One that was removed may yet be on the list.
-                let is_due = !self.due.is_empty();
-                assert!(reactor.next_round() || !is_due);
+            Call::Serve(passes, steps) => {
+                self.steps = steps.into();
+                (self.of_this_pass, self.passes_left) = (self.queue.len(), passes - 1);
+                reactor.serve(passes, self);
+                assert!(self.of_this_pass == 0 && (self.passes_left == 0 || self.queue.is_empty()), "not served");
             }
-            Call::NextListed => {
-                let next = self.due.pop_front();
-                assert_eq!(reactor.next_listed(), next.map(|(key, _)| key));
-                assert_eq!(next.and_then(|(key, _)| reactor.get_mut(key).copied()), next.map(|(_, value)| value));
-            }
-            Call::Insert => {
+            Call::Change(change) => self.change(reactor, change),
+        }
+    }
+
+    fn change(&mut self, reactor: &mut Reactor<usize>, change: Change) {
+        match change {
+            Change::Insert => {
                 let key = insert(reactor, self.inserted);
                 assert!(!self.freed.contains(&key), "a key was used again in the turn that freed it");
                 assert_eq!(self.open.insert(key, self.inserted), None, "a key was given twice");
                 self.inserted += 1;
             }
-            Call::Visit(key) => {
-                let value = self.open.get(&key).copied();
-                assert_eq!(reactor.visit(key).copied(), value);
-                self.due.retain(|&(_, listed)| Some(listed) != value);
-            }
-            Call::Remove(key) => {
+            Change::Remove(key) => {
                 let value = self.open.remove(&key);
                 assert_eq!(reactor.remove(key), value);
-                if let Some(value) = value {
-                    self.freed.insert(key);
-                    self.due.retain(|&(_, listed)| listed != value);
-                    self.due_next.retain(|&(_, listed)| listed != value);
+                let Some(value) = value else { return };
+                self.freed.insert(key);
+                if let Some(at) = self.queue.iter().position(|&(_, queued)| queued == value) {
+                    self.queue.remove(at);
+                    self.of_this_pass -= usize::from(at < self.of_this_pass);
                 }
             }
-            Call::Resume(key) => {
+            Change::Resume(key) => {
                 reactor.resume(key);
                 let Some(&value) = self.open.get(&key) else { return };
-                if !self.due.iter().chain(&self.due_next).any(|&(_, listed)| listed == value) {
-                    self.due_next.push_back((key, value));
+                if !self.queue.iter().any(|&(_, queued)| queued == value) {
+                    self.queue.push_back((key, value));
                 }
             }
         }
     }
+}
 
-    fn begin_round(&mut self) {
-        self.due.append(&mut self.due_next);
+impl Handler<usize> for Model {
+    type Act = Change;
+
+    fn ready(&mut self, key: usize, &mut value: &mut usize, ready: Ready) -> Next<Change> {
+        if self.of_this_pass == 0 {
+            assert!(self.passes_left > 0, "served in a pass too many");
+            (self.of_this_pass, self.passes_left) = (self.queue.len(), self.passes_left - 1);
+        }
+        assert_eq!((self.queue.pop_front(), ready), (Some((key, value)), NOTHING_NEW));
+        self.of_this_pass -= 1;
+        match self.steps.pop_front().unwrap_or(Step::Wait) {
+            Step::Wait => Next::Wait,
+            Step::Again => {
+                self.queue.push_back((key, value));
+                Next::Again
+            }
+            Step::Act(change) => Next::Act(change),
+        }
+    }
+
+    fn act(&mut self, reactor: &mut Reactor<usize>, _: usize, change: Change) -> Next<Infallible> {
+        self.change(reactor, change);
+        Next::Wait
     }
 }
 
-fn calls() -> impl Strategy<Value = Call> {
+fn changes() -> impl Strategy<Value = Change> {
     let key = 0..6_usize;
     prop_oneof![
-        2 => Just(Call::Poll),
-        2 => Just(Call::NextRound),
-        4 => Just(Call::NextListed),
-        3 => Just(Call::Insert),
-        2 => key.clone().prop_map(Call::Visit),
-        3 => key.clone().prop_map(Call::Remove),
-        5 => key.prop_map(Call::Resume),
+        3 => Just(Change::Insert),
+        3 => key.clone().prop_map(Change::Remove),
+        5 => key.prop_map(Change::Resume),
+    ]
+}
+
+fn calls() -> impl Strategy<Value = Call> {
+    let step = prop_oneof![2 => Just(Step::Wait), 2 => Just(Step::Again), 3 => changes().prop_map(Step::Act)];
+    prop_oneof![
+        2 => Just(Call::Wait),
+        2 => (1..4_usize, vec(step, 0..12)).prop_map(|(passes, steps)| Call::Serve(passes, steps)),
+        6 => changes().prop_map(Call::Change),
     ]
 }
 
@@ -426,7 +528,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn in_any_order_of_calls_a_key_is_served_for_its_own_value_and_once_a_round(calls in vec(calls(), 0..80)) {
+    fn in_any_order_of_calls_a_key_is_served_for_its_own_value_and_once_a_pass(calls in vec(calls(), 0..80)) {
         let (mut reactor, mut model) = (reactor(), Model::default());
         for call in calls {
             model.play(&mut reactor, call);
@@ -434,13 +536,13 @@ proptest! {
             assert_eq!(open, model.open);
         }
 
-        // Nothing is left behind for those that are closed.
+        // Nothing is left of removed values.
         for key in model.open.into_keys() {
             reactor.remove(key);
         }
         poll(&mut reactor);
-        assert_eq!(reactor.next_listed(), None);
-        assert!(!reactor.has_work());
+        assert_eq!(drain(&mut reactor), []);
+        assert!(!reactor.has_pending());
         reactor.shrink_to_fit();
         assert_eq!(reactor.capacity(), 0);
     }

@@ -131,12 +131,16 @@ fn resident(process: &Process) -> usize {
 /// What an idle connection may cost, in bytes. In a debug build mio's streams are larger, and so is the slab's entry.
 const IDLE_BYTES: usize = if cfg!(debug_assertions) { 96 } else { 64 };
 
+/// glibc keeps up to 128 KiB at the top of its heap (mallopt(3), `M_TRIM_THRESHOLD`), and as much again for what lies below.
+const HEAP_TOP_BYTES: usize = 256 * 1024;
+
 #[test]
 fn an_idle_connection_costs_at_most_64_bytes() {
     let _alone = alone();
     let (process, address) = Process::serve(&[]);
     let descriptors = process.descriptors();
-    assert_all_echo(&mut connect_many(address, 10));
+    // The first peak fills the log's queue, which keeps its memory: up to 1 MiB, as documented.
+    assert_all_echo(&mut connect_many(address, 15_000));
     eventually("the descriptors as they were", || process.descriptors() == descriptors);
     let before = resident(&process);
     let mut clients = connect_many(address, 15_000);
@@ -147,7 +151,7 @@ fn an_idle_connection_costs_at_most_64_bytes() {
     drop(clients);
     eventually("the descriptors as they were", || process.descriptors() == descriptors);
     let left = resident(&process).saturating_sub(before);
-    assert!(left <= 64 * 1024, "{left} bytes left of {rise}");
+    assert!(left <= HEAP_TOP_BYTES, "{left} bytes left of {rise}");
 }
 
 /// A client with which little is on its way, so that it soon stalls.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoloop::{Closed, Config, Handle, Observer, Peer, Report, Running, Server};
+use ecoloop::{CloseReason, Config, Handle, Observer, Peer, Report, Running, Server};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 #[cfg(target_os = "linux")]
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
@@ -247,7 +247,7 @@ pub(crate) enum Told {
     Opened,
     Received(usize),
     Ended,
-    Closed(Closed),
+    Closed(CloseReason),
 }
 
 /// Keeps what it is told, in order. Its clones share it.
@@ -278,7 +278,7 @@ impl Observer for Recorder {
         self.tell(peer, Told::Ended);
     }
 
-    fn closed(&mut self, peer: Peer, why: Closed) {
+    fn closed(&mut self, peer: Peer, why: CloseReason) {
         self.tell(peer, Told::Closed(why));
     }
 }

@@ -1,0 +1,189 @@
+//! When to accept, when to pause or back off, and which errors of accept(2) are one connection's own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use mio::net::{TcpListener, TcpStream};
+
+use super::config::{ACCEPT_RETRY, WARN_INTERVAL};
+use crate::LOG_TARGET;
+
+/// A listening socket, registered under `key`.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) socket: TcpListener,
+    pub(super) address: SocketAddr,
+    pub(super) key: usize,
+}
+
+/// Accepts in bursts from the listening sockets.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    listeners: Vec<Listener>,
+    /// Connections were left in a backlog until one closes, and no edge will announce them again.
+    paused: bool,
+    /// Connections were left in a backlog for the next turn.
+    unfinished: bool,
+    /// When to accept again after a failure.
+    retry_at: Option<Instant>,
+    /// The system ran out of descriptors or memory, and nothing was accepted since.
+    exhausted: bool,
+    /// When each kind of failure was last logged: one must not suppress the other.
+    exhaustion_logged_at: Option<Instant>,
+    failure_logged_at: Option<Instant>,
+}
+
+/// The result of one call of accept(2).
+enum Accepted {
+    Connection(TcpStream, SocketAddr),
+    Blocked,
+    /// One connection failed, and is gone.
+    Skipped,
+    /// The listening socket or the system failed.
+    Failed(io::Error),
+}
+
+impl Acceptor {
+    pub(super) fn new(listeners: Vec<Listener>) -> Self {
+        Self {
+            listeners,
+            paused: false,
+            unfinished: false,
+            retry_at: None,
+            exhausted: false,
+            exhaustion_logged_at: None,
+            failure_logged_at: None,
+        }
+    }
+
+    pub(super) fn listener_count(&self) -> usize {
+        self.listeners.len()
+    }
+
+    /// Accepts from listener `index` until `WouldBlock`, with at most `attempts` calls, while there is `room` for connections. Calls
+    /// `admit` for each, which drops the connection if it returns an error.
+    pub(super) fn accept(
+        &mut self,
+        index: usize,
+        attempts: usize,
+        mut room: usize,
+        mut admit: impl FnMut(TcpStream, SocketAddr) -> io::Result<()>,
+    ) {
+        for _ in 0..attempts {
+            if room == 0 {
+                return self.pause();
+            }
+            match accept(&self.listeners[index].socket) {
+                Accepted::Connection(stream, address) => {
+                    self.exhausted = false;
+                    match admit(stream, address) {
+                        Ok(()) => room -= 1,
+                        Err(error) => self.warn_dropped(address, &error),
+                    }
+                }
+                Accepted::Skipped => {}
+                Accepted::Blocked => return,
+                Accepted::Failed(error) => return self.back_off(index, &error),
+            }
+        }
+        self.unfinished = true;
+    }
+
+    /// Leaves what waits in the backlogs until a connection closes.
+    pub(super) fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Leaves what waits in the backlogs until a connection closes, or 100 ms have passed: after `EMFILE` no event announces those
+    /// that are already there (mio's `Poll`, "Draining readiness").
+    fn back_off(&mut self, index: usize, error: &io::Error) {
+        let now = Instant::now();
+        self.paused = true;
+        self.retry_at = Some(now + ACCEPT_RETRY);
+        let address = self.listeners[index].address;
+        let message =
+            format_args!("cannot accept on {address}: {error}; accepting again when a connection closes, or in 100 ms");
+        if !is_exhaustion(error) {
+            warn_rate_limited(&mut self.failure_logged_at, now, message);
+        } else if !std::mem::replace(&mut self.exhausted, true) {
+            warn_rate_limited(&mut self.exhaustion_logged_at, now, message);
+        }
+    }
+
+    fn warn_dropped(&mut self, address: SocketAddr, error: &io::Error) {
+        let message = format_args!("cannot serve {address}: {error}; the connection is dropped");
+        warn_rate_limited(&mut self.failure_logged_at, Instant::now(), message);
+    }
+
+    /// Returns when to accept again, if no connection closes before.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    pub(super) fn is_backing_off(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    /// Ends a pause: the backlogs are looked at in the next turn.
+    pub(super) fn resume(&mut self) {
+        self.retry_at = None;
+        self.unfinished |= std::mem::take(&mut self.paused);
+    }
+
+    /// Returns the keys of the listeners if the next turn must accept without an event, else none. The request is taken.
+    pub(super) fn take_unfinished(&mut self) -> impl Iterator<Item = usize> {
+        let listeners = if std::mem::take(&mut self.unfinished) { &self.listeners[..] } else { &[] };
+        listeners.iter().map(|listener| listener.key)
+    }
+
+    /// Gives up accepting, and returns the listening sockets.
+    pub(super) fn close(&mut self) -> Vec<Listener> {
+        std::mem::replace(self, Self::new(Vec::new())).listeners
+    }
+}
+
+fn accept(listener: &TcpListener) -> Accepted {
+    match listener.accept() {
+        Ok((stream, address)) => Accepted::Connection(stream, address),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Accepted::Blocked,
+        Err(error) if is_one_connections_own(&error) => Accepted::Skipped,
+        Err(error) => Accepted::Failed(error),
+    }
+}
+
+/// Logs a warning, unless one of its kind was logged less than a minute ago.
+fn warn_rate_limited(logged_at: &mut Option<Instant>, now: Instant, message: std::fmt::Arguments<'_>) {
+    if logged_at.is_none_or(|at| now.duration_since(at) >= WARN_INTERVAL) {
+        *logged_at = Some(now);
+        log::warn!(target: LOG_TARGET, "{message}");
+    }
+}
+
+/// Returns whether the process or the system is out of descriptors or memory (accept(2), "ERRORS").
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// Returns whether the error was pending on the new connection. accept(2), "Error handling", says to go on as after `EAGAIN`.
+fn is_one_connections_own(error: &io::Error) -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if error.raw_os_error() == Some(libc::ENONET) {
+        return true;
+    }
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINTR
+                | libc::ECONNABORTED
+                | libc::EPROTO
+                | libc::EPERM
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+        )
+    )
+}

@@ -1,0 +1,85 @@
+//! Opens the listening sockets.
+
+use std::io;
+use std::net::SocketAddr;
+
+use mio::net::TcpListener;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::config::Config;
+use crate::LOG_TARGET;
+
+/// Whether an accepted socket inherits its listener's buffer sizes and `TCP_NODELAY`. tcp(7) promises it on Linux alone.
+pub(super) const ACCEPTED_INHERITS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+/// Opens a listening socket on each address: all are bound, then all listen. If one fails, none is left open.
+pub(super) fn open(addresses: &[SocketAddr], config: &Config) -> io::Result<Vec<TcpListener>> {
+    let mut sockets: Vec<(SocketAddr, Socket)> = Vec::new();
+    for &address in addresses {
+        // A name may resolve to one address twice.
+        if address.port() != 0 && sockets.iter().any(|&(bound, _)| bound == address) {
+            continue;
+        }
+        let socket = bind(address, config).map_err(|error| cannot_listen(address, &error))?;
+        sockets.push((address, socket));
+    }
+    let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
+    sockets
+        .into_iter()
+        .map(|(address, socket)| {
+            socket.listen(backlog).map_err(|error| cannot_listen(address, &error))?;
+            Ok(TcpListener::from_std(socket.into()))
+        })
+        .collect()
+}
+
+/// Sets the options of a connection: on the listening socket where connections inherit them, else on each connection.
+pub(super) fn set_connection_options(socket: &SockRef<'_>, config: &Config) -> io::Result<()> {
+    socket.set_tcp_nodelay(config.nodelay)?;
+    if let Some(bytes) = config.recv_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = config.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    Ok(())
+}
+
+/// Warns if the system cuts the backlog, which listen(2) does not report.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn warn_if_backlog_is_cut(backlog: u32) {
+    let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
+    if let Some(most) = somaxconn.and_then(|text| text.trim().parse::<u32>().ok()).filter(|&most| most < backlog) {
+        log::warn!(
+            target: LOG_TARGET,
+            "the system cuts the backlog of {backlog} to {most}; `sysctl -w net.core.somaxconn={backlog}` raises the limit"
+        );
+    }
+}
+
+/// Does nothing where the limit is not in a file.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) fn warn_if_backlog_is_cut(_: u32) {}
+
+fn bind(address: SocketAddr, config: &Config) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // So that `0.0.0.0:p` and `[::]:p` can both be bound, whatever the system's default.
+        socket.set_only_v6(true)?;
+    }
+    if config.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if ACCEPTED_INHERITS {
+        // Before `listen`: the window scale of a connection is fixed in its handshake (tcp(7)).
+        set_connection_options(&SockRef::from(&socket), config)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+}
