@@ -92,7 +92,7 @@ def examine(directory):
         "server": json.loads((directory / "serve.json").read_text()),
         "errors": load["errors"],
         "findings": load["verify"]["connections_failed"],
-        "exit": load["exit"],
+        "verdict": load["verdict"],
     }
 
 
@@ -171,7 +171,7 @@ def main():
     (directory / "million.json").write_text(json.dumps(seen, indent=2) + "\n")
     for name, text in rows(seen):
         print(f"{name:20}{text}")
-    sys.exit(seen["exit"])
+    sys.exit(seen["verdict"] != "pass")
 
 
 main()

@@ -65,7 +65,7 @@ impl Generator {
         Ok(Self { dialogue: Dialogue::start(command)?, limit: slice + OVERTIME })
     }
 
-    /// A slice: its document, if no gate fell, with two figures of all its messages, from the first to the last answer, which
+    /// A slice: its document, if no threshold failed, with two figures of all its messages, from the first to the last answer, which
     /// comes after the window. The rate, for ten thousand messages in flight when the window ends are many beside those that
     /// came back in it. And the server's CPU, read while the server sleeps: only then is the kernel's account of it exact.
     pub(crate) fn measure(&mut self, server: &Server) -> Result<Value, String> {
@@ -92,10 +92,11 @@ impl Generator {
     pub(crate) fn ask(&mut self) -> Result<Value, String> {
         let text = self.dialogue.ask(self.limit).map_err(|why| format!("ecoloop load: {why}"))?;
         let document: Value = serde_json::from_str(&text).map_err(|error| format!("ecoloop load: {error}"))?;
-        if document["exit"] == 0 {
+        if document["verdict"] == "pass" {
             return Ok(document);
         }
-        Err(format!("ecoloop load: {}", failure(&document).unwrap_or_else(|| format!("exit {}", document["exit"]))))
+        let failure = failure(&document).unwrap_or_else(|| format!("the verdict is {}", document["verdict"]));
+        Err(format!("ecoloop load: {failure}"))
     }
 
     /// A slice of the client in C, in the words of the other. It warms up in each, and reads the server's CPU by itself.
@@ -116,7 +117,7 @@ impl Generator {
     }
 }
 
-/// What failed in a document: its errors, else the gates that fell.
+/// What failed in a document: its errors, else the thresholds that failed.
 pub(crate) fn failure(document: &Value) -> Option<String> {
     let of = |list: &str, what: fn(&Value) -> Option<String>| {
         let list = document.get(list)?.as_array()?.iter().filter_map(what).collect::<Vec<_>>();
@@ -126,7 +127,9 @@ pub(crate) fn failure(document: &Value) -> Option<String> {
         Some(format!("{} {} {} times", error["phase"].as_str()?, error["error"].as_str()?, error["count"]))
     });
     errors.or_else(|| {
-        of("gates", |gate| (gate["fell"] == true).then(|| gate["expr"].as_str().unwrap_or_default().to_owned()))
+        of("thresholds", |threshold| {
+            (threshold["failed"] == true).then(|| threshold["expr"].as_str().unwrap_or_default().to_owned())
+        })
     })
 }
 
@@ -135,11 +138,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_named_by_its_errors_before_its_gates() {
-        let gates = json!([{ "expr": "errors>0", "fell": true }, { "expr": "verified<1", "fell": false }]);
+    fn a_failure_is_named_by_its_errors_before_its_thresholds() {
+        let thresholds = json!([{ "expr": "errors>0", "failed": true }, { "expr": "verified<1", "failed": false }]);
         let errors = json!([{ "phase": "receive", "error": "reset", "count": 2 }]);
-        assert_eq!(failure(&json!({ "errors": errors, "gates": gates })).as_deref(), Some("receive reset 2 times"));
-        assert_eq!(failure(&json!({ "errors": [], "gates": gates })).as_deref(), Some("errors>0"));
-        assert_eq!(failure(&json!({ "errors": [], "gates": [] })), None);
+        assert_eq!(
+            failure(&json!({ "errors": errors, "thresholds": thresholds })).as_deref(),
+            Some("receive reset 2 times")
+        );
+        assert_eq!(failure(&json!({ "errors": [], "thresholds": thresholds })).as_deref(), Some("errors>0"));
+        assert_eq!(failure(&json!({ "errors": [], "thresholds": [] })), None);
     }
 }

@@ -259,7 +259,7 @@ fn run_load(workload: &Workload, server: &Server, arguments: &[&str], limit: Dur
     finish_load(Job::start(&mut command)?, limit)
 }
 
-/// Its document, if no gate fell.
+/// Its document, if no threshold failed.
 pub(crate) fn finish_load(job: Job, limit: Duration) -> Result<Value, String> {
     let output = job.wait(limit).map_err(|why| format!("ecoloop load: {why}"))?;
     let document = serde_json::from_str::<Value>(&output.text);
@@ -300,7 +300,7 @@ fn burst(workload: &Workload, server: &Server) -> Result<Outcome, String> {
     let steady = steady()?;
     sleep(BURST_DELAY)?;
     let at_once = BURST_CONNECTS.to_string();
-    let connects = ["-s", "64", "-m", "1", "--connecting", &at_once];
+    let connects = ["-s", "64", "-m", "1", "--max-connecting", &at_once];
     let mut command = load_command(SERVER_CORE, BURST_CONNECTS, "", server, &connects);
     let burst = finish_load(Job::start(&mut command)?, OVERTIME)?;
     let disturbed = finish_load(steady, OVERTIME)?;
