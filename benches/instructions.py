@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""User-space instructions a message, of the server as it is released, against the recorded figure.
+"""Counts the server's user-space instructions per message and compares them with the recorded counts.
 
-    benches/instructions.py            fails above 5 % more than was recorded
-    benches/instructions.py --record   records what it counts now
+    benches/instructions.py            fails if a count is more than 5% above the recorded one
+    benches/instructions.py --record   records the counts of this build and the compiler that made it
 
-Callgrind counts the same whatever else the machine does, so this can stand where a timing cannot. The count is the difference of two runs
-with another number of messages, divided by that number: what start and end take falls out. All connections send together, so that the
-server meets full batches; with small ones the share of the wait, which is one for each batch, would be left to chance.
+The counts depend on the compiler. With another `rustc` or another target than the recorded ones, the check is skipped with exit status 0.
 
-It needs valgrind, a C compiler and `cargo build --release`.
+Callgrind's counts do not depend on the load of the machine, as times do. Each count is the difference of two runs with different numbers of
+messages, divided by the difference in messages, which cancels startup and shutdown. All connections send together, so that every
+`epoll_wait` returns a full batch: the number of waits per message then does not vary between runs.
+
+Requires valgrind, a C compiler, and a release build of ecoloop.
 """
 
 import json
@@ -23,11 +25,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benches/instructions.json"
 FLOOR = ROOT / "benches/floor"
-ALLOWED = 1.05
+RATIO_MAX = 1.05
 CONNECTIONS = 500
 SIZES_BYTES = (64, 1024)
 MESSAGES = (10_000, 30_000)
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
+
+
+def compiler():
+    """Returns the version of `rustc` and its target triple, which names the CPU architecture."""
+    lines = subprocess.run(["rustc", "-vV"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    target = next(line.removeprefix("host: ") for line in lines if line.startswith("host: "))
+    return {"rustc": lines[0], "target": target}
 
 
 def free_port():
@@ -36,19 +45,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def await_listening(port):
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def wait_until_listening(port):
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
             return socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
-                sys.exit(f"instructions: nothing listens on port {port}")
+                sys.exit(f"instructions: no server listens on port {port} after {TIMEOUT_SECONDS} s")
             time.sleep(0.05)
 
 
 def instructions(command, size_bytes, messages):
-    """All instructions of a server that echoes so many messages."""
+    """Returns the instructions of one server process, from its start to its end, that echoes `messages` messages."""
     port = free_port()
     server = subprocess.Popen(
         ["taskset", "--cpu-list", "0", "nice", "-n", "19", "valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *command(port)],
@@ -57,50 +66,63 @@ def instructions(command, size_bytes, messages):
         text=True,
     )
     try:
-        await_listening(port)
-        client = ["taskset", "--cpu-list", "0", FLOOR / "epoll_client", str(port), str(CONNECTIONS), str(size_bytes), str(PATIENCE_SECONDS)]
+        wait_until_listening(port)
+        client = ["taskset", "--cpu-list", "0", FLOOR / "epoll_client", str(port), str(CONNECTIONS), str(size_bytes), str(TIMEOUT_SECONDS)]
         environment = os.environ | {"FLOOR_MESSAGES": str(messages), "FLOOR_BURST": "1"}
         subprocess.run(client, env=environment, check=True, stdout=subprocess.DEVNULL)
         server.terminate()
-        _, said = server.communicate(timeout=PATIENCE_SECONDS)
+        _, errors = server.communicate(timeout=TIMEOUT_SECONDS)
     finally:
         server.kill()
         server.wait()
-    collected = re.search(r"Collected : (\d+)", said)
+    collected = re.search(r"Collected : (\d+)", errors)
     if collected is None:
-        sys.exit(f"instructions: callgrind has counted nothing:\n{said}")
+        sys.exit(f"instructions: callgrind printed no count:\n{errors}")
     return int(collected[1])
 
 
-def instructions_a_message(command, size_bytes):
+def instructions_per_message(command, size_bytes):
     few, many = MESSAGES
-    more = instructions(command, size_bytes, many) - instructions(command, size_bytes, few)
-    return round(more / (many - few), 1)
+    difference = instructions(command, size_bytes, many) - instructions(command, size_bytes, few)
+    return round(difference / (many - few), 1)
 
 
-def main():
-    if sys.argv[1:] not in ([], ["--record"]):
-        sys.exit(__doc__)
+def count():
     subprocess.run(["make", "--silent", "-C", FLOOR, "epoll_client", "epoll_server"], check=True)
     servers = {
         "ecoloop": lambda port: [ROOT / "target/release/ecoloop", "-q", f"127.0.0.1:{port}"],
         "floor": lambda port: [FLOOR / "epoll_server", str(port)],
     }
-    counted = {
-        name: {f"{size} B": instructions_a_message(command, size) for size in SIZES_BYTES}
+    return {
+        name: {f"{size} B": instructions_per_message(command, size) for size in SIZES_BYTES}
         for name, command in servers.items()
     }
+
+
+def words(compiler):
+    return f"{compiler['rustc']} for {compiler['target']}"
+
+
+def main():
+    if sys.argv[1:] not in ([], ["--record"]):
+        sys.exit(__doc__)
+    this_compiler = compiler()
     if sys.argv[1:] == ["--record"]:
-        RECORD.write_text(json.dumps(counted, indent=2) + "\n")
-    recorded = json.loads(RECORD.read_text())
+        RECORD.write_text(json.dumps({"compiler": this_compiler} | count(), indent=2) + "\n")
+        return
+    record = json.loads(RECORD.read_text())
+    if record["compiler"] != this_compiler:
+        print(f"instructions: skipped: recorded with {words(record['compiler'])}, but this is {words(this_compiler)}")
+        return
     failed = False
-    for name, figures in counted.items():
-        for size, figure in figures.items():
-            ratio = figure / recorded[name][size]
-            print(f"{name:8} {size:>7}: {figure:6.1f} instructions a message, {ratio:.3f} of the {recorded[name][size]} recorded")
-            failed |= name == "ecoloop" and ratio > ALLOWED
+    for name, counts in count().items():
+        for size, counted in counts.items():
+            recorded = record[name][size]
+            ratio = counted / recorded
+            print(f"{name:8} {size:>7}: {counted:6.1f} instructions per message, {ratio:.3f} of the recorded {recorded}")
+            failed |= name == "ecoloop" and ratio > RATIO_MAX
     if failed:
-        sys.exit("instructions: more than 5 % above what was recorded; on purpose? then `benches/instructions.py --record`")
+        sys.exit("instructions: more than 5% above the record; if that is intended, run `benches/instructions.py --record`")
 
 
 main()
