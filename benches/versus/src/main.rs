@@ -19,7 +19,7 @@ use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use measure::Settings;
-use report::{Described, Document, Machine};
+use report::{Described, Document, Machine, markdown};
 use workloads::Workload;
 
 /// Of this package, where the commands of `peers.toml` run.
@@ -155,7 +155,7 @@ fn machine() -> Result<Machine, String> {
 
 /// The tables; beside the JSON file the pictures, and the page if there is one.
 fn publish(document: &Document, json: &Path) -> Result<(), String> {
-    let parts = report::parts(document);
+    let parts = markdown::parts(document);
     for (_, content) in &parts {
         println!("{content}");
     }
@@ -169,6 +169,6 @@ fn publish(document: &Document, json: &Path) -> Result<(), String> {
         return Ok(());
     }
     let text = fs::read_to_string(&page).map_err(|error| format!("cannot read {}: {error}", page.display()))?;
-    let text = report::fill(&text, &parts).map_err(|error| format!("{}: {error}", page.display()))?;
+    let text = markdown::fill(&text, &parts).map_err(|error| format!("{}: {error}", page.display()))?;
     report::replace_file(&page, &text)
 }

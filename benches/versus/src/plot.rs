@@ -7,7 +7,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::peers::{CONTROL, FLOOR, Kind, OURS};
-use crate::report::{Document, Measured, with_cpu};
+use crate::report::markdown::with_cpu;
+use crate::report::{Document, Measured};
 use crate::statistics::Estimate;
 use crate::workloads::Figure;
 

@@ -1,7 +1,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use super::comparison::Verdict;
+use super::markdown::{fill, not_first, number, overview, parts};
 use super::*;
-use crate::workloads;
+use crate::peers::{CONTROL, FLOOR, OURS};
+use crate::statistics::Estimate;
+use crate::workloads::Comparison;
 
 /// Servers whose CPU a message is these multiples of what the round costs, in fifteen rounds that differ by a half.
 fn measured(contestants: &[(&str, f64)], control: f64) -> Measured {
