@@ -6,7 +6,7 @@
 // FLOOR_MESSAGES=n   ends after n messages; the duration is not looked at
 // FLOOR_BURST=1      all connections send together, and again when all have
 //                    their answer, so that the server meets full batches
-// FLOOR_SLICES=1     after its line it waits for a line on stdin, and measures
+// FLOOR_REPEAT=1     after its line it waits for a line on stdin, and measures
 //                    again over the same connections; ends with stdin
 
 #define _GNU_SOURCE
@@ -331,7 +331,7 @@ int main(int argc, char **argv)
 
     alarm((unsigned)duration + OVERTIME_SECONDS);
     measure(connections, count, duration, server);
-    while (getenv("FLOOR_SLICES") != NULL && next_line()) {
+    while (getenv("FLOOR_REPEAT") != NULL && next_line()) {
         alarm((unsigned)duration + OVERTIME_SECONDS);
         // What ran in between has taken the caches; that is not this server's cost.
         run(connections, count, UINT64_MAX, clock_ns(CLOCK_MONOTONIC) + WARM_UP_NS, false);

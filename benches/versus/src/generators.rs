@@ -1,4 +1,4 @@
-//! Load generators that stay connected from slice to slice.
+//! Load generators that stay connected from window to window.
 
 use std::process::Command;
 use std::time::Duration;
@@ -6,104 +6,107 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::peers::Server;
-use crate::processes::{Dialogue, before_others, pinned};
+use crate::processes::{Coprocess, pinned, with_realtime_priority};
 use crate::workloads::Workload;
 
-pub(crate) const ECOLOOP: &str = "../../target/release/ecoloop";
+pub(crate) const ECOLOOP_BINARY: &str = "../../target/release/ecoloop";
 const C_CLIENT: &str = "../floor/epoll_client";
 pub(crate) const CLIENT_CORE: u32 = 1;
-/// What a slice may take longer than its measured window: ten thousand connects, and the last answers.
-pub(crate) const OVERTIME: Duration = Duration::from_secs(60);
-/// They do not count: what compiles as it goes, or grows its buffers, has begun to.
-const WARM_UP_SLICES: usize = 5;
-/// In which a generator closes its connections.
-const END_LIMIT: Duration = Duration::from_secs(20);
+/// Time allowed beyond the window, for up to 19,000 connects and the last replies.
+pub(crate) const TIMEOUT_MARGIN: Duration = Duration::from_secs(60);
+/// Windows that are not counted, in which a server compiles its code and grows its buffers.
+const WARM_UP_WINDOWS: usize = 5;
+/// Time allowed for closing the connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// `ecoloop load --repeat` or the plain client in C, connected. Between its slices it waits for its input and does nothing else.
+/// `ecoloop load --repeat` or the client in C, connected. Between windows it blocks on its standard input.
 pub(crate) struct Generator {
-    dialogue: Dialogue,
-    limit: Duration,
+    coprocess: Coprocess,
+    timeout: Duration,
 }
 
 impl Generator {
-    /// `ecoloop load`, connected and warm.
+    /// Starts `ecoloop load`, and returns after its warm-up.
     pub(crate) fn start(
         workload: &Workload,
         server: &Server,
-        slice: Duration,
+        window: Duration,
         rate: Option<f64>,
     ) -> Result<Self, String> {
-        let mut command = pinned(CLIENT_CORE, ECOLOOP);
+        let mut command = pinned(CLIENT_CORE, ECOLOOP_BINARY);
         command.args(["load", "--repeat", "-q", "--json", "-", "--close", "rst"]);
-        command.args(["-c", &workload.connections.to_string(), "-d", &format!("{}us", slice.as_micros())]);
+        command.args(["-c", &workload.connections.to_string(), "-d", &format!("{}us", window.as_micros())]);
         command.args(workload.load.split_ascii_whitespace());
         command.args(rate.iter().flat_map(|rate| ["-r".to_owned(), rate.to_string()]));
         command.arg(server.address.to_string());
-        // One with a rate has a schedule to keep; one without would keep the core.
+        // An open loop has a schedule to keep. A closed loop with this priority would never yield the core.
         if rate.is_some() {
-            command = before_others(&command);
+            command = with_realtime_priority(&command);
         }
-        let mut generator = Self::of(&mut command, slice)?;
-        for _ in 0..WARM_UP_SLICES {
-            generator.ask()?;
+        let mut generator = Self::spawn(&mut command, window)?;
+        for _ in 0..WARM_UP_WINDOWS {
+            generator.next_report()?;
         }
         Ok(generator)
     }
 
-    /// The client in C, after its first slice, for which it does not wait to be asked.
-    pub(crate) fn start_in_c(workload: &Workload, server: &Server, slice: Duration) -> Result<Self, String> {
+    /// Starts the client in C, and returns after its first window, which it measures without a request.
+    pub(crate) fn start_c_client(workload: &Workload, server: &Server, window: Duration) -> Result<Self, String> {
         let mut command = pinned(CLIENT_CORE, C_CLIENT);
-        command.env("FLOOR_SLICES", "1");
+        command.env("FLOOR_REPEAT", "1");
         command.args([server.address.port().to_string(), workload.connections.to_string(), "64".to_owned()]);
-        command.args([slice.as_secs_f64().to_string(), server.process.id().to_string()]);
-        let mut generator = Self::of(&mut command, slice)?;
-        generator.dialogue.answer(generator.limit)?;
+        command.args([window.as_secs_f64().to_string(), server.process.id().to_string()]);
+        let mut generator = Self::spawn(&mut command, window)?;
+        generator.coprocess.next_line(generator.timeout)?;
         Ok(generator)
     }
 
-    fn of(command: &mut Command, slice: Duration) -> Result<Self, String> {
-        Ok(Self { dialogue: Dialogue::start(command)?, limit: slice + OVERTIME })
+    fn spawn(command: &mut Command, window: Duration) -> Result<Self, String> {
+        Ok(Self { coprocess: Coprocess::start(command)?, timeout: window + TIMEOUT_MARGIN })
     }
 
-    /// A slice: its document, if no threshold failed, with two figures of all its messages, from the first to the last answer, which
-    /// comes after the window. The rate, for ten thousand messages in flight when the window ends are many beside those that
-    /// came back in it. And the server's CPU, read while the server sleeps: only then is the kernel's account of it exact.
+    /// Measures one window and returns the report of `ecoloop load`, with two values that are computed here.
+    ///
+    /// The rate is that of all messages of the window, up to the last reply, which arrives after the window ends: with
+    /// 10,000 messages in flight the replies after its end are many. The server's CPU time is read while the server sleeps,
+    /// because only then is the kernel's account of it exact.
     pub(crate) fn measure(&mut self, server: &Server) -> Result<Value, String> {
-        let before = server.settle()?;
-        let mut document = self.ask()?;
-        let time = server.settle()?.saturating_sub(before);
+        let before = server.wait_until_idle()?;
+        let mut report = self.next_report()?;
+        let cpu_time = server.wait_until_idle()?.saturating_sub(before);
         let number = |pointer: &str| {
-            document
+            report
                 .pointer(pointer)
                 .and_then(Value::as_f64)
-                .ok_or_else(|| format!("ecoloop load: there is no {pointer}"))
+                .ok_or_else(|| format!("ecoloop load: no {pointer} in its JSON"))
         };
         let messages = number("/messages/verified")?;
         let seconds = number("/phases_s/measure")? + number("/phases_s/drain")?;
-        document["rate_per_s"] = json!(messages / seconds);
-        // That of one of several processes would not be the server's.
+        report["rate_per_s"] = json!(messages / seconds);
+        // With several processes it would be the CPU time of one of them.
         if server.is_one_process {
-            document["server"] = json!({ "cpu_us_per_message": time.as_secs_f64() * 1e6 / messages });
+            report["server"] = json!({ "cpu_us_per_message": cpu_time.as_secs_f64() * 1e6 / messages });
         }
-        Ok(document)
+        Ok(report)
     }
 
-    /// The next document of `ecoloop load`.
-    pub(crate) fn ask(&mut self) -> Result<Value, String> {
-        let text = self.dialogue.ask(self.limit).map_err(|why| format!("ecoloop load: {why}"))?;
-        let document: Value = serde_json::from_str(&text).map_err(|error| format!("ecoloop load: {error}"))?;
-        if document["verdict"] == "pass" {
-            return Ok(document);
+    /// Runs one window of `ecoloop load` and returns its report, or an error if a threshold failed.
+    pub(crate) fn next_report(&mut self) -> Result<Value, String> {
+        let text = self.coprocess.request(self.timeout).map_err(|error| format!("ecoloop load: {error}"))?;
+        let report: Value = serde_json::from_str(&text).map_err(|error| format!("ecoloop load: {error}"))?;
+        if report["verdict"] == "pass" {
+            return Ok(report);
         }
-        let failure = failure(&document).unwrap_or_else(|| format!("the verdict is {}", document["verdict"]));
+        let failure = failure(&report).unwrap_or_else(|| format!("the verdict is {}", report["verdict"]));
         Err(format!("ecoloop load: {failure}"))
     }
 
-    /// A slice of the client in C, in the words of the other. It warms up in each, and reads the server's CPU by itself.
-    pub(crate) fn measure_in_c(&mut self) -> Result<Value, String> {
-        let text = self.dialogue.ask(self.limit).map_err(|why| format!("epoll_client: {why}"))?;
-        let answer: Value = serde_json::from_str(&text).map_err(|error| format!("epoll_client: {error}"))?;
-        let field = |name: &str| answer[name].as_f64().ok_or_else(|| format!("epoll_client: there is no {name}"));
+    /// Measures one window with the client in C, and returns its values under the names of `ecoloop load`. The client warms up
+    /// before each window, and reads the server's CPU time itself.
+    pub(crate) fn measure_c_client(&mut self) -> Result<Value, String> {
+        let text = self.coprocess.request(self.timeout).map_err(|error| format!("epoll_client: {error}"))?;
+        let report: Value = serde_json::from_str(&text).map_err(|error| format!("epoll_client: {error}"))?;
+        let field = |name: &str| report[name].as_f64().ok_or_else(|| format!("epoll_client: no {name} in its JSON"));
         let cpu_us_per_message = field("server_cpu_seconds")? * 1e6 / field("messages")?;
         Ok(json!({
             "server": { "cpu_us_per_message": cpu_us_per_message },
@@ -111,23 +114,23 @@ impl Generator {
         }))
     }
 
-    /// Lets it close its connections. An error is what it found after its last slice, or has reported before.
-    pub(crate) fn end(self) -> Result<(), String> {
-        self.dialogue.end(END_LIMIT).map_err(|why| format!("the end of the load generator: {why}"))
+    /// Closes the connections. Returns an error if the generator exits with one, such as bytes after the last window.
+    pub(crate) fn finish(mut self) -> Result<(), String> {
+        self.coprocess.finish(CLOSE_TIMEOUT).map_err(|error| format!("load generator: {error}"))
     }
 }
 
-/// What failed in a document: its errors, else the thresholds that failed.
-pub(crate) fn failure(document: &Value) -> Option<String> {
-    let of = |list: &str, what: fn(&Value) -> Option<String>| {
-        let list = document.get(list)?.as_array()?.iter().filter_map(what).collect::<Vec<_>>();
+/// Returns what failed in a report: its errors, or the thresholds that failed if it has no errors.
+pub(crate) fn failure(report: &Value) -> Option<String> {
+    let join = |list: &str, words: fn(&Value) -> Option<String>| {
+        let list = report.get(list)?.as_array()?.iter().filter_map(words).collect::<Vec<_>>();
         Some(list.join(", ")).filter(|list| !list.is_empty())
     };
-    let errors = of("errors", |error| {
+    let errors = join("errors", |error| {
         Some(format!("{} {} {} times", error["phase"].as_str()?, error["error"].as_str()?, error["count"]))
     });
     errors.or_else(|| {
-        of("thresholds", |threshold| {
+        join("thresholds", |threshold| {
             (threshold["failed"] == true).then(|| threshold["expr"].as_str().unwrap_or_default().to_owned())
         })
     })
@@ -138,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_named_by_its_errors_before_its_thresholds() {
+    fn failure_lists_errors_before_thresholds() {
         let thresholds = json!([{ "expr": "errors>0", "failed": true }, { "expr": "verified<1", "failed": false }]);
         let errors = json!([{ "phase": "receive", "error": "reset", "count": 2 }]);
         assert_eq!(

@@ -1,5 +1,6 @@
-//! Measures ecoloop side by side with other echo servers: see docs/benchmarks.md.
+//! Compares ecoloop with other echo servers; see docs/benchmarks.md.
 
+mod counters;
 mod generators;
 mod measure;
 mod peers;
@@ -7,7 +8,6 @@ mod plot;
 mod processes;
 mod report;
 mod statistics;
-mod tools;
 mod workloads;
 
 use std::fs;
@@ -19,46 +19,48 @@ use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use measure::Settings;
-use report::{Described, Document, Machine, markdown};
+use report::{Document, Machine, PeerInfo, markdown};
 use workloads::Workload;
 
-/// Of this package, where the commands of `peers.toml` run.
-const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
+/// The working directory of the commands in `peers.toml`.
+const PACKAGE_DIR: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Runs echo servers in turn on one core with `ecoloop load` on another, and writes what each costs: tables on standard
-/// output, a JSON file, and beside that the page and the pictures that are made of it.
+/// Compares ecoloop with other echo servers, one server at a time on core 0 and ecoloop load on core 1
+///
+/// Prints the tables, and writes the results as JSON. The pictures go to images/ beside the JSON file, and the tables into
+/// the Markdown page beside it, if there is one.
 #[derive(Parser)]
 struct Options {
-    /// Also the peers that are left out by default
+    /// Include the optional peers
     #[arg(long)]
     all: bool,
     /// Install the Debian packages that the peers need
     #[arg(long)]
     install: bool,
-    /// How often each workload is measured with new servers and new connections
+    /// Sessions per workload, each with new servers and new connections
     #[arg(long, value_name = "COUNT", default_value = "3", value_parser = clap::value_parser!(u16).range(1..))]
-    sittings: u16,
-    /// Slices of each server in a sitting; an interval takes six of all sittings
+    sessions: u16,
+    /// Rounds per session, each with one window per server; a confidence interval needs 6 rounds in total
     #[arg(long, value_name = "COUNT", default_value = "25", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// These peers alone, and the floor and its copy
+    /// Peers to measure, in addition to the floor and its A/A control
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     only: Vec<String>,
-    /// These workloads alone
+    /// Workloads to run [default: all]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     workloads: Vec<String>,
-    /// How long a slice is measured; some workloads stretch it
+    /// Length of a measurement window; some workloads multiply it
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = humantime::parse_duration)]
-    slice: Duration,
-    /// Where the result goes, written anew after each workload [default: docs/benchmarks.json of the repository]
+    window: Duration,
+    /// JSON file, rewritten after each workload [default: docs/benchmarks.json in the repository]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Keep what the result has of other workloads
+    /// Keep the other workloads of the JSON file
     #[arg(long)]
-    add: bool,
-    /// Make the tables, the page and the pictures of this file again, without measuring
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "install", "sittings", "rounds", "only", "workloads", "slice", "json", "add"])]
-    tables: Option<PathBuf>,
+    update: bool,
+    /// Render tables and pictures from this JSON file, without measuring
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "install", "sessions", "rounds", "only", "workloads", "window", "json", "update"])]
+    render: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -72,16 +74,16 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    if let Some(file) = &options.tables {
-        // The file is the user's, wherever the peers are.
-        return publish(&Document::read(file)?, file);
+    if let Some(file) = &options.render {
+        // Before the change of directory: the path is relative to the user's.
+        return render(&Document::read(file)?, file);
     }
     let workloads = select(&options.workloads)?;
-    let json = options.json.clone().unwrap_or_else(|| Path::new(FOLDER).join("../../docs/benchmarks.json"));
+    let json = options.json.clone().unwrap_or_else(|| Path::new(PACKAGE_DIR).join("../../docs/benchmarks.json"));
     let json = std::path::absolute(json).map_err(|error| format!("--json: {error}"))?;
-    // Before an hour of measuring, not after it.
+    // Checked now, not after an hour of measuring.
     if !json.parent().is_some_and(Path::is_dir) {
-        return Err(format!("cannot write {}: its folder does not exist", json.display()));
+        return Err(format!("cannot write {}: the directory does not exist", json.display()));
     }
     prepare()?;
     let list = fs::read_to_string("peers.toml").map_err(|error| format!("cannot read peers.toml: {error}"))?;
@@ -90,30 +92,34 @@ fn run(options: &Options) -> Result<(), String> {
         peers::install(&peers)?;
     }
     peers::build_clients(Path::new("../.."))?;
-    let (peers, left_out) = peers::build(peers)?;
+    let (peers, skipped) = peers::build(peers)?;
 
     let start = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let slice_ms = options.slice.as_millis().try_into().map_err(|_| "--slice is too long")?;
-    let mut document = Document::new(start, slice_ms, machine()?);
-    if options.add {
+    let window_ms = options.window.as_millis().try_into().map_err(|_| "--window is too long")?;
+    let mut document = Document::new(start, window_ms, machine()?);
+    if options.update {
         document.keep(Document::read(&json)?)?;
     }
-    document.left_out = left_out;
+    document.skipped = skipped;
     for peer in &peers {
         let (name, run) = (peer.name.clone(), peer.run.clone());
-        document.describe(Described { name, kind: peer.kind, version: peer.version(), run });
+        document.add_peer(PeerInfo { name, kind: peer.kind, version: peer.version(), run });
     }
-    let settings = Settings { sittings: options.sittings.into(), rounds: options.rounds.into(), slice: options.slice };
+    let settings = Settings {
+        sessions: options.sessions.into(),
+        rounds_per_session: options.rounds.into(),
+        window: options.window,
+    };
     let mut failed = Vec::new();
     for workload in &workloads {
         match measure::measure(workload, &peers, &settings) {
-            Ok(measured) => document.add(measured),
-            Err(why) => failed.push(format!("{}: {why}", workload.name)),
+            Ok(result) => document.add_workload(result),
+            Err(error) => failed.push(format!("{}: {error}", workload.name)),
         }
         processes::check_interrupt()?;
         document.write(&json)?;
     }
-    publish(&document, &json)?;
+    render(&document, &json)?;
     if failed.is_empty() { Ok(()) } else { Err(format!("not measured: {}", failed.join("; "))) }
 }
 
@@ -121,23 +127,24 @@ fn select(names: &[String]) -> Result<Vec<Workload>, String> {
     let all = workloads::all();
     if let Some(unknown) = names.iter().find(|&name| all.iter().all(|workload| workload.name != name)) {
         let names: Vec<_> = all.iter().map(|workload| workload.name).collect();
-        return Err(format!("no workload is named {unknown:?}; there are {}", names.join(", ")));
+        return Err(format!("unknown workload {unknown:?}; expected one of {}", names.join(", ")));
     }
     let is_wanted = |workload: &Workload| names.is_empty() || names.iter().any(|name| name == workload.name);
     Ok(all.into_iter().filter(is_wanted).collect())
 }
 
-/// Servers and load generators inherit the folder, and the descriptors that they may open.
+/// Changes to the package directory and raises the descriptor limit, which servers and load generators inherit.
 fn prepare() -> Result<(), String> {
     processes::watch_signals()?;
-    std::env::set_current_dir(FOLDER).map_err(|error| format!("cannot change to {FOLDER}: {error}"))?;
+    std::env::set_current_dir(PACKAGE_DIR)
+        .map_err(|error| format!("cannot change the directory to {PACKAGE_DIR}: {error}"))?;
     fs::create_dir_all("target").map_err(|error| format!("cannot create target: {error}"))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 {
-        return Err("two cores are needed, one for the server and one for the load".to_owned());
+        return Err(format!("found {cores} core, but two are needed: one for the server and one for the load"));
     }
-    let most = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+    let limit = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })
         .map_err(|error| format!("cannot raise the descriptor limit: {error}"))
 }
 
@@ -147,16 +154,16 @@ fn machine() -> Result<Machine, String> {
     let name =
         text.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned()));
     Ok(Machine {
-        cpu: name.unwrap_or_else(|| "an unnamed CPU".to_owned()),
+        cpu: name.unwrap_or_else(|| "unknown CPU".to_owned()),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     })
 }
 
-/// The tables; beside the JSON file the pictures, and the page if there is one.
-fn publish(document: &Document, json: &Path) -> Result<(), String> {
-    let parts = markdown::parts(document);
-    for (_, content) in &parts {
+/// Prints the tables, and writes the pictures and the page beside the JSON file.
+fn render(document: &Document, json: &Path) -> Result<(), String> {
+    let sections = markdown::sections(document);
+    for (_, content) in &sections {
         println!("{content}");
     }
     let images = json.with_file_name("images");
@@ -169,6 +176,6 @@ fn publish(document: &Document, json: &Path) -> Result<(), String> {
         return Ok(());
     }
     let text = fs::read_to_string(&page).map_err(|error| format!("cannot read {}: {error}", page.display()))?;
-    let text = markdown::fill(&text, &parts).map_err(|error| format!("{}: {error}", page.display()))?;
+    let text = markdown::fill(&text, &sections).map_err(|error| format!("{}: {error}", page.display()))?;
     report::replace_file(&page, &text)
 }

@@ -1,4 +1,4 @@
-//! Slices: one window of load against one server, in rounds of random order, in sittings of new processes.
+//! Measures workloads: windows of load against one server at a time, in rounds of random order, in sessions of new processes.
 
 use std::fs;
 use std::process::Command;
@@ -6,65 +6,67 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::generators::{CLIENT_CORE, ECOLOOP, Generator, OVERTIME, failure};
-use crate::peers::{CONTROL, FLOOR, LeftOut, Peer, SERVER_CORE, Server};
-use crate::processes::{Job, before_others, check_interrupt, pinned, reason, sleep};
-use crate::report::{Contestant, Measured};
+use crate::counters;
+use crate::generators::{CLIENT_CORE, ECOLOOP_BINARY, Generator, TIMEOUT_MARGIN, failure};
+use crate::peers::{CONTROL, FLOOR, Peer, SERVER_CORE, Server, Skipped};
+use crate::processes::{Job, check_interrupt, exit_reason, pinned, sleep, with_realtime_priority};
+use crate::report::{Candidate, WorkloadResult};
 use crate::statistics::median;
-use crate::tools;
 use crate::workloads::{BURST_CONNECTS, Kind, RATE_POINTER, Workload};
 
-/// Before the window of a load that connects in each slice.
+/// Warm-up before a window whose load connects anew.
 const WARM_UP: &str = "50ms";
-/// Slices that may fail before a peer is left out of a workload.
+/// After this many failed windows a peer is no longer measured in the workload.
 const FAILURES_MAX: usize = 3;
-/// A server of one's own in each slice takes time, and what is measured of it varies little.
-const OWN_SERVER_ROUNDS_MAX: usize = 5;
-/// Of a sitting: a slice is two windows of a second.
+/// Rounds per session of a workload that starts a server for each window: that is slow, and its metrics vary little.
+const NEW_SERVER_ROUNDS_MAX: usize = 5;
+/// Rounds per session of the burst, which takes two seconds per server.
 const BURST_ROUNDS_MAX: usize = 5;
-/// Long enough for a burst and what it leaves behind.
+/// Window of a load with a burst, which contains the burst and the recovery from it.
 const BURST_WINDOW: &str = "1s";
 const BURST_WARM_UP: &str = "100ms";
-/// From the start of the load to the burst in its window.
+/// Time from the start of the load to the burst.
 const BURST_DELAY: Duration = Duration::from_millis(500);
-const IDLE_TIME: &str = "300ms";
+const IDLE_WINDOW: &str = "300ms";
+const HALF_RATE_WINDOWS: usize = 5;
 
-/// A peer with what was measured of it.
-struct Entry<'a> {
+/// Measures one peer in one workload.
+struct Runner<'a> {
     peer: &'a Peer,
-    /// None between sittings, in a workload that starts a server for each slice, and where none could be started.
-    seat: Option<Seat>,
-    contestant: Contestant,
+    /// None between sessions, in a workload that starts a server for each window, and after a failed start.
+    session: Option<Session>,
+    candidate: Candidate,
     failures: Vec<String>,
 }
 
-/// What lasts for a sitting.
-struct Seat {
+/// The processes that last for a session.
+struct Session {
     server: Server,
-    /// None in a workload whose load connects anew in each slice.
+    /// None in a workload whose load connects anew in each window.
     generator: Option<Generator>,
 }
 
 enum Outcome {
     Measured(Value),
-    /// The load generator was late: what it saw is not the server's doing.
+    /// The load generator did not keep its schedule, so the window says nothing about the server.
     Late,
 }
 
 pub(crate) struct Settings {
-    pub(crate) sittings: usize,
-    /// Of a sitting.
-    pub(crate) rounds: usize,
-    pub(crate) slice: Duration,
+    pub(crate) sessions: usize,
+    pub(crate) rounds_per_session: usize,
+    pub(crate) window: Duration,
 }
 
-pub(crate) fn measure(workload: &Workload, peers: &[Peer], wanted: &Settings) -> Result<Measured, String> {
-    let (sittings, rounds) = match workload.kind {
-        Kind::Idle | Kind::Counts => (1, wanted.rounds.min(OWN_SERVER_ROUNDS_MAX)),
-        Kind::Burst => (wanted.sittings, wanted.rounds.min(BURST_ROUNDS_MAX)),
-        Kind::Load | Kind::Churn | Kind::Open | Kind::CrossCheck => (wanted.sittings, wanted.rounds),
+pub(crate) fn measure(workload: &Workload, peers: &[Peer], settings: &Settings) -> Result<WorkloadResult, String> {
+    let (sessions, rounds) = match workload.kind {
+        Kind::Idle | Kind::Counts => (1, settings.rounds_per_session.min(NEW_SERVER_ROUNDS_MAX)),
+        Kind::Burst => (settings.sessions, settings.rounds_per_session.min(BURST_ROUNDS_MAX)),
+        Kind::ClosedLoop | Kind::OpenLoop | Kind::Churn | Kind::CrossCheck => {
+            (settings.sessions, settings.rounds_per_session)
+        }
     };
-    let mut measured = Measured {
+    let mut result = WorkloadResult {
         name: workload.name.to_owned(),
         title: workload.title.clone(),
         load: format!("-c {} {}", workload.connections, workload.load),
@@ -72,179 +74,177 @@ pub(crate) fn measure(workload: &Workload, peers: &[Peer], wanted: &Settings) ->
         rate_per_s: None,
         baseline: FLOOR.to_owned(),
         control: Some(CONTROL.to_owned()),
-        figures: workload.figures.clone(),
-        sittings,
-        rounds: sittings * rounds,
-        left_out: Vec::new(),
-        contestants: Vec::new(),
+        metrics: workload.metrics.clone(),
+        sessions,
+        rounds: sessions * rounds,
+        skipped: Vec::new(),
+        candidates: Vec::new(),
     };
-    let slice = wanted.slice * workload.stretch;
+    let window = settings.window * workload.window_factor;
     if workload.kind == Kind::CrossCheck {
-        cross_check(workload, peers, slice, [sittings, rounds], &mut measured)?;
-        return Ok(measured);
+        cross_check(workload, peers, window, [sessions, rounds], &mut result)?;
+        return Ok(result);
     }
     if workload.kind == Kind::Counts {
-        tools::check()?;
+        counters::check_tools()?;
     }
-    if workload.kind == Kind::Open {
-        measured.rate_per_s = Some(half_of_the_floor(workload, peers, slice)?);
+    if workload.kind == Kind::OpenLoop {
+        result.rate_per_s = Some(half_of_floor_rate(workload, peers, window)?);
     }
 
-    let mut entries = enter(workload, peers, &mut measured.left_out);
-    for sitting in 1..=sittings {
-        // So that it is not always the same that connects first.
-        fastrand::shuffle(&mut entries);
-        for entry in &mut entries {
+    let mut runners = runners(workload, peers, &mut result.skipped);
+    for session in 1..=sessions {
+        // A random order of connecting, too.
+        fastrand::shuffle(&mut runners);
+        for runner in &mut runners {
             check_interrupt()?;
-            entry.sit_down(workload, slice, measured.rate_per_s);
+            runner.start_session(workload, window, result.rate_per_s);
         }
         for round in 1..=rounds {
-            eprintln!("{}: sitting {sitting} of {sittings}, round {round} of {rounds}", workload.name);
-            fastrand::shuffle(&mut entries);
-            for entry in &mut entries {
+            eprintln!("{}: session {session} of {sessions}, round {round} of {rounds}", workload.name);
+            fastrand::shuffle(&mut runners);
+            for runner in &mut runners {
                 check_interrupt()?;
-                let outcome = entry.slice(workload, slice);
+                let outcome = runner.measure(workload, window);
                 check_interrupt()?;
-                entry.record(workload, outcome);
+                runner.record(workload, outcome);
             }
         }
-        for entry in &mut entries {
-            entry.get_up(workload);
+        for runner in &mut runners {
+            runner.end_session(workload);
         }
     }
     for peer in peers {
-        let Some(at) = entries.iter().position(|entry| entry.peer.name == peer.name) else { continue };
-        let entry = entries.swap_remove(at);
-        if let Some(why) = entry.failures.last() {
-            let why = format!("failures: {}, the last one: {why}", entry.failures.len());
-            measured.left_out.push(LeftOut { name: peer.name.clone(), why });
+        let Some(at) = runners.iter().position(|runner| runner.peer.name == peer.name) else { continue };
+        let runner = runners.swap_remove(at);
+        if let Some(last) = runner.failures.last() {
+            let reason = format!("failures: {}, the last one: {last}", runner.failures.len());
+            result.skipped.push(Skipped { name: peer.name.clone(), reason });
         }
-        if entry.contestant.has_any() || entry.failures.is_empty() {
-            measured.contestants.push(entry.contestant);
+        if runner.candidate.has_samples() || runner.failures.is_empty() {
+            result.candidates.push(runner.candidate);
         }
     }
-    Ok(measured)
+    Ok(result)
 }
 
-/// The peers that take part.
-fn enter<'a>(workload: &Workload, peers: &'a [Peer], left_out: &mut Vec<LeftOut>) -> Vec<Entry<'a>> {
-    let mut entries = Vec::new();
+/// Returns a runner for each peer that supports the workload's number of connections.
+fn runners<'a>(workload: &Workload, peers: &'a [Peer], skipped: &mut Vec<Skipped>) -> Vec<Runner<'a>> {
+    let mut runners = Vec::new();
     let connections = workload.connections + if workload.kind == Kind::Burst { BURST_CONNECTS } else { 0 };
     for peer in peers {
-        if let Some(why) = peer.refuses(connections) {
-            left_out.push(LeftOut { name: peer.name.clone(), why });
+        if let Some(reason) = peer.unsupported(connections) {
+            skipped.push(Skipped { name: peer.name.clone(), reason });
         } else {
-            let contestant = Contestant::new(&peer.name, &workload.figures);
-            entries.push(Entry { peer, seat: None, contestant, failures: Vec::new() });
+            let candidate = Candidate::new(&peer.name, &workload.metrics);
+            runners.push(Runner { peer, session: None, candidate, failures: Vec::new() });
         }
     }
-    entries
+    runners
 }
 
-impl Seat {
-    fn take(workload: &Workload, peer: &Peer, slice: Duration, rate: Option<f64>) -> Result<Self, String> {
-        let server = Server::start(peer, workload.buffer_bytes, &[])?;
-        let generator = match workload.kind {
-            Kind::Load | Kind::Open => Some(Generator::start(workload, &server, slice, rate)?),
-            _ => None,
-        };
-        Ok(Self { server, generator })
-    }
-}
-
-impl Entry<'_> {
+impl Runner<'_> {
     fn has_failed(&self) -> bool {
         self.failures.len() >= FAILURES_MAX
     }
 
-    fn sit_down(&mut self, workload: &Workload, slice: Duration, rate: Option<f64>) {
+    fn start_session(&mut self, workload: &Workload, window: Duration, rate: Option<f64>) {
         if self.has_failed() || matches!(workload.kind, Kind::Idle | Kind::Counts) {
             return;
         }
-        match Seat::take(workload, self.peer, slice, rate) {
-            Ok(seat) => self.seat = Some(seat),
-            Err(why) => self.fail(workload, why),
+        match Session::start(workload, self.peer, window, rate) {
+            Ok(session) => self.session = Some(session),
+            Err(error) => self.fail(workload, error),
         }
     }
 
-    /// Ends what lasted for a sitting.
-    fn get_up(&mut self, workload: &Workload) {
-        let Some(Seat { server, generator }) = self.seat.take() else { return };
-        let end = generator.map_or(Ok(()), Generator::end);
-        // Not before the generator: that would be an error of its connections.
+    fn end_session(&mut self, workload: &Workload) {
+        let Some(Session { server, generator }) = self.session.take() else { return };
+        let result = generator.map_or(Ok(()), Generator::finish);
+        // After the generator, whose connections would be reset otherwise.
         drop(server);
-        if let Err(why) = end
+        if let Err(error) = result
             && self.failures.is_empty()
         {
-            self.fail(workload, why);
+            self.fail(workload, error);
         }
     }
 
-    fn fail(&mut self, workload: &Workload, why: String) {
-        eprintln!("{}: {}: {why}", workload.name, self.peer.name);
-        self.failures.push(why);
+    fn fail(&mut self, workload: &Workload, error: String) {
+        eprintln!("{}: {}: {error}", workload.name, self.peer.name);
+        self.failures.push(error);
     }
 
-    /// None where there is nothing to measure.
-    fn slice(&mut self, workload: &Workload, slice: Duration) -> Option<Result<Outcome, String>> {
+    /// Measures one window, or returns `None` if the peer is no longer measured.
+    fn measure(&mut self, workload: &Workload, window: Duration) -> Option<Result<Outcome, String>> {
         if self.has_failed() {
             return None;
         }
         match workload.kind {
-            Kind::Counts => Some(Ok(Outcome::Measured(tools::count(workload, self.peer)))),
+            Kind::Counts => Some(Ok(Outcome::Measured(counters::count(workload, self.peer)))),
             Kind::Idle => Some(idle(workload, self.peer)),
-            _ => Some(self.seat.as_mut()?.slice(workload, slice)),
+            _ => Some(self.session.as_mut()?.measure(workload, window)),
         }
     }
 
     fn record(&mut self, workload: &Workload, outcome: Option<Result<Outcome, String>>) {
-        let document = match outcome {
-            Some(Ok(Outcome::Measured(document))) => document,
+        let report = match outcome {
+            Some(Ok(Outcome::Measured(report))) => report,
             Some(Ok(Outcome::Late)) => {
-                self.contestant.late += 1;
+                self.candidate.late_windows += 1;
                 Value::Null
             }
-            Some(Err(why)) => {
-                self.fail(workload, why);
+            Some(Err(error)) => {
+                self.fail(workload, error);
                 Value::Null
             }
             None => Value::Null,
         };
-        self.contestant.push(&workload.figures, &document);
+        self.candidate.record(&workload.metrics, &report);
     }
 }
 
-impl Seat {
-    fn slice(&mut self, workload: &Workload, slice: Duration) -> Result<Outcome, String> {
+impl Session {
+    fn start(workload: &Workload, peer: &Peer, window: Duration, rate: Option<f64>) -> Result<Self, String> {
+        let server = Server::start(peer, workload.buffer_bytes, &[])?;
+        let generator = match workload.kind {
+            Kind::ClosedLoop | Kind::OpenLoop => Some(Generator::start(workload, &server, window, rate)?),
+            _ => None,
+        };
+        Ok(Self { server, generator })
+    }
+
+    fn measure(&mut self, workload: &Workload, window: Duration) -> Result<Outcome, String> {
         let Self { server, generator } = self;
         if let Some(generator) = generator {
-            let document = generator.measure(server)?;
-            return Ok(if is_late(&document) { Outcome::Late } else { Outcome::Measured(document) });
+            let report = generator.measure(server)?;
+            return Ok(if is_late(&report) { Outcome::Late } else { Outcome::Measured(report) });
         }
         let outcome = if workload.kind == Kind::Burst {
             burst(workload, server)
         } else {
-            let window = ["-d", &format!("{}us", slice.as_micros()), "--warmup", WARM_UP];
-            run_load(workload, server, &window, slice + OVERTIME).map(Outcome::Measured)
+            let arguments = ["-d", &format!("{}us", window.as_micros()), "--warmup", WARM_UP];
+            run_load(workload, server, &arguments, window + TIMEOUT_MARGIN).map(Outcome::Measured)
         };
-        server.settle()?;
+        server.wait_until_idle()?;
         outcome
     }
 }
 
-/// Against a server of its own.
+/// Measures the memory of idle connections, against a new server.
 fn idle(workload: &Workload, peer: &Peer) -> Result<Outcome, String> {
     let server = Server::start(peer, workload.buffer_bytes, &[])?;
-    run_load(workload, &server, &["-d", IDLE_TIME], OVERTIME).map(Outcome::Measured)
+    run_load(workload, &server, &["-d", IDLE_WINDOW], TIMEOUT_MARGIN).map(Outcome::Measured)
 }
 
-fn is_late(document: &Value) -> bool {
-    document.pointer("/schedule/kept") == Some(&Value::Bool(false))
+fn is_late(report: &Value) -> bool {
+    report.pointer("/schedule/kept") == Some(&Value::Bool(false))
 }
 
-/// `ecoloop load` on the clients' core. What it reports of a server of several processes would be of one of them.
+/// Returns a command that runs `ecoloop load` on `core`. A server of several processes gets no `--server-pid`, because the
+/// report would be about one of them.
 pub(crate) fn load_command(core: u32, connections: u32, load: &str, server: &Server, arguments: &[&str]) -> Command {
-    let mut command = pinned(core, ECOLOOP);
+    let mut command = pinned(core, ECOLOOP_BINARY);
     command.args(["load", "-q", "--json", "-", "--close", "rst", "-c", &connections.to_string()]);
     command.args(load.split_ascii_whitespace()).args(arguments);
     if server.is_one_process {
@@ -254,120 +254,122 @@ pub(crate) fn load_command(core: u32, connections: u32, load: &str, server: &Ser
     command
 }
 
-fn run_load(workload: &Workload, server: &Server, arguments: &[&str], limit: Duration) -> Result<Value, String> {
+fn run_load(workload: &Workload, server: &Server, arguments: &[&str], timeout: Duration) -> Result<Value, String> {
     let mut command = load_command(CLIENT_CORE, workload.connections, &workload.load, server, arguments);
-    finish_load(Job::start(&mut command)?, limit)
+    finish_load(Job::start(&mut command)?, timeout)
 }
 
-/// Its document, if no threshold failed.
-pub(crate) fn finish_load(job: Job, limit: Duration) -> Result<Value, String> {
-    let output = job.wait(limit).map_err(|why| format!("ecoloop load: {why}"))?;
-    let document = serde_json::from_str::<Value>(&output.text);
+/// Waits for `ecoloop load` and returns its report, or an error if a threshold failed.
+pub(crate) fn finish_load(job: Job, timeout: Duration) -> Result<Value, String> {
+    let output = job.wait(timeout).map_err(|error| format!("ecoloop load: {error}"))?;
+    let report = serde_json::from_str::<Value>(&output.text);
     if output.status.success() {
-        return document.map_err(|error| format!("ecoloop load: {error}"));
+        return report.map_err(|error| format!("ecoloop load: {error}"));
     }
-    let why = document.as_ref().ok().and_then(failure).unwrap_or_else(|| reason(output.status, &output.errors));
-    Err(format!("ecoloop load: {why}"))
+    let reason = report.as_ref().ok().and_then(failure).unwrap_or_else(|| exit_reason(output.status, &output.errors));
+    Err(format!("ecoloop load: {reason}"))
 }
 
-/// Messages a second that half of the floor's capacity is.
-fn half_of_the_floor(workload: &Workload, peers: &[Peer], slice: Duration) -> Result<f64, String> {
+/// Returns half of the floor's messages per second in a closed loop.
+fn half_of_floor_rate(workload: &Workload, peers: &[Peer], window: Duration) -> Result<f64, String> {
     let server = Server::start(floor(peers)?, workload.buffer_bytes, &[])?;
-    let mut generator = Generator::start(workload, &server, slice, None)?;
+    let mut generator = Generator::start(workload, &server, window, None)?;
     let mut rates = Vec::new();
-    for _ in 0..5 {
-        rates.extend(generator.ask()?.pointer(RATE_POINTER).and_then(Value::as_f64));
+    for _ in 0..HALF_RATE_WINDOWS {
+        rates.extend(generator.next_report()?.pointer(RATE_POINTER).and_then(Value::as_f64));
     }
-    generator.end()?;
-    let rate = median(&rates).ok_or("the floor has no rate")?;
-    // In hundreds, to be read.
+    generator.finish()?;
+    let rate = median(&rates).ok_or("the floor's windows have no rate")?;
+    // Rounded to hundreds, for readability.
     Ok((rate / 200.0).round() * 100.0)
 }
 
 fn floor(peers: &[Peer]) -> Result<&Peer, String> {
-    peers.iter().find(|peer| peer.name == FLOOR).ok_or_else(|| "the floor is not there".to_owned())
+    peers.iter().find(|peer| peer.name == FLOOR).ok_or_else(|| format!("the peer {FLOOR:?} is missing"))
 }
 
-/// The load on connections that are there already, without the burst and with it. The burst comes from the server's core.
+/// Measures the load on open connections twice, without and with a burst of connects, which comes from the server's core.
 fn burst(workload: &Workload, server: &Server) -> Result<Outcome, String> {
     let window = ["-d", BURST_WINDOW, "--warmup", BURST_WARM_UP];
-    let steady = || {
+    let start_load = || {
         let command = load_command(CLIENT_CORE, workload.connections, &workload.load, server, &window);
-        Job::start(&mut before_others(&command))
+        Job::start(&mut with_realtime_priority(&command))
     };
-    let quiet = finish_load(steady()?, OVERTIME)?;
+    let without_burst = finish_load(start_load()?, TIMEOUT_MARGIN)?;
     let before = kernel_counters()?;
-    let steady = steady()?;
+    let load = start_load()?;
     sleep(BURST_DELAY)?;
-    let at_once = BURST_CONNECTS.to_string();
-    let connects = ["-s", "64", "-m", "1", "--max-connecting", &at_once];
+    let connecting = BURST_CONNECTS.to_string();
+    let connects = ["-s", "64", "-m", "1", "--max-connecting", &connecting];
     let mut command = load_command(SERVER_CORE, BURST_CONNECTS, "", server, &connects);
-    let burst = finish_load(Job::start(&mut command)?, OVERTIME)?;
-    let disturbed = finish_load(steady, OVERTIME)?;
-    if is_late(&quiet) || is_late(&disturbed) {
+    let burst = finish_load(Job::start(&mut command)?, TIMEOUT_MARGIN)?;
+    let with_burst = finish_load(load, TIMEOUT_MARGIN)?;
+    if is_late(&without_burst) || is_late(&with_burst) {
         return Ok(Outcome::Late);
     }
     let after = kernel_counters()?;
-    let more: serde_json::Map<_, _> = before
+    let kernel: serde_json::Map<_, _> = before
         .into_iter()
         .zip(after)
         .map(|((name, before), (_, after))| (name.to_owned(), after.saturating_sub(before).into()))
         .collect();
-    Ok(Outcome::Measured(json!({ "quiet": quiet, "disturbed": disturbed, "burst": burst, "kernel": more })))
+    Ok(Outcome::Measured(
+        json!({ "without_burst": without_burst, "with_burst": with_burst, "burst": burst, "kernel": kernel }),
+    ))
 }
 
-/// Of the whole network namespace.
+/// Reads counters of the whole network namespace.
 fn kernel_counters() -> Result<[(&'static str, u64); 2], String> {
     const FILE: &str = "/proc/net/netstat";
     let text = fs::read_to_string(FILE).map_err(|error| format!("cannot read {FILE}: {error}"))?;
-    let counter = |name| kernel_counter(&text, name).ok_or_else(|| format!("{FILE} has no {name}"));
+    let counter = |name| kernel_counter(&text, name).ok_or_else(|| format!("no {name} in {FILE}"));
     Ok([("ListenOverflows", counter("ListenOverflows")?), ("TCPSynRetrans", counter("TCPSynRetrans")?)])
 }
 
-/// A line of names, and one of numbers.
+/// Finds a counter in a line of names followed by a line of numbers.
 fn kernel_counter(text: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-    let at = lines.next()?.split_ascii_whitespace().position(|at| at == name)?;
-    lines.next()?.split_ascii_whitespace().nth(at)?.parse().ok()
+    let column = lines.next()?.split_ascii_whitespace().position(|heading| heading == name)?;
+    lines.next()?.split_ascii_whitespace().nth(column)?.parse().ok()
 }
 
-/// The same server, by two clients that share no code, both connected for a sitting.
+/// Measures one server with two load generators that share no code, both connected for a session.
 fn cross_check(
     workload: &Workload,
     peers: &[Peer],
-    slice: Duration,
-    [sittings, rounds]: [usize; 2],
-    measured: &mut Measured,
+    window: Duration,
+    [sessions, rounds]: [usize; 2],
+    result: &mut WorkloadResult,
 ) -> Result<(), String> {
-    const C: &str = "epoll_client";
-    const OURS: &str = "ecoloop load";
+    const C_CLIENT: &str = "epoll_client";
+    const ECOLOOP_LOAD: &str = "ecoloop load";
     let floor = floor(peers)?;
-    let mut contestants = [OURS, C].map(|name| Contestant::new(name, &workload.figures));
-    for sitting in 1..=sittings {
+    let mut candidates = [ECOLOOP_LOAD, C_CLIENT].map(|name| Candidate::new(name, &workload.metrics));
+    for session in 1..=sessions {
         let server = Server::start(floor, workload.buffer_bytes, &[])?;
-        let mut ours = Generator::start(workload, &server, slice, None)?;
-        let mut theirs = Generator::start_in_c(workload, &server, slice)?;
+        let mut ecoloop_load = Generator::start(workload, &server, window, None)?;
+        let mut c_client = Generator::start_c_client(workload, &server, window)?;
         for round in 1..=rounds {
-            eprintln!("{}: sitting {sitting} of {sittings}, round {round} of {rounds}", workload.name);
-            fastrand::shuffle(&mut contestants);
-            for contestant in &mut contestants {
-                let document = if contestant.name == C {
-                    theirs.measure_in_c()?
+            eprintln!("{}: session {session} of {sessions}, round {round} of {rounds}", workload.name);
+            fastrand::shuffle(&mut candidates);
+            for candidate in &mut candidates {
+                let report = if candidate.name == C_CLIENT {
+                    c_client.measure_c_client()?
                 } else {
-                    // The other one warms up in each slice, too.
-                    ours.ask()?;
-                    ours.measure(&server)?
+                    // One window as a warm-up, because the client in C warms up before each window.
+                    ecoloop_load.next_report()?;
+                    ecoloop_load.measure(&server)?
                 };
-                contestant.push(&workload.figures, &document);
+                candidate.record(&workload.metrics, &report);
             }
         }
-        ours.end()?;
-        theirs.end()?;
+        ecoloop_load.finish()?;
+        c_client.finish()?;
     }
-    contestants.sort_by(|one, other| one.name.cmp(&other.name));
-    C.clone_into(&mut measured.baseline);
-    measured.control = None;
-    measured.contestants = contestants.into();
+    candidates.sort_by(|one, other| one.name.cmp(&other.name));
+    C_CLIENT.clone_into(&mut result.baseline);
+    result.control = None;
+    result.candidates = candidates.into();
     Ok(())
 }
 
@@ -376,7 +378,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_counter_stands_below_its_name() {
+    fn kernel_counter_is_read_from_the_column_of_its_name() {
         let text = "TcpExt: SyncookiesSent ListenOverflows TCPSynRetrans\nTcpExt: 1 20 300\nIpExt: A\nIpExt: 4\n";
         assert_eq!(kernel_counter(text, "ListenOverflows"), Some(20));
         assert_eq!(kernel_counter(text, "TCPSynRetrans"), Some(300));

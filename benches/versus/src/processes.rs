@@ -1,4 +1,4 @@
-//! Processes that end when they are let go, and waits that end.
+//! Child processes that are killed when dropped, and waits with a timeout.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,10 +15,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-const LOOK: Duration = Duration::from_millis(5);
-/// How often a wait for an answer looks for a signal: seldom, for a slice is measured meanwhile.
-const LOOK_FOR_SIGNAL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How often a wait for a reply checks for a signal: rarely, because it runs while a window is measured.
+const SIGNAL_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Makes `check_interrupt` fail after SIGINT, SIGTERM or SIGHUP.
 pub(crate) fn watch_signals() -> Result<(), String> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED))
@@ -31,46 +32,49 @@ pub(crate) fn check_interrupt() -> Result<(), String> {
     if INTERRUPTED.load(Ordering::Relaxed) { Err("interrupted".to_owned()) } else { Ok(()) }
 }
 
-pub(crate) fn sleep(time: Duration) -> Result<(), String> {
-    wait_until(time, || Ok(false)).map(|_| ())
+pub(crate) fn sleep(duration: Duration) -> Result<(), String> {
+    wait_until(duration, || Ok(false)).map(|_| ())
 }
 
-/// Whether it became true in that time.
-pub(crate) fn wait_until(limit: Duration, mut is_so: impl FnMut() -> Result<bool, String>) -> Result<bool, String> {
-    let end = Instant::now() + limit;
+/// Polls `condition` until it is true and returns true, or returns false after `timeout`.
+pub(crate) fn wait_until(
+    timeout: Duration,
+    mut condition: impl FnMut() -> Result<bool, String>,
+) -> Result<bool, String> {
+    let end = Instant::now() + timeout;
     loop {
         check_interrupt()?;
-        if is_so()? {
+        if condition()? {
             return Ok(true);
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(false);
         }
-        thread::sleep(left.min(LOOK));
+        thread::sleep(left.min(POLL_INTERVAL));
     }
 }
 
-/// A command that is pinned to a core, and that the kernel ends should this process be killed.
+/// Returns a command that runs `program` on one core. The kernel kills it if this process dies.
 pub(crate) fn pinned(core: u32, program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "taskset", "-c", &core.to_string(), program]);
     command
 }
 
-/// The command runs as soon as it has something to do. Else it waits until whoever has the core has used up its slice, some
-/// milliseconds: longer than most answers take.
-pub(crate) fn before_others(command: &Command) -> Command {
-    let mut first = Command::new("chrt");
-    first.args(["--fifo", "1"]).arg(command.get_program()).args(command.get_args());
-    first
+/// Returns the command with `SCHED_FIFO`, so that it runs as soon as it can. With the normal policy it may wait some
+/// milliseconds for the process that has the core, which is longer than most replies take.
+pub(crate) fn with_realtime_priority(command: &Command) -> Command {
+    let mut realtime = Command::new("chrt");
+    realtime.args(["--fifo", "1"]).arg(command.get_program()).args(command.get_args());
+    realtime
 }
 
-/// A child with its descendants: a process group of its own, killed when this is dropped.
+/// A child process and its descendants, as a process group that is killed on drop.
 pub(crate) struct Process {
     child: Child,
     group: Pid,
-    exited: Option<ExitStatus>,
+    exit_status: Option<ExitStatus>,
 }
 
 impl Process {
@@ -85,34 +89,36 @@ impl Process {
             .stdin(input)
             .spawn()
             .map_err(|error| format!("cannot start {program}: {error}"))?;
-        Ok(Self { group: Pid::from_child(&child), child, exited: None })
+        Ok(Self { group: Pid::from_child(&child), child, exit_status: None })
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub(crate) fn exited(&mut self) -> Result<Option<ExitStatus>, String> {
-        if self.exited.is_none() {
-            self.exited = self.child.try_wait().map_err(|error| format!("cannot wait for {}: {error}", self.id()))?;
+    /// Returns the exit status, or `None` while the process runs.
+    pub(crate) fn exit_status(&mut self) -> Result<Option<ExitStatus>, String> {
+        if self.exit_status.is_none() {
+            self.exit_status =
+                self.child.try_wait().map_err(|error| format!("cannot wait for {}: {error}", self.id()))?;
         }
-        Ok(self.exited)
+        Ok(self.exit_status)
     }
 
-    /// Asks it to end. Whether it did in that time.
-    pub(crate) fn end(&mut self, signal: Signal, limit: Duration) -> Result<bool, String> {
-        if self.exited()?.is_none() {
+    /// Sends `signal` and returns whether the process exited before `timeout`.
+    pub(crate) fn signal_and_wait(&mut self, signal: Signal, timeout: Duration) -> Result<bool, String> {
+        if self.exit_status()?.is_none() {
             kill_process(self.group, signal).map_err(|error| format!("cannot signal {}: {error}", self.id()))?;
         }
-        wait_until(limit, || Ok(self.exited()?.is_some()))
+        wait_until(timeout, || Ok(self.exit_status()?.is_some()))
     }
 
-    /// The processes of its group. It is one, but for a server that forks.
-    pub(crate) fn members(&self) -> usize {
-        members_of(self.id())
+    /// Returns the number of processes in its group: 1, except for a server that forks.
+    pub(crate) fn group_size(&self) -> usize {
+        group_size(self.id())
     }
 
-    /// The time its threads have spent on a CPU.
+    /// Returns the CPU time of its threads.
     pub(crate) fn cpu_time(&self) -> Duration {
         let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.id())) else { return Duration::ZERO };
         let texts = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
@@ -120,12 +126,12 @@ impl Process {
     }
 }
 
-/// Those that have ended and are not waited for do not count.
-fn members_of(group: u32) -> usize {
+/// Returns the number of processes in the group, without zombies.
+fn group_size(group: u32) -> usize {
     let group = group.to_string();
     let Ok(processes) = fs::read_dir("/proc") else { return 1 };
     let stats = processes.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
-    // The name stands in parentheses and can be anything; behind it are the state, the parent, the group.
+    // The name is in parentheses and may contain any character; the state, the parent and the group follow.
     let is_member = |stat: &String| {
         let mut fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_ascii_whitespace();
         fields.next() != Some("Z") && fields.nth(1) == Some(&group)
@@ -135,15 +141,15 @@ fn members_of(group: u32) -> usize {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Its number is not given to another while it is not waited for, or one of its group is left.
-        if self.exited.is_none() || self.members() > 0 {
+        // The kernel does not reuse the group id while the child is not waited for or the group has a process.
+        if self.exit_status.is_none() || self.group_size() > 0 {
             let _ = kill_process_group(self.group, Signal::KILL);
         }
         let _ = self.child.wait();
     }
 }
 
-/// A command that runs while its output is collected.
+/// A running command whose output is collected.
 pub(crate) struct Job {
     process: Process,
     output: JoinHandle<String>,
@@ -164,88 +170,85 @@ impl Job {
         Ok(Self { process, output, errors })
     }
 
-    pub(crate) fn wait(self, limit: Duration) -> Result<Output, String> {
+    /// Waits until the command exits, and kills it after `timeout`.
+    pub(crate) fn wait(self, timeout: Duration) -> Result<Output, String> {
         let Self { mut process, output, errors } = self;
-        if !wait_until(limit, || Ok(process.exited()?.is_some()))? {
-            return Err(format!("not done after {}", humantime::format_duration(limit)));
+        if !wait_until(timeout, || Ok(process.exit_status()?.is_some()))? {
+            return Err(format!("not finished after {}", humantime::format_duration(timeout)));
         }
-        let Some(status) = process.exited else { return Err("it has no exit status".to_owned()) };
-        // What it has left behind would keep its output open.
+        let Some(status) = process.exit_status else { return Err("it has no exit status".to_owned()) };
+        // A process that it left behind would keep its output open.
         drop(process);
         let read = |reader: JoinHandle<String>| reader.join().map_err(|_| "its output could not be read".to_owned());
         Ok(Output { status, text: read(output)?, errors: read(errors)? })
     }
 }
 
-/// A command that answers each line of its input with a line of its output.
-pub(crate) struct Dialogue {
+/// A command that replies to each line of its input with one line of output.
+pub(crate) struct Coprocess {
     process: Process,
     input: Option<ChildStdin>,
-    answers: Receiver<String>,
+    replies: Receiver<String>,
     errors: Option<JoinHandle<String>>,
 }
 
-impl Dialogue {
+impl Coprocess {
     pub(crate) fn start(command: &mut Command) -> Result<Self, String> {
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::spawn_with(command, Stdio::piped())?;
-        let (sender, answers) = mpsc::channel();
+        let (sender, replies) = mpsc::channel();
         if let Some(output) = process.child.stdout.take() {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
             thread::spawn(move || lines.map(|line| sender.send(line)).all(|sent| sent.is_ok()));
         }
         let errors = Some(collect(process.child.stderr.take()));
-        Ok(Self { input: process.child.stdin.take(), process, answers, errors })
+        Ok(Self { input: process.child.stdin.take(), process, replies, errors })
     }
 
-    /// Its answer to an empty line.
-    pub(crate) fn ask(&mut self, limit: Duration) -> Result<String, String> {
-        // Where it fails the process has ended, and says why.
+    /// Sends an empty line and returns the reply.
+    pub(crate) fn request(&mut self, timeout: Duration) -> Result<String, String> {
+        // If the write fails the process has exited, and `next_line` returns why.
         let _ = self.input.as_mut().map(|input| input.write_all(b"\n"));
-        self.answer(limit)
+        self.next_line(timeout)
     }
 
-    /// The next line of its output.
-    pub(crate) fn answer(&mut self, limit: Duration) -> Result<String, String> {
-        let end = Instant::now() + limit;
+    /// Returns the next line of its output.
+    pub(crate) fn next_line(&mut self, timeout: Duration) -> Result<String, String> {
+        let end = Instant::now() + timeout;
         loop {
             check_interrupt()?;
             let left = end.saturating_duration_since(Instant::now());
-            match self.answers.recv_timeout(left.min(LOOK_FOR_SIGNAL)) {
+            match self.replies.recv_timeout(left.min(SIGNAL_CHECK_INTERVAL)) {
                 Ok(line) => return Ok(line),
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => {
-                    return Err(format!("no answer after {}", humantime::format_duration(limit)));
+                    return Err(format!("no reply after {}", humantime::format_duration(timeout)));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.finish(limit)?;
-                    return Err("it ended".to_owned());
+                    self.finish(timeout)?;
+                    return Err("it exited".to_owned());
                 }
             }
         }
     }
 
-    /// Ends its input, and waits for its own end.
-    pub(crate) fn end(mut self, limit: Duration) -> Result<(), String> {
-        self.finish(limit)
-    }
-
-    fn finish(&mut self, limit: Duration) -> Result<(), String> {
+    /// Closes its input and waits until it exits.
+    pub(crate) fn finish(&mut self, timeout: Duration) -> Result<(), String> {
         self.input = None;
-        if !wait_until(limit, || Ok(self.process.exited()?.is_some()))? {
-            return Err(format!("not done after {}", humantime::format_duration(limit)));
+        if !wait_until(timeout, || Ok(self.process.exit_status()?.is_some()))? {
+            return Err(format!("not finished after {}", humantime::format_duration(timeout)));
         }
-        match self.process.exited()? {
+        match self.process.exit_status()? {
             Some(status) if !status.success() => {
                 let errors = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
-                Err(reason(status, &errors))
+                Err(exit_reason(status, &errors))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// On a thread of its own: who fills a pipe that nobody reads would wait for ever.
+/// Reads a pipe to its end on a separate thread, so that the command never blocks on a full pipe.
 fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -256,13 +259,14 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
     })
 }
 
-/// What it printed, if its exit status is 0.
-pub(crate) fn output_of(command: &mut Command, limit: Duration) -> Result<String, String> {
-    let output = Job::start(command)?.wait(limit)?;
-    if output.status.success() { Ok(output.text) } else { Err(reason(output.status, &output.errors)) }
+/// Returns what the command printed, or an error if its exit status is not 0.
+pub(crate) fn output_of(command: &mut Command, timeout: Duration) -> Result<String, String> {
+    let output = Job::start(command)?.wait(timeout)?;
+    if output.status.success() { Ok(output.text) } else { Err(exit_reason(output.status, &output.errors)) }
 }
 
-pub(crate) fn reason(status: ExitStatus, errors: &str) -> String {
+/// Returns the exit status and the last line of standard error.
+pub(crate) fn exit_reason(status: ExitStatus, errors: &str) -> String {
     let last = errors.lines().rfind(|line| !line.trim().is_empty());
     last.map_or_else(|| status.to_string(), |line| format!("{status}: {}", line.trim()))
 }
@@ -273,39 +277,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_ends_with_its_process() {
+    fn drop_kills_the_whole_process_group() {
         let mut command = Command::new("sh");
         let process = Process::spawn(command.args(["-c", "sleep 60 & sleep 60"])).unwrap();
-        assert!(wait_until(Duration::from_secs(10), || Ok(process.members() == 3)).unwrap());
+        assert!(wait_until(Duration::from_secs(10), || Ok(process.group_size() == 3)).unwrap());
         let group = process.id();
         drop(process);
-        assert!(wait_until(Duration::from_secs(10), || Ok(members_of(group) == 0)).unwrap());
+        assert!(wait_until(Duration::from_secs(10), || Ok(group_size(group) == 0)).unwrap());
     }
 
     #[test]
-    fn a_dialogue_has_an_answer_for_each_line_and_an_end() {
-        let limit = Duration::from_secs(10);
+    fn coprocess_replies_to_each_line_and_reports_its_failure() {
+        let timeout = Duration::from_secs(10);
         let mut command = Command::new("sh");
         command.args(["-c", "echo ready; while read line; do n=$((n + 1)); echo $n; done; echo broken >&2; exit $n"]);
-        let mut dialogue = Dialogue::start(&mut command).unwrap();
-        assert_eq!(dialogue.answer(limit).unwrap(), "ready");
-        assert_eq!(dialogue.answer(LOOK).unwrap_err(), "no answer after 5ms");
-        assert_eq!((dialogue.ask(limit).unwrap(), dialogue.ask(limit).unwrap()), ("1".to_owned(), "2".to_owned()));
-        assert_eq!(dialogue.end(limit).unwrap_err(), "exit status: 2: broken");
-        let mut ended = Dialogue::start(&mut Command::new("true")).unwrap();
-        assert_eq!(ended.ask(limit).unwrap_err(), "it ended");
+        let mut coprocess = Coprocess::start(&mut command).unwrap();
+        assert_eq!(coprocess.next_line(timeout).unwrap(), "ready");
+        assert_eq!(coprocess.next_line(POLL_INTERVAL).unwrap_err(), "no reply after 5ms");
+        assert_eq!(
+            (coprocess.request(timeout).unwrap(), coprocess.request(timeout).unwrap()),
+            ("1".to_owned(), "2".to_owned())
+        );
+        assert_eq!(coprocess.finish(timeout).unwrap_err(), "exit status: 2: broken");
+        let mut ended = Coprocess::start(&mut Command::new("true")).unwrap();
+        assert_eq!(ended.request(timeout).unwrap_err(), "it exited");
     }
 
     #[test]
-    fn waits_end_and_failures_are_named() {
+    fn commands_time_out_and_failures_are_reported() {
         let slow = output_of(Command::new("sleep").arg("60"), Duration::from_millis(50));
-        assert_eq!(slow.unwrap_err(), "not done after 50ms");
-        let failed = output_of(Command::new("sh").args(["-c", "echo no such wheel >&2; exit 3"]), LOOK * 1000);
+        assert_eq!(slow.unwrap_err(), "not finished after 50ms");
+        let failed = output_of(Command::new("sh").args(["-c", "echo no such wheel >&2; exit 3"]), POLL_INTERVAL * 1000);
         assert_eq!(failed.unwrap_err(), "exit status: 3: no such wheel");
         let start = Instant::now();
-        let left_behind = output_of(Command::new("sh").args(["-c", "sleep 60 & echo done"]), LOOK * 4000);
+        let left_behind = output_of(Command::new("sh").args(["-c", "sleep 60 & echo done"]), POLL_INTERVAL * 4000);
         assert_eq!((left_behind.unwrap().as_str(), start.elapsed().as_secs() < 30), ("done\n", true));
-        let many = output_of(Command::new("seq").arg("100000"), LOOK * 4000).unwrap();
+        let many = output_of(Command::new("seq").arg("100000"), POLL_INTERVAL * 4000).unwrap();
         assert_eq!(many.lines().count(), 100_000);
         assert!(Process::spawn(&mut Command::new("/no/such/program")).is_err());
     }

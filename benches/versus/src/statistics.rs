@@ -1,16 +1,17 @@
-//! Medians, and what is known of them.
+//! Medians, confidence intervals and ratios.
 
 use serde::Serialize;
 
-/// A median, and where that of all slices there could be lies with 95 % confidence.
+/// A sample median and the 95% confidence interval of the population median.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Estimate {
     pub(crate) median: f64,
-    /// None where there are too few samples to say.
+    /// None with fewer than six samples.
     pub(crate) interval: Option<[f64; 2]>,
 }
 
 impl Estimate {
+    /// Returns the estimate from `samples`, or `None` if there are none.
     pub(crate) fn of(samples: &[f64]) -> Option<Self> {
         let sorted = sorted(samples);
         let interval = interval_rank(sorted.len()).map(|rank| [sorted[rank - 1], sorted[sorted.len() - rank]]);
@@ -18,13 +19,14 @@ impl Estimate {
     }
 }
 
+/// Returns the median, or `None` if there are no samples.
 pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     let sorted = sorted(samples);
     let upper = *sorted.get(sorted.len() / 2)?;
     Some(if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[sorted.len() / 2 - 1], upper) } else { upper })
 }
 
-/// The quotient of two servers in each round that both have.
+/// Returns the ratio in each round that has both samples.
 pub(crate) fn ratios(numerators: &[Option<f64>], denominators: &[Option<f64>]) -> Vec<f64> {
     let pairs = numerators.iter().zip(denominators).filter_map(|(a, b)| Some((*a)? / (*b)?));
     pairs.filter(|ratio| ratio.is_finite()).collect()
@@ -36,13 +38,13 @@ fn sorted(samples: &[f64]) -> Vec<f64> {
     sorted
 }
 
-/// The rank whose value, with that of the same rank from above, encloses the median in at least 95 % of all cases, whatever
-/// the distribution: how many of `count` samples lie below their median is a matter of tossing a coin.
+/// Returns the rank of the order statistics, from below and from above, that bound the median with at least 95% confidence.
+/// The number of samples below the median is binomial with p = 0.5, so no distribution of the samples is assumed.
 fn interval_rank(count: usize) -> Option<usize> {
     let mut probability = 0.5_f64.powi(i32::try_from(count).ok()?);
     let mut tail = 0.0;
     let mut rank = 0;
-    // `probability` is that of exactly `rank` samples below the median.
+    // `probability` is the probability of exactly `rank` samples below the median.
     while rank < count {
         tail += probability;
         if tail > 0.025 {
@@ -61,15 +63,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_of_an_even_count_lies_between_the_two_in_the_middle() {
+    fn median_of_an_even_count_is_the_mean_of_the_middle_two() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
         assert_eq!(median(&[]), None);
     }
 
-    /// The ranks that tables of the sign test give.
+    /// The expected ranks are from tables of the sign test.
     #[test]
-    fn the_interval_has_the_ranks_of_the_sign_test() {
+    fn interval_has_the_ranks_of_the_sign_test() {
         for (count, rank) in [(5, None), (6, Some(1)), (9, Some(2)), (15, Some(4)), (20, Some(6)), (100, Some(40))] {
             assert_eq!(interval_rank(count), rank, "{count}");
         }
@@ -79,21 +81,21 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_holds_the_median_as_often_as_it_says() {
+    fn interval_covers_the_median_in_95_percent_of_trials() {
         let mut random = fastrand::Rng::with_seed(1);
-        let held = (0..4000).filter(|_| {
-            // Skewed, as times are: the median of -ln(u) is ln 2.
+        let covered = (0..4000).filter(|_| {
+            // A skewed distribution, as times have: the median of -ln(u) is ln 2.
             let samples: Vec<f64> = (0..15).map(|_| -(1.0 - random.f64()).ln()).collect();
             let interval = Estimate::of(&samples).and_then(|estimate| estimate.interval);
             interval.is_some_and(|[low, high]| (low..=high).contains(&2_f64.ln()))
         });
-        let held = held.count();
-        // 96.5 % is expected; this is five standard deviations to each side.
-        assert!((3800..=3920).contains(&held), "{held} of 4000");
+        let covered = covered.count();
+        // The expected coverage is 96.5%; the bounds are five standard deviations from it.
+        assert!((3800..=3920).contains(&covered), "{covered} of 4000");
     }
 
     #[test]
-    fn a_ratio_needs_both() {
+    fn ratios_skip_rounds_without_both_samples() {
         let ratios = ratios(&[Some(2.0), None, Some(3.0), Some(1.0)], &[Some(1.0), Some(1.0), None, Some(0.0)]);
         assert_eq!(ratios, [2.0]);
     }

@@ -1,50 +1,51 @@
-//! What is measured, as data.
+//! The workloads and the metrics of each, as data.
 
 use serde::{Deserialize, Serialize};
 
 /// How a workload is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A window a slice over connections that last for a sitting, all servers alive.
-    Load,
-    /// One run of `ecoloop load` a slice, which opens and closes its connections.
+    /// A closed loop over connections that stay open for a session, while all servers run.
+    ClosedLoop,
+    /// An open loop over such connections, at half of the rate that the floor reaches in a closed loop.
+    OpenLoop,
+    /// One run of `ecoloop load` per window, which opens and closes its connections.
     Churn,
-    /// As `Load`, at half of the rate that the floor reaches in a closed loop.
-    Open,
-    /// Connects at once, beside a load on connections that are there already.
+    /// Simultaneous connects beside a load on open connections.
     Burst,
-    /// One run a slice, against a server of its own: memory that was given back is not always seen.
+    /// One run per window against a new server: an old one reuses memory that it has freed, so its growth does not show.
     Idle,
-    /// System calls and instructions, each counted in runs of their own.
+    /// System calls and instructions, each counted in separate runs against new servers.
     Counts,
-    /// `ecoloop load` and the plain client in C, on the floor.
+    /// `ecoloop load` and the client in C against the floor.
     CrossCheck,
 }
 
-/// How a quantity of one server is held against another's.
+/// How a metric is compared between two servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Comparison {
-    /// By their ratio in the same round.
+    /// By the ratio of the two in each round.
     Ratio,
-    /// By the ranges of all rounds.
+    /// By the ranges over all rounds.
     Range,
-    /// It is shown, to explain the others.
+    /// Not compared: the metric only explains others.
     None,
 }
 
-/// A quantity of a workload.
+/// A quantity that a workload measures.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Figure {
-    /// In the JSON file.
+pub(crate) struct Metric {
+    /// Name in the JSON file.
     pub(crate) name: String,
-    /// In tables.
+    /// Column heading in tables.
     pub(crate) title: String,
-    pub(crate) less_is_better: bool,
+    pub(crate) lower_is_better: bool,
     pub(crate) comparison: Comparison,
-    /// Where it stands in the document of a slice, and what to multiply it with.
+    /// JSON pointer to the value in the report of a window.
     #[serde(skip)]
     pub(crate) pointer: &'static str,
+    /// Factor by which the value in the report is multiplied.
     #[serde(skip)]
     pub(crate) scale: f64,
 }
@@ -55,16 +56,16 @@ pub(crate) struct Workload {
     pub(crate) kind: Kind,
     pub(crate) buffer_bytes: u32,
     pub(crate) connections: u32,
-    /// How many times longer than the others its slices are.
-    pub(crate) stretch: u32,
-    /// Arguments of `ecoloop load` beside the connections, the duration and the address.
+    /// Factor by which its windows are longer than `--window`.
+    pub(crate) window_factor: u32,
+    /// Arguments of `ecoloop load` other than the connections, the duration and the address.
     pub(crate) load: String,
-    pub(crate) figures: Vec<Figure>,
+    pub(crate) metrics: Vec<Metric>,
 }
 
-/// The buffer of ecoloop, if nothing else is asked for.
+/// The default of `ecoloop serve`.
 const BUFFER_BYTES: u32 = 1024;
-/// Messages a second on the connections that a burst disturbs.
+/// Messages per second on the connections that are open during the burst.
 pub(crate) const BURST_RATE: u32 = 5000;
 pub(crate) const BURST_CONNECTS: u32 = 2000;
 
@@ -81,14 +82,14 @@ pub(crate) fn all() -> Vec<Workload> {
             (10_000, ["10000x64", "10000x1024"]),
         ] {
             let name = name[usize::from(size == 1024)];
-            all.push(load(name, messages_title(connections, size), connections, &format!("-s {size}"), closed()));
+            let title = messages_title(connections, size);
+            all.push(closed_loop(name, title, connections, &format!("-s {size}"), message_metrics()));
         }
     }
-    let depth = "50 connections, 64 bytes, 16 messages in flight on each".to_owned();
-    all.push(load("50x64-depth16", depth, 50, "-s 64 -p 16", closed()));
-    // Fifty streams have 12.5 MiB in flight, which a buffer of 1 KiB takes a tenth of a second for: a slice must last for
-    // several times as much.
-    for (connections, buffer_bytes, stretch, name) in [
+    let pipeline = "50 connections, 64 bytes, 16 messages in flight on each".to_owned();
+    all.push(closed_loop("50x64-pipeline16", pipeline, 50, "-s 64 -p 16", message_metrics()));
+    // 50 streams have 12.5 MiB in flight, which takes 0.1 s through a buffer of 1 KiB. A window must be several times longer.
+    for (connections, buffer_bytes, window_factor, name) in [
         (1, 1024, 1, "bulk-1-1KiB"),
         (1, 65536, 1, "bulk-1-64KiB"),
         (50, 1024, 4, "bulk-50-1KiB"),
@@ -96,36 +97,41 @@ pub(crate) fn all() -> Vec<Workload> {
     ] {
         let streams =
             if connections == 1 { "one bulk stream".to_owned() } else { format!("{connections} bulk streams") };
-        let title = format!("{streams}, the server's buffer {} KiB", buffer_bytes / 1024);
-        all.push(Workload { buffer_bytes, stretch, ..load(name, title, connections, "-s 64KiB -p 4", bulk()) });
+        let title = format!("{streams}, server buffer {} KiB", buffer_bytes / 1024);
+        let workload = closed_loop(name, title, connections, "-s 64KiB -p 4", bulk_metrics());
+        all.push(Workload { buffer_bytes, window_factor, ..workload });
     }
-    let churn_title = "connect, one message of 64 bytes, close; 50 at once".to_owned();
-    // Its connects, and the closes of the slice before, come in bursts: a slice has to hold many of them.
-    let churn = load("churn", churn_title, 50, "-s 64 --mode churn", churn());
-    all.push(Workload { kind: Kind::Churn, stretch: 8, ..churn });
-    let open_title = "50 connections, 64 bytes, in an open loop at half of the floor's rate".to_owned();
+    let churn_title = "connect, one message of 64 bytes, close; 50 connections open at a time".to_owned();
+    // Connects, and the closes of the window before, come in bursts. A window must contain many of them.
+    let churn = closed_loop("churn", churn_title, 50, "-s 64 --mode churn", churn_metrics());
+    all.push(Workload { kind: Kind::Churn, window_factor: 8, ..churn });
+    let open_title = "50 connections, 64 bytes, open loop at half of the floor's rate".to_owned();
     // The 99.9th percentile needs some thousands of messages.
-    all.push(Workload { kind: Kind::Open, stretch: 4, ..load("open", open_title, 50, "-s 64", open()) });
+    let open = closed_loop("open", open_title, 50, "-s 64", latency_metrics());
+    all.push(Workload { kind: Kind::OpenLoop, window_factor: 4, ..open });
     let burst_title =
-        format!("{BURST_CONNECTS} connects at once, beside 200 connections at {BURST_RATE} messages a second");
+        format!("{BURST_CONNECTS} simultaneous connects, beside 200 connections at {BURST_RATE} messages per second");
     let burst_load = format!("-s 64 -r {BURST_RATE}");
-    all.push(Workload { kind: Kind::Burst, ..load("burst", burst_title, 200, &burst_load, burst()) });
+    let burst = closed_loop("burst", burst_title, 200, &burst_load, burst_metrics());
+    all.push(Workload { kind: Kind::Burst, ..burst });
     for (connections, name) in [(10_000, "idle-10000"), (19_000, "idle-19000")] {
         let title = format!("{connections} idle connections");
-        all.push(Workload { kind: Kind::Idle, ..load(name, title, connections, "-s 64 --mode hold", idle()) });
+        let idle = closed_loop(name, title, connections, "-s 64 --mode hold", memory_metrics());
+        all.push(Workload { kind: Kind::Idle, ..idle });
     }
-    for (connections, size, depth, name) in [
+    for (connections, size, pipeline, name) in [
         (1, 64, 1, "counts-1x64"),
         (50, 64, 1, "counts-50x64"),
-        (50, 64, 16, "counts-50x64-depth16"),
+        (50, 64, 16, "counts-50x64-pipeline16"),
         (50, 1024, 1, "counts-50x1024"),
     ] {
-        let title = format!("{}, {depth} in flight: what a message takes", messages_title(connections, size));
-        let load = load(name, title, connections, &format!("-s {size} -p {depth}"), counts());
-        all.push(Workload { kind: Kind::Counts, ..load });
+        let title = format!("{}, {pipeline} in flight: calls and instructions", messages_title(connections, size));
+        let counts = closed_loop(name, title, connections, &format!("-s {size} -p {pipeline}"), count_metrics());
+        all.push(Workload { kind: Kind::Counts, ..counts });
     }
-    let check_title = "the two load generators on the floor, 50 connections, 64 bytes".to_owned();
-    all.push(Workload { kind: Kind::CrossCheck, ..load("clients", check_title, 50, "-s 64", closed()) });
+    let check_title = "the two load generators against the floor, 50 connections, 64 bytes".to_owned();
+    let check = closed_loop("clients", check_title, 50, "-s 64", message_metrics());
+    all.push(Workload { kind: Kind::CrossCheck, ..check });
     all
 }
 
@@ -134,79 +140,80 @@ fn messages_title(connections: u32, size: u32) -> String {
     format!("{connections} connection{plural}, {size} bytes")
 }
 
-fn load(name: &'static str, title: String, connections: u32, load: &str, figures: Vec<Figure>) -> Workload {
-    // So that each of many connections has its turn more than once, and one has messages enough.
-    let stretch = if (2..10_000).contains(&connections) { 1 } else { 4 };
+fn closed_loop(name: &'static str, title: String, connections: u32, load: &str, metrics: Vec<Metric>) -> Workload {
+    // One connection has few messages per window, and each of 10,000 has few turns in one.
+    let window_factor = if (2..10_000).contains(&connections) { 1 } else { 4 };
     let load = load.to_owned();
-    Workload { name, title, kind: Kind::Load, buffer_bytes: BUFFER_BYTES, connections, stretch, load, figures }
+    let (kind, buffer_bytes) = (Kind::ClosedLoop, BUFFER_BYTES);
+    Workload { name, title, kind, buffer_bytes, connections, window_factor, load, metrics }
 }
 
-fn less(name: &str, title: &str, pointer: &'static str) -> Figure {
+fn lower_is_better(name: &str, title: &str, pointer: &'static str) -> Metric {
     let (name, title) = (name.to_owned(), title.to_owned());
-    Figure { name, title, less_is_better: true, comparison: Comparison::Ratio, pointer, scale: 1.0 }
+    Metric { name, title, lower_is_better: true, comparison: Comparison::Ratio, pointer, scale: 1.0 }
 }
 
-fn more(name: &str, title: &str, pointer: &'static str) -> Figure {
-    Figure { less_is_better: false, ..less(name, title, pointer) }
+fn higher_is_better(name: &str, title: &str, pointer: &'static str) -> Metric {
+    Metric { lower_is_better: false, ..lower_is_better(name, title, pointer) }
 }
 
-fn less_by_range(name: &str, title: &str, pointer: &'static str) -> Figure {
-    Figure { comparison: Comparison::Range, ..less(name, title, pointer) }
+fn lower_range_is_better(name: &str, title: &str, pointer: &'static str) -> Metric {
+    Metric { comparison: Comparison::Range, ..lower_is_better(name, title, pointer) }
 }
 
-fn shown(name: &str, title: &str, pointer: &'static str) -> Figure {
-    Figure { comparison: Comparison::None, ..less(name, title, pointer) }
+fn not_compared(name: &str, title: &str, pointer: &'static str) -> Metric {
+    Metric { comparison: Comparison::None, ..lower_is_better(name, title, pointer) }
 }
 
-fn closed() -> Vec<Figure> {
+fn message_metrics() -> Vec<Metric> {
     vec![
-        less("cpu_us_per_message", "CPU, µs a message", CPU_POINTER),
-        more("messages_per_s", "messages a second", RATE_POINTER),
+        lower_is_better("cpu_us_per_message", "CPU, µs per message", CPU_POINTER),
+        higher_is_better("messages_per_s", "messages per second", RATE_POINTER),
     ]
 }
 
-/// Of messages of 64 KiB, sixteen of which are 1 MiB.
-fn bulk() -> Vec<Figure> {
+/// Metrics of messages of 64 KiB: 16 of them are 1 MiB.
+fn bulk_metrics() -> Vec<Metric> {
     vec![
-        Figure { scale: 16.0, ..less("cpu_us_per_mib", "CPU, µs a MiB", CPU_POINTER) },
-        Figure { scale: 1.0 / 16.0, ..more("mib_per_s", "MiB a second", RATE_POINTER) },
+        Metric { scale: 16.0, ..lower_is_better("cpu_us_per_mib", "CPU, µs per MiB", CPU_POINTER) },
+        Metric { scale: 1.0 / 16.0, ..higher_is_better("mib_per_s", "MiB per second", RATE_POINTER) },
     ]
 }
 
-/// One message a connection.
-fn churn() -> Vec<Figure> {
+/// Metrics of connections with one message each.
+fn churn_metrics() -> Vec<Metric> {
     vec![
-        less("cpu_us_per_connection", "CPU, µs a connection", CPU_POINTER),
-        more("connections_per_s", "connections a second", RATE_POINTER),
+        lower_is_better("cpu_us_per_connection", "CPU, µs per connection", CPU_POINTER),
+        higher_is_better("connections_per_s", "connections per second", RATE_POINTER),
     ]
 }
 
-fn open() -> Vec<Figure> {
+fn latency_metrics() -> Vec<Metric> {
     vec![
-        less("p50_us", "p50, µs", "/latency_us/p50"),
-        less("p99_us", "p99, µs", "/latency_us/p99"),
-        less("p99_9_us", "p99.9, µs", "/latency_us/p99_9"),
+        lower_is_better("p50_us", "p50, µs", "/latency_us/p50"),
+        lower_is_better("p99_us", "p99, µs", "/latency_us/p99"),
+        lower_is_better("p99_9_us", "p99.9, µs", "/latency_us/p99_9"),
     ]
 }
 
-fn burst() -> Vec<Figure> {
+fn burst_metrics() -> Vec<Metric> {
     vec![
-        less_by_range("p99_burst_us", "p99 in the burst, µs", "/disturbed/latency_us/p99"),
-        less_by_range("p99_quiet_us", "p99 without it, µs", "/quiet/latency_us/p99"),
-        less_by_range("connect_max_us", "longest connect, µs", "/burst/connect_us/max"),
-        shown("overflows", "dropped: backlog full", "/kernel/ListenOverflows"),
-        shown("syn_retransmits", "SYNs sent again", "/kernel/TCPSynRetrans"),
+        lower_range_is_better("p99_burst_us", "p99 with the burst, µs", "/with_burst/latency_us/p99"),
+        lower_range_is_better("p99_quiet_us", "p99 without it, µs", "/without_burst/latency_us/p99"),
+        lower_range_is_better("connect_max_us", "longest connect, µs", "/burst/connect_us/max"),
+        not_compared("overflows", "dropped: backlog full", "/kernel/ListenOverflows"),
+        not_compared("syn_retransmits", "SYN retransmits", "/kernel/TCPSynRetrans"),
     ]
 }
 
-fn idle() -> Vec<Figure> {
-    vec![less_by_range("bytes_per_connection", "bytes a connection", "/server/rss_bytes_per_connection")]
+fn memory_metrics() -> Vec<Metric> {
+    vec![lower_range_is_better("bytes_per_connection", "bytes per connection", "/server/rss_bytes_per_connection")]
 }
 
-fn counts() -> Vec<Figure> {
+fn count_metrics() -> Vec<Metric> {
     vec![
-        less_by_range("calls_per_message", "system calls a message", "/calls"),
-        less_by_range("instructions_per_message", "user-space instructions a message", "/instructions"),
+        lower_range_is_better("calls_per_message", "system calls per message", "/calls"),
+        lower_range_is_better("instructions_per_message", "user-space instructions per message", "/instructions"),
     ]
 }
 
@@ -217,9 +224,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_that_last_for_a_sitting_are_those_of_an_echo() {
-        let lasts = |workload: &Workload| matches!(workload.kind, Kind::Load | Kind::Open | Kind::CrossCheck);
-        assert!(all().iter().filter(|workload| lasts(workload)).all(|workload| !workload.load.contains("--mode")));
+    fn only_echo_mode_keeps_connections_open_for_a_session() {
+        let keeps = |workload: &Workload| matches!(workload.kind, Kind::ClosedLoop | Kind::OpenLoop | Kind::CrossCheck);
+        assert!(all().iter().filter(|workload| keeps(workload)).all(|workload| !workload.load.contains("--mode")));
     }
 
     #[test]
@@ -227,8 +234,8 @@ mod tests {
         let names: BTreeSet<_> = all().iter().map(|workload| workload.name).collect();
         assert_eq!(names.len(), all().len());
         for workload in all() {
-            let figures: BTreeSet<_> = workload.figures.iter().map(|figure| figure.name.clone()).collect();
-            assert_eq!(figures.len(), workload.figures.len(), "{}", workload.name);
+            let metrics: BTreeSet<_> = workload.metrics.iter().map(|metric| metric.name.clone()).collect();
+            assert_eq!(metrics.len(), workload.metrics.len(), "{}", workload.name);
         }
     }
 }

@@ -1,34 +1,34 @@
-//! The tables of the page, in Markdown.
+//! The results in Markdown, as sections that fill a page.
 
 use std::fmt::Write;
 
 use super::comparison::{Verdict, range};
-use super::{Contestant, Described, Document, Machine, Measured};
-use crate::peers::{CONTROL, FLOOR, Kind, LeftOut};
+use super::{Candidate, Document, Machine, PeerInfo, WorkloadResult};
+use crate::peers::{CONTROL, FLOOR, Kind, Skipped};
 use crate::statistics::{Estimate, median};
-use crate::workloads::{Comparison, Figure};
+use crate::workloads::{Comparison, Metric};
 
-/// The two load generators agree.
+/// The two load generators agree if their ratio differs from 1 by at most this.
 const AGREEMENT: f64 = 0.05;
 
-/// The parts of the page that are made of a document, by the names of their places.
-pub(crate) fn parts(document: &Document) -> [(&'static str, String); 4] {
+/// Returns the name and the content of each section.
+pub(crate) fn sections(document: &Document) -> [(&'static str, String); 4] {
     [
         ("run", run(document)),
         ("not-first", not_first(document)),
         ("overview", overview(document)),
-        ("tables", document.workloads.iter().map(Measured::table).collect::<Vec<_>>().join("\n")),
+        ("tables", document.workloads.iter().map(WorkloadResult::table).collect::<Vec<_>>().join("\n")),
     ]
 }
 
 fn run(document: &Document) -> String {
     let Machine { cpu, cores, kernel } = &document.machine;
     let mut text = format!(
-        "Begun {}, on {cpu}, {cores} cores, Linux {kernel}; slices of {} ms.\n\n",
-        document.start, document.slice_ms
+        "Started {}, on {cpu}, {cores} cores, Linux {kernel}; windows of {} ms.\n\n",
+        document.start, document.window_ms
     );
     text.push_str("| server | version | kind |\n|---|---|---|\n");
-    for Described { name, kind, version, .. } in &document.peers {
+    for PeerInfo { name, kind, version, .. } in &document.peers {
         let kind = match kind {
             Kind::Readiness => "readiness",
             Kind::Completion => "completion (io_uring)",
@@ -36,84 +36,85 @@ fn run(document: &Document) -> String {
         };
         let _ = writeln!(text, "| {name} | {version} | {kind} |");
     }
-    for LeftOut { name, why } in &document.left_out {
-        let _ = write!(text, "\nLeft out: {name}: {why}.\n");
+    for Skipped { name, reason } in &document.skipped {
+        let _ = write!(text, "\nSkipped: {name}: {reason}.\n");
     }
     text
 }
 
-/// Where others are ahead of ecoloop, and where nobody can say. The floor and its copy are no servers to choose.
+/// Lists the metrics in which another server is better than ecoloop, and those without a verdict. The floor and its control
+/// are left out: they are not servers for use.
 pub(super) fn not_first(document: &Document) -> String {
     let mut lines = Vec::new();
     for workload in document.workloads.iter().filter(|workload| workload.control.is_some()) {
-        for figure in &workload.figures {
-            let of = |verdict| {
-                let others = workload.contestants.iter();
+        for metric in &workload.metrics {
+            let servers_with = |verdict| {
+                let others = workload.candidates.iter();
                 let others = others.filter(|other| other.name != FLOOR && other.name != CONTROL);
-                let others = others.filter(|other| workload.verdict(figure, other) == Some(verdict));
+                let others = others.filter(|other| workload.verdict(metric, other) == Some(verdict));
                 others.map(|other| other.name.as_str()).collect::<Vec<_>>()
             };
-            let (better, unresolved) = (of(Verdict::Better), of(Verdict::Unresolved));
+            let (better, unresolved) = (servers_with(Verdict::Better), servers_with(Verdict::Unresolved));
             if !better.is_empty() {
-                lines.push(format!("- {}, {}: behind {}.", workload.name, figure.title, better.join(", ")));
+                lines.push(format!("- {}, {}: behind {}.", workload.name, metric.title, better.join(", ")));
             } else if !unresolved.is_empty() {
-                lines.push(format!("- {}, {}: unresolved.", workload.name, figure.title));
+                lines.push(format!("- {}, {}: unresolved.", workload.name, metric.title));
             }
         }
     }
     if lines.is_empty() {
-        lines.push("- Nowhere in what was measured, but for the floor.".to_owned());
+        lines.push("- In no measured workload, except for the floor.".to_owned());
     }
     lines.join("\n") + "\n"
 }
 
-/// The CPU of the server beside the floor's: a row a server, a column a workload.
+/// Returns a table of the ratios of CPU time to the floor, with a row per server and a column per workload.
 pub(super) fn overview(document: &Document) -> String {
     let workloads: Vec<_> = with_cpu(document).collect();
     let mut text = String::from("| |");
-    for (workload, figure) in &workloads {
-        let mark = if workload.is_resolved(figure) { "" } else { " †" };
+    for (workload, metric) in &workloads {
+        let mark = if workload.is_resolved(metric) { "" } else { " †" };
         let _ = write!(text, " {}{mark} |", workload.name);
     }
     let _ = writeln!(text, "\n|---|{}", "--:|".repeat(workloads.len()));
     for peer in &document.peers {
         let _ = write!(text, "| {} |", peer.name);
-        for (workload, figure) in &workloads {
-            let contestant = workload.contestant(&peer.name);
-            let ratio = contestant.and_then(|contestant| workload.to_baseline(figure, contestant));
+        for (workload, metric) in &workloads {
+            let candidate = workload.candidate(&peer.name);
+            let ratio = candidate.and_then(|candidate| workload.ratio_to_baseline(metric, candidate));
             let _ = write!(text, " {} |", ratio.map_or("-".to_owned(), |ratio| format!("{:.2}", ratio.median)));
         }
         text.push('\n');
     }
-    text + "\n† unresolved: the two copies of the floor differ, or might, by more than 2 %.\n"
+    text + "\n† unresolved: the control interval is wider than 2%.\n"
 }
 
-/// The workloads whose first figure is the server's CPU.
-pub(crate) fn with_cpu(document: &Document) -> impl Iterator<Item = (&Measured, &Figure)> {
+/// Returns the workloads whose first metric is the server's CPU time.
+pub(crate) fn with_cpu(document: &Document) -> impl Iterator<Item = (&WorkloadResult, &Metric)> {
     let workloads = document.workloads.iter().filter(|workload| workload.control.is_some());
-    let figures = workloads.filter_map(|workload| Some((workload, workload.figures.first()?)));
-    figures.filter(|(_, figure)| figure.name.starts_with("cpu_"))
+    let metrics = workloads.filter_map(|workload| Some((workload, workload.metrics.first()?)));
+    metrics.filter(|(_, metric)| metric.name.starts_with("cpu_"))
 }
 
-/// Fills the places `<!-- begin: NAME -->` to `<!-- end: NAME -->` of a page.
-pub(crate) fn fill(page: &str, parts: &[(&str, String)]) -> Result<String, String> {
+/// Fills each section of a page, between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
+pub(crate) fn fill(page: &str, sections: &[(&str, String)]) -> Result<String, String> {
     let mut page = page.to_owned();
-    for (name, content) in parts {
+    for (name, content) in sections {
         let (begin, end) = (format!("<!-- begin: {name} -->\n"), format!("<!-- end: {name} -->"));
-        let place = page.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
-        let (before, after) = place.ok_or_else(|| format!("there is no place for {name}"))?;
+        let section = page.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
+        let (before, after) = section.ok_or_else(|| format!("no section {name:?} on the page"))?;
         page = format!("{before}{begin}{content}{end}{after}");
     }
     Ok(page)
 }
 
-impl Measured {
-    /// The best in the first figure come first; those without it last.
-    fn ranking(&self) -> Vec<&Contestant> {
-        let Some(figure) = self.figures.first() else { return Vec::new() };
-        let sign = if figure.less_is_better { 1.0 } else { -1.0 };
-        let key = |contestant: &&Contestant| median(&contestant.values(figure)).map_or(f64::INFINITY, |key| key * sign);
-        let mut ranking: Vec<_> = self.contestants.iter().collect();
+impl WorkloadResult {
+    /// Returns the candidates sorted by their first metric, the best one first, those without samples last.
+    fn ranking(&self) -> Vec<&Candidate> {
+        let Some(metric) = self.metrics.first() else { return Vec::new() };
+        let sign = if metric.lower_is_better { 1.0 } else { -1.0 };
+        let key = |candidate: &&Candidate| median(&candidate.values(metric)).map_or(f64::INFINITY, |key| key * sign);
+        let mut ranking: Vec<_> = self.candidates.iter().collect();
         ranking.sort_by(|one, other| key(one).total_cmp(&key(other)));
         ranking
     }
@@ -123,85 +124,89 @@ impl Measured {
         let rate = self.rate_per_s.map(|rate| format!(" -r {rate}")).unwrap_or_default();
         let _ = writeln!(
             text,
-            "`ecoloop load {}{rate}`; the server's buffer: {} bytes; rounds: {}, sittings: {}.",
-            self.load, self.buffer_bytes, self.rounds, self.sittings
+            "`ecoloop load {}{rate}`; server buffer: {} bytes; {} rounds in {} sessions.",
+            self.load, self.buffer_bytes, self.rounds, self.sessions
         );
-        for figure in
-            self.figures.iter().filter(|figure| figure.comparison == Comparison::Ratio && self.control.is_some())
+        for metric in
+            self.metrics.iter().filter(|metric| metric.comparison == Comparison::Ratio && self.control.is_some())
         {
-            let interval = self.control_interval(figure).map_or("unknown".to_owned(), interval);
-            let word = if self.is_resolved(figure) { "resolved" } else { "**unresolved**" };
-            let _ = writeln!(text, "Control, {}: {interval}, {word}.", figure.title);
+            let interval = self.control_interval(metric).map_or("unknown".to_owned(), interval);
+            let word = if self.is_resolved(metric) { "resolved" } else { "**unresolved**" };
+            let _ = writeln!(text, "A/A control, {}: {interval}, {word}.", metric.title);
         }
         if let Some(agreement) = self.agreement() {
             let _ = writeln!(text, "{agreement}");
         }
         let mut head = String::from("\n| |");
-        for figure in &self.figures {
-            let _ = match (figure.comparison, &self.control) {
-                (Comparison::Ratio, Some(_)) => write!(head, " {} | to the floor | beside ecoloop |", figure.title),
-                (Comparison::Ratio, None) => write!(head, " {} | ratio |", figure.title),
-                (Comparison::Range, _) => write!(head, " {} | beside ecoloop |", figure.title),
-                (Comparison::None, _) => write!(head, " {} |", figure.title),
+        for metric in &self.metrics {
+            let _ = match (metric.comparison, &self.control) {
+                (Comparison::Ratio, Some(_)) => write!(head, " {} | ratio to floor | vs. ecoloop |", metric.title),
+                (Comparison::Ratio, None) => write!(head, " {} | ratio |", metric.title),
+                (Comparison::Range, _) => write!(head, " {} | vs. ecoloop |", metric.title),
+                (Comparison::None, _) => write!(head, " {} |", metric.title),
             };
         }
         let columns = head.matches('|').count() - 2;
         let _ = writeln!(text, "{head}\n|---|{}", "--:|".repeat(columns));
-        for contestant in self.ranking() {
-            let _ = write!(text, "| {} |", contestant.name);
-            for figure in &self.figures {
-                let _ = write!(text, " {} |", value(figure, contestant));
-                if figure.comparison == Comparison::Ratio {
-                    let ratio = self.to_baseline(figure, contestant);
+        for candidate in self.ranking() {
+            let _ = write!(text, "| {} |", candidate.name);
+            for metric in &self.metrics {
+                let _ = write!(text, " {} |", value(metric, candidate));
+                if metric.comparison == Comparison::Ratio {
+                    let ratio = self.ratio_to_baseline(metric, candidate);
                     let _ = write!(text, " {} |", ratio.map_or("-".to_owned(), ratio_words));
                 }
-                if self.control.is_some() && figure.comparison != Comparison::None {
-                    let _ = write!(text, " {} |", verdict_words(self.verdict(figure, contestant)));
+                if self.control.is_some() && metric.comparison != Comparison::None {
+                    let _ = write!(text, " {} |", verdict_words(self.verdict(metric, candidate)));
                 }
             }
             text.push('\n');
         }
-        for LeftOut { name, why } in &self.left_out {
-            let _ = write!(text, "\n- {name}: {why}.");
+        for Skipped { name, reason } in &self.skipped {
+            let _ = write!(text, "\n- {name}: {reason}.");
         }
-        let late = self.contestants.iter().filter(|contestant| contestant.late > 0);
-        let late: Vec<_> = late.map(|contestant| format!("{} {}", contestant.name, contestant.late)).collect();
+        let late = self.candidates.iter().filter(|candidate| candidate.late_windows > 0);
+        let late: Vec<_> = late.map(|candidate| format!("{} {}", candidate.name, candidate.late_windows)).collect();
         if !late.is_empty() {
-            let _ = write!(text, "\n- Slices not counted, for the load generator was late: {}.", late.join(", "));
+            let _ = write!(
+                text,
+                "\n- Windows not counted, because the load generator did not keep its schedule: {}.",
+                late.join(", ")
+            );
         }
         text.trim_end().to_owned() + "\n"
     }
 
-    /// Of the cross-check.
+    /// Returns a sentence on the agreement of the two load generators, in the cross-check.
     fn agreement(&self) -> Option<String> {
         if self.control.is_some() {
             return None;
         }
-        let figure = self.figures.first()?;
-        let other = self.contestants.iter().find(|contestant| contestant.name != self.baseline)?;
-        let estimate = self.to_baseline(figure, other)?;
+        let metric = self.metrics.first()?;
+        let other = self.candidates.iter().find(|candidate| candidate.name != self.baseline)?;
+        let estimate = self.ratio_to_baseline(metric, other)?;
         let is_within = |value: f64| (value - 1.0).abs() <= AGREEMENT;
         let word = match estimate.interval {
-            Some([low, high]) if is_within(low) && is_within(high) => "they agree within 5 %",
-            Some([low, high]) if high < 1.0 - AGREEMENT || low > 1.0 + AGREEMENT => "they do **not** agree within 5 %",
-            _ => "whether they agree within 5 % is **unresolved**",
+            Some([low, high]) if is_within(low) && is_within(high) => "they agree within 5%",
+            Some([low, high]) if high < 1.0 - AGREEMENT || low > 1.0 + AGREEMENT => "they do **not** agree within 5%",
+            _ => "whether they agree within 5% is **unresolved**",
         };
-        Some(format!("{} by one to that by the other: {}; {word}.", figure.title, ratio_words(estimate)))
+        Some(format!("{}, ratio of one generator to the other: {}; {word}.", metric.title, ratio_words(estimate)))
     }
 }
 
-/// The median, and the range where nothing else says how sure it is.
-fn value(figure: &Figure, contestant: &Contestant) -> String {
-    let Some(middle) = median(&contestant.values(figure)) else { return "-".to_owned() };
-    match range(contestant, figure) {
-        Some([low, high]) if figure.comparison != Comparison::Ratio && low < high => {
+/// Returns the median, with the range for a metric that has no ratio.
+fn value(metric: &Metric, candidate: &Candidate) -> String {
+    let Some(middle) = median(&candidate.values(metric)) else { return "-".to_owned() };
+    match range(candidate, metric) {
+        Some([low, high]) if metric.comparison != Comparison::Ratio && low < high => {
             format!("{} ({} to {})", number(middle), number(low), number(high))
         }
         _ => number(middle),
     }
 }
 
-/// Three digits, or a whole number.
+/// Formats with three significant digits, or as a whole number with thousands separators.
 pub(super) fn number(value: f64) -> String {
     let text = match value.abs() {
         999.5.. => format!("{value:.0}"),
