@@ -28,7 +28,7 @@ const PACKAGE_DIR: &str = env!("CARGO_MANIFEST_DIR");
 /// Compares ecoloop with other echo servers, one server at a time on core 0 and ecoloop load on core 1
 ///
 /// Prints the tables, and writes the results as JSON. The pictures go to images/ beside the JSON file, and the tables into
-/// the Markdown page beside it, if there is one.
+/// the Markdown pages beside it whose names begin with that of the JSON file.
 #[derive(Parser)]
 struct Options {
     /// Include the optional peers
@@ -160,7 +160,8 @@ fn machine() -> Result<Machine, String> {
     })
 }
 
-/// Prints the tables, and writes the pictures and the page beside the JSON file.
+/// Prints the tables, writes the pictures, and fills the pages beside the JSON file that begin with its name:
+/// `benchmarks.md` and `benchmarks-tables.md`, for example.
 fn render(document: &Document, json: &Path) -> Result<(), String> {
     let sections = markdown::sections(document);
     for (_, content) in &sections {
@@ -171,11 +172,22 @@ fn render(document: &Document, json: &Path) -> Result<(), String> {
     for (name, svg) in plot::pictures(document)? {
         report::replace_file(&images.join(format!("benchmarks-{name}.svg")), &svg)?;
     }
-    let page = json.with_extension("md");
-    if !fs::exists(&page).unwrap_or(false) {
-        return Ok(());
+    for page in pages(json)? {
+        let text = fs::read_to_string(&page).map_err(|error| format!("cannot read {}: {error}", page.display()))?;
+        let text = markdown::fill(&text, &sections).map_err(|error| format!("{}: {error}", page.display()))?;
+        report::replace_file(&page, &text)?;
     }
-    let text = fs::read_to_string(&page).map_err(|error| format!("cannot read {}: {error}", page.display()))?;
-    let text = markdown::fill(&text, &sections).map_err(|error| format!("{}: {error}", page.display()))?;
-    report::replace_file(&page, &text)
+    Ok(())
+}
+
+fn pages(json: &Path) -> Result<Vec<PathBuf>, String> {
+    let directory = json.with_file_name(".");
+    let stem = json.file_stem().unwrap_or_default().as_encoded_bytes();
+    let entries = fs::read_dir(&directory).map_err(|error| format!("cannot read {}: {error}", directory.display()))?;
+    let names = entries.flatten().map(|entry| PathBuf::from(entry.file_name()));
+    let is_page = |name: &PathBuf| {
+        name.extension().is_some_and(|extension| extension == "md")
+            && name.as_os_str().as_encoded_bytes().starts_with(stem)
+    };
+    Ok(names.filter(is_page).map(|name| json.with_file_name(name)).collect())
 }

@@ -96,16 +96,20 @@ pub(crate) fn with_cpu(document: &Document) -> impl Iterator<Item = (&WorkloadRe
     metrics.filter(|(_, metric)| metric.name.starts_with("cpu_"))
 }
 
-/// Fills each section of a page, between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
+/// Fills the sections that a page has, each between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
 pub(crate) fn fill(page: &str, sections: &[(&str, String)]) -> Result<String, String> {
-    let mut page = page.to_owned();
-    for (name, content) in sections {
-        let (begin, end) = (format!("<!-- begin: {name} -->\n"), format!("<!-- end: {name} -->"));
-        let section = page.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
-        let (before, after) = section.ok_or_else(|| format!("no section {name:?} on the page"))?;
-        page = format!("{before}{begin}{content}{end}{after}");
+    let mut filled = String::new();
+    let mut rest = page;
+    while let Some((before, begun)) = rest.split_once("<!-- begin: ") {
+        let (name, body) = begun.split_once(" -->\n").ok_or("a begin mark has no end of line")?;
+        let section = sections.iter().find(|(section, _)| *section == name);
+        let (_, content) = section.ok_or_else(|| format!("unknown section {name:?}"))?;
+        let end = format!("<!-- end: {name} -->");
+        let (_, after) = body.split_once(&end).ok_or_else(|| format!("section {name:?} has no end mark"))?;
+        let _ = write!(filled, "{before}<!-- begin: {name} -->\n{content}{end}");
+        rest = after;
     }
-    Ok(page)
+    Ok(filled + rest)
 }
 
 impl WorkloadResult {

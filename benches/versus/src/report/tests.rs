@@ -168,10 +168,13 @@ fn tables_list_better_and_skipped_servers() {
 #[test]
 fn page_is_filled_between_its_marks() {
     let page = "a\n<!-- begin: one -->\nold\n<!-- end: one -->\nb\n";
-    let filled = fill(page, &[("one", "new\n".to_owned())]).unwrap();
+    let sections = [("one", "new\n".to_owned()), ("two", "elsewhere\n".to_owned())];
+    let filled = fill(page, &sections).unwrap();
     assert_eq!(filled, "a\n<!-- begin: one -->\nnew\n<!-- end: one -->\nb\n");
-    assert_eq!(fill(&filled, &[("one", "new\n".to_owned())]).unwrap(), filled);
-    assert_eq!(fill(page, &[("two", String::new())]).unwrap_err(), "no section \"two\" on the page");
+    assert_eq!(fill(&filled, &sections).unwrap(), filled);
+    assert_eq!(fill("no marks\n", &sections).unwrap(), "no marks\n");
+    assert_eq!(fill(page, &sections[1..]).unwrap_err(), "unknown section \"one\"");
+    assert_eq!(fill("<!-- begin: one -->\n", &sections).unwrap_err(), "section \"one\" has no end mark");
 }
 
 #[test]
