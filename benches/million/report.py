@@ -1,4 +1,4 @@
-"""Prints what `measure` has kept in a directory, and writes it there as million.json.
+"""Prints the figures of a run of `measure`, and writes them to million.json.
 
     report.py DIRECTORY
 """
@@ -9,12 +9,12 @@ import platform
 import sys
 
 PAGE_BYTES = 4096
-# Caches of the kernel that are told one by one: those with at least so many bytes a connection.
-CACHE_BYTES_LEAST = 16
+# Kernel caches with fewer bytes per connection are not listed.
+CACHE_BYTES_MIN = 16
 
 
-class Look:
-    """What /proc said at one point of the run."""
+class Snapshot:
+    """The files of /proc at one point of the run."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -31,31 +31,31 @@ class Look:
     def resident_bytes(self, process):
         return number_after("Rss:", self.read(process + ".smaps_rollup")) * 1024
 
-    def slabs(self):
-        """The bytes of each cache, in pages that it has."""
+    def slab_bytes(self):
+        """Returns the size of each kernel cache, in whole pages."""
         caches = (line.split() for line in self.read("slabinfo").splitlines()[2:])
-        return {words[0]: int(words[14]) * int(words[5]) * PAGE_BYTES for words in caches}
+        return {fields[0]: int(fields[14]) * int(fields[5]) * PAGE_BYTES for fields in caches}
 
-    def tcp(self, word):
+    def tcp(self, field):
         line = next(line for line in self.read("sockstat").splitlines() if line.startswith("TCP:"))
-        return number_after(word, line)
+        return number_after(field, line)
 
 
-def number_after(word, text):
+def number_after(field, text):
     words = text.split()
-    return int(words[words.index(word) + 1])
+    return int(words[words.index(field) + 1])
 
 
-def examine(directory):
+def collect(directory):
     load = json.loads((directory / "load.json").read_text())
-    before, held, idle, after = (Look(directory / name) for name in ("before", "held", "idle", "after"))
+    before, held, idle, after = (Snapshot(directory / name) for name in ("before", "held", "idle", "after"))
     count = load["connections"]["held"]
 
-    def of_each(size):
+    def per_connection(size):
         return round(size / count) if count else None
 
-    slabs = {name: size - before.slabs().get(name, 0) for name, size in held.slabs().items()}
-    told = sorted((item for item in slabs.items() if item[1] >= CACHE_BYTES_LEAST * count), key=lambda item: -item[1])
+    slabs = {name: size - before.slab_bytes().get(name, 0) for name, size in held.slab_bytes().items()}
+    listed = sorted((item for item in slabs.items() if item[1] >= CACHE_BYTES_MIN * count), key=lambda item: -item[1])
     return {
         "kernel": (directory / "kernel").read_text().strip(),
         "host": host(),
@@ -79,19 +79,19 @@ def examine(directory):
             "before": before.resident_bytes("serve"),
             "held": held.resident_bytes("serve"),
             "after": after.resident_bytes("serve"),
-            "of_connection": of_each(held.resident_bytes("serve") - before.resident_bytes("serve")),
+            "per_connection": per_connection(held.resident_bytes("serve") - before.resident_bytes("serve")),
         },
-        "generator_bytes_of_connection": of_each(held.resident_bytes("load")),
+        "generator_bytes_per_connection": per_connection(held.resident_bytes("load")),
         "kernel_bytes": {
-            "of_connection": of_each(sum(slabs.values())),
-            "caches": {name: of_each(size) for name, size in told},
-            "left_of_connection": of_each(sum(after.slabs().values()) - sum(before.slabs().values())),
+            "per_connection": per_connection(sum(slabs.values())),
+            "caches_per_connection": {name: per_connection(size) for name, size in listed},
+            "after_per_connection": per_connection(sum(after.slab_bytes().values()) - sum(before.slab_bytes().values())),
         },
         "sockstat": {"tcp_inuse": held.tcp("inuse"), "tcp_mem_pages": held.tcp("mem")},
         "close_s": load["phases_s"]["close"],
         "server": json.loads((directory / "serve.json").read_text()),
         "errors": load["errors"],
-        "findings": load["verify"]["connections_failed"],
+        "connections_failed": load["verify"]["connections_failed"],
         "verdict": load["verdict"],
     }
 
@@ -123,55 +123,56 @@ def mebibytes(size):
 
 
 def rate(count, seconds):
-    return f"{count / seconds:,.0f} a second" if seconds else "-"
+    return f"{count / seconds:,.0f} per second" if seconds else "-"
 
 
-def rows(seen):
-    connections, messages, idle = seen["connections"], seen["messages"], seen["idle"]
-    server, kernel, machine = seen["server_bytes"], seen["kernel_bytes"], seen["host"]
-    closed = seen["server"]["closed"]
-    guest = f", user-mode-linux on one core of {machine['kernel']}" if seen["kernel"] != machine["kernel"] else ""
-    yield "kernel", seen["kernel"] + guest
+def rows(run):
+    connections, messages, idle = run["connections"], run["messages"], run["idle"]
+    server, kernel, machine = run["server_bytes"], run["kernel_bytes"], run["host"]
+    closed = run["server"]["closed"]
+    guest = f", user-mode-linux on one core of {machine['kernel']}" if run["kernel"] != machine["kernel"] else ""
+    yield "kernel", run["kernel"] + guest
     yield "machine", f"{machine['cpus']} cores, {machine['cpu']}"
     yield "connections held", f"{connections['held']:,} of {connections['requested']:,}"
-    yield "time to connect", f"{seen['connect_s']:.1f} s, {rate(connections['established'], seen['connect_s'])}"
-    addresses = f"{seen['sources']} address{'es' if seen['sources'] > 1 else ''}"
+    yield "time to connect", f"{run['connect_s']:.1f} s, {rate(connections['established'], run['connect_s'])}"
+    addresses = f"{run['sources']} address{'es' if run['sources'] > 1 else ''}"
     yield "", f"from {addresses}; {connections['verified']:,} verified by their first message"
-    yield "CPU while idle", f"server {idle['server_cpu_s']:.3f} s, of {idle['seconds']:.1f} s"
-    yield "", f"generator {idle['generator_cpu_s']:.3f} s: it looks for connections whose time is over"
-    yield "two messages each", f"{messages['verified']:,} verified of {messages['due']:,}, of {seen['message_bytes']} bytes"
-    pace = f"{seen['messages_per_s']:,.0f} a second"
-    yield "", f"one as it opens, one at the end: those paced at {pace}, all answered after {seen['messages_s']:.1f} s"
-    yield "after the silence", ", ".join(f"{count:,} {outcome}" for outcome, count in seen["hold"].items())
-    yield "latency of both", percentiles(seen["latency_us"])
-    kept = "kept" if seen["schedule_kept"] else "NOT kept"
-    yield "sent late by", f"{percentiles(seen['lateness_us'])}: the schedule was {kept}"
-    yield "server's memory", f"{server['of_connection']} bytes a connection"
+    yield "CPU while idle", f"server {idle['server_cpu_s']:.3f} s of {idle['seconds']:.1f} s"
+    yield "", f"generator {idle['generator_cpu_s']:.3f} s, for its search for timeouts"
+    yield "two messages each", f"{messages['verified']:,} verified of {messages['due']:,}, of {run['message_bytes']} bytes"
+    pace = f"{run['messages_per_s']:,.0f} per second"
+    yield "", f"one after connecting, one at the end at {pace}, with all replies after {run['messages_s']:.1f} s"
+    yield "state at the end", ", ".join(f"{count:,} {outcome}" for outcome, count in run["hold"].items())
+    yield "latency", percentiles(run["latency_us"])
+    kept = "kept" if run["schedule_kept"] else "NOT kept"
+    yield "lateness", f"{percentiles(run['lateness_us'])}; the schedule was {kept}"
+    yield "server memory", f"{server['per_connection']} bytes per connection"
     yield "", f"{mebibytes(server['before'])} before, {mebibytes(server['held'])} with all connections"
-    yield "generator's memory", f"{seen['generator_bytes_of_connection']} bytes a connection"
-    whose = "of its two ends" if guest else "and of all that others did meanwhile"
-    yield "kernel's memory", f"{kernel['of_connection']:,} bytes a connection, {whose} (slabinfo):"
-    caches = [f"{name} {size:,}" for name, size in kernel["caches"].items()]
+    yield "generator memory", f"{run['generator_bytes_per_connection']} bytes per connection"
+    scope = "for both ends" if guest else "for both ends and all other processes"
+    yield "kernel memory", f"{kernel['per_connection']:,} bytes per connection {scope} (slabinfo):"
+    caches = [f"{name} {size:,}" for name, size in kernel["caches_per_connection"].items()]
     for first in range(0, len(caches), 4):
         yield "", ", ".join(caches[first:first + 4])
-    sockstat = seen["sockstat"]
-    yield "", f"{sockstat['tcp_inuse']:,} sockets, {sockstat['tcp_mem_pages']:,} pages of their data (sockstat)"
-    yield "time to close", f"{seen['close_s']:.1f} s, {rate(connections['held'], seen['close_s'])}"
-    ordered = closed["end_of_stream"]
-    yield "", f"server: {ordered:,} at the end of stream, {sum(closed.values()) - ordered:,} otherwise"
-    yield "memory afterwards", f"server {mebibytes(server['after'])}"
-    yield "", f"kernel {kernel['left_of_connection']:,} bytes a connection more than before"
-    errors = ", ".join(f"{error['phase']} {error['error']} {error['count']:,}" for error in seen["errors"])
-    yield "errors", f"{errors or 'none'}; {seen['findings']:,} connections with wrong bytes"
+    sockstat = run["sockstat"]
+    yield "", f"{sockstat['tcp_inuse']:,} sockets, {sockstat['tcp_mem_pages']:,} pages of socket buffers (sockstat)"
+    yield "time to close", f"{run['close_s']:.1f} s, {rate(connections['held'], run['close_s'])}"
+    end_of_stream = closed["end_of_stream"]
+    others = sum(closed.values()) - end_of_stream
+    yield "", f"server: {end_of_stream:,} closed at the end of stream, {others:,} for other reasons"
+    yield "memory after close", f"server {mebibytes(server['after'])}"
+    yield "", f"kernel {kernel['after_per_connection']:,} bytes per connection more than before"
+    errors = ", ".join(f"{error['phase']} {error['error']} {error['count']:,}" for error in run["errors"])
+    yield "errors", f"{errors or 'none'}; {run['connections_failed']:,} connections with wrong bytes"
 
 
 def main():
     directory = pathlib.Path(sys.argv[1])
-    seen = examine(directory)
-    (directory / "million.json").write_text(json.dumps(seen, indent=2) + "\n")
-    for name, text in rows(seen):
+    run = collect(directory)
+    (directory / "million.json").write_text(json.dumps(run, indent=2) + "\n")
+    for name, text in rows(run):
         print(f"{name:20}{text}")
-    sys.exit(seen["verdict"] != "pass")
+    sys.exit(run["verdict"] != "pass")
 
 
 main()
