@@ -1,13 +1,13 @@
-// The plainest closed-loop load: every connection has one message on its way
-// and sends the next when the answer is there and is the same bytes.
+// A minimal closed-loop load generator: every connection has one message in
+// flight, compares the reply with it, and then sends the next.
 //
 //   epoll_client PORT CONNECTIONS SIZE DURATION_SECONDS [SERVER_PID]
 //
-// FLOOR_MESSAGES=n   ends after n messages; the duration is not looked at
-// FLOOR_BURST=1      all connections send together, and again when all have
-//                    their answer, so that the server meets full batches
-// FLOOR_REPEAT=1     after its line it waits for a line on stdin, and measures
-//                    again over the same connections; ends with stdin
+// FLOOR_MESSAGES=n   send n messages instead of sending for the duration
+// FLOOR_BURST=1      send on all connections together, and again when all have
+//                    their reply, so that the server's batches are full
+// FLOOR_REPEAT=1     measure again for each line on stdin, over the same
+//                    connections, until end of file
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -30,11 +30,11 @@
 
 enum {
     BATCH = 1024,
-    CONNECTING_AT_ONCE = 500,
-    OVERTIME_SECONDS = 60,
+    CONNECTING_MAX = 500,
+    TIMEOUT_MARGIN_SECONDS = 60,
     WARM_UP_NS = 50000000,
     SHIFTS = 4096,
-    SUB_BITS = 6, // steps of 1/64, so a quantile is within 1.6 percent
+    SUB_BITS = 6, // steps of 1/64, so a quantile has an error below 1.6%
     BUCKETS = (65 - SUB_BITS) << SUB_BITS,
 };
 
@@ -48,7 +48,7 @@ struct connection {
 
 static int epoll;
 static size_t size;
-static unsigned char *pattern, *answer;
+static unsigned char *pattern, *reply;
 static uint64_t histogram[BUCKETS], longest;
 
 static void die(const char *what, const char *why)
@@ -57,10 +57,10 @@ static void die(const char *what, const char *why)
     exit(1);
 }
 
-static void too_late(int signal_number)
+static void on_timeout(int signal_number)
 {
     (void)signal_number;
-    static const char line[] = "epoll_client: not done in time\n";
+    static const char line[] = "epoll_client: timed out\n";
     ssize_t ignored = write(STDERR_FILENO, line, sizeof line - 1);
     (void)ignored;
     _exit(1);
@@ -97,8 +97,8 @@ static double quantile_us(double quantile, uint64_t messages)
     return (double)longest / 1e3;
 }
 
-// A running thread's time is brought up to date at a tick or when it gives way,
-// so both readings are taken when the server has nothing to do and sleeps.
+// The kernel updates a running thread's CPU time at a tick and when it is
+// scheduled out, so both readings are taken while the server sleeps.
 static uint64_t server_cpu_ns(const char *pid)
 {
     if (pid == NULL)
@@ -124,7 +124,7 @@ static uint64_t server_cpu_ns(const char *pid)
     return total;
 }
 
-static void push(struct connection *c)
+static void send_rest(struct connection *c)
 {
     ssize_t n = send(c->fd, c->message + c->sent, size - c->sent, MSG_NOSIGNAL);
     if (n >= 0)
@@ -135,21 +135,21 @@ static void push(struct connection *c)
 
 static void start_message(struct connection *c, uint64_t now)
 {
-    // No two messages near each other in time are the same bytes, so an answer
-    // that went to the wrong connection is seen.
+    // Each message differs from the SHIFTS before it, so a reply to the wrong
+    // connection is detected.
     static unsigned shift;
     c->message = pattern + shift++ % SHIFTS;
     c->sent = c->received = 0;
     c->started = now;
-    push(c);
+    send_rest(c);
 }
 
-// Whether the answer is complete.
+// Returns whether the reply is complete.
 static bool receive(struct connection *c)
 {
-    // One byte too many is asked for, to notice one byte too many.
+    // Read one byte more, to detect a reply that is too long.
     size_t missing = size - c->received;
-    ssize_t n = recv(c->fd, answer, missing + 1, 0);
+    ssize_t n = recv(c->fd, reply, missing + 1, 0);
     if (n < 0) {
         if (errno == EAGAIN)
             return false;
@@ -157,17 +157,17 @@ static bool receive(struct connection *c)
     }
     if (n == 0)
         die("recv", "the server closed a connection");
-    if ((size_t)n > missing || memcmp(answer, c->message + c->received, (size_t)n) != 0)
-        die("recv", "the answer is not what was sent");
+    if ((size_t)n > missing || memcmp(reply, c->message + c->received, (size_t)n) != 0)
+        die("recv", "the reply differs from the message");
     c->received += (size_t)n;
     return c->received == size;
 }
 
-static bool answered(struct epoll_event *event)
+static bool on_ready(struct epoll_event *event)
 {
     struct connection *c = event->data.ptr;
     if (c->sent < size)
-        push(c);
+        send_rest(c);
     return (event->events & ~(uint32_t)EPOLLOUT) != 0 && receive(c);
 }
 
@@ -211,59 +211,59 @@ static void on_connected(struct connection *c)
     start_message(c, 0);
 }
 
-// Returns when every connection is open and has had one answer.
+// Returns when every connection has received one reply.
 static void connect_all(struct connection *connections, size_t count, uint16_t port)
 {
     struct epoll_event events[BATCH];
     size_t opened = 0, ready = 0;
     while (ready < count) {
-        while (opened < count && opened - ready < CONNECTING_AT_ONCE)
+        while (opened < count && opened - ready < CONNECTING_MAX)
             open_connection(&connections[opened++], port);
         int n = wait_events(events);
         for (int i = 0; i < n; i++) {
             struct connection *c = events[i].data.ptr;
             if (!c->connected)
                 on_connected(c);
-            else if (answered(&events[i]))
+            else if (on_ready(&events[i]))
                 ready++;
         }
     }
 }
 
-// Ends with no message on its way, so that the server's time is for exactly
-// the messages returned.
+// Returns the number of messages. None is in flight then, so the server's CPU
+// time is that of exactly these messages.
 static uint64_t run(struct connection *connections, size_t count, uint64_t limit,
                     uint64_t deadline, bool burst)
 {
     struct epoll_event events[BATCH];
-    uint64_t begun = 0, done = 0, now = clock_ns(CLOCK_MONOTONIC);
+    uint64_t started = 0, done = 0, now = clock_ns(CLOCK_MONOTONIC);
     do {
-        for (size_t i = 0; i < count && begun < limit; i++, begun++)
+        for (size_t i = 0; i < count && started < limit; i++, started++)
             start_message(&connections[i], burst ? now : clock_ns(CLOCK_MONOTONIC));
-        while (done < begun) {
+        while (done < started) {
             int n = wait_events(events);
             for (int i = 0; i < n; i++) {
                 struct connection *c = events[i].data.ptr;
-                if (!answered(&events[i]))
+                if (!on_ready(&events[i]))
                     continue;
                 now = clock_ns(CLOCK_MONOTONIC);
                 record(now - c->started);
                 done++;
-                if (!burst && begun < limit && now < deadline) {
-                    begun++;
+                if (!burst && started < limit && now < deadline) {
+                    started++;
                     start_message(c, now);
                 }
             }
         }
-    } while (begun < limit && now < deadline);
+    } while (started < limit && now < deadline);
     return done;
 }
 
 static void measure(struct connection *connections, size_t count, double duration,
                     const char *server)
 {
-    const char *wanted = getenv("FLOOR_MESSAGES");
-    uint64_t limit = wanted ? strtoull(wanted, NULL, 10) : UINT64_MAX;
+    const char *messages_text = getenv("FLOOR_MESSAGES");
+    uint64_t limit = messages_text ? strtoull(messages_text, NULL, 10) : UINT64_MAX;
     bool burst = getenv("FLOOR_BURST") != NULL;
     memset(histogram, 0, sizeof histogram);
     longest = 0;
@@ -271,7 +271,7 @@ static void measure(struct connection *connections, size_t count, double duratio
     uint64_t server_before = server_cpu_ns(server);
     uint64_t own_before = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
     uint64_t begin = clock_ns(CLOCK_MONOTONIC);
-    uint64_t deadline = wanted ? UINT64_MAX : begin + (uint64_t)(duration * 1e9);
+    uint64_t deadline = messages_text ? UINT64_MAX : begin + (uint64_t)(duration * 1e9);
     uint64_t messages = run(connections, count, limit, deadline, burst);
     double seconds = (double)(clock_ns(CLOCK_MONOTONIC) - begin) / 1e9;
     double own_cpu = (double)(clock_ns(CLOCK_PROCESS_CPUTIME_ID) - own_before) / 1e9;
@@ -313,13 +313,13 @@ int main(int argc, char **argv)
         descriptors.rlim_cur = descriptors.rlim_max;
         setrlimit(RLIMIT_NOFILE, &descriptors);
     }
-    signal(SIGALRM, too_late);
-    alarm((unsigned)duration + OVERTIME_SECONDS);
+    signal(SIGALRM, on_timeout);
+    alarm((unsigned)duration + TIMEOUT_MARGIN_SECONDS);
 
     struct connection *connections = calloc(count, sizeof *connections);
     pattern = malloc(size + SHIFTS);
-    answer = malloc(size + 1);
-    if (connections == NULL || pattern == NULL || answer == NULL)
+    reply = malloc(size + 1);
+    if (connections == NULL || pattern == NULL || reply == NULL)
         die("malloc", strerror(errno));
     for (size_t i = 0; i < size + SHIFTS; i++)
         pattern[i] = (unsigned char)(random() >> 8);
@@ -329,17 +329,17 @@ int main(int argc, char **argv)
 
     connect_all(connections, count, (uint16_t)port);
 
-    alarm((unsigned)duration + OVERTIME_SECONDS);
+    alarm((unsigned)duration + TIMEOUT_MARGIN_SECONDS);
     measure(connections, count, duration, server);
     while (getenv("FLOOR_REPEAT") != NULL && next_line()) {
-        alarm((unsigned)duration + OVERTIME_SECONDS);
-        // What ran in between has taken the caches; that is not this server's cost.
+        alarm((unsigned)duration + TIMEOUT_MARGIN_SECONDS);
+        // Warm the caches again, which other processes have used since.
         run(connections, count, UINT64_MAX, clock_ns(CLOCK_MONOTONIC) + WARM_UP_NS, false);
         measure(connections, count, duration, server);
     }
 
-    // A reset leaves no TIME_WAIT behind: runs that follow each other would
-    // soon have used up the ports.
+    // Close with a reset, which leaves no TIME_WAIT: repeated runs would
+    // exhaust the ports.
     for (size_t i = 0; i < count; i++)
         setsockopt(connections[i].fd, SOL_SOCKET, SO_LINGER, &(struct linger){ 1, 0 },
                    sizeof(struct linger));

@@ -1,6 +1,7 @@
-// The floor: the least a single-threaded, edge-triggered epoll echo server can
-// do for a message. No configuration, time-outs, limits, statistics or
-// graceful end, so what a real server costs above this is what it adds.
+// The floor: an echo server that does the least a single-threaded,
+// edge-triggered epoll server can do per message. It has no configuration,
+// timeouts, limits, statistics or graceful shutdown; what a real server costs
+// above the floor is the price of those.
 //
 //   epoll_server [PORT [BUFFER_SIZE]]
 
@@ -20,7 +21,7 @@
 
 enum { BACKLOG = 4096, BATCH = 1024, ACCEPT_BURST = 64, ACCEPT_RETRY_MS = 100 };
 
-// What a peer would not take yet. Only such a connection has memory of its own.
+// Bytes that the socket did not take. Only such a connection has its own memory.
 struct pending {
     size_t start, end;
     char bytes[];
@@ -77,17 +78,17 @@ static void keep_pending(int fd, const char *bytes, size_t length)
     pending[fd] = rest;
 }
 
-// send and recv go straight to the socket, which write and read reach through
-// the file layer, at a few hundred instructions more.
+// Returns the number of bytes sent, 0 if the socket is full, -1 on an error.
 //
-// The number of bytes taken, 0 if the peer takes none now, -1 on an error.
+// send and recv cost some hundred instructions less than write and read, which
+// go through the kernel's file layer.
 static ssize_t write_some(int fd, const char *bytes, size_t length)
 {
     ssize_t n = send(fd, bytes, length, MSG_NOSIGNAL);
     return n < 0 && errno == EAGAIN ? 0 : n;
 }
 
-// Whether nothing is left to be written; else the connection waits or is gone.
+// Returns true if all is written, false if the socket is full or closed.
 static bool flush_pending(int fd)
 {
     struct pending *rest = pending_of(fd);
@@ -103,20 +104,20 @@ static bool flush_pending(int fd)
     return true;
 }
 
-// There is no bound on the turns of this loop, and so no fairness: the peers
-// it is meant for wait for their answer before they send again.
+// The loop has no limit, so it is not fair to other connections: the clients it
+// is for wait for the reply before they send again.
 static void serve(int fd, uint32_t events)
 {
-    // The edge is reported once. A read that follows an end of stream already
-    // reported has to reach it, for nothing will tell of it again.
-    bool to_the_end = events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR);
+    // The edge is reported once. After a reported end of stream, read until it
+    // is reached, because no other event will follow.
+    bool until_would_block = events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR);
 
     if (pending_of(fd) != NULL) {
         if (!flush_pending(fd))
             return;
-        // Edges that came while nothing was read are spent.
-        to_the_end = true;
-    } else if (!to_the_end && !(events & EPOLLIN)) {
+        // The edges of data that arrived meanwhile are lost.
+        until_would_block = true;
+    } else if (!until_would_block && !(events & EPOLLIN)) {
         return;
     }
 
@@ -134,19 +135,19 @@ static void serve(int fd, uint32_t events)
         }
         if (written < n) {
             keep_pending(fd, buffer + written, (size_t)(n - written));
-            // There may have been room again before the write was tried in
-            // vain, and a short write need not mean that an edge will follow.
+            // A short write does not imply that an edge follows: only a write
+            // that fails with EAGAIN does.
             if (!flush_pending(fd))
                 return;
         }
-        // Less than was asked for means drained, which saves the read that
-        // would only say so; what arrives from now on is a new edge.
-        if ((size_t)n < buffer_size && !to_the_end)
+        // A short read means that the socket is drained, which saves the read
+        // that would return EAGAIN. Later data is a new edge.
+        if ((size_t)n < buffer_size && !until_would_block)
             return;
     }
 }
 
-// How long the next wait may last: not at all if more may be waiting here.
+// Returns the timeout of the next wait: 0 if the backlog may have more.
 static int accept_burst(int listener)
 {
     for (int i = 0; i < ACCEPT_BURST; i++) {
@@ -156,10 +157,10 @@ static int accept_burst(int listener)
                 return -1;
             if (errno == ECONNABORTED)
                 continue;
-            // Out of descriptors or memory: those in the queue raise no new edge.
+            // Out of descriptors or memory. Queued connections raise no new edge.
             return ACCEPT_RETRY_MS;
         }
-        // Registered once for everything, so that no message costs an epoll_ctl.
+        // Registered once, for all events, so that no message needs an epoll_ctl.
         struct epoll_event event = {
             .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET,
             .data.fd = fd,
@@ -176,7 +177,7 @@ static int listen_on(unsigned port)
     if (listener < 0)
         die("socket");
     int on = 1;
-    // Set here, the accepted sockets inherit it and need no call each.
+    // Accepted sockets inherit TCP_NODELAY.
     if (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0
         || setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
         die("setsockopt");
@@ -235,8 +236,8 @@ int main(int argc, char **argv)
             else
                 serve(events[i].data.fd, events[i].events);
         }
-        // After the connections: a descriptor that one of them gave back is
-        // not taken again while this batch can still speak of it.
+        // After the connections, so that no closed descriptor is reused while
+        // this batch may still have an event of it.
         if (accepting)
             timeout = accept_burst(listener);
     }

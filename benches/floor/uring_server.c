@@ -1,9 +1,9 @@
-// The floor of io_uring: the least a single-threaded echo server on it can do
-// for a message. Accepting and receiving are multishot and the sockets have no
-// descriptors, only slots of the ring's own table, so a message costs one
-// submission, its send; one system call takes those of a whole turn and waits
-// for the next. As in epoll_server.c: no configuration, time-outs, limits,
-// statistics or graceful end. It needs Linux 6.1.
+// The io_uring floor: an echo server that does the least a single-threaded
+// io_uring server can do per message. Accept and receive are multishot, and the
+// sockets are slots of the ring's file table, so a message costs one
+// submission: its send. One system call submits all sends of a turn and waits
+// for completions. As epoll_server.c, it has no configuration, timeouts,
+// limits, statistics or graceful shutdown. Requires Linux 6.1.
 //
 //   uring_server [PORT [BUFFER_SIZE]]
 
@@ -27,32 +27,32 @@ enum {
     BACKLOG = 4096,
     SUBMISSIONS = 1024,
     COMPLETIONS = 4096,
-    BUFFERS_MIN = 64, // both are powers of two
+    BUFFERS_MIN = 64, // a power of two, as the maximum
     BUFFERS_MAX = 1024,
     POOL_SIZE = 1 << 20,
-    QUEUE_MAX = 4, // chunks of a connection, before it is received from no more
+    QUEUE_MAX = 4, // chunks per connection; with more, receiving stops
     BUFFER_GROUP = 0,
     SLOTS_MAX = 1 << 20, // the kernel's own limit
     ACCEPT_RETRY_NS = 100000000,
 };
 
-// What a completion is of, in the low bits of its user data.
+// The operation of a completion, in the low bits of its user data.
 enum operation { ACCEPT, ACCEPT_RETRY, RECEIVE, SEND, CANCEL, CLOSE, OPERATION_MASK = 7 };
 
-// Bytes on their way back: in a buffer that the kernel picked, or, once the
-// peer has stopped taking them, in memory of the connection's own.
+// Bytes to send: in a buffer that the kernel chose, or in the connection's own
+// memory once its socket is full.
 struct chunk {
     struct chunk *next;
     char *bytes;
     size_t length;
-    int buffer; // NONE if the memory is its own
+    int buffer; // NONE if the memory is the connection's
 };
 
 struct connection {
     int slot;
     bool receiving, cancelling, sending, stalled, ended;
     unsigned queued;
-    struct chunk *first, **end; // to be sent in this order, one at a time
+    struct chunk *first, **end; // sent in this order, one at a time
 };
 
 static struct io_uring ring;
@@ -103,8 +103,8 @@ static void start_receive(struct connection *c)
     c->receiving = true;
 }
 
-// Its last completion will say that the receive has ended. Until then more may
-// arrive: what the kernel receives in one go, 32 buffers at most.
+// The last completion reports the end of the receive. Until then up to 32 more
+// buffers may arrive, which the kernel receives in one pass.
 static void stop_receive(struct connection *c)
 {
     if (!c->receiving || c->cancelling)
@@ -115,8 +115,8 @@ static void stop_receive(struct connection *c)
     tag(sqe, CANCEL, NULL);
 }
 
-// A buffer that the kernel picked must come back to it soon, so its send does
-// not wait for the peer; what is left is sent from the connection's memory.
+// The kernel needs its buffer again soon, so a send from it does not wait; the
+// rest is sent from the connection's memory.
 static void start_send(struct connection *c)
 {
     struct io_uring_sqe *sqe = submission();
@@ -135,7 +135,7 @@ static void close_connection(struct connection *c)
     free(c);
 }
 
-static void give_back(int buffer)
+static void recycle_buffer(int buffer)
 {
     io_uring_buf_ring_add(buffer_ring, buffers + (size_t)buffer * buffer_size,
                           (unsigned)buffer_size, (unsigned short)buffer,
@@ -148,7 +148,7 @@ static void drop_chunk(struct chunk *chunk)
     if (chunk->buffer == NONE)
         free(chunk);
     else
-        give_back(chunk->buffer);
+        recycle_buffer(chunk->buffer);
 }
 
 static void drop_first(struct connection *c)
@@ -161,8 +161,8 @@ static void drop_first(struct connection *c)
     drop_chunk(chunk);
 }
 
-// The same bytes in memory of their own; the buffer goes back to the kernel.
-static struct chunk *kept(struct chunk *chunk)
+// Copies the chunk to its own memory and recycles the buffer.
+static struct chunk *copy_out(struct chunk *chunk)
 {
     struct chunk *copy = malloc(sizeof *copy + chunk->length);
     if (copy == NULL)
@@ -181,7 +181,7 @@ static void append(struct connection *c, struct chunk *chunk)
     c->queued++;
 }
 
-// The peer takes no more now: it is not received from until all has gone out.
+// The socket is full: stops receiving until all chunks are sent.
 static void stall(struct connection *c)
 {
     c->stalled = true;
@@ -191,19 +191,19 @@ static void stall(struct connection *c)
     c->queued = 0;
     while (chunk != NULL) {
         struct chunk *next = chunk->next;
-        append(c, kept(chunk));
+        append(c, copy_out(chunk));
         chunk = next;
     }
     stop_receive(c);
 }
 
-// What comes next for a connection whose send, if there was one, is over.
-static void go_on(struct connection *c)
+// Starts the next operation of a connection that has no send in progress.
+static void start_next(struct connection *c)
 {
     if (c->first != NULL) {
         start_send(c);
     } else if (c->receiving) {
-        // It waits for more, or for the end of a receive that was cancelled.
+        // Wait for data, or for the end of a cancelled receive.
     } else if (c->ended) {
         close_connection(c);
     } else {
@@ -222,16 +222,16 @@ static void on_receive(struct connection *c, const struct io_uring_cqe *cqe)
         char *bytes = buffers + (size_t)buffer * buffer_size;
         *chunk = (struct chunk){ NULL, bytes, (size_t)cqe->res, buffer };
         if (c->ended)
-            give_back(buffer);
+            recycle_buffer(buffer);
         else
-            append(c, c->stalled ? kept(chunk) : chunk);
+            append(c, c->stalled ? copy_out(chunk) : chunk);
         if (c->queued > QUEUE_MAX)
             stop_receive(c);
     } else if (cqe->res != -ENOBUFS && cqe->res != -ECANCELED) {
         c->ended = true;
     }
     if (!c->sending)
-        go_on(c);
+        start_next(c);
 }
 
 static void on_send(struct connection *c, int result)
@@ -251,7 +251,7 @@ static void on_send(struct connection *c, int result)
         else if (!c->stalled)
             stall(c);
     }
-    go_on(c);
+    start_next(c);
 }
 
 static void on_accept(const struct io_uring_cqe *cqe)
@@ -270,7 +270,7 @@ static void on_accept(const struct io_uring_cqe *cqe)
         start_accept();
         return;
     }
-    // Out of slots or memory, most likely.
+    // Probably out of slots or memory.
     static struct __kernel_timespec delay = { .tv_nsec = ACCEPT_RETRY_NS };
     struct io_uring_sqe *sqe = submission();
     io_uring_prep_timeout(sqe, &delay, 0, 0);
@@ -314,7 +314,7 @@ static void set_up_ring(unsigned slots)
     if (result < 0)
         die("io_uring_register_files_sparse", -result);
 
-    // As many as can be of use at once, but few enough to stay in a cache.
+    // Limit the pool to 1 MiB, to stay in the cache, unless that is too few.
     buffer_count = BUFFERS_MAX;
     while (buffer_count > BUFFERS_MIN && buffer_count * buffer_size > POOL_SIZE)
         buffer_count /= 2;
@@ -333,7 +333,7 @@ static void set_up_ring(unsigned slots)
     if (result < 0)
         die("io_uring_register_buf_ring", -result);
     for (int buffer = 0; (unsigned)buffer < buffer_count; buffer++)
-        give_back(buffer);
+        recycle_buffer(buffer);
 }
 
 static int listen_on(unsigned port)
@@ -342,7 +342,7 @@ static int listen_on(unsigned port)
     if (fd < 0)
         die("socket", errno);
     int on = 1;
-    // Set here, the accepted sockets inherit it and need no call each.
+    // Accepted sockets inherit TCP_NODELAY.
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0
         || setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
         die("setsockopt", errno);
@@ -371,7 +371,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s [PORT [BUFFER_SIZE]]\n", argv[0]);
         return 2;
     }
-    // No more slots than the limit allows descriptors.
+    // The descriptor limit also limits the slots.
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
         die("getrlimit", errno);
