@@ -1,4 +1,4 @@
-//! What a connection's state machine costs by itself: no socket, no kernel.
+//! Benchmarks `Connection` alone, without a socket or a system call.
 
 use std::io::{self, Read, Write};
 
@@ -11,12 +11,12 @@ fn main() {
     divan::main();
 }
 
-/// Has one message to read, and takes so much of each write.
+/// A stream with one message to read, which takes `write_bytes` of each write.
 #[derive(Clone, Copy)]
 struct Script {
     message_bytes: Option<usize>,
     write_bytes: usize,
-    /// Takes nothing this time, as after a write that was short.
+    /// The next write returns `WouldBlock`, as after a short write.
     is_full: bool,
     ends: bool,
 }
@@ -64,19 +64,19 @@ fn bench(bencher: Bencher<'_, '_>, ready: Ready, script: Script) {
     bencher.with_inputs(|| Connection::new(script)).bench_values(|connection| serve_all(black_box(connection), ready));
 }
 
-/// A message that goes out as it came.
+/// A message that one write takes.
 #[divan::bench(args = [64, 1024])]
 fn one_message(bencher: Bencher<'_, '_>, message_bytes: usize) {
     bench(bencher, Ready::READABLE, Script { message_bytes: Some(message_bytes), ..WHOLE });
 }
 
-/// A message that goes out in pieces: it is kept, and sent as there is room.
+/// A message that takes several writes, so that the connection keeps the rest as pending output.
 #[divan::bench(args = [512, 128])]
 fn short_writes(bencher: Bencher<'_, '_>, write_bytes: usize) {
     bench(bencher, Ready::READABLE, Script { message_bytes: Some(BUFFER_BYTES), write_bytes, ..WHOLE });
 }
 
-/// Data and the end of the stream in one edge.
+/// Data and the end of stream in one edge.
 #[divan::bench]
 fn end_of_stream(bencher: Bencher<'_, '_>) {
     bench(bencher, Ready::READABLE | Ready::READ_CLOSED, Script { ends: true, ..WHOLE });

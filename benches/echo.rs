@@ -1,6 +1,6 @@
-//! What an echo costs through real sockets: a server on a thread of its own, and clients on loopback.
+//! Benchmarks an echo through real sockets: the server runs on another thread, and the clients connect over loopback.
 
-#![expect(clippy::unwrap_used, reason = "in a benchmark a panic is the answer")]
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -26,7 +26,7 @@ fn connect(connections: usize) -> (Running, Vec<TcpStream>) {
     (server, clients)
 }
 
-/// All send, and then all receive.
+/// Sends on every client, then receives on every client.
 fn round_trips(clients: &mut [TcpStream]) {
     for client in &mut *clients {
         client.write_all(&[b'x'; MESSAGE_BYTES]).unwrap();
@@ -37,7 +37,7 @@ fn round_trips(clients: &mut [TcpStream]) {
     }
 }
 
-/// A message on each of so many connections.
+/// One message on each of `connections` connections.
 #[divan::bench(args = [1, 50, 500])]
 fn one_message_each(bencher: Bencher<'_, '_>, connections: usize) {
     let (_server, mut clients) = connect(connections);
@@ -46,7 +46,7 @@ fn one_message_each(bencher: Bencher<'_, '_>, connections: usize) {
     });
 }
 
-/// Connect, one message, close.
+/// One connection: connect, one message, close.
 #[divan::bench]
 fn one_connection(bencher: Bencher<'_, '_>) {
     let (server, _) = connect(0);

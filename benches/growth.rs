@@ -1,9 +1,9 @@
-//! The CPU time of a turn in which the reactor's slab grows, beside those in which it does not.
+//! Measures the CPU time of turns in which the reactor's slab grows, and of turns in which it does not.
 //!
-//! A server takes in 19,000 connections, 64 in each turn. A process of their own makes them, for one process may not have
-//! both ends of so many; it makes those of a turn before that turn begins, so that all turns have the same work.
+//! A server accepts 19,000 connections, 64 per turn. A second process connects, because the descriptor limit of one process
+//! may be too low for both ends. It makes the connects of a turn before the turn begins, so that every turn has the same work.
 
-#![expect(clippy::unwrap_used, reason = "in a benchmark a panic is the answer")]
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ const RUNS: usize = 5;
 const ACCEPTS_PER_TURN: usize = 64;
 const TURNS: usize = 19_000 / ACCEPTS_PER_TURN;
 const DESCRIPTORS: u64 = 19_100;
-/// Two, for the ports of clients: the kernel is slow to find one once half of them are taken for the same address.
+/// Two addresses, because the kernel is slow to find a free port once half of the ports are used for one address.
 const LISTENERS: [&str; 2] = ["127.0.0.1:0", "127.0.0.2:0"];
 /// Capacities at which the slab grows: each is twice the one before.
 const CAPACITIES: [usize; 3] = [4096, 8192, 16_384];
@@ -27,7 +27,7 @@ const MILLION: usize = 1 << 20;
 
 fn main() {
     let descriptors = rlimit::increase_nofile_limit(DESCRIPTORS).unwrap();
-    assert!(descriptors >= DESCRIPTORS, "{DESCRIPTORS} descriptors are needed, and {descriptors} allowed");
+    assert!(descriptors >= DESCRIPTORS, "{DESCRIPTORS} descriptors are needed, and the limit allows {descriptors}");
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("connect") => return connect(&arguments[1..]),
@@ -38,12 +38,12 @@ fn main() {
     let mut growing = CAPACITIES.map(|_| Vec::new());
     let mut others = Vec::new();
     for _ in 0..RUNS {
-        // In a process of its own, as a server is: once glibc has freed a large block, it takes others of that size from its heap.
+        // A new process per run: once glibc has freed a large block, it takes blocks of that size from its heap.
         let output = itself("turns").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         for (turn, line) in String::from_utf8(output.stdout).unwrap().lines().enumerate() {
             let duration = Duration::from_nanos(line.parse().unwrap());
-            // The listeners have keys, too.
+            // The listeners have slab entries, too.
             let entries = LISTENERS.len() + turn * ACCEPTS_PER_TURN;
             match CAPACITIES.iter().position(|&capacity| (entries..entries + ACCEPTS_PER_TURN).contains(&capacity)) {
                 Some(at) => growing[at].push(duration),
@@ -75,12 +75,12 @@ fn itself(command: &str) -> Command {
     itself
 }
 
-/// That of this thread. A turn that does not wait differs from it by the time that others had the core.
+/// Returns the CPU time of this thread, which does not include the time that other processes had the core.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }
 
-/// Prints how many nanoseconds of CPU time each turn of a server took.
+/// Runs a server, and prints the CPU time of each turn in nanoseconds.
 fn turns() {
     let mut config = Config::default();
     config.accepts_per_turn = ACCEPTS_PER_TURN;
@@ -102,7 +102,7 @@ fn turns() {
     clients.wait().unwrap();
 }
 
-/// Makes the connections of a turn each time it is asked for them, and keeps all until its input ends.
+/// Connects for one turn per byte on standard input, and keeps all connections open until its end.
 fn connect(addresses: &[String]) {
     let mut clients = Vec::with_capacity(TURNS * ACCEPTS_PER_TURN);
     for address in addresses.iter().cycle() {
@@ -111,7 +111,7 @@ fn connect(addresses: &[String]) {
         }
         for _ in 0..ACCEPTS_PER_TURN {
             let client = TcpStream::connect(address).unwrap();
-            // So that none is left in TIME-WAIT, with its port.
+            // Close with a reset, which leaves no port in TIME-WAIT.
             socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
             clients.push(client);
         }
@@ -120,7 +120,7 @@ fn connect(addresses: &[String]) {
     }
 }
 
-/// Of entries as large as the server's: 56 bytes.
+/// Returns the CPU time of one growth of a slab whose entries are as large as the server's: 56 bytes.
 fn slab_growth() -> Duration {
     let mut slab = Slab::<[u64; 6]>::with_capacity(CAPACITIES[0]);
     while slab.len() < MILLION / 2 {

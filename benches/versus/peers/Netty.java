@@ -1,7 +1,7 @@
-// Netty: a handler a connection on one event loop of NIO, what was read flushed
-// at once when a read completes. Reading stops while Netty's outbound buffer is
-// over its high-water mark, 64 KiB. The virtual machine raises the descriptor
-// limit itself.
+// Netty: one handler per connection on one NIO event loop, which flushes when a
+// read completes. Reading stops while Netty's outbound buffer is over its
+// high-water mark, 64 KiB. The virtual machine itself raises the descriptor
+// limit.
 //
 //   java Netty PORT BUFFER_SIZE
 

@@ -1,5 +1,5 @@
-// Asio: a session object a connection, with a buffer of its own; each handler
-// starts the next operation.
+// Asio: one session object with a buffer per connection; each handler starts
+// the next operation.
 //
 //   asio PORT BUFFER_SIZE
 

@@ -1,7 +1,7 @@
-"""asyncio, or uvloop where it is installed: a Protocol a connection.
+"""asyncio, or uvloop with --uvloop: one Protocol per connection.
 
 Reading stops while the transport's buffer is over its high-water mark, 64 KiB. BUFFER_SIZE has no effect: a transport
-reads up to 256 KiB at a time, whatever its protocol wants.
+reads up to 256 KiB at a time.
 
 usage: python3 asyncio_server.py PORT BUFFER_SIZE [--uvloop]
 """

@@ -1,6 +1,6 @@
-"""docs/blocking_server.py without what it prints, and with the options that all peers here have.
+"""docs/blocking_server.py without its output, and with the socket options of the other peers.
 
-It takes one client at a time: the next one waits until the first has gone.
+It serves one client at a time: the next one waits until the first disconnects.
 
 usage: python3 blocking_server.py PORT BUFFER_SIZE
 """

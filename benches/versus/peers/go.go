@@ -1,7 +1,7 @@
-// Go's net: a goroutine and a buffer a connection, all on one processor. Go
-// itself sets TCP_NODELAY, asks for a backlog of net.core.somaxconn and raises
-// the descriptor limit. io.Copy would splice from socket to socket through a
-// pipe of the kernel; every peer here reads into a buffer of its own.
+// Go's net: one goroutine and one buffer per connection, on one processor. Go
+// itself sets TCP_NODELAY, uses net.core.somaxconn as the backlog and raises
+// the descriptor limit. io.Copy would splice through a kernel pipe, while every
+// other peer reads into a buffer.
 //
 //	go PORT BUFFER_SIZE
 package main

@@ -1,5 +1,5 @@
-// libevent: a bufferevent a connection, whose input moves to its output
-// without a copy. It is not read from while more than a buffer waits there.
+// libevent: one bufferevent per connection, whose input moves to its output
+// without a copy. Reading stops while the output has more than BUFFER_SIZE.
 //
 //   libevent PORT BUFFER_SIZE
 

@@ -1,5 +1,5 @@
-// libuv: one buffer for all connections, uv_try_write first, and uv_write for
-// what the kernel does not take; meanwhile that connection is not read from.
+// libuv: one buffer for all connections; uv_try_write first, then uv_write for
+// the rest, during which reading from that connection stops.
 //
 //   libuv PORT BUFFER_SIZE
 
@@ -12,7 +12,7 @@
 
 enum { BACKLOG = 4096 };
 
-// What the kernel did not take of one read.
+// Bytes of one read that the kernel did not take.
 struct rest {
     uv_write_t request;
     char bytes[];
@@ -64,7 +64,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     if (n == 0) // EAGAIN
         return;
-    if (n < 0) { // the end of stream, too
+    if (n < 0) { // end of stream or error
         uv_close((uv_handle_t *)stream, on_close);
         return;
     }

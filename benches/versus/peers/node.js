@@ -1,6 +1,6 @@
-// Node's net: a socket piped into itself, which pauses reading while more than
-// BUFFER_SIZE waits to be written. Node reads up to 64 KiB at a time, whatever
-// BUFFER_SIZE is, and raises the descriptor limit itself.
+// Node's net: a socket piped into itself, which stops reading while more than
+// BUFFER_SIZE waits to be written. Node reads up to 64 KiB at a time regardless
+// of BUFFER_SIZE, and itself raises the descriptor limit.
 //
 //   node node.js PORT BUFFER_SIZE
 

@@ -1,32 +1,32 @@
-//! What the peers share: their arguments, and the listening socket.
+//! The arguments and the listening socket of the peers.
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Socket, Type};
 
-/// As ecoloop's own.
+/// The default backlog of ecoloop.
 pub const BACKLOG: i32 = 4096;
 
-/// Where to listen, and the size of each connection's buffer, of `PORT BUFFER_SIZE`.
+/// Raises the descriptor limit, and returns the address and the buffer size of the arguments `PORT BUFFER_SIZE`.
 ///
 /// # Errors
 ///
-/// The arguments are others, or the descriptor limit, which is raised here, cannot be.
+/// Fails if the arguments are invalid or the limit cannot be raised.
 pub fn arguments() -> Result<(SocketAddr, usize)> {
-    let wrong = || Error::new(ErrorKind::InvalidInput, "usage: COMMAND PORT BUFFER_SIZE");
+    let usage = || Error::new(ErrorKind::InvalidInput, "usage: COMMAND PORT BUFFER_SIZE");
     let mut arguments = std::env::args().skip(1);
-    let port: u16 = arguments.next().and_then(|port| port.parse().ok()).ok_or_else(wrong)?;
-    let buffer_size = arguments.next().and_then(|size| size.parse().ok()).ok_or_else(wrong)?;
+    let port: u16 = arguments.next().and_then(|port| port.parse().ok()).ok_or_else(usage)?;
+    let buffer_size = arguments.next().and_then(|size| size.parse().ok()).ok_or_else(usage)?;
     rlimit::increase_nofile_limit(u64::MAX)?;
     Ok(((Ipv4Addr::LOCALHOST, port).into(), buffer_size))
 }
 
-/// A listening socket of the standard library, which most runtimes take.
+/// Returns a non-blocking listening socket, which most runtimes can adopt.
 ///
 /// # Errors
 ///
-/// The address cannot be had.
+/// Fails if the address cannot be bound.
 pub fn listen(address: SocketAddr) -> Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;

@@ -1,4 +1,4 @@
-//! glommio on one thread and `io_uring`: a task and a buffer a connection. Its `bind` fixes the backlog, at 1024.
+//! glommio on one thread and `io_uring`: one task and one buffer per connection. Its `bind` fixes the backlog at 1024.
 
 use std::io::Result;
 

@@ -1,4 +1,4 @@
-//! smol on one thread: a task and a buffer a connection.
+//! smol on one thread: one task and one buffer per connection.
 
 use std::io::Result;
 

@@ -1,4 +1,4 @@
-//! tokio on one thread: a task and a buffer a connection.
+//! tokio on one thread: one task and one buffer per connection.
 
 use std::io::Result;
 

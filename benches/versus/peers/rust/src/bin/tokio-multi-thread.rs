@@ -1,4 +1,4 @@
-//! tokio on a thread for each processor: a task and a buffer a connection.
+//! tokio on one thread per processor: one task and one buffer per connection.
 
 use std::io::Result;
 

@@ -1,4 +1,4 @@
-//! tokio-uring on one thread and `io_uring`: a task and a buffer a connection.
+//! tokio-uring on one thread and `io_uring`: one task and one buffer per connection.
 
 use std::io::Result;
 
