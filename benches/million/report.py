@@ -138,7 +138,7 @@ def rows(run):
     addresses = f"{run['sources']} address{'es' if run['sources'] > 1 else ''}"
     yield "", f"from {addresses}; {connections['verified']:,} verified by their first message"
     yield "CPU while idle", f"server {idle['server_cpu_s']:.3f} s of {idle['seconds']:.1f} s"
-    yield "", f"generator {idle['generator_cpu_s']:.3f} s, for its search for timeouts"
+    yield "", f"generator {idle['generator_cpu_s']:.3f} s, to find timed-out connections"
     yield "two messages each", f"{messages['verified']:,} verified of {messages['due']:,}, of {run['message_bytes']} bytes"
     pace = f"{run['messages_per_s']:,.0f} per second"
     yield "", f"one after connecting, one at the end at {pace}, with all replies after {run['messages_s']:.1f} s"

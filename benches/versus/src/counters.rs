@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::generators::CLIENT_CORE;
 use crate::measure::{finish_load, load_command};
-use crate::peers::{Kind, Peer, Server};
+use crate::peers::{IoModel, Peer, Server};
 use crate::processes::{Job, output_of, pinned};
 use crate::workloads::Workload;
 
@@ -83,7 +83,7 @@ fn total_calls(counts: &str) -> Option<f64> {
 
 fn instructions(workload: &Workload, peer: &Peer, duration: &str) -> Result<Count, String> {
     const FILE: &str = "target/callgrind.out";
-    if peer.kind == Kind::Completion {
+    if peer.kind == IoModel::Completion {
         return Err("valgrind does not support io_uring".to_owned());
     }
     if fs::exists(FILE).unwrap_or(false) {

@@ -31,7 +31,7 @@ const LAST_PORT: u16 = 29999;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Kind {
+pub(crate) enum IoModel {
     Readiness,
     /// `io_uring`.
     Completion,
@@ -44,7 +44,7 @@ pub(crate) enum Kind {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Peer {
     pub(crate) name: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: IoModel,
     /// Commands that must be in `PATH`.
     #[serde(default)]
     needs: Vec<String>,

@@ -6,7 +6,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::peers::{CONTROL, ECOLOOP, FLOOR, Kind};
+use crate::peers::{CONTROL, ECOLOOP, FLOOR, IoModel};
 use crate::report::markdown::with_cpu;
 use crate::report::{Document, WorkloadResult};
 use crate::statistics::Estimate;
@@ -41,7 +41,7 @@ const INK: RGBColor = RGBColor(38, 43, 51);
 const PALE: RGBColor = RGBColor(106, 114, 125);
 const GRID: RGBColor = RGBColor(221, 225, 230);
 const BLUE: RGBColor = RGBColor(28, 98, 190);
-const GREY: RGBColor = RGBColor(150, 157, 167);
+const GRAY: RGBColor = RGBColor(150, 157, 167);
 const GREEN: RGBColor = RGBColor(35, 134, 84);
 const ORANGE: RGBColor = RGBColor(196, 98, 16);
 const RED: RGBColor = RGBColor(203, 45, 45);
@@ -154,8 +154,8 @@ fn rows(document: &Document) -> Vec<Row<'_>> {
     let peers = document.peers.iter().filter(|peer| peer.name != CONTROL);
     let color = |name: &str, kind| match (name, kind) {
         (ECOLOOP, _) => BLUE,
-        (FLOOR, _) => GREY,
-        (_, Kind::Completion) => ORANGE,
+        (FLOOR, _) => GRAY,
+        (_, IoModel::Completion) => ORANGE,
         _ => INK,
     };
     peers.map(|peer| Row { name: &peer.name, color: color(&peer.name, peer.kind) }).collect()

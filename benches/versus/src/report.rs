@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::peers::{Kind, Skipped};
+use crate::peers::{IoModel, Skipped};
 use crate::workloads::{self, Metric};
 use comparison::Summary;
 
@@ -42,7 +42,7 @@ pub(crate) struct Machine {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct PeerInfo {
     pub(crate) name: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: IoModel,
     pub(crate) version: String,
     pub(crate) run: String,
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::comparison::{Verdict, range};
 use super::{Candidate, Document, Machine, PeerInfo, WorkloadResult};
-use crate::peers::{CONTROL, FLOOR, Kind, Skipped};
+use crate::peers::{CONTROL, FLOOR, IoModel, Skipped};
 use crate::statistics::{Estimate, median};
 use crate::workloads::{Comparison, Metric};
 
@@ -30,9 +30,9 @@ fn run(document: &Document) -> String {
     text.push_str("| server | version | kind |\n|---|---|---|\n");
     for PeerInfo { name, kind, version, .. } in &document.peers {
         let kind = match kind {
-            Kind::Readiness => "readiness",
-            Kind::Completion => "completion (io_uring)",
-            Kind::Blocking => "blocking",
+            IoModel::Readiness => "readiness",
+            IoModel::Completion => "completion (io_uring)",
+            IoModel::Blocking => "blocking",
         };
         let _ = writeln!(text, "| {name} | {version} | {kind} |");
     }

@@ -39,8 +39,12 @@ fn result(candidates: &[(&str, f64)], control: f64) -> WorkloadResult {
 fn document(workloads: Vec<WorkloadResult>) -> Document {
     let machine = Machine { cpu: "a CPU".to_owned(), cores: 2, kernel: "6.1".to_owned() };
     let mut document = Document::new("2026-01-01T00:00:00Z".to_owned(), 400, machine);
-    let peers =
-        [(ECOLOOP, Kind::Readiness), (FLOOR, Kind::Readiness), (CONTROL, Kind::Readiness), ("ahead", Kind::Completion)];
+    let peers = [
+        (ECOLOOP, IoModel::Readiness),
+        (FLOOR, IoModel::Readiness),
+        (CONTROL, IoModel::Readiness),
+        ("ahead", IoModel::Completion),
+    ];
     document.peers = peers
         .map(|(name, kind)| PeerInfo { name: name.to_owned(), kind, version: "1".to_owned(), run: "x".to_owned() })
         .into();
