@@ -50,7 +50,7 @@ pub(super) struct Engine {
     pub(super) totals: Totals,
     pub(super) step: Step,
     /// When each step began, in nanoseconds of the run, and the end behind the last.
-    pub(super) steps: [u64; 7],
+    pub(super) steps: [u64; Step::COUNT],
     pub(super) counts: Counts,
     hold: Hold,
     pub(super) timeline: Vec<Sample>,
@@ -138,7 +138,7 @@ impl Engine {
         Ok(Self {
             totals,
             step,
-            steps: [0; 7],
+            steps: [0; Step::COUNT],
             counts: Counts::default(),
             hold: Hold::default(),
             timeline: Vec::new(),
@@ -215,7 +215,10 @@ impl Engine {
                 break;
             }
         }
-        self.steps = [self.now; 7];
+        if self.step == Step::Idle {
+            self.step = Step::Ready;
+        }
+        self.steps = [self.now; Step::COUNT];
         Ok(())
     }
 
@@ -227,9 +230,9 @@ impl Engine {
         (self.verified_at_second, self.errors_at_second) = (0, 0);
     }
 
-    /// Between `Idle` and the window: lets the first messages be due.
+    /// Between `Ready` and the window: lets the first messages be due.
     pub(super) fn begin_window(&mut self) {
-        if self.step != Step::Idle || self.interrupted {
+        if self.step != Step::Ready || self.interrupted {
             return;
         }
         self.totals.window.start = self.now + nanoseconds(self.config.warmup);
@@ -246,7 +249,7 @@ impl Engine {
 
     /// Behind the window.
     pub(super) fn begin_close(&mut self) {
-        if self.step != Step::Idle || self.interrupted {
+        if !matches!(self.step, Step::Ready | Step::Idle) || self.interrupted {
             return;
         }
         self.enter(Step::Close);
@@ -292,9 +295,9 @@ impl Engine {
     fn change_step(&mut self) {
         let step = self.step;
         match step {
-            Step::Connect if self.config.mode == Mode::Churn => self.enter(Step::Idle),
+            Step::Connect if self.config.mode == Mode::Churn => self.enter(Step::Ready),
             Step::Connect if self.all_opened() && self.counts.connecting + self.counts.opening == 0 => {
-                self.enter(Step::Idle);
+                self.enter(Step::Ready);
             }
             Step::Warmup if self.now >= self.totals.window.start => {
                 self.enter(Step::Measure);
@@ -566,7 +569,7 @@ impl Engine {
         let step = match self.step {
             Step::Warmup => self.totals.window.start,
             Step::Measure => self.totals.window.end,
-            Step::Connect | Step::Drain | Step::Idle | Step::Close | Step::Done => u64::MAX,
+            Step::Connect | Step::Ready | Step::Drain | Step::Idle | Step::Close | Step::Done => u64::MAX,
         };
         let due = self.totals.schedule.and_then(|schedule| schedule.next_due());
         let close = self.may_close().then_some(self.now);

@@ -1,17 +1,17 @@
-//! What a run tells while it runs, through a slot that drops what is not taken: who looks on cannot hold it up.
+//! The progress of a run, in a cell that keeps only the latest: a slow reader cannot delay the run.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// What it is doing.
+    /// The current step.
     pub step: Step,
-    /// Connections open, of those asked for.
+    /// Open connections.
     pub open: u64,
-    /// Connections asked for.
+    /// Requested connections.
     pub requested: u64,
     /// Messages verified in the last second.
     pub rate: Option<u64>,
@@ -21,35 +21,41 @@ pub struct Progress {
     pub p99: Option<u64>,
     /// Errors so far.
     pub errors: u64,
-    /// What is left of the measured window.
+    /// Time until the measured window ends.
     pub left: Option<Duration>,
 }
 
-/// Where a run stands.
+/// The steps of a run, in their order. A [`Session`](super::Session) takes those from `Ready` to `Idle` once a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// Connections are opened, and verified by a first message.
+    /// Connections are opened, and each is verified by a first message.
     Connect,
+    /// The connections are open; the window has not begun.
+    Ready,
     /// Traffic that is not measured.
     Warmup,
     /// The measured window.
     Measure,
-    /// The window is over; what is due is still answered.
+    /// The window is over; replies to what is due are awaited.
     Drain,
-    /// Every connection is open and none has anything to do: before a window, and after it.
+    /// The connections are open and nothing is due.
     Idle,
     /// Connections are closed.
     Close,
-    /// All is done.
+    /// Every connection is closed.
     Done,
 }
 
 impl Step {
-    /// A word for it.
+    /// The number of steps.
+    pub(super) const COUNT: usize = Self::Done as usize + 1;
+
+    /// Returns the name that progress lines show.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
+            Self::Ready => "ready",
             Self::Warmup => "warm-up",
             Self::Measure => "measure",
             Self::Drain => "drain",
@@ -60,21 +66,21 @@ impl Step {
     }
 }
 
-/// A place for the latest [`Progress`].
+/// Holds the latest [`Progress`] of a run. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct ProgressCell(Arc<Mutex<Option<Progress>>>);
 
 impl ProgressCell {
-    /// The latest, if there is one that nobody has taken.
+    /// Takes the latest progress, or returns `None` if it was taken before.
     #[must_use]
     pub fn take(&self) -> Option<Progress> {
         self.0.lock().ok()?.take()
     }
 
-    /// Puts the latest there, unless somebody is looking right now.
+    /// Replaces the latest progress. It is dropped if another thread is taking the previous one.
     pub(super) fn publish(&self, progress: Progress) {
-        if let Ok(mut slot) = self.0.try_lock() {
-            *slot = Some(progress);
+        if let Ok(mut latest) = self.0.try_lock() {
+            *latest = Some(progress);
         }
     }
 }

@@ -73,7 +73,7 @@ impl Session {
         let own = Process::own();
         let start = SystemTime::now();
         let mut engine = Engine::new(config, interrupt, progress.clone())?;
-        engine.run_until(Step::Idle)?;
+        engine.run_until(Step::Ready)?;
         Ok(Self { engine, own, server, memory_before, start, readings: Readings::default() })
     }
 
