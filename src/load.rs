@@ -30,6 +30,7 @@ mod merge;
 mod pattern;
 mod progress;
 pub mod report;
+mod schedule;
 mod session;
 mod sources;
 mod summary;

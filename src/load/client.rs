@@ -1,147 +1,253 @@
-//! One connection of a run: what it has sent, what has come back, and what is still owed to it.
+//! One connection of a run: its stream, what it has sent, and the messages that it awaits.
 
 use std::io::{self, Read, Write};
 
 use mio::net::TcpStream;
 
 use super::pattern::Pattern;
+use super::schedule::SendSchedule;
 use super::verify::{Checked, Verifier};
 use crate::ready::{Ready, SHORT_READ_DRAINS};
 use crate::socket::Socket;
 
-/// Bytes of the two buffers that all connections share.
+/// Bytes of each of the two buffers that all connections share.
 pub(super) const BUFFER_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and a byte of the 256")]
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts of one byte each")]
 pub(super) struct Client {
     pub(super) stream: Socket,
     pub(super) stage: Stage,
     readable: bool,
     writable: bool,
-    /// The end of the stream or urgent data was reported: only a read that finds nothing is the last.
-    reads_to_the_end: bool,
-    /// An answer came late, as `hold` has it.
+    /// The end of the stream or urgent data was reported: a short read does not drain the socket.
+    read_until_would_block: bool,
+    /// A reply after the first took longer than a second.
     pub(super) is_late: bool,
-    /// The local port, where it was chosen here.
+    /// The local port, if the sources chose it.
     pub(super) port: Option<u16>,
-    /// Which source goes to which target.
+    /// The pair of source and target.
     pub(super) pair: u32,
-    /// Its place in the open loop's order, and the first of its messages there.
-    pub(super) lane: u32,
-    pub(super) first_in_lane: u64,
+    /// The slot in the send schedule, and the first message of this connection that the schedule has.
+    pub(super) slot: u32,
+    slot_base: u64,
     /// When the stage began, in nanoseconds of the run.
     pub(super) since: u64,
     pub(super) verifier: Verifier,
-    /// Bytes sent.
-    sent: u64,
-    /// Messages due so far, those of them that the next report has, answered so far, and found to have to wait.
-    pub(super) released: u64,
-    pub(super) reported: u64,
-    pub(super) done: u64,
+    pub(super) messages: MessageCounts,
+    /// Messages that were sent at once or counted as deferred.
     deferred: u64,
+    sent_bytes: u64,
+    due_times: DueTimes,
+}
+
+/// The messages of one connection, counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct MessageCounts {
+    /// Due so far.
+    pub(super) enqueued: u64,
+    /// Due so far, of those in the next report.
+    pub(super) reported: u64,
+    /// Verified or abandoned.
+    pub(super) done: u64,
+}
+
+impl MessageCounts {
+    /// Returns how many messages are due and neither verified nor abandoned.
+    pub(super) fn outstanding(self) -> u64 {
+        self.enqueued - self.done
+    }
+}
+
+/// One message of a connection, in its order, and when it was due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) index: u64,
+    pub(super) due: u64,
+}
+
+/// When each outstanding message was due. In an open loop the schedule knows it, and only the first message is here.
+#[derive(Debug)]
+enum DueTimes {
+    One(u64),
+    Ring(Box<[u64]>),
+}
+
+impl DueTimes {
+    fn new(ring_size: usize) -> Self {
+        if ring_size > 1 { Self::Ring(vec![0; ring_size].into()) } else { Self::One(0) }
+    }
+
+    fn get(&self, message: u64) -> u64 {
+        match self {
+            Self::One(due) => *due,
+            Self::Ring(ring) => ring[place(message, ring.len())],
+        }
+    }
+
+    fn set(&mut self, message: u64, due: u64) {
+        match self {
+            Self::One(one) => *one = due,
+            Self::Ring(ring) => ring[place(message, ring.len())] = due,
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "less than ring_size")]
+fn place(message: u64, ring_size: usize) -> usize {
+    (message % ring_size as u64) as usize
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The handshake is under way.
+    /// The handshake is in progress.
     Connecting,
-    /// The first message is.
+    /// The first message is outstanding.
     Opening,
-    /// At least one message came back right.
+    /// At least one message was verified.
     Steady,
-    /// Nothing more is sent; its turn to be closed has yet to come.
+    /// Nothing more is sent; the close waits for its turn.
     Finished,
-    /// FIN is sent; the other's is awaited.
+    /// FIN was sent; the peer's FIN is awaited.
     Closing,
 }
 
 impl Stage {
-    /// Whether what it was measured for is behind it.
+    /// Returns whether the measurement of this connection is over.
     pub(super) fn is_over(self) -> bool {
         matches!(self, Self::Finished | Self::Closing)
     }
 }
 
-/// What a read has brought.
+/// The result of one read.
 pub(super) enum Received {
-    /// So many bytes, all right.
+    /// Bytes, all of them right.
     Right,
-    /// Bytes that may be wrong, once more is known.
+    /// Bytes that may be wrong; later ones decide.
     Undecided,
     Wrong(super::verify::Fault),
-    /// The other end's FIN.
+    /// The peer's FIN.
     Ended,
     Blocked,
     Failed(io::Error),
 }
 
 impl Client {
-    pub(super) fn new(stream: TcpStream, number: u64, pair: u32, port: Option<u16>, now: u64) -> Self {
+    /// Starts with a connect in progress. The due times of up to `ring_size` messages are kept.
+    pub(super) fn new(
+        stream: TcpStream,
+        number: u64,
+        pair: u32,
+        port: Option<u16>,
+        ring_size: usize,
+        now: u64,
+    ) -> Self {
         Self {
             stream: Socket(stream),
             stage: Stage::Connecting,
             readable: false,
             writable: false,
-            reads_to_the_end: false,
+            read_until_would_block: false,
             is_late: false,
             port,
             pair,
-            lane: 0,
-            first_in_lane: 1,
+            slot: 0,
+            slot_base: u64::MAX,
             since: now,
             verifier: Verifier::new(number),
-            sent: 0,
-            released: 0,
-            reported: 0,
-            done: 0,
+            messages: MessageCounts::default(),
             deferred: 0,
+            sent_bytes: 0,
+            due_times: DueTimes::new(ring_size),
         }
     }
 
     pub(super) fn notice(&mut self, ready: Ready) {
         self.readable |= ready.is_readable();
         self.writable |= ready.is_writable();
-        self.reads_to_the_end |= ready.outlasts_short_read();
+        self.read_until_would_block |= ready.outlasts_short_read();
     }
 
-    /// Messages that are due and not answered.
-    pub(super) fn outstanding(&self) -> u64 {
-        self.released - self.done
+    /// Gives the connection its slot in a schedule that has its next message and all later ones.
+    pub(super) fn assign_slot(&mut self, slot: u32) {
+        (self.slot, self.slot_base) = (slot, self.messages.enqueued);
     }
 
-    /// Whether any byte of message `index` is on its way.
+    /// Adds a message to those that are due.
+    pub(super) fn enqueue(&mut self, due: u64) -> Message {
+        let message = Message { index: self.messages.enqueued, due };
+        self.due_times.set(message.index, due);
+        self.messages.enqueued += 1;
+        message
+    }
+
+    /// Returns the message that became due last.
+    pub(super) fn newest(&self, schedule: Option<&SendSchedule>) -> Option<Message> {
+        Some(self.message(self.messages.enqueued.checked_sub(1)?, schedule))
+    }
+
+    /// Returns the outstanding message that was due first.
+    pub(super) fn oldest(&self, schedule: Option<&SendSchedule>) -> Option<Message> {
+        (self.messages.outstanding() > 0).then(|| self.message(self.messages.done, schedule))
+    }
+
+    /// Takes the oldest outstanding message.
+    pub(super) fn take_oldest(&mut self, schedule: Option<&SendSchedule>) -> Option<Message> {
+        let message = self.oldest(schedule)?;
+        self.messages.done += 1;
+        Some(message)
+    }
+
+    /// Takes the oldest outstanding message if every byte of it came back.
+    pub(super) fn take_reply(&mut self, size: u64, schedule: Option<&SendSchedule>) -> Option<Message> {
+        if self.verifier.verified() < (self.messages.done + 1) * size {
+            return None;
+        }
+        self.take_oldest(schedule)
+    }
+
+    fn message(&self, index: u64, schedule: Option<&SendSchedule>) -> Message {
+        let due = match schedule {
+            Some(schedule) if index >= self.slot_base => schedule.due(self.slot, index - self.slot_base),
+            _ => self.due_times.get(index),
+        };
+        Message { index, due }
+    }
+
+    /// Returns whether any byte of message `index` was sent.
     pub(super) fn has_begun(&self, index: u64, size: u64) -> bool {
-        self.sent > index * size
+        self.sent_bytes > index * size
     }
 
-    pub(super) fn sent(&self) -> u64 {
-        self.sent
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
     }
 
-    /// Sends what is due, as far as `pipeline` and the socket allow; answers how many messages have to wait that had not before.
+    /// Sends what is due, as far as `pipeline` and the socket allow, and returns how many messages were deferred by it.
     pub(super) fn send(&mut self, pattern: &Pattern, size: u64, pipeline: u64, scratch: &mut [u8]) -> io::Result<u64> {
-        let want = self.released.min(self.done.saturating_add(pipeline)) * size;
-        while self.writable && self.sent < want {
-            let length = usize::try_from(want - self.sent).map_or(scratch.len(), |left| left.min(scratch.len()));
+        let MessageCounts { enqueued, done, .. } = self.messages;
+        let end = enqueued.min(done.saturating_add(pipeline)) * size;
+        while self.writable && self.sent_bytes < end {
+            let left = end - self.sent_bytes;
+            let length = usize::try_from(left).map_or(scratch.len(), |left| left.min(scratch.len()));
             let chunk = &mut scratch[..length];
-            pattern.fill(self.verifier.connection(), self.sent, chunk);
+            pattern.fill(self.verifier.connection(), self.sent_bytes, chunk);
             match self.stream.write(chunk) {
-                Ok(n) => self.sent += n as u64,
+                Ok(n) => self.sent_bytes += n as u64,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        if self.sent == self.released * size {
+        if self.sent_bytes == enqueued * size {
             return Ok(0);
         }
-        let first_waiting = self.sent.div_ceil(size).max(self.deferred);
-        self.deferred = self.released;
-        Ok(self.released - first_waiting)
+        let first_waiting = self.sent_bytes.div_ceil(size).max(self.deferred);
+        self.deferred = enqueued;
+        Ok(enqueued - first_waiting)
     }
 
-    /// Reads once, and verifies what came.
+    /// Reads once and verifies what was read.
     pub(super) fn receive(&mut self, pattern: &Pattern, opened: u64, buffer: &mut [u8]) -> Received {
         if !self.readable {
             return Received::Blocked;
@@ -149,10 +255,10 @@ impl Client {
         match self.stream.read(buffer) {
             Ok(0) => Received::Ended,
             Ok(n) => {
-                if SHORT_READ_DRAINS && n < buffer.len() && !self.reads_to_the_end {
+                if SHORT_READ_DRAINS && n < buffer.len() && !self.read_until_would_block {
                     self.readable = false;
                 }
-                match self.verifier.receive(pattern, &buffer[..n], self.sent, opened) {
+                match self.verifier.receive(pattern, &buffer[..n], self.sent_bytes, opened) {
                     Checked::Right => Received::Right,
                     Checked::Undecided => Received::Undecided,
                     Checked::Wrong(fault) => Received::Wrong(fault),

@@ -11,15 +11,16 @@ use mio::{Interest, Waker};
 use socket2::SockRef;
 
 use super::Interrupt;
-use super::client::{BUFFER_BYTES, Client, Received, Stage};
+use super::client::{BUFFER_BYTES, Client, Message, MessageCounts, Received, Stage};
 use super::config::{Close, Config, Mode};
 use super::histogram::Histogram;
 use super::pattern::Pattern;
 use super::progress::{Progress, ProgressCell, Step};
 use super::report::{ErrorName, Finding, Hold, Phase, Sample};
+use super::schedule::{SendSchedule, Window};
 use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources, classify, is_port_taken};
 use super::timer::Timer;
-use super::totals::{AbandonReason, Schedule, Totals};
+use super::totals::{AbandonReason, Totals};
 use super::verify::{End, Fault};
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
@@ -36,6 +37,8 @@ const HOLD_RATE: f64 = 10_000.0;
 /// In churn, how long the next connect waits after one that failed: a dead server is not to be hammered.
 const CHURN_PAUSE: u64 = 10_000_000;
 const SECOND: u64 = 1_000_000_000;
+/// In `hold`, a reply that takes longer is late.
+const LATE: u64 = SECOND;
 
 /// What stands under a key.
 #[derive(Debug)]
@@ -74,8 +77,14 @@ pub(super) struct Engine {
     connect_pause_until: u64,
     /// In churn, why the next connect waits for a port.
     no_ports: Option<ConnectFailure>,
-    /// The keys of the schedule's connections, in its order.
-    lanes: Vec<Option<usize>>,
+    window: Window,
+    schedule: Option<SendSchedule>,
+    /// Bytes of a message.
+    size: u64,
+    /// Messages of a connection whose due times are kept.
+    ring_size: usize,
+    /// Messages in flight on a connection, at most.
+    pipeline: u64,
     /// The keys of those to be closed at the end.
     to_close: Vec<usize>,
     next_sweep: u64,
@@ -131,9 +140,9 @@ impl Engine {
         } else {
             (Step::Connect, Sources::new(&config.sources, &config.targets, config.seed)?)
         };
-        let mut totals = Totals::new(&config);
+        let mut totals = Totals::new();
         for _ in 0..config.unresolved {
-            totals.error(Phase::Resolve, ErrorName::Other, None);
+            totals.record_error(Phase::Resolve, ErrorName::Other, None);
         }
         Ok(Self {
             totals,
@@ -160,7 +169,11 @@ impl Engine {
             slot,
             connect_pause_until: 0,
             no_ports: None,
-            lanes: Vec::new(),
+            window: Window { start: 0, end: u64::MAX },
+            schedule: None,
+            size: config.size as u64,
+            ring_size: if config.is_open_loop() { 1 } else { config.pipeline.map_or(1, |pipeline| pipeline as usize) },
+            pipeline: config.pipeline.map_or(if config.is_open_loop() { u64::MAX } else { 1 }, u64::from),
             to_close: Vec::new(),
             next_sweep: 0,
             next_second: u64::MAX,
@@ -184,8 +197,7 @@ impl Engine {
             self.turn(timeout)?;
         }
         // What the last second, the drain and the end have brought.
-        self.totals.latency.add(&self.totals.second);
-        self.totals.second.clear();
+        self.totals.end_second();
         Ok(())
     }
 
@@ -223,8 +235,9 @@ impl Engine {
     }
 
     /// Counts anew: what was counted is reported. Connections stay what they are.
-    pub(super) fn forget(&mut self) {
-        self.totals.forget();
+    pub(super) fn reset(&mut self) {
+        self.totals.reset();
+        self.schedule = None;
         self.timeline.clear();
         self.turn.clear();
         (self.verified_at_second, self.errors_at_second) = (0, 0);
@@ -235,10 +248,9 @@ impl Engine {
         if self.step != Step::Ready || self.interrupted {
             return;
         }
-        self.totals.window.start = self.now + nanoseconds(self.config.warmup);
+        self.window.start = self.now + nanoseconds(self.config.warmup);
         let ends = self.config.mode != Mode::Echo || self.config.messages_per_connection.is_none();
-        self.totals.window.end =
-            if ends { self.totals.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
+        self.window.end = if ends { self.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
         self.enter(Step::Warmup);
         if self.config.mode != Mode::Churn {
             self.start_traffic();
@@ -276,7 +288,7 @@ impl Engine {
         }
         self.open_connections();
         self.close_connections();
-        self.release_due();
+        self.enqueue_due();
         self.change_step();
         let next = self.next_event();
         if next <= self.now {
@@ -299,16 +311,13 @@ impl Engine {
             Step::Connect if self.all_opened() && self.counts.connecting + self.counts.opening == 0 => {
                 self.enter(Step::Ready);
             }
-            Step::Warmup if self.now >= self.totals.window.start => {
+            Step::Warmup if self.now >= self.window.start => {
                 self.enter(Step::Measure);
                 self.next_second = self.now + SECOND;
             }
             Step::Measure if self.window_is_over() => self.end_window(),
             Step::Drain if self.config.mode == Mode::Churn && self.counts.live > 0 => {}
-            Step::Drain
-                if self.totals.in_flight == 0
-                    && self.totals.schedule.is_none_or(|schedule| schedule.next_due().is_none()) =>
-            {
+            Step::Drain if self.totals.in_flight == 0 && self.next_due().is_none() => {
                 // In churn those of the window's end are counted, and closed by now.
                 if self.config.mode != Mode::Churn {
                     self.count_held();
@@ -328,14 +337,17 @@ impl Engine {
         self.counts.opened >= u64::from(self.config.connections)
     }
 
-    /// Every connection that could be is open and verified: gives each its lane, and lets the first messages be due.
+    /// Every connection that could be is open and verified: lets the first messages be due.
     fn start_traffic(&mut self) {
-        self.assign_lanes();
+        for (_, entry) in self.reactor.iter_mut() {
+            if let Entry::Client(client) = entry {
+                client.messages.reported = 0;
+            }
+        }
         match (self.config.mode, self.config.rate) {
-            (Mode::Echo, Some(rate)) => self.start_schedule(rate, None),
+            (Mode::Echo, Some(rate)) => self.start_schedule(rate, self.config.messages_per_connection),
             (Mode::Echo, None) => {
-                let keys: Vec<_> = self.lanes.iter().copied().flatten().collect();
-                for key in keys {
+                for key in self.keys() {
                     self.send_next(key);
                     self.reactor.resume(key);
                 }
@@ -344,63 +356,46 @@ impl Engine {
         }
     }
 
-    fn assign_lanes(&mut self) {
-        self.lanes.clear();
+    /// From now on, a message is due every so often, on one connection after the other.
+    fn start_schedule(&mut self, rate: f64, messages: Option<u64>) {
+        let mut keys = Vec::new();
         for (key, entry) in self.reactor.iter_mut() {
             if let Entry::Client(client) = entry
                 && client.stage == Stage::Steady
             {
-                client.lane = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
-                client.first_in_lane = client.released;
-                client.reported = 0;
-                self.lanes.push(Some(key));
+                client.assign_slot(u32::try_from(keys.len()).unwrap_or(u32::MAX));
+                keys.push(key);
             }
         }
+        self.schedule = Some(SendSchedule::new(self.now, rate, keys, messages, self.window));
     }
 
-    /// From now on, a message is due every so often, on one lane after the other.
-    #[expect(clippy::cast_precision_loss, reason = "exact")]
-    fn start_schedule(&mut self, rate: f64, messages: Option<u64>) {
-        let (lanes, window) = (self.lanes.len() as u64, self.totals.window);
-        let mut schedule = Schedule { start: self.now, interval: SECOND as f64 / rate, lanes, next: 0, total: 0 };
-        if lanes > 0 {
-            schedule.total = match (messages, self.config.messages_per_connection) {
-                (Some(messages), _) => messages,
-                // Those of the warm-up come before them.
-                (None, Some(of_each)) => {
-                    schedule.first_from(window.start).saturating_add(of_each.saturating_mul(lanes))
-                }
-                (None, None) => schedule.first_from(window.end),
-            };
-        }
-        self.totals.schedule = Some(schedule);
+    fn next_due(&self) -> Option<u64> {
+        self.schedule.as_ref()?.next_due()
     }
 
     fn window_is_over(&self) -> bool {
         if self.config.mode == Mode::Echo && self.config.messages_per_connection.is_some() {
-            return self.totals.in_flight == 0
-                && self.totals.schedule.is_none_or(|schedule| schedule.next_due().is_none());
+            return self.totals.in_flight == 0 && self.next_due().is_none();
         }
         // What is due on connections that have ended is due all the same.
-        let is_idle =
-            self.counts.live == 0 && self.totals.schedule.is_none_or(|schedule| schedule.next_due().is_none());
-        self.now >= self.totals.window.end || is_idle && self.config.mode != Mode::Churn
+        let is_idle = self.counts.live == 0 && self.next_due().is_none();
+        self.now >= self.window.end || is_idle && self.config.mode != Mode::Churn
     }
 
     fn end_window(&mut self) {
-        self.totals.window.end = self.totals.window.end.min(self.now);
+        self.window.end = self.window.end.min(self.now);
         self.end_second();
         self.next_second = u64::MAX;
         self.enter(Step::Drain);
         if self.config.mode == Mode::Hold {
-            self.assign_lanes();
-            self.start_schedule(self.config.rate.unwrap_or(HOLD_RATE), Some(self.lanes.len() as u64));
+            self.start_schedule(self.config.rate.unwrap_or(HOLD_RATE), Some(1));
         }
         if self.config.mode == Mode::Churn {
             self.count_held();
             // Nothing was opened at all: the ports are not this run's own, and waiting for them was in vain.
             if let Some(failure) = self.no_ports.filter(|_| self.counts.opened == 0) {
-                self.totals.error(failure.phase, failure.error, failure.errno);
+                self.totals.record_error(failure.phase, failure.error, failure.errno);
             }
         }
     }
@@ -449,7 +444,7 @@ impl Engine {
         for step in self.step as usize + 1..self.steps.len() {
             self.steps[step] = self.now;
         }
-        self.totals.window.end = self.totals.window.end.min(self.now);
+        self.window.end = self.window.end.min(self.now);
     }
 
     fn keys(&mut self) -> Vec<usize> {
@@ -483,22 +478,20 @@ impl Engine {
         let Connecting { stream, pair, port } = match begun {
             Ok(connecting) => connecting,
             Err(failure) => {
-                self.totals.error(failure.phase, failure.error, failure.errno);
+                self.totals.record_error(failure.phase, failure.error, failure.errno);
                 return self.pause_churn();
             }
         };
-        let now = self.now;
-        match self
-            .reactor
-            .insert(stream, INTEREST, |stream| Entry::Client(Client::new(stream, number, pair, port, now)))
-        {
+        let (now, ring_size) = (self.now, self.ring_size);
+        let wrap = |stream| Entry::Client(Client::new(stream, number, pair, port, ring_size, now));
+        match self.reactor.insert(stream, INTEREST, wrap) {
             Ok(_) => {
                 self.counts.live += 1;
                 self.counts.connecting += 1;
             }
             Err(error) => {
                 self.sources.release(pair, port);
-                self.totals.error(Phase::Connect, classify(&error), error.raw_os_error());
+                self.totals.record_error(Phase::Connect, classify(&error), error.raw_os_error());
                 self.pause_churn();
             }
         }
@@ -510,7 +503,7 @@ impl Engine {
                 Mode::Churn => {
                     self.counts.live < u64::from(self.config.connections)
                         && matches!(self.step, Step::Warmup | Step::Measure)
-                        && self.now < self.totals.window.end
+                        && self.now < self.window.end
                 }
                 Mode::Echo | Mode::Hold => self.step == Step::Connect && !self.all_opened(),
             }
@@ -539,39 +532,42 @@ impl Engine {
     }
 
     /// Lets every message be due whose time has come. Being noticed late is this generator's fault, and is noted.
-    fn release_due(&mut self) {
-        while let Some(schedule) = &mut self.totals.schedule
-            && let Some(due) = schedule.next_due()
-            && due <= self.now
-        {
-            let lane = usize::try_from(schedule.next % schedule.lanes).unwrap_or(usize::MAX);
-            schedule.next += 1;
-            if due >= self.totals.window.start {
+    fn enqueue_due(&mut self) {
+        while let Some((due, key)) = self.schedule.as_mut().and_then(|schedule| schedule.take_due(self.now)) {
+            if due >= self.window.start {
                 self.totals.lateness.record(self.now - due);
             }
-            match self.lanes.get(lane) {
-                Some(&Some(key)) => self.release(key, due),
-                _ => self.totals.record_unsent(due),
+            match key {
+                Some(key) => {
+                    self.enqueue(key, due);
+                    // It is sent when the connection is next served, which is in this turn.
+                    self.reactor.resume(key);
+                }
+                // The first message of a connection was never this one.
+                None if is_reported(self.config.mode, self.window, Message { index: 1, due }) => {
+                    self.totals.record_unsent();
+                }
+                None => {}
             }
         }
     }
 
-    /// A message of this connection is due; it is sent when the connection is next served, which is in this turn.
-    fn release(&mut self, key: usize, due: u64) {
-        if let Some(Entry::Client(client)) = self.reactor.get_mut(key) {
-            self.totals.release(key, client, due);
-            self.reactor.resume(key);
-        }
+    fn enqueue(&mut self, key: usize, due: u64) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        let message = client.enqueue(due);
+        let is_reported = is_reported(self.config.mode, self.window, message);
+        client.messages.reported += u64::from(is_reported);
+        self.totals.record_due(is_reported);
     }
 
     /// The time of whatever comes next.
     fn next_event(&self) -> u64 {
         let step = match self.step {
-            Step::Warmup => self.totals.window.start,
-            Step::Measure => self.totals.window.end,
+            Step::Warmup => self.window.start,
+            Step::Measure => self.window.end,
             Step::Connect | Step::Ready | Step::Drain | Step::Idle | Step::Close | Step::Done => u64::MAX,
         };
-        let due = self.totals.schedule.and_then(|schedule| schedule.next_due());
+        let due = self.next_due();
         let close = self.may_close().then_some(self.now);
         let times = [self.next_connect(), close, due, Some(step), Some(self.next_second), Some(self.next_sweep)];
         times.into_iter().flatten().min().unwrap_or(u64::MAX)
@@ -613,7 +609,7 @@ impl Engine {
         self.totals.connect.record(self.now - client.since);
         client.stage = Stage::Opening;
         client.since = self.now;
-        self.totals.release(key, client, self.now);
+        self.enqueue(key, self.now);
         self.counts.connecting -= 1;
         self.counts.opening += 1;
         self.counts.established += 1;
@@ -634,8 +630,14 @@ impl Engine {
     fn drive(&mut self, key: usize) {
         for _ in 0..READS_PER_TURN {
             let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
-            match client.send(&self.pattern, self.totals.size, self.totals.pipeline, &mut self.scratch) {
-                Ok(deferred) => self.totals.defer(key, client, deferred),
+            match client.send(&self.pattern, self.size, self.pipeline, &mut self.scratch) {
+                Ok(0) => {}
+                Ok(deferred) => {
+                    let newest = client.newest(self.schedule.as_ref());
+                    if newest.is_some_and(|newest| is_reported(self.config.mode, self.window, newest)) {
+                        self.totals.messages.deferred += deferred;
+                    }
+                }
                 Err(error) => return self.fail(key, Phase::Send, classify(&error), error.raw_os_error()),
             }
             match client.receive(&self.pattern, self.counts.opened, &mut self.buffer) {
@@ -648,7 +650,7 @@ impl Engine {
                 Received::Blocked => return,
                 Received::Wrong(fault) => {
                     self.record_replies(key);
-                    return self.find(key, &fault);
+                    return self.record_corruption(key, &fault);
                 }
                 Received::Ended => return self.ended(key),
                 Received::Failed(error) => {
@@ -664,8 +666,15 @@ impl Engine {
         // A stamp after each read: a turn of a thousand events lasts milliseconds.
         self.read_clock();
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
-        self.totals.answered(key, client, self.now);
-        if client.stage == Stage::Opening && client.done > 0 {
+        while let Some(message) = client.take_reply(self.size, self.schedule.as_ref()) {
+            self.totals.in_flight -= 1;
+            if is_reported(self.config.mode, self.window, message) {
+                let latency = self.now.saturating_sub(message.due);
+                client.is_late |= message.index > 0 && latency > LATE;
+                self.totals.record_reply(latency, self.now < self.window.end);
+            }
+        }
+        if client.stage == Stage::Opening && client.messages.done > 0 {
             client.stage = Stage::Steady;
             self.counts.opening -= 1;
             self.counts.verified += 1;
@@ -681,19 +690,25 @@ impl Engine {
         let messages = self.config.messages_per_connection;
         let is_churn = self.config.mode == Mode::Churn;
         let most = match self.config.mode {
-            Mode::Echo if self.totals.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
+            Mode::Echo if self.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
                 messages.unwrap_or(u64::MAX)
             }
             Mode::Churn => messages.unwrap_or(1),
             Mode::Echo | Mode::Hold => return,
         };
         // In an echo, neither the first message nor those of the warm-up are among them.
-        let has_more = |client: &Client| if is_churn { client.released } else { client.reported } < most;
-        while client.outstanding() < self.totals.pipeline && has_more(client) && self.now < self.totals.window.end {
-            self.totals.release(key, client, self.now);
-        }
-        if is_churn && client.outstanding() == 0 {
-            self.close(key);
+        let has_more = |messages: MessageCounts| if is_churn { messages.enqueued } else { messages.reported } < most;
+        loop {
+            let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+            let messages = client.messages;
+            if messages.outstanding() < self.pipeline && has_more(messages) && self.now < self.window.end {
+                self.enqueue(key, self.now);
+            } else {
+                if is_churn && messages.outstanding() == 0 {
+                    self.close(key);
+                }
+                return;
+            }
         }
     }
 
@@ -701,21 +716,21 @@ impl Engine {
     fn ended(&mut self, key: usize) {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         let verified = client.verifier.verified();
-        let between_messages = verified.is_multiple_of(self.totals.size) && !client.verifier.is_suspicious();
+        let between_messages = verified.is_multiple_of(self.size) && !client.verifier.is_suspicious();
         let is_over = client.stage.is_over();
-        if is_over && verified == client.sent() {
+        if is_over && verified == client.sent_bytes() {
             return self.remove(key);
         }
-        let fault = client.verifier.conclude(&self.pattern, client.sent(), self.counts.opened, End::Fin);
+        let fault = client.verifier.conclude(&self.pattern, client.sent_bytes(), self.counts.opened, End::Fin);
         if between_messages && !is_over {
             self.abandon(key, AbandonReason::Failed);
-            self.totals.error(Phase::Receive, ErrorName::ClosedEarly, None);
+            self.totals.record_error(Phase::Receive, ErrorName::ClosedEarly, None);
             self.record_hold(|hold| &mut hold.closed);
             self.pause_churn();
             return self.remove(key);
         }
         match fault {
-            Some(fault) => self.find(key, &fault),
+            Some(fault) => self.record_corruption(key, &fault),
             None => self.remove(key),
         }
     }
@@ -723,12 +738,13 @@ impl Engine {
     /// A call failed, or time ran out.
     fn fail(&mut self, key: usize, phase: Phase, error: ErrorName, errno: Option<i32>) {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
-        if let Some(fault) = client.verifier.conclude(&self.pattern, client.sent(), self.counts.opened, End::Cut) {
-            return self.find(key, &fault);
+        if let Some(fault) = client.verifier.conclude(&self.pattern, client.sent_bytes(), self.counts.opened, End::Cut)
+        {
+            return self.record_corruption(key, &fault);
         }
         let stage = client.stage;
         self.abandon(key, AbandonReason::Unanswered);
-        self.totals.error(if stage.is_over() { Phase::Close } else { phase }, error, errno);
+        self.totals.record_error(if stage.is_over() { Phase::Close } else { phase }, error, errno);
         match error {
             // It never was held, or it was, and what it ended with takes nothing back.
             _ if stage == Stage::Connecting || stage.is_over() => {}
@@ -741,7 +757,7 @@ impl Engine {
     }
 
     /// The bytes are not those that were sent.
-    fn find(&mut self, key: usize, fault: &Fault) {
+    fn record_corruption(&mut self, key: usize, fault: &Fault) {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         let finding = Finding {
             kind: fault.kind,
@@ -753,8 +769,8 @@ impl Engine {
         self.totals.verify.wrong_bytes += fault.wrong_bytes;
         self.totals.verify.lost_bytes += fault.lost_bytes;
         self.totals.verify.extra_bytes += fault.extra_bytes;
-        self.totals.find(finding);
-        self.totals.error(Phase::Verify, ErrorName::BadBytes, None);
+        self.totals.record_finding(finding);
+        self.totals.record_error(Phase::Verify, ErrorName::BadBytes, None);
         self.abandon(key, AbandonReason::Failed);
         self.pause_churn();
         self.remove(key);
@@ -771,10 +787,15 @@ impl Engine {
         }
     }
 
-    fn abandon(&mut self, key: usize, ending: AbandonReason) {
-        if let Some(Entry::Client(client)) = self.reactor.get_mut(key) {
-            self.totals.abandon(key, client, self.now, ending);
-            client.done = client.released;
+    /// Takes the outstanding messages of a connection that is to end off the books.
+    fn abandon(&mut self, key: usize, reason: AbandonReason) {
+        let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
+        while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
+            self.totals.in_flight -= 1;
+            if is_reported(self.config.mode, self.window, message) {
+                let is_sent = client.has_begun(message.index, self.size);
+                self.totals.record_abandoned(reason, is_sent, self.now.saturating_sub(message.due));
+            }
         }
     }
 
@@ -806,10 +827,8 @@ impl Engine {
                 Stage::Closing => self.counts.closing -= 1,
                 Stage::Steady | Stage::Finished => {}
             }
-            if let Some(lane) = self.lanes.get_mut(client.lane as usize)
-                && *lane == Some(key)
-            {
-                *lane = None;
+            if let Some(schedule) = &mut self.schedule {
+                schedule.vacate(client.slot, key);
             }
             self.sources.release(client.pair, client.port);
         }
@@ -825,8 +844,8 @@ impl Engine {
                 Stage::Connecting => (Phase::Connect, client.since + connect),
                 Stage::Finished => continue,
                 Stage::Closing => (Phase::Close, client.since + answer),
-                Stage::Opening | Stage::Steady => match self.totals.oldest_due(key, client) {
-                    Some(due) => (Phase::Receive, due + answer),
+                Stage::Opening | Stage::Steady => match client.oldest(self.schedule.as_ref()) {
+                    Some(message) => (Phase::Receive, message.due + answer),
                     None => continue,
                 },
             };
@@ -849,14 +868,14 @@ impl Engine {
         if self.step != Step::Measure {
             return;
         }
-        let start = self.totals.window.start;
+        let start = self.window.start;
         let (verified, errors) = (self.totals.messages.verified, self.totals.error_count());
         // A second that is over ends where it is noticed, a little late; one that the window cuts short is its own.
         let is_over = self.now >= self.next_second;
         let t = if is_over {
             (self.now - start) / SECOND
         } else {
-            (self.now.min(self.totals.window.end) - start).div_ceil(SECOND)
+            (self.now.min(self.window.end) - start).div_ceil(SECOND)
         };
         if self.timeline.last().is_some_and(|point| point.t >= t) {
             return;
@@ -866,21 +885,20 @@ impl Engine {
             rate: verified - self.verified_at_second,
             open: self.counts.live,
             errors: errors - self.errors_at_second,
-            p50: self.totals.second.quantile(0.5),
-            p99: self.totals.second.quantile(0.99),
+            p50: self.totals.second_quantile(0.5),
+            p99: self.totals.second_quantile(0.99),
         };
         self.post_progress(Some(&point));
         self.timeline.push(point);
-        self.totals.latency.add(&self.totals.second);
-        self.totals.second.clear();
+        self.totals.end_second();
         (self.verified_at_second, self.errors_at_second) = (verified, errors);
         self.next_second = start + (t + 1) * SECOND;
     }
 
     fn post_progress(&mut self, point: Option<&Sample>) {
         let left = match self.step {
-            Step::Warmup | Step::Measure if self.totals.window.end < u64::MAX => {
-                Some(Duration::from_nanos(self.totals.window.end.saturating_sub(self.now)))
+            Step::Warmup | Step::Measure if self.window.end < u64::MAX => {
+                Some(Duration::from_nanos(self.window.end.saturating_sub(self.now)))
             }
             _ => None,
         };
@@ -900,4 +918,13 @@ impl Engine {
 /// At most a quarter of what fits, which is 146 years: sums of a few do not overflow.
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 4)
+}
+
+/// None of the warm-up is reported, nor in an echo the first message of a connection.
+fn is_reported(mode: Mode, window: Window, message: Message) -> bool {
+    match mode {
+        Mode::Echo => message.index > 0 && message.due >= window.start,
+        Mode::Hold => true,
+        Mode::Churn => message.due >= window.start,
+    }
 }

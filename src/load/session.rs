@@ -133,7 +133,7 @@ impl Session {
     /// What was counted, which is counted anew from here on.
     fn report(&mut self) -> Report {
         let report = summary::report(&self.engine, self.start, self.readings);
-        self.engine.forget();
+        self.engine.reset();
         self.readings = Readings::default();
         report
     }

@@ -1,0 +1,154 @@
+//! The measured window, and the send schedule of the open loop.
+
+const SECOND: f64 = 1e9;
+
+/// The measured window, in nanoseconds of the run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// Message `n` is due at `start + n * interval`, on slot `n` modulo the number of slots.
+///
+/// Each slot is one connection. When it ends its slot stays: a message never moves to another connection.
+#[derive(Debug)]
+pub(super) struct SendSchedule {
+    start: u64,
+    interval: f64,
+    /// The key of each slot's connection, or `None` once it has ended.
+    slots: Vec<Option<usize>>,
+    next: u64,
+    total: u64,
+}
+
+impl SendSchedule {
+    /// Schedules `rate` messages a second from `start` on: with `messages`, that many on each slot after those of the warm-up, else until
+    /// the end of the window.
+    pub(super) fn new(start: u64, rate: f64, keys: Vec<usize>, messages: Option<u64>, window: Window) -> Self {
+        let slots: Vec<_> = keys.into_iter().map(Some).collect();
+        let count = slots.len() as u64;
+        let mut schedule = Self { start, interval: SECOND / rate, slots, next: 0, total: 0 };
+        if count > 0 {
+            schedule.total = match messages {
+                Some(messages) => schedule.first_from(window.start).saturating_add(messages.saturating_mul(count)),
+                None => schedule.first_from(window.end),
+            };
+        }
+        schedule
+    }
+
+    /// Returns when message `message` of `slot` is due.
+    pub(super) fn due(&self, slot: u32, message: u64) -> u64 {
+        self.time_of(message * self.slots.len() as u64 + u64::from(slot))
+    }
+
+    /// Returns when the next message is due, or `None` after the last.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        (self.next < self.total).then(|| self.time_of(self.next))
+    }
+
+    /// Takes the next message if it is due by `now`: its due time, and the key of its connection if that is still open.
+    pub(super) fn take_due(&mut self, now: u64) -> Option<(u64, Option<usize>)> {
+        let due = self.next_due().filter(|&due| due <= now)?;
+        let slot = usize::try_from(self.next % self.slots.len() as u64).ok()?;
+        self.next += 1;
+        Some((due, self.slots[slot]))
+    }
+
+    /// Leaves the slot of a connection empty if it is `key`'s.
+    pub(super) fn vacate(&mut self, slot: u32, key: usize) {
+        if let Some(occupant) = self.slots.get_mut(slot as usize)
+            && *occupant == Some(key)
+        {
+            *occupant = None;
+        }
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53 nanoseconds, which is a hundred days"
+    )]
+    fn time_of(&self, message: u64) -> u64 {
+        self.start.saturating_add((message as f64 * self.interval) as u64)
+    }
+
+    /// Returns the first message that is due at `time` or later.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53 nanoseconds, which is a hundred days"
+    )]
+    fn first_from(&self, time: u64) -> u64 {
+        let about = (time.saturating_sub(self.start) as f64 / self.interval) as u64;
+        // The rounding of `time_of` decides, so that every message is on one side of `time`.
+        (about.saturating_sub(1)..u64::MAX).find(|&message| self.time_of(message) >= time).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Window = Window { start: 2_000_000_000, end: 3_000_000_000 };
+
+    fn due_times(schedule: &mut SendSchedule) -> Vec<(u64, Option<usize>)> {
+        std::iter::from_fn(|| schedule.take_due(u64::MAX)).collect()
+    }
+
+    #[test]
+    fn slots_take_turns_and_each_knows_its_own_due_times() {
+        let mut schedule = SendSchedule::new(2_000_000_000, 4.0, vec![7, 9], None, WINDOW);
+        let due = due_times(&mut schedule);
+        assert_eq!(
+            due,
+            [(2_000_000_000, Some(7)), (2_250_000_000, Some(9)), (2_500_000_000, Some(7)), (2_750_000_000, Some(9))]
+        );
+        assert_eq!((schedule.due(0, 1), schedule.due(1, 1)), (2_500_000_000, 2_750_000_000));
+        assert_eq!(schedule.next_due(), None);
+    }
+
+    #[test]
+    fn a_number_of_messages_is_of_each_slot_and_after_the_warm_up() {
+        let mut schedule = SendSchedule::new(1_000_000_000, 4.0, vec![7, 9], Some(3), WINDOW);
+        assert_eq!(due_times(&mut schedule).len(), 4 + 2 * 3);
+    }
+
+    #[test]
+    fn nothing_is_taken_before_it_is_due() {
+        let mut schedule = SendSchedule::new(0, 1.0, vec![7], None, WINDOW);
+        assert_eq!(schedule.take_due(0), Some((0, Some(7))));
+        assert_eq!(schedule.take_due(999_999_999), None);
+        assert_eq!(schedule.take_due(1_000_000_000), Some((1_000_000_000, Some(7))));
+    }
+
+    #[test]
+    fn messages_of_an_ended_connection_stay_due_on_its_slot() {
+        let mut schedule = SendSchedule::new(2_000_000_000, 4.0, vec![7, 9], None, WINDOW);
+        // The key was reused by a connection that has no slot.
+        schedule.vacate(0, 9);
+        schedule.vacate(1, 9);
+        let keys: Vec<_> = due_times(&mut schedule).into_iter().map(|(_, key)| key).collect();
+        assert_eq!(keys, [Some(7), None, Some(7), None]);
+    }
+
+    #[test]
+    fn without_a_connection_nothing_is_due() {
+        assert_eq!(SendSchedule::new(0, 4.0, Vec::new(), Some(3), WINDOW).next_due(), None);
+    }
+
+    #[test]
+    fn every_message_is_on_one_side_of_a_time() {
+        for rate in [3.0, 777.0, 10_000.0, 1e9 / 7.0] {
+            let schedule = SendSchedule::new(5, rate, vec![0], None, Window { start: 5, end: 5 });
+            for time in [5, 6, 1_000_000, 999_999_937] {
+                let first = schedule.first_from(time);
+                assert!(schedule.time_of(first) >= time);
+                assert!(first == 0 || schedule.time_of(first - 1) < time);
+            }
+        }
+    }
+}
