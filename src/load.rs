@@ -22,6 +22,7 @@
 
 mod client;
 mod config;
+mod connector;
 mod engine;
 mod histogram;
 mod limits;
@@ -33,6 +34,7 @@ pub mod report;
 mod schedule;
 mod session;
 mod sources;
+mod stage;
 mod summary;
 mod thresholds;
 mod timer;

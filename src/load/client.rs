@@ -6,6 +6,7 @@ use mio::net::TcpStream;
 
 use super::pattern::Pattern;
 use super::schedule::SendSchedule;
+use super::stage::{Counts, Stage};
 use super::verify::{Checked, Verifier};
 use crate::ready::{Ready, SHORT_READ_DRAINS};
 use crate::socket::Socket;
@@ -98,27 +99,6 @@ fn place(message: u64, ring_size: usize) -> usize {
     (message % ring_size as u64) as usize
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// The handshake is in progress.
-    Connecting,
-    /// The first message is outstanding.
-    Opening,
-    /// At least one message was verified.
-    Steady,
-    /// Nothing more is sent; the close waits for its turn.
-    Finished,
-    /// FIN was sent; the peer's FIN is awaited.
-    Closing,
-}
-
-impl Stage {
-    /// Returns whether the measurement of this connection is over.
-    pub(super) fn is_over(self) -> bool {
-        matches!(self, Self::Finished | Self::Closing)
-    }
-}
-
 /// The result of one read.
 pub(super) enum Received {
     /// Bytes, all of them right.
@@ -166,6 +146,12 @@ impl Client {
         self.readable |= ready.is_readable();
         self.writable |= ready.is_writable();
         self.read_until_would_block |= ready.outlasts_short_read();
+    }
+
+    /// Moves the connection to its next stage, and the counts with it.
+    pub(super) fn enter(&mut self, stage: Stage, counts: &mut Counts, now: u64) {
+        counts.change(Some(self.stage), Some(stage));
+        (self.stage, self.since) = (stage, now);
     }
 
     /// Gives the connection its slot in a schedule that has its next message and all later ones.

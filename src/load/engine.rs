@@ -11,14 +11,16 @@ use mio::{Interest, Waker};
 use socket2::SockRef;
 
 use super::Interrupt;
-use super::client::{BUFFER_BYTES, Client, Message, MessageCounts, Received, Stage};
+use super::client::{BUFFER_BYTES, Client, Message, MessageCounts, Received};
 use super::config::{Close, Config, Mode};
+use super::connector::Connector;
 use super::histogram::Histogram;
 use super::pattern::Pattern;
 use super::progress::{Progress, ProgressCell, Step};
 use super::report::{ErrorName, Finding, Hold, Phase, Sample};
 use super::schedule::{SendSchedule, Window};
-use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources, classify, is_port_taken};
+use super::sources::{ConnectFailure, Connecting, classify, is_port_taken};
+use super::stage::Stage;
 use super::timer::Timer;
 use super::totals::{AbandonReason, Totals};
 use super::verify::{End, Fault};
@@ -54,7 +56,7 @@ pub(super) struct Engine {
     pub(super) step: Step,
     /// When each step began, in nanoseconds of the run, and the end behind the last.
     pub(super) steps: [u64; Step::COUNT],
-    pub(super) counts: Counts,
+    pub(super) connector: Connector,
     hold: Hold,
     pub(super) timeline: Vec<Sample>,
     pub(super) turn: Histogram,
@@ -62,8 +64,6 @@ pub(super) struct Engine {
     reactor: Reactor<Entry>,
     ready: ReadyKeys,
     timer: Timer,
-    sources: Sources,
-    options: SocketOptions,
     pattern: Pattern,
     buffer: Box<[u8]>,
     scratch: Box<[u8]>,
@@ -74,9 +74,6 @@ pub(super) struct Engine {
     /// As long as the poll lives, so does its waker.
     _waker: Arc<Waker>,
     slot: ProgressCell,
-    connect_pause_until: u64,
-    /// In churn, why the next connect waits for a port.
-    no_ports: Option<ConnectFailure>,
     window: Window,
     schedule: Option<SendSchedule>,
     /// Bytes of a message.
@@ -85,8 +82,6 @@ pub(super) struct Engine {
     ring_size: usize,
     /// Messages in flight on a connection, at most.
     pipeline: u64,
-    /// The keys of those to be closed at the end.
-    to_close: Vec<usize>,
     next_sweep: u64,
     /// When the next point of the timeline is due, and the counts at the last one.
     next_second: u64,
@@ -111,21 +106,6 @@ impl Handler<Entry> for ReadyKeys {
     }
 }
 
-/// Connections, counted.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    /// Begun; the next one's number.
-    pub(super) opened: u64,
-    pub(super) established: u64,
-    pub(super) verified: u64,
-    pub(super) held: u64,
-    /// Open now, and of these in their handshake, in their first message, or awaiting the other's FIN.
-    live: u64,
-    connecting: u64,
-    opening: u64,
-    closing: u64,
-}
-
 impl Engine {
     pub(super) fn new(config: Config, interrupt: &Interrupt, slot: ProgressCell) -> io::Result<Self> {
         let mut reactor = Reactor::new(EVENTS_PER_TURN)?;
@@ -135,11 +115,9 @@ impl Engine {
         interrupt.wakes(&waker);
         reactor.reserve(config.connections as usize);
         // Without all of its targets it is not the run that was asked for.
-        let (step, sources) = if config.unresolved > 0 {
-            (Step::Done, Sources::default())
-        } else {
-            (Step::Connect, Sources::new(&config.sources, &config.targets, config.seed)?)
-        };
+        let step = if config.unresolved > 0 { Step::Done } else { Step::Connect };
+        let retry_pause = if config.mode == Mode::Churn { CHURN_PAUSE } else { 0 };
+        let connector = Connector::new(&config, retry_pause)?;
         let mut totals = Totals::new();
         for _ in 0..config.unresolved {
             totals.record_error(Phase::Resolve, ErrorName::Other, None);
@@ -148,17 +126,11 @@ impl Engine {
             totals,
             step,
             steps: [0; Step::COUNT],
-            counts: Counts::default(),
+            connector,
             hold: Hold::default(),
             timeline: Vec::new(),
             turn: Histogram::new(),
             interrupted: false,
-            sources,
-            options: SocketOptions {
-                nodelay: config.nodelay,
-                recv_buffer: config.recv_buffer,
-                send_buffer: config.send_buffer,
-            },
             pattern: Pattern::new(config.seed),
             buffer: vec![0; BUFFER_BYTES].into(),
             scratch: vec![0; BUFFER_BYTES].into(),
@@ -167,14 +139,11 @@ impl Engine {
             interrupt: interrupt.clone(),
             _waker: waker,
             slot,
-            connect_pause_until: 0,
-            no_ports: None,
             window: Window { start: 0, end: u64::MAX },
             schedule: None,
             size: config.size as u64,
             ring_size: if config.is_open_loop() { 1 } else { config.pipeline.map_or(1, |pipeline| pipeline as usize) },
             pipeline: config.pipeline.map_or(if config.is_open_loop() { u64::MAX } else { 1 }, u64::from),
-            to_close: Vec::new(),
             next_sweep: 0,
             next_second: u64::MAX,
             verified_at_second: 0,
@@ -265,10 +234,11 @@ impl Engine {
             return;
         }
         self.enter(Step::Close);
-        self.to_close = self.keys();
+        let keys = self.keys();
+        self.connector.close_all(keys);
         for (_, entry) in self.reactor.iter_mut() {
             if let Entry::Client(client) = entry {
-                client.stage = Stage::Finished;
+                client.enter(Stage::Finished, &mut self.connector.counts, self.now);
             }
         }
     }
@@ -308,7 +278,7 @@ impl Engine {
         let step = self.step;
         match step {
             Step::Connect if self.config.mode == Mode::Churn => self.enter(Step::Ready),
-            Step::Connect if self.all_opened() && self.counts.connecting + self.counts.opening == 0 => {
+            Step::Connect if self.is_connected() => {
                 self.enter(Step::Ready);
             }
             Step::Warmup if self.now >= self.window.start => {
@@ -316,7 +286,7 @@ impl Engine {
                 self.next_second = self.now + SECOND;
             }
             Step::Measure if self.window_is_over() => self.end_window(),
-            Step::Drain if self.config.mode == Mode::Churn && self.counts.live > 0 => {}
+            Step::Drain if self.config.mode == Mode::Churn && self.connector.counts.open() > 0 => {}
             Step::Drain if self.totals.in_flight == 0 && self.next_due().is_none() => {
                 // In churn those of the window's end are counted, and closed by now.
                 if self.config.mode != Mode::Churn {
@@ -324,7 +294,7 @@ impl Engine {
                 }
                 self.enter(Step::Idle);
             }
-            Step::Close if self.counts.live == 0 => self.enter(Step::Done),
+            Step::Close if self.connector.counts.open() == 0 => self.enter(Step::Done),
             _ => {}
         }
         // What follows may be due at once, but for the points at which a run is measured.
@@ -333,8 +303,9 @@ impl Engine {
         }
     }
 
-    fn all_opened(&self) -> bool {
-        self.counts.opened >= u64::from(self.config.connections)
+    fn is_connected(&self) -> bool {
+        let counts = &self.connector.counts;
+        counts.all_opened() && counts.at(Stage::Connecting) + counts.at(Stage::Opening) == 0
     }
 
     /// Every connection that could be is open and verified: lets the first messages be due.
@@ -379,7 +350,7 @@ impl Engine {
             return self.totals.in_flight == 0 && self.next_due().is_none();
         }
         // What is due on connections that have ended is due all the same.
-        let is_idle = self.counts.live == 0 && self.next_due().is_none();
+        let is_idle = self.connector.counts.open() == 0 && self.next_due().is_none();
         self.now >= self.window.end || is_idle && self.config.mode != Mode::Churn
     }
 
@@ -394,20 +365,21 @@ impl Engine {
         if self.config.mode == Mode::Churn {
             self.count_held();
             // Nothing was opened at all: the ports are not this run's own, and waiting for them was in vain.
-            if let Some(failure) = self.no_ports.filter(|_| self.counts.opened == 0) {
+            if let Some(failure) = self.connector.no_ports.filter(|_| self.connector.counts.opened == 0) {
                 self.totals.record_error(failure.phase, failure.error, failure.errno);
             }
         }
     }
 
     fn count_held(&mut self) {
-        (self.counts.held, self.hold.late) = (0, 0);
+        let counts = &mut self.connector.counts;
+        (counts.held, counts.late) = (0, 0);
         for (_, entry) in self.reactor.iter_mut() {
             if let Entry::Client(client) = entry
                 && client.stage == Stage::Steady
             {
-                self.counts.held += 1;
-                self.hold.late += u64::from(client.is_late);
+                counts.held += 1;
+                counts.late += u64::from(client.is_late);
             }
         }
     }
@@ -415,17 +387,9 @@ impl Engine {
     /// Closes as many as may be awaited at once: a million FINs overrun the queues of the kernel.
     fn close_connections(&mut self) {
         for _ in 0..CLOSES_PER_TURN {
-            if !self.may_close() {
-                return;
-            }
-            if let Some(key) = self.to_close.pop() {
-                self.close(key);
-            }
+            let Some(key) = self.connector.next_close() else { return };
+            self.close(key);
         }
-    }
-
-    fn may_close(&self) -> bool {
-        !self.to_close.is_empty() && self.counts.closing < u64::from(self.config.max_connecting)
     }
 
     /// Ends everything at once: what is in flight stays unanswered.
@@ -455,21 +419,11 @@ impl Engine {
     /// Begins as many connects as are due and allowed.
     fn open_connections(&mut self) {
         for _ in 0..CONNECTS_PER_TURN {
-            if !self.may_connect() || self.next_connect().is_none_or(|at| at > self.now) {
+            if self.next_connect().is_none_or(|at| at > self.now) {
                 return;
             }
-            let number = self.counts.opened;
-            let begun = self.sources.connect(&self.options);
-            // In churn every port may be waiting for its last connection to be forgotten (TIME_WAIT): one will be free.
-            if let Err(failure) = begun
-                && failure.error == ErrorName::NoPorts
-                && self.config.mode == Mode::Churn
-            {
-                self.no_ports = Some(failure);
-                return self.pause_churn();
-            }
-            self.counts.opened += 1;
-            self.begin(number, begun);
+            let Some((number, result)) = self.connector.connect(self.now) else { return };
+            self.begin(number, result);
         }
     }
 
@@ -479,56 +433,33 @@ impl Engine {
             Ok(connecting) => connecting,
             Err(failure) => {
                 self.totals.record_error(failure.phase, failure.error, failure.errno);
-                return self.pause_churn();
+                return self.connector.pause(self.now);
             }
         };
         let (now, ring_size) = (self.now, self.ring_size);
         let wrap = |stream| Entry::Client(Client::new(stream, number, pair, port, ring_size, now));
         match self.reactor.insert(stream, INTEREST, wrap) {
-            Ok(_) => {
-                self.counts.live += 1;
-                self.counts.connecting += 1;
-            }
+            Ok(_) => self.connector.counts.change(None, Some(Stage::Connecting)),
             Err(error) => {
-                self.sources.release(pair, port);
+                self.connector.sources.release(pair, port);
                 self.totals.record_error(Phase::Connect, classify(&error), error.raw_os_error());
-                self.pause_churn();
+                self.connector.pause(self.now);
             }
         }
-    }
-
-    fn may_connect(&self) -> bool {
-        self.counts.connecting < u64::from(self.config.max_connecting)
-            && match self.config.mode {
-                Mode::Churn => {
-                    self.counts.live < u64::from(self.config.connections)
-                        && matches!(self.step, Step::Warmup | Step::Measure)
-                        && self.now < self.window.end
-                }
-                Mode::Echo | Mode::Hold => self.step == Step::Connect && !self.all_opened(),
-            }
     }
 
     /// When the next connect is due, in nanoseconds of the run.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a run has fewer than 2^53 nanoseconds"
-    )]
     fn next_connect(&self) -> Option<u64> {
-        if !self.may_connect() {
-            return None;
-        }
-        let paced =
-            self.config.connect_rate.map_or(0, |rate| (self.counts.opened as f64 * SECOND as f64 / rate) as u64);
-        Some(paced.max(self.connect_pause_until))
-    }
-
-    fn pause_churn(&mut self) {
-        if self.config.mode == Mode::Churn {
-            self.connect_pause_until = self.now + CHURN_PAUSE;
-        }
+        let counts = &self.connector.counts;
+        let may_connect = match self.config.mode {
+            Mode::Churn => {
+                counts.open() < counts.requested
+                    && matches!(self.step, Step::Warmup | Step::Measure)
+                    && self.now < self.window.end
+            }
+            Mode::Echo | Mode::Hold => self.step == Step::Connect && !counts.all_opened(),
+        };
+        if may_connect { self.connector.next_connect() } else { None }
     }
 
     /// Lets every message be due whose time has come. Being noticed late is this generator's fault, and is noted.
@@ -568,7 +499,7 @@ impl Engine {
             Step::Connect | Step::Ready | Step::Drain | Step::Idle | Step::Close | Step::Done => u64::MAX,
         };
         let due = self.next_due();
-        let close = self.may_close().then_some(self.now);
+        let close = self.connector.may_close().then_some(self.now);
         let times = [self.next_connect(), close, due, Some(step), Some(self.next_second), Some(self.next_sweep)];
         times.into_iter().flatten().min().unwrap_or(u64::MAX)
     }
@@ -607,21 +538,16 @@ impl Engine {
             (Ok(_), Ok(_)) => {}
         }
         self.totals.connect.record(self.now - client.since);
-        client.stage = Stage::Opening;
-        client.since = self.now;
+        client.enter(Stage::Opening, &mut self.connector.counts, self.now);
         self.enqueue(key, self.now);
-        self.counts.connecting -= 1;
-        self.counts.opening += 1;
-        self.counts.established += 1;
         true
     }
 
     /// Somebody else has the port that this connection was given: another, on a new socket.
     fn try_other_port(&mut self, key: usize) {
         if let Some(Entry::Client(client)) = self.reactor.remove(key) {
-            self.counts.live -= 1;
-            self.counts.connecting -= 1;
-            let begun = self.sources.retry(client.pair, client.port, &self.options);
+            self.connector.counts.change(Some(client.stage), None);
+            let begun = self.connector.reconnect(client.pair, client.port);
             self.begin(client.verifier.connection(), begun);
         }
     }
@@ -640,7 +566,7 @@ impl Engine {
                 }
                 Err(error) => return self.fail(key, Phase::Send, classify(&error), error.raw_os_error()),
             }
-            match client.receive(&self.pattern, self.counts.opened, &mut self.buffer) {
+            match client.receive(&self.pattern, self.connector.counts.opened, &mut self.buffer) {
                 Received::Right => {
                     self.record_replies(key);
                     self.send_next(key);
@@ -675,9 +601,7 @@ impl Engine {
             }
         }
         if client.stage == Stage::Opening && client.messages.done > 0 {
-            client.stage = Stage::Steady;
-            self.counts.opening -= 1;
-            self.counts.verified += 1;
+            client.enter(Stage::Steady, &mut self.connector.counts, self.now);
         }
     }
 
@@ -721,12 +645,13 @@ impl Engine {
         if is_over && verified == client.sent_bytes() {
             return self.remove(key);
         }
-        let fault = client.verifier.conclude(&self.pattern, client.sent_bytes(), self.counts.opened, End::Fin);
+        let fault =
+            client.verifier.conclude(&self.pattern, client.sent_bytes(), self.connector.counts.opened, End::Fin);
         if between_messages && !is_over {
             self.abandon(key, AbandonReason::Failed);
             self.totals.record_error(Phase::Receive, ErrorName::ClosedEarly, None);
             self.record_hold(|hold| &mut hold.closed);
-            self.pause_churn();
+            self.connector.pause(self.now);
             return self.remove(key);
         }
         match fault {
@@ -738,7 +663,8 @@ impl Engine {
     /// A call failed, or time ran out.
     fn fail(&mut self, key: usize, phase: Phase, error: ErrorName, errno: Option<i32>) {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
-        if let Some(fault) = client.verifier.conclude(&self.pattern, client.sent_bytes(), self.counts.opened, End::Cut)
+        if let Some(fault) =
+            client.verifier.conclude(&self.pattern, client.sent_bytes(), self.connector.counts.opened, End::Cut)
         {
             return self.record_corruption(key, &fault);
         }
@@ -752,7 +678,7 @@ impl Engine {
             ErrorName::Timeout => self.record_hold(|hold| &mut hold.silent),
             _ => {}
         }
-        self.pause_churn();
+        self.connector.pause(self.now);
         self.remove(key);
     }
 
@@ -763,7 +689,7 @@ impl Engine {
             kind: fault.kind,
             connection: client.verifier.connection(),
             local: client.stream.0.local_addr().ok(),
-            peer: self.sources.pair(client.pair).1,
+            peer: self.connector.sources.pair(client.pair).1,
             offset: fault.offset,
         };
         self.totals.verify.wrong_bytes += fault.wrong_bytes;
@@ -772,13 +698,17 @@ impl Engine {
         self.totals.record_finding(finding);
         self.totals.record_error(Phase::Verify, ErrorName::BadBytes, None);
         self.abandon(key, AbandonReason::Failed);
-        self.pause_churn();
+        self.connector.pause(self.now);
         self.remove(key);
     }
 
     /// The outcomes of `hold`: whoever held, and was not late, is alive.
     pub(super) fn hold(&self) -> Hold {
-        Hold { alive: self.counts.held - self.hold.late, ..self.hold }
+        Hold {
+            alive: self.connector.counts.held - self.connector.counts.late,
+            late: self.connector.counts.late,
+            ..self.hold
+        }
     }
 
     fn record_hold(&mut self, outcome: impl FnOnce(&mut Hold) -> &mut u64) {
@@ -804,8 +734,7 @@ impl Engine {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         match self.config.close {
             Close::Fin => {
-                (client.stage, client.since) = (Stage::Closing, self.now);
-                self.counts.closing += 1;
+                client.enter(Stage::Closing, &mut self.connector.counts, self.now);
                 // Where it fails the peer has reset, and the read that follows says so.
                 let _ = client.stream.0.shutdown(Shutdown::Write);
                 self.reactor.resume(key);
@@ -820,17 +749,11 @@ impl Engine {
 
     fn remove(&mut self, key: usize) {
         if let Some(Entry::Client(client)) = self.reactor.remove(key) {
-            self.counts.live -= 1;
-            match client.stage {
-                Stage::Connecting => self.counts.connecting -= 1,
-                Stage::Opening => self.counts.opening -= 1,
-                Stage::Closing => self.counts.closing -= 1,
-                Stage::Steady | Stage::Finished => {}
-            }
+            self.connector.counts.change(Some(client.stage), None);
             if let Some(schedule) = &mut self.schedule {
                 schedule.vacate(client.slot, key);
             }
-            self.sources.release(client.pair, client.port);
+            self.connector.sources.release(client.pair, client.port);
         }
     }
 
@@ -883,7 +806,7 @@ impl Engine {
         let point = Sample {
             t,
             rate: verified - self.verified_at_second,
-            open: self.counts.live,
+            open: self.connector.counts.open(),
             errors: errors - self.errors_at_second,
             p50: self.totals.second_quantile(0.5),
             p99: self.totals.second_quantile(0.99),
@@ -904,7 +827,7 @@ impl Engine {
         };
         self.slot.publish(Progress {
             step: self.step,
-            open: self.counts.live,
+            open: self.connector.counts.open(),
             requested: u64::from(self.config.connections),
             rate: point.map(|point| point.rate),
             p50: point.and_then(|point| point.p50),

@@ -52,7 +52,7 @@ impl CpuTimes {
 /// Puts together what the engine has counted, and judges it.
 pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> Report {
     let Readings { cpu, memory, sockets } = readings;
-    let (config, totals, counts) = (&engine.config, &engine.totals, engine.counts);
+    let (config, totals, counts) = (&engine.config, &engine.totals, engine.connector.counts);
     let phases = phases(engine);
     let lateness = totals.lateness.summary();
     let messages = totals.messages;

@@ -1,0 +1,165 @@
+//! Opens and closes connections at a pace.
+
+use std::io;
+
+use super::config::Config;
+use super::report::ErrorName;
+use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources};
+use super::stage::{Counts, Stage};
+
+const SECOND: f64 = 1e9;
+
+/// Decides when the next connection is opened and when the next is closed, and counts them by stage.
+///
+/// Times are nanoseconds of the run.
+#[derive(Debug)]
+pub(super) struct Connector {
+    pub(super) counts: Counts,
+    pub(super) sources: Sources,
+    options: SocketOptions,
+    /// Connects begun in a second.
+    rate: Option<f64>,
+    /// Connects in progress at most, and closes likewise: a million FINs at once overrun the queues of the kernel.
+    max_connecting: u64,
+    /// How long the next connect waits after one that failed; with 0 it does not wait, and a lack of ports is a failure like any other.
+    retry_pause: u64,
+    paused_until: u64,
+    /// Why the latest connect could not be given a port, if it is to be tried again.
+    pub(super) no_ports: Option<ConnectFailure>,
+    /// The keys of the connections to close.
+    to_close: Vec<usize>,
+}
+
+impl Connector {
+    /// # Errors
+    ///
+    /// - Those of [`Sources::new`].
+    pub(super) fn new(config: &Config, retry_pause: u64) -> io::Result<Self> {
+        let sources = if config.unresolved > 0 {
+            // Nothing is connected.
+            Sources::default()
+        } else {
+            Sources::new(&config.sources, &config.targets, config.seed)?
+        };
+        Ok(Self {
+            counts: Counts::new(config.connections.into()),
+            sources,
+            options: SocketOptions {
+                nodelay: config.nodelay,
+                recv_buffer: config.recv_buffer,
+                send_buffer: config.send_buffer,
+            },
+            rate: config.connect_rate,
+            max_connecting: config.max_connecting.into(),
+            retry_pause,
+            paused_until: 0,
+            no_ports: None,
+            to_close: Vec::new(),
+        })
+    }
+
+    /// Returns when the next connect may begin, or `None` while the most are in progress.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a run has fewer than 2^53 nanoseconds"
+    )]
+    pub(super) fn next_connect(&self) -> Option<u64> {
+        let paced = self.rate.map_or(0, |rate| (self.counts.opened as f64 * SECOND / rate) as u64);
+        (self.counts.at(Stage::Connecting) < self.max_connecting).then(|| paced.max(self.paused_until))
+    }
+
+    /// Begins a connect and returns the connection's number with it, or `None` if it waits for a port.
+    pub(super) fn connect(&mut self, now: u64) -> Option<(u64, Result<Connecting, ConnectFailure>)> {
+        let result = self.sources.connect(&self.options);
+        if let Err(failure) = result
+            && failure.error == ErrorName::NoPorts
+            && self.retry_pause > 0
+        {
+            // Every port may be in TIME_WAIT; one will be free.
+            self.no_ports = Some(failure);
+            self.pause(now);
+            return None;
+        }
+        let number = self.counts.opened;
+        self.counts.opened += 1;
+        Some((number, result))
+    }
+
+    /// Begins a connect from another port of the same pair on a new socket, because `port` turned out to be taken.
+    pub(super) fn reconnect(&mut self, pair: u32, port: Option<u16>) -> Result<Connecting, ConnectFailure> {
+        self.sources.retry(pair, port, &self.options)
+    }
+
+    /// Delays the next connect after a connection that failed: a dead server is not to be hammered.
+    pub(super) fn pause(&mut self, now: u64) {
+        self.paused_until = now + self.retry_pause;
+    }
+
+    /// Sets the connections to close.
+    pub(super) fn close_all(&mut self, keys: Vec<usize>) {
+        self.to_close = keys;
+    }
+
+    /// Returns whether a connection may be closed now.
+    pub(super) fn may_close(&self) -> bool {
+        !self.to_close.is_empty() && self.counts.at(Stage::Closing) < self.max_connecting
+    }
+
+    /// Takes the key of the next connection to close, if one may be closed now.
+    pub(super) fn next_close(&mut self) -> Option<usize> {
+        if self.may_close() { self.to_close.pop() } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    fn connector(change: impl FnOnce(&mut Config), retry_pause: u64) -> Connector {
+        let mut config = Config::new(vec!["127.0.0.1:9".parse().unwrap()]);
+        change(&mut config);
+        Connector::new(&config, retry_pause).unwrap()
+    }
+
+    #[test]
+    fn connects_are_paced_by_their_number() {
+        let mut connector = connector(|config| config.connect_rate = Some(4.0), 0);
+        assert_eq!(connector.next_connect(), Some(0));
+        connector.counts.opened = 3;
+        assert_eq!(connector.next_connect(), Some(750_000_000));
+    }
+
+    #[test]
+    fn no_connect_begins_while_the_most_are_in_progress() {
+        let mut connector = connector(|config| config.max_connecting = 1, 0);
+        connector.counts.change(None, Some(Stage::Connecting));
+        assert_eq!(connector.next_connect(), None);
+        connector.counts.change(Some(Stage::Connecting), Some(Stage::Opening));
+        assert_eq!(connector.next_connect(), Some(0));
+    }
+
+    #[test]
+    fn a_pause_delays_the_next_connect_only_where_there_is_one() {
+        for (retry_pause, next) in [(0, 100), (10, 110)] {
+            let mut connector = connector(|_| {}, retry_pause);
+            connector.pause(100);
+            assert_eq!(connector.next_connect(), Some(next));
+        }
+    }
+
+    #[test]
+    fn no_more_are_closed_at_once_than_may_connect_at_once() {
+        let mut connector = connector(|config| config.max_connecting = 1, 0);
+        connector.close_all(vec![1, 2]);
+        assert_eq!(connector.next_close(), Some(2));
+        connector.counts.change(None, Some(Stage::Closing));
+        assert_eq!(connector.next_close(), None);
+        connector.counts.change(Some(Stage::Closing), None);
+        assert_eq!(connector.next_close(), Some(1));
+        assert_eq!(connector.next_close(), None);
+    }
+}

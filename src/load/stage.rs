@@ -1,0 +1,96 @@
+//! The stages of a connection, and how many connections are in each.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The handshake is in progress.
+    Connecting,
+    /// The first message is outstanding.
+    Opening,
+    /// At least one message was verified.
+    Steady,
+    /// Nothing more is sent; the close waits for its turn.
+    Finished,
+    /// FIN was sent; the peer's FIN is awaited.
+    Closing,
+}
+
+impl Stage {
+    const COUNT: usize = Self::Closing as usize + 1;
+
+    /// Returns whether the measurement of this connection is over.
+    pub(super) fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Closing)
+    }
+}
+
+/// The connections of a run, counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    /// Open at once, as configured.
+    pub(super) requested: u64,
+    /// Begun or failed to begin; the next connection's number.
+    pub(super) opened: u64,
+    /// Connections that have finished their handshake.
+    pub(super) established: u64,
+    /// Connections that have verified their first message.
+    pub(super) verified: u64,
+    /// Verified and open at the end of the measurement, and how many of these had a late reply.
+    pub(super) held: u64,
+    pub(super) late: u64,
+    by_stage: [u64; Stage::COUNT],
+}
+
+impl Counts {
+    pub(super) fn new(requested: u64) -> Self {
+        Self { requested, opened: 0, established: 0, verified: 0, held: 0, late: 0, by_stage: [0; Stage::COUNT] }
+    }
+
+    /// Returns whether every connection was begun.
+    pub(super) fn all_opened(&self) -> bool {
+        self.opened >= self.requested
+    }
+
+    /// Returns how many connections are open or connecting.
+    pub(super) fn open(&self) -> u64 {
+        self.by_stage.iter().sum()
+    }
+
+    /// Returns how many connections are in `stage`.
+    pub(super) fn at(&self, stage: Stage) -> u64 {
+        self.by_stage[stage as usize]
+    }
+
+    /// Counts a connection from one stage to the next: from `None` when its connect begins, to `None` when it ends.
+    pub(super) fn change(&mut self, from: Option<Stage>, to: Option<Stage>) {
+        if let Some(from) = from {
+            self.by_stage[from as usize] -= 1;
+        }
+        if let Some(to) = to {
+            self.by_stage[to as usize] += 1;
+        }
+        match to {
+            Some(Stage::Opening) => self.established += 1,
+            Some(Stage::Steady) => self.verified += 1,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_counted_in_one_stage_at_a_time() {
+        let mut counts = Counts::new(1);
+        let stages = [Stage::Connecting, Stage::Opening, Stage::Steady, Stage::Finished, Stage::Closing];
+        let mut from = None;
+        for stage in stages {
+            counts.change(from, Some(stage));
+            assert_eq!((counts.open(), counts.at(stage)), (1, 1));
+            from = Some(stage);
+        }
+        counts.change(from, None);
+        assert_eq!((counts.open(), counts.established, counts.verified), (0, 1, 1));
+    }
+}
