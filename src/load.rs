@@ -28,6 +28,7 @@ mod histogram;
 mod limits;
 mod machine;
 mod merge;
+mod mode;
 mod pattern;
 mod progress;
 pub mod report;

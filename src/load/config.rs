@@ -109,6 +109,11 @@ impl Config {
         self.rate.is_some() && self.mode != Mode::Hold
     }
 
+    /// Returns the maximum number of messages in flight on a connection.
+    pub(super) fn in_flight_max(&self) -> u64 {
+        self.pipeline.map_or(if self.is_open_loop() { u64::MAX } else { 1 }, u64::from)
+    }
+
     /// Refuses what cannot work, before [`run`](super::run) does.
     ///
     /// # Errors

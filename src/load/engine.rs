@@ -11,13 +11,14 @@ use mio::{Interest, Waker};
 use socket2::SockRef;
 
 use super::Interrupt;
-use super::client::{BUFFER_BYTES, Client, Message, MessageCounts, Received};
-use super::config::{Close, Config, Mode};
+use super::client::{BUFFER_BYTES, Client, Message, Received};
+use super::config::{Close, Config};
 use super::connector::Connector;
 use super::histogram::Histogram;
+use super::mode::{Reaction, Status, Traffic, Workload, workload};
 use super::pattern::Pattern;
 use super::progress::{Progress, ProgressCell, Step};
-use super::report::{ErrorName, Finding, Hold, Phase, Sample};
+use super::report::{ErrorName, Finding, Phase, Sample};
 use super::schedule::{SendSchedule, Window};
 use super::sources::{ConnectFailure, Connecting, classify, is_port_taken};
 use super::stage::Stage;
@@ -34,10 +35,6 @@ const CONNECTS_PER_TURN: u32 = 64;
 /// Connections closed in a turn, likewise.
 const CLOSES_PER_TURN: u32 = 64;
 const EVENTS_PER_TURN: usize = 1024;
-/// The rate of the last messages of `hold`, unless one is given.
-const HOLD_RATE: f64 = 10_000.0;
-/// In churn, how long the next connect waits after one that failed: a dead server is not to be hammered.
-const CHURN_PAUSE: u64 = 10_000_000;
 const SECOND: u64 = 1_000_000_000;
 /// In `hold`, a reply that takes longer is late.
 const LATE: u64 = SECOND;
@@ -57,7 +54,7 @@ pub(super) struct Engine {
     /// When each step began, in nanoseconds of the run, and the end behind the last.
     pub(super) steps: [u64; Step::COUNT],
     pub(super) connector: Connector,
-    hold: Hold,
+    pub(super) workload: Box<dyn Workload>,
     pub(super) timeline: Vec<Sample>,
     pub(super) turn: Histogram,
     pub(super) interrupted: bool,
@@ -116,8 +113,8 @@ impl Engine {
         reactor.reserve(config.connections as usize);
         // Without all of its targets it is not the run that was asked for.
         let step = if config.unresolved > 0 { Step::Done } else { Step::Connect };
-        let retry_pause = if config.mode == Mode::Churn { CHURN_PAUSE } else { 0 };
-        let connector = Connector::new(&config, retry_pause)?;
+        let workload = workload(&config);
+        let connector = Connector::new(&config, workload.retry_pause())?;
         let mut totals = Totals::new();
         for _ in 0..config.unresolved {
             totals.record_error(Phase::Resolve, ErrorName::Other, None);
@@ -127,7 +124,7 @@ impl Engine {
             step,
             steps: [0; Step::COUNT],
             connector,
-            hold: Hold::default(),
+            workload,
             timeline: Vec::new(),
             turn: Histogram::new(),
             interrupted: false,
@@ -143,7 +140,7 @@ impl Engine {
             schedule: None,
             size: config.size as u64,
             ring_size: if config.is_open_loop() { 1 } else { config.pipeline.map_or(1, |pipeline| pipeline as usize) },
-            pipeline: config.pipeline.map_or(if config.is_open_loop() { u64::MAX } else { 1 }, u64::from),
+            pipeline: config.in_flight_max(),
             next_sweep: 0,
             next_second: u64::MAX,
             verified_at_second: 0,
@@ -218,12 +215,15 @@ impl Engine {
             return;
         }
         self.window.start = self.now + nanoseconds(self.config.warmup);
-        let ends = self.config.mode != Mode::Echo || self.config.messages_per_connection.is_none();
-        self.window.end = if ends { self.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
+        self.window.end =
+            if self.workload.is_timed() { self.window.start + nanoseconds(self.config.duration) } else { u64::MAX };
         self.enter(Step::Warmup);
-        if self.config.mode != Mode::Churn {
-            self.start_traffic();
+        for (_, entry) in self.reactor.iter_mut() {
+            if let Entry::Client(client) = entry {
+                client.messages.reported = 0;
+            }
         }
+        self.start_traffic(self.workload.traffic());
         // Without a warm-up it is measured from here on.
         self.change_step();
     }
@@ -277,19 +277,14 @@ impl Engine {
     fn change_step(&mut self) {
         let step = self.step;
         match step {
-            Step::Connect if self.config.mode == Mode::Churn => self.enter(Step::Ready),
-            Step::Connect if self.is_connected() => {
-                self.enter(Step::Ready);
-            }
+            Step::Connect if self.workload.is_connected(&self.status()) => self.enter(Step::Ready),
             Step::Warmup if self.now >= self.window.start => {
                 self.enter(Step::Measure);
                 self.next_second = self.now + SECOND;
             }
-            Step::Measure if self.window_is_over() => self.end_window(),
-            Step::Drain if self.config.mode == Mode::Churn && self.connector.counts.open() > 0 => {}
-            Step::Drain if self.totals.in_flight == 0 && self.next_due().is_none() => {
-                // In churn those of the window's end are counted, and closed by now.
-                if self.config.mode != Mode::Churn {
+            Step::Measure if self.workload.is_over(&self.status()) => self.end_window(),
+            Step::Drain if self.workload.is_drained(&self.status()) => {
+                if self.workload.closes_from() > Step::Drain {
                     self.count_held();
                 }
                 self.enter(Step::Idle);
@@ -303,27 +298,27 @@ impl Engine {
         }
     }
 
-    fn is_connected(&self) -> bool {
-        let counts = &self.connector.counts;
-        counts.all_opened() && counts.at(Stage::Connecting) + counts.at(Stage::Opening) == 0
+    fn status(&self) -> Status<'_> {
+        Status {
+            step: self.step,
+            now: self.now,
+            window: self.window,
+            counts: &self.connector.counts,
+            in_flight: self.totals.in_flight,
+            has_due: self.next_due().is_some(),
+        }
     }
 
-    /// Every connection that could be is open and verified: lets the first messages be due.
-    fn start_traffic(&mut self) {
-        for (_, entry) in self.reactor.iter_mut() {
-            if let Entry::Client(client) = entry {
-                client.messages.reported = 0;
-            }
-        }
-        match (self.config.mode, self.config.rate) {
-            (Mode::Echo, Some(rate)) => self.start_schedule(rate, self.config.messages_per_connection),
-            (Mode::Echo, None) => {
+    fn start_traffic(&mut self, traffic: Traffic) {
+        match traffic {
+            Traffic::Nothing => {}
+            Traffic::OnReply => {
                 for key in self.keys() {
                     self.send_next(key);
                     self.reactor.resume(key);
                 }
             }
-            (Mode::Hold | Mode::Churn, _) => {}
+            Traffic::Scheduled { rate, messages } => self.start_schedule(rate, messages),
         }
     }
 
@@ -345,29 +340,18 @@ impl Engine {
         self.schedule.as_ref()?.next_due()
     }
 
-    fn window_is_over(&self) -> bool {
-        if self.config.mode == Mode::Echo && self.config.messages_per_connection.is_some() {
-            return self.totals.in_flight == 0 && self.next_due().is_none();
-        }
-        // What is due on connections that have ended is due all the same.
-        let is_idle = self.connector.counts.open() == 0 && self.next_due().is_none();
-        self.now >= self.window.end || is_idle && self.config.mode != Mode::Churn
-    }
-
     fn end_window(&mut self) {
         self.window.end = self.window.end.min(self.now);
         self.end_second();
         self.next_second = u64::MAX;
         self.enter(Step::Drain);
-        if self.config.mode == Mode::Hold {
-            self.start_schedule(self.config.rate.unwrap_or(HOLD_RATE), Some(1));
-        }
-        if self.config.mode == Mode::Churn {
+        self.start_traffic(self.workload.last_traffic());
+        if self.workload.closes_from() == Step::Drain {
             self.count_held();
-            // Nothing was opened at all: the ports are not this run's own, and waiting for them was in vain.
-            if let Some(failure) = self.connector.no_ports.filter(|_| self.connector.counts.opened == 0) {
-                self.totals.record_error(failure.phase, failure.error, failure.errno);
-            }
+        }
+        // Nothing was opened at all: the ports are not this run's own, and waiting for them was in vain.
+        if let Some(failure) = self.connector.no_ports.filter(|_| self.connector.counts.opened == 0) {
+            self.totals.record_error(failure.phase, failure.error, failure.errno);
         }
     }
 
@@ -395,9 +379,7 @@ impl Engine {
     /// Ends everything at once: what is in flight stays unanswered.
     fn end_all(&mut self) {
         self.read_clock();
-        // Once the connections close, which in churn is from the window's end on, what was held is counted already.
-        let closing = if self.config.mode == Mode::Churn { Step::Drain } else { Step::Close };
-        if self.step < closing {
+        if self.step < self.workload.closes_from() {
             self.count_held();
         }
         self.end_second();
@@ -450,16 +432,7 @@ impl Engine {
 
     /// When the next connect is due, in nanoseconds of the run.
     fn next_connect(&self) -> Option<u64> {
-        let counts = &self.connector.counts;
-        let may_connect = match self.config.mode {
-            Mode::Churn => {
-                counts.open() < counts.requested
-                    && matches!(self.step, Step::Warmup | Step::Measure)
-                    && self.now < self.window.end
-            }
-            Mode::Echo | Mode::Hold => self.step == Step::Connect && !counts.all_opened(),
-        };
-        if may_connect { self.connector.next_connect() } else { None }
+        if self.workload.may_connect(&self.status()) { self.connector.next_connect() } else { None }
     }
 
     /// Lets every message be due whose time has come. Being noticed late is this generator's fault, and is noted.
@@ -475,7 +448,7 @@ impl Engine {
                     self.reactor.resume(key);
                 }
                 // The first message of a connection was never this one.
-                None if is_reported(self.config.mode, self.window, Message { index: 1, due }) => {
+                None if self.workload.is_reported(Message { index: 1, due }, self.window) => {
                     self.totals.record_unsent();
                 }
                 None => {}
@@ -486,7 +459,7 @@ impl Engine {
     fn enqueue(&mut self, key: usize, due: u64) {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         let message = client.enqueue(due);
-        let is_reported = is_reported(self.config.mode, self.window, message);
+        let is_reported = self.workload.is_reported(message, self.window);
         client.messages.reported += u64::from(is_reported);
         self.totals.record_due(is_reported);
     }
@@ -560,7 +533,7 @@ impl Engine {
                 Ok(0) => {}
                 Ok(deferred) => {
                     let newest = client.newest(self.schedule.as_ref());
-                    if newest.is_some_and(|newest| is_reported(self.config.mode, self.window, newest)) {
+                    if newest.is_some_and(|newest| self.workload.is_reported(newest, self.window)) {
                         self.totals.messages.deferred += deferred;
                     }
                 }
@@ -594,7 +567,7 @@ impl Engine {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         while let Some(message) = client.take_reply(self.size, self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
-            if is_reported(self.config.mode, self.window, message) {
+            if self.workload.is_reported(message, self.window) {
                 let latency = self.now.saturating_sub(message.due);
                 client.is_late |= message.index > 0 && latency > LATE;
                 self.totals.record_reply(latency, self.now < self.window.end);
@@ -611,27 +584,13 @@ impl Engine {
         if client.stage != Stage::Steady {
             return;
         }
-        let messages = self.config.messages_per_connection;
-        let is_churn = self.config.mode == Mode::Churn;
-        let most = match self.config.mode {
-            Mode::Echo if self.schedule.is_none() && matches!(self.step, Step::Warmup | Step::Measure) => {
-                messages.unwrap_or(u64::MAX)
-            }
-            Mode::Churn => messages.unwrap_or(1),
-            Mode::Echo | Mode::Hold => return,
-        };
-        // In an echo, neither the first message nor those of the warm-up are among them.
-        let has_more = |messages: MessageCounts| if is_churn { messages.enqueued } else { messages.reported } < most;
         loop {
             let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
             let messages = client.messages;
-            if messages.outstanding() < self.pipeline && has_more(messages) && self.now < self.window.end {
-                self.enqueue(key, self.now);
-            } else {
-                if is_churn && messages.outstanding() == 0 {
-                    self.close(key);
-                }
-                return;
+            match self.workload.reaction(messages, &self.status()) {
+                Reaction::Send => self.enqueue(key, self.now),
+                Reaction::Close => return self.close(key),
+                Reaction::Wait => return,
             }
         }
     }
@@ -650,7 +609,7 @@ impl Engine {
         if between_messages && !is_over {
             self.abandon(key, AbandonReason::Failed);
             self.totals.record_error(Phase::Receive, ErrorName::ClosedEarly, None);
-            self.record_hold(|hold| &mut hold.closed);
+            self.workload.record_end(ErrorName::ClosedEarly);
             self.connector.pause(self.now);
             return self.remove(key);
         }
@@ -671,12 +630,9 @@ impl Engine {
         let stage = client.stage;
         self.abandon(key, AbandonReason::Unanswered);
         self.totals.record_error(if stage.is_over() { Phase::Close } else { phase }, error, errno);
-        match error {
-            // It never was held, or it was, and what it ended with takes nothing back.
-            _ if stage == Stage::Connecting || stage.is_over() => {}
-            ErrorName::Reset => self.record_hold(|hold| &mut hold.reset),
-            ErrorName::Timeout => self.record_hold(|hold| &mut hold.silent),
-            _ => {}
+        // A connect that failed has no outcome, and what a connection ends with after the measurement takes nothing back.
+        if stage != Stage::Connecting && !stage.is_over() {
+            self.workload.record_end(error);
         }
         self.connector.pause(self.now);
         self.remove(key);
@@ -702,27 +658,12 @@ impl Engine {
         self.remove(key);
     }
 
-    /// The outcomes of `hold`: whoever held, and was not late, is alive.
-    pub(super) fn hold(&self) -> Hold {
-        Hold {
-            alive: self.connector.counts.held - self.connector.counts.late,
-            late: self.connector.counts.late,
-            ..self.hold
-        }
-    }
-
-    fn record_hold(&mut self, outcome: impl FnOnce(&mut Hold) -> &mut u64) {
-        if self.config.mode == Mode::Hold {
-            *outcome(&mut self.hold) += 1;
-        }
-    }
-
     /// Takes the outstanding messages of a connection that is to end off the books.
     fn abandon(&mut self, key: usize, reason: AbandonReason) {
         let Some(Entry::Client(client)) = self.reactor.get_mut(key) else { return };
         while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
-            if is_reported(self.config.mode, self.window, message) {
+            if self.workload.is_reported(message, self.window) {
                 let is_sent = client.has_begun(message.index, self.size);
                 self.totals.record_abandoned(reason, is_sent, self.now.saturating_sub(message.due));
             }
@@ -841,13 +782,4 @@ impl Engine {
 /// At most a quarter of what fits, which is 146 years: sums of a few do not overflow.
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 4)
-}
-
-/// None of the warm-up is reported, nor in an echo the first message of a connection.
-fn is_reported(mode: Mode, window: Window, message: Message) -> bool {
-    match mode {
-        Mode::Echo => message.index > 0 && message.due >= window.start,
-        Mode::Hold => true,
-        Mode::Churn => message.due >= window.start,
-    }
 }

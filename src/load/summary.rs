@@ -2,7 +2,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::config::Mode;
 use super::engine::Engine;
 use super::machine::{Process, SocketStatistics};
 use super::progress::Step;
@@ -86,7 +85,7 @@ pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> 
             held: counts.held,
             opened_total: counts.opened,
         },
-        hold: (config.mode == Mode::Hold).then(|| engine.hold()),
+        hold: engine.workload.outcomes(&counts),
         messages,
         rate_per_s: (phases.measure > 0.0).then(|| float(verified) / phases.measure),
         latency_us: totals.latency.summary(),

@@ -1,0 +1,145 @@
+//! What the connections of a run do: the decisions in which the modes differ.
+
+mod churn;
+mod echo;
+mod hold;
+
+use std::fmt;
+
+use self::churn::ChurnMode;
+use self::echo::EchoMode;
+use self::hold::HoldMode;
+use super::client::{Message, MessageCounts};
+use super::config::{Config, Mode};
+use super::progress::Step;
+use super::report::{ErrorName, Hold};
+use super::schedule::Window;
+use super::stage::{Counts, Stage};
+
+/// The decisions of a mode. Each depends on nothing but its arguments and the configuration.
+pub(super) trait Workload: fmt::Debug + Send + Sync {
+    /// Returns whether another connect may begin.
+    fn may_connect(&self, status: &Status<'_>) -> bool {
+        status.step == Step::Connect && !status.counts.all_opened()
+    }
+
+    /// Returns how many nanoseconds the next connect waits after one that failed, or 0 if no connect is repeated.
+    fn retry_pause(&self) -> u64 {
+        0
+    }
+
+    /// Returns whether a window may begin.
+    fn is_connected(&self, status: &Status<'_>) -> bool {
+        let counts = status.counts;
+        counts.all_opened() && counts.at(Stage::Connecting) + counts.at(Stage::Opening) == 0
+    }
+
+    /// Returns what is sent from the beginning of the warm-up on.
+    fn traffic(&self) -> Traffic;
+
+    /// Returns what is sent from the end of the window on.
+    fn last_traffic(&self) -> Traffic {
+        Traffic::Nothing
+    }
+
+    /// Returns what a steady connection does next, after a reply or at the beginning of the warm-up.
+    fn reaction(&self, messages: MessageCounts, status: &Status<'_>) -> Reaction;
+
+    /// Returns whether a message belongs to the report.
+    fn is_reported(&self, message: Message, window: Window) -> bool;
+
+    /// Returns whether the window has a fixed duration.
+    fn is_timed(&self) -> bool {
+        true
+    }
+
+    /// Returns whether the window is over.
+    fn is_over(&self, status: &Status<'_>) -> bool {
+        status.is_at_end()
+    }
+
+    /// Returns whether nothing more is awaited after the window.
+    fn is_drained(&self, status: &Status<'_>) -> bool {
+        status.is_idle()
+    }
+
+    /// Returns the step from which on connections are closed. The connections that are held are counted before it.
+    fn closes_from(&self) -> Step {
+        Step::Close
+    }
+
+    /// Records that a connection ended by `error` before it was to be closed.
+    fn record_end(&mut self, _error: ErrorName) {}
+
+    /// Returns the outcomes that only [`Mode::Hold`] reports.
+    fn outcomes(&self, _counts: &Counts) -> Option<Hold> {
+        None
+    }
+}
+
+/// Returns the decisions of the configured mode.
+pub(super) fn workload(config: &Config) -> Box<dyn Workload> {
+    match config.mode {
+        Mode::Echo => Box::new(EchoMode::new(config)),
+        Mode::Hold => Box::new(HoldMode::new(config)),
+        Mode::Churn => Box::new(ChurnMode::new(config)),
+    }
+}
+
+/// What a decision depends on. Times are nanoseconds of the run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Status<'a> {
+    pub(super) step: Step,
+    pub(super) now: u64,
+    pub(super) window: Window,
+    pub(super) counts: &'a Counts,
+    /// Messages due and neither verified nor abandoned.
+    pub(super) in_flight: u64,
+    /// The send schedule has more messages.
+    pub(super) has_due: bool,
+}
+
+impl Status<'_> {
+    /// Returns whether the window has lasted its duration, or has nothing left to send and to receive.
+    fn is_at_end(&self) -> bool {
+        // A message of an ended connection is due all the same, and counted as unsent.
+        self.now >= self.window.end || self.counts.open() == 0 && !self.has_due
+    }
+
+    /// Returns whether no reply is awaited and no message will be due.
+    fn is_idle(&self) -> bool {
+        self.in_flight == 0 && !self.has_due
+    }
+}
+
+/// What makes messages due.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Traffic {
+    Nothing,
+    /// Each reply makes the next one due.
+    OnReply,
+    /// A send schedule of `rate` messages a second: `messages` on each connection, or until the window's end.
+    Scheduled {
+        rate: f64,
+        messages: Option<u64>,
+    },
+}
+
+/// What a connection does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reaction {
+    /// It waits: for a reply, or for the schedule.
+    Wait,
+    /// Its next message is due now. There may be another one after it.
+    Send,
+    Close,
+}
+
+#[cfg(test)]
+impl<'a> Status<'a> {
+    /// Returns the status half-way through a window from 100 to 200, with nothing in flight.
+    fn measuring(counts: &'a Counts) -> Self {
+        let window = Window { start: 100, end: 200 };
+        Self { step: Step::Measure, now: 150, window, counts, in_flight: 0, has_due: false }
+    }
+}

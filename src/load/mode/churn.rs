@@ -1,0 +1,121 @@
+//! `churn`: connect, some messages, close, and again for the whole window.
+
+use super::{Reaction, Status, Traffic, Workload};
+use crate::load::client::{Message, MessageCounts};
+use crate::load::config::Config;
+use crate::load::progress::Step;
+use crate::load::schedule::Window;
+
+/// Nanoseconds between a connect that failed and the next one: a dead server is not to be hammered.
+const RETRY_PAUSE: u64 = 10_000_000;
+
+#[derive(Debug)]
+pub(super) struct ChurnMode {
+    /// Messages on each connection.
+    messages: u64,
+    pipeline: u64,
+}
+
+impl ChurnMode {
+    pub(super) fn new(config: &Config) -> Self {
+        Self { messages: config.messages_per_connection.unwrap_or(1), pipeline: config.in_flight_max() }
+    }
+}
+
+impl Workload for ChurnMode {
+    fn may_connect(&self, status: &Status<'_>) -> bool {
+        status.counts.open() < status.counts.requested
+            && matches!(status.step, Step::Warmup | Step::Measure)
+            && status.now < status.window.end
+    }
+
+    fn retry_pause(&self) -> u64 {
+        RETRY_PAUSE
+    }
+
+    fn is_connected(&self, _: &Status<'_>) -> bool {
+        true
+    }
+
+    /// The connections are opened in the window; their first messages come with their handshakes.
+    fn traffic(&self) -> Traffic {
+        Traffic::Nothing
+    }
+
+    fn reaction(&self, messages: MessageCounts, status: &Status<'_>) -> Reaction {
+        let has_more = messages.enqueued < self.messages && status.now < status.window.end;
+        match messages.outstanding() {
+            outstanding if has_more && outstanding < self.pipeline => Reaction::Send,
+            0 => Reaction::Close,
+            _ => Reaction::Wait,
+        }
+    }
+
+    fn is_reported(&self, message: Message, window: Window) -> bool {
+        message.due >= window.start
+    }
+
+    fn is_over(&self, status: &Status<'_>) -> bool {
+        status.now >= status.window.end
+    }
+
+    fn is_drained(&self, status: &Status<'_>) -> bool {
+        status.counts.open() == 0
+    }
+
+    fn closes_from(&self) -> Step {
+        Step::Drain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::stage::{Counts, Stage};
+
+    fn churn(messages: Option<u64>, pipeline: Option<u32>) -> ChurnMode {
+        let mut config = Config::new(Vec::new());
+        config.mode = crate::load::Mode::Churn;
+        (config.messages_per_connection, config.pipeline) = (messages, pipeline);
+        ChurnMode::new(&config)
+    }
+
+    const fn sent(enqueued: u64, done: u64) -> MessageCounts {
+        MessageCounts { enqueued, reported: enqueued, done }
+    }
+
+    #[test]
+    fn a_connection_is_closed_after_its_messages_and_at_the_end_of_the_window() {
+        let counts = Counts::new(1);
+        let status = Status::measuring(&counts);
+        assert_eq!(churn(None, None).reaction(sent(1, 1), &status), Reaction::Close);
+        let churn = churn(Some(4), Some(2));
+        assert_eq!(churn.reaction(sent(1, 1), &status), Reaction::Send);
+        assert_eq!(churn.reaction(sent(3, 1), &status), Reaction::Wait);
+        assert_eq!(churn.reaction(sent(4, 4), &status), Reaction::Close);
+        let status = Status { now: 200, ..status };
+        assert_eq!(churn.reaction(sent(2, 1), &status), Reaction::Wait);
+        assert_eq!(churn.reaction(sent(2, 2), &status), Reaction::Close);
+    }
+
+    #[test]
+    fn connections_are_replaced_in_the_window_only() {
+        let mut counts = Counts::new(1);
+        counts.opened = 100;
+        let churn = churn(None, None);
+        assert!(churn.may_connect(&Status::measuring(&counts)));
+        assert!(!churn.may_connect(&Status { now: 200, ..Status::measuring(&counts) }));
+        assert!(!churn.may_connect(&Status { step: Step::Ready, ..Status::measuring(&counts) }));
+        counts.change(None, Some(Stage::Connecting));
+        assert!(!churn.may_connect(&Status::measuring(&counts)));
+        assert!(!churn.is_drained(&Status::measuring(&counts)));
+    }
+
+    #[test]
+    fn a_window_without_a_connection_lasts_to_its_end() {
+        let counts = Counts::new(1);
+        let churn = churn(None, None);
+        assert!(!churn.is_over(&Status::measuring(&counts)));
+        assert!(churn.is_over(&Status { now: 200, ..Status::measuring(&counts) }));
+    }
+}
