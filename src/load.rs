@@ -23,6 +23,7 @@
 mod client;
 mod config;
 mod connector;
+mod driver;
 mod engine;
 mod histogram;
 mod limits;
@@ -38,6 +39,7 @@ mod sources;
 mod stage;
 mod summary;
 mod thresholds;
+mod timeline;
 mod timer;
 mod totals;
 mod verify;

@@ -25,7 +25,7 @@ pub(super) struct Connector {
     retry_pause: u64,
     paused_until: u64,
     /// Why the latest connect could not be given a port, if it is to be tried again.
-    pub(super) no_ports: Option<ConnectFailure>,
+    no_ports: Option<ConnectFailure>,
     /// The keys of the connections to close.
     to_close: Vec<usize>,
 }
@@ -95,6 +95,11 @@ impl Connector {
     /// Delays the next connect after a connection that failed: a dead server is not to be hammered.
     pub(super) fn pause(&mut self, now: u64) {
         self.paused_until = now + self.retry_pause;
+    }
+
+    /// Returns why no connect could begin in the whole run, if it waited for a port in vain: others hold the ports.
+    pub(super) fn never_connected(&self) -> Option<ConnectFailure> {
+        self.no_ports.filter(|_| self.counts.opened == 0)
     }
 
     /// Sets the connections to close.

@@ -86,7 +86,7 @@ impl Session {
     ///
     /// - The poll itself fails.
     pub fn measure(&mut self) -> io::Result<Report> {
-        self.wake_up()?;
+        self.catch_up()?;
         self.run_window()?;
         Ok(self.report())
     }
@@ -97,13 +97,13 @@ impl Session {
     ///
     /// - The poll itself fails.
     pub fn close(mut self) -> io::Result<Report> {
-        self.wake_up()?;
+        self.catch_up()?;
         self.end()
     }
 
     /// Sees what has come since the last window.
-    fn wake_up(&mut self) -> io::Result<()> {
-        self.engine.wake_up()?;
+    fn catch_up(&mut self) -> io::Result<()> {
+        self.engine.catch_up()?;
         self.start = SystemTime::now();
         Ok(())
     }

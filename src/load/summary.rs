@@ -51,7 +51,7 @@ impl CpuTimes {
 /// Puts together what the engine has counted, and judges it.
 pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> Report {
     let Readings { cpu, memory, sockets } = readings;
-    let (config, totals, counts) = (&engine.config, &engine.totals, engine.connector.counts);
+    let (config, totals, counts) = (&engine.config, &engine.driver.totals, engine.driver.connector.counts);
     let phases = phases(engine);
     let lateness = totals.lateness.summary();
     let messages = totals.messages;
@@ -85,7 +85,7 @@ pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> 
             held: counts.held,
             opened_total: counts.opened,
         },
-        hold: engine.workload.outcomes(&counts),
+        hold: engine.driver.workload.outcomes(&counts),
         messages,
         rate_per_s: (phases.measure > 0.0).then(|| float(verified) / phases.measure),
         latency_us: totals.latency.summary(),
@@ -120,7 +120,7 @@ pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> 
             tcp_inuse: sockets.tcp_inuse,
             tcp_mem_pages: sockets.tcp_mem_pages,
         }),
-        timeline: engine.timeline.clone(),
+        timeline: engine.timeline.samples().to_vec(),
         thresholds: Vec::new(),
     };
     evaluate(&mut report, &config.thresholds);
@@ -132,8 +132,8 @@ pub(super) fn report(engine: &Engine, start: SystemTime, readings: Readings) -> 
 
 fn phases(engine: &Engine) -> Phases {
     let seconds = |from: Step, to: Step| {
-        let begun = engine.steps[from as usize];
-        Duration::from_nanos(engine.steps[to as usize].saturating_sub(begun)).as_secs_f64()
+        let begun = engine.begun[from as usize];
+        Duration::from_nanos(engine.begun[to as usize].saturating_sub(begun)).as_secs_f64()
     };
     Phases {
         connect: seconds(Step::Connect, Step::Warmup),

@@ -1,4 +1,4 @@
-//! The alarm of the schedule: mio rounds timeouts up to a millisecond, which is what an open loop may not be late.
+//! The time of a run, and the timer that ends a wait in time: mio rounds timeouts up to a millisecond.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -7,6 +7,38 @@ use std::time::{Duration, Instant};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
+
+/// A second, in nanoseconds of the run.
+pub(super) const SECOND: u64 = 1_000_000_000;
+
+/// Returns a duration in nanoseconds of the run, at most a quarter of what fits, so that sums of a few do not overflow.
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 4)
+}
+
+/// The time of a run: nanoseconds since its beginning, as last read.
+#[derive(Debug)]
+pub(super) struct Clock {
+    epoch: Instant,
+    now: u64,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self { epoch: Instant::now(), now: 0 }
+    }
+
+    /// Reads the system's clock.
+    pub(super) fn read(&mut self) -> u64 {
+        self.now = nanoseconds(self.epoch.elapsed());
+        self.now
+    }
+
+    /// Returns the time of the last read.
+    pub(super) fn now(&self) -> u64 {
+        self.now
+    }
+}
 
 /// A timerfd (`timerfd_create(2)`), registered with the reactor like any other descriptor.
 #[derive(Debug)]
@@ -25,11 +57,11 @@ impl Timer {
         self.descriptor.as_raw_fd()
     }
 
-    /// Makes the descriptor readable `at` nanoseconds after `epoch`. Being edge-triggered, it need not be read.
-    pub(super) fn arm(&mut self, at: u64, epoch: Instant) -> io::Result<()> {
+    /// Makes the descriptor readable at the time `at`. It is edge-triggered and need not be read.
+    pub(super) fn arm(&mut self, at: u64, clock: &Clock) -> io::Result<()> {
         if at != self.armed_for {
-            // By the clock as it is now: what the turn has done since it looked took its time. Zero would disarm it.
-            let left = Duration::from_nanos(at).saturating_sub(epoch.elapsed()).max(Duration::from_nanos(1));
+            // The turn has taken time since the clock was last read. Zero would disarm the timer.
+            let left = Duration::from_nanos(at).saturating_sub(clock.epoch.elapsed()).max(Duration::from_nanos(1));
             let value = Timespec::try_from(left).map_err(io::Error::other)?;
             let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
             timerfd_settime(&self.descriptor, TimerfdTimerFlags::empty(), &once)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::histogram::Histogram;
 use super::report::{ErrorName, Finding, Messages, Phase, Verify};
+use super::verify::Fault;
 
 /// Findings that the report lists; more are only counted.
 const FINDINGS_MAX: usize = 1000;
@@ -111,7 +112,10 @@ impl Totals {
         self.errors.values().sum()
     }
 
-    pub(super) fn record_finding(&mut self, finding: Finding) {
+    pub(super) fn record_finding(&mut self, fault: &Fault, finding: Finding) {
+        self.verify.wrong_bytes += fault.wrong_bytes;
+        self.verify.lost_bytes += fault.lost_bytes;
+        self.verify.extra_bytes += fault.extra_bytes;
         self.verify.connections_failed += 1;
         if self.verify.findings.len() < FINDINGS_MAX {
             self.verify.findings.push(finding);

@@ -1,0 +1,371 @@
+//! Serves the connections of a run: establishes, sends, receives, and records what became of each message.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::Shutdown;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use super::client::{BUFFER_BYTES, Client, Message, Received};
+use super::config::{Close, Config};
+use super::connector::Connector;
+use super::mode::{Reaction, Status, Workload, workload};
+use super::pattern::Pattern;
+use super::progress::Step;
+use super::report::{ErrorName, Finding, Phase};
+use super::schedule::{SendSchedule, Window};
+use super::sources::{ConnectFailure, Connecting, classify, is_port_taken};
+use super::stage::Stage;
+use super::timer::{Clock, SECOND};
+use super::totals::{AbandonReason, Totals};
+use super::verify::{End, Fault};
+use crate::reactor::{Handler, INTEREST, Next, Reactor};
+use crate::ready::Ready;
+
+/// Reads of one connection in a turn.
+const READS_PER_TURN: usize = 16;
+/// In `hold`, a reply that takes longer is late.
+const LATE: u64 = SECOND;
+
+/// The value under a key of the reactor.
+#[derive(Debug)]
+pub(super) enum Registered {
+    Timer,
+    Client(Client),
+}
+
+/// Why a connection leaves the reactor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removal {
+    /// It has ended.
+    Ended,
+    /// Its port was taken: a connect from another port replaces it.
+    PortTaken,
+}
+
+/// The state that all connections share.
+#[derive(Debug)]
+pub(super) struct Driver {
+    pub(super) clock: Clock,
+    pub(super) step: Step,
+    pub(super) window: Window,
+    pub(super) schedule: Option<SendSchedule>,
+    pub(super) workload: Box<dyn Workload>,
+    pub(super) connector: Connector,
+    pub(super) totals: Totals,
+    /// Bytes of a message.
+    size: u64,
+    /// Messages in flight on a connection, at most, and those whose due times are kept with it.
+    pipeline: u64,
+    ring_size: usize,
+    close: Close,
+    pattern: Pattern,
+    buffer: Box<[u8]>,
+    scratch: Box<[u8]>,
+}
+
+impl Driver {
+    /// # Errors
+    ///
+    /// - Those of [`Connector::new`].
+    pub(super) fn new(config: &Config) -> io::Result<Self> {
+        let workload = workload(config);
+        let connector = Connector::new(config, workload.retry_pause())?;
+        let pipeline = config.in_flight_max();
+        Ok(Self {
+            clock: Clock::start(),
+            step: Step::Connect,
+            window: Window { start: 0, end: u64::MAX },
+            schedule: None,
+            workload,
+            connector,
+            totals: Totals::new(),
+            size: config.size as u64,
+            pipeline,
+            // In an open loop, the schedule knows when a message was due.
+            ring_size: if config.is_open_loop() { 1 } else { usize::try_from(pipeline).unwrap_or(usize::MAX) },
+            close: config.close,
+            pattern: Pattern::new(config.seed),
+            buffer: vec![0; BUFFER_BYTES].into(),
+            scratch: vec![0; BUFFER_BYTES].into(),
+        })
+    }
+
+    pub(super) fn status(&self) -> Status<'_> {
+        Status {
+            step: self.step,
+            now: self.clock.now(),
+            window: self.window,
+            counts: &self.connector.counts,
+            in_flight: self.totals.in_flight,
+            has_due: self.next_due().is_some(),
+        }
+    }
+
+    /// Returns when the next message of the schedule is due.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        self.schedule.as_ref()?.next_due()
+    }
+
+    /// Registers a connect that has begun, or records why it has not.
+    pub(super) fn begin(
+        &mut self,
+        reactor: &mut Reactor<Registered>,
+        number: u64,
+        result: Result<Connecting, ConnectFailure>,
+    ) {
+        let (now, ring_size) = (self.clock.now(), self.ring_size);
+        let failure = match result {
+            Ok(Connecting { stream, pair, port }) => {
+                let wrap = |stream| Registered::Client(Client::new(stream, number, pair, port, ring_size, now));
+                match reactor.insert(stream, INTEREST, wrap) {
+                    Ok(_) => return self.connector.counts.change(None, Some(Stage::Connecting)),
+                    Err(error) => {
+                        self.connector.sources.release(pair, port);
+                        let errno = error.raw_os_error();
+                        ConnectFailure { phase: Phase::Connect, error: classify(&error), errno }
+                    }
+                }
+            }
+            Err(failure) => failure,
+        };
+        self.totals.record_error(failure.phase, failure.error, failure.errno);
+        self.connector.pause(now);
+    }
+
+    /// Makes the next message of a connection due.
+    pub(super) fn enqueue(&mut self, client: &mut Client, due: u64) {
+        let message = client.enqueue(due);
+        let is_reported = self.workload.is_reported(message, self.window);
+        client.messages.reported += u64::from(is_reported);
+        self.totals.record_due(is_reported);
+    }
+
+    /// Records a message that is due on a connection that has ended.
+    pub(super) fn record_unsent(&mut self, due: u64) {
+        // The first message of a connection is never on a schedule.
+        if self.workload.is_reported(Message { index: 1, due }, self.window) {
+            self.totals.record_unsent();
+        }
+    }
+
+    /// Does what the mode wants of a steady connection now: enqueues messages, or closes it.
+    pub(super) fn send_next(&mut self, client: &mut Client) -> ControlFlow<Removal> {
+        if client.stage != Stage::Steady {
+            return ControlFlow::Continue(());
+        }
+        loop {
+            match self.workload.reaction(client.messages, &self.status()) {
+                Reaction::Send => self.enqueue(client, self.clock.now()),
+                Reaction::Close => return self.close(client),
+                Reaction::Wait => return ControlFlow::Continue(()),
+            }
+        }
+    }
+
+    /// Closes a connection: with FIN, which leaves it to await the peer's, or with RST.
+    pub(super) fn close(&mut self, client: &mut Client) -> ControlFlow<Removal> {
+        match self.close {
+            Close::Fin => {
+                client.enter(Stage::Closing, &mut self.connector.counts, self.clock.now());
+                // If it fails the peer has reset the connection, which the next read returns.
+                let _ = client.stream.0.shutdown(Shutdown::Write);
+                ControlFlow::Continue(())
+            }
+            Close::Rst => {
+                // If it fails FIN is sent instead; the peer is gone then anyway.
+                let _ = SockRef::from(&client.stream.0).set_linger(Some(Duration::ZERO));
+                ControlFlow::Break(Removal::Ended)
+            }
+        }
+    }
+
+    /// Records that a call failed or a timeout expired.
+    pub(super) fn fail(&mut self, client: &mut Client, phase: Phase, error: ErrorName, errno: Option<i32>) -> Removal {
+        let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
+        if let Some(fault) = client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
+            return self.record_corruption(client, &fault);
+        }
+        self.abandon(client, AbandonReason::Unanswered);
+        self.totals.record_error(if client.stage.is_over() { Phase::Close } else { phase }, error, errno);
+        // A connect that failed has no outcome, and an end after the measurement does not take one back.
+        if client.stage != Stage::Connecting && !client.stage.is_over() {
+            self.workload.record_end(error);
+        }
+        self.connector.pause(self.clock.now());
+        Removal::Ended
+    }
+
+    /// Records what becomes of the outstanding messages of a connection that ends.
+    pub(super) fn abandon(&mut self, client: &mut Client, reason: AbandonReason) {
+        while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
+            self.totals.in_flight -= 1;
+            if self.workload.is_reported(message, self.window) {
+                let is_sent = client.has_begun(message.index, self.size);
+                let age = self.clock.now().saturating_sub(message.due);
+                self.totals.record_abandoned(reason, is_sent, age);
+            }
+        }
+    }
+
+    /// Takes a connection out of the reactor, and replaces it if its port was taken.
+    pub(super) fn remove(&mut self, reactor: &mut Reactor<Registered>, key: usize, removal: Removal) {
+        let Some(Registered::Client(client)) = reactor.remove(key) else { return };
+        self.connector.counts.change(Some(client.stage), None);
+        if let Some(schedule) = &mut self.schedule {
+            schedule.vacate(client.slot, key);
+        }
+        match removal {
+            Removal::Ended => self.connector.sources.release(client.pair, client.port),
+            Removal::PortTaken => {
+                let result = self.connector.reconnect(client.pair, client.port);
+                self.begin(reactor, client.verifier.connection(), result);
+            }
+        }
+    }
+
+    /// Returns whether the handshake is done: it is once the socket knows its peer (connect(2), `EINPROGRESS`).
+    fn establish(&mut self, client: &mut Client) -> ControlFlow<Removal, bool> {
+        let now = self.clock.read();
+        let (peer, local) = match client.stream.0.take_error() {
+            Ok(None) => (client.stream.0.peer_addr(), client.stream.0.local_addr()),
+            Ok(Some(error)) | Err(error) => (Err(error), client.stream.0.local_addr()),
+        };
+        match (peer, local) {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotConnected => return ControlFlow::Continue(false),
+            (Err(error), _) if is_port_taken(&error) => return ControlFlow::Break(Removal::PortTaken),
+            (Err(error), _) | (_, Err(error)) => {
+                let removal = self.fail(client, Phase::Connect, classify(&error), error.raw_os_error());
+                return ControlFlow::Break(removal);
+            }
+            // A socket that connects to a free port of its own machine may be given that very port, and echo perfectly.
+            (Ok(peer), Ok(local)) if peer == local => {
+                return ControlFlow::Break(self.fail(client, Phase::Connect, ErrorName::SelfConnect, None));
+            }
+            (Ok(_), Ok(_)) => {}
+        }
+        self.totals.connect.record(now - client.since);
+        client.enter(Stage::Opening, &mut self.connector.counts, now);
+        self.enqueue(client, now);
+        ControlFlow::Continue(true)
+    }
+
+    /// Sends and receives until the socket blocks, at most [`READS_PER_TURN`] times.
+    fn drive(&mut self, client: &mut Client) -> ControlFlow<Removal, Next<Removal>> {
+        if client.stage == Stage::Connecting && !self.establish(client)? {
+            return ControlFlow::Continue(Next::Wait);
+        }
+        for _ in 0..READS_PER_TURN {
+            match client.send(&self.pattern, self.size, self.pipeline, &mut self.scratch) {
+                Ok(0) => {}
+                Ok(deferred) => self.record_deferred(client, deferred),
+                Err(error) => {
+                    let removal = self.fail(client, Phase::Send, classify(&error), error.raw_os_error());
+                    return ControlFlow::Break(removal);
+                }
+            }
+            match client.receive(&self.pattern, self.connector.counts.opened, &mut self.buffer) {
+                Received::Right => {
+                    self.record_replies(client);
+                    self.send_next(client)?;
+                }
+                // Whole messages may have come right before the wrong byte.
+                Received::Undecided => self.record_replies(client),
+                Received::Blocked => return ControlFlow::Continue(Next::Wait),
+                Received::Wrong(fault) => {
+                    self.record_replies(client);
+                    return ControlFlow::Break(self.record_corruption(client, &fault));
+                }
+                Received::Ended => return ControlFlow::Break(self.record_end_of_stream(client)),
+                Received::Failed(error) => {
+                    let removal = self.fail(client, Phase::Receive, classify(&error), error.raw_os_error());
+                    return ControlFlow::Break(removal);
+                }
+            }
+        }
+        ControlFlow::Continue(Next::Again)
+    }
+
+    fn record_deferred(&mut self, client: &Client, deferred: u64) {
+        let newest = client.newest(self.schedule.as_ref());
+        if newest.is_some_and(|newest| self.workload.is_reported(newest, self.window)) {
+            self.totals.messages.deferred += deferred;
+        }
+    }
+
+    /// Records each message that has come back whole.
+    fn record_replies(&mut self, client: &mut Client) {
+        // The time is read after each read: a turn of a thousand events lasts milliseconds.
+        let now = self.clock.read();
+        while let Some(message) = client.take_reply(self.size, self.schedule.as_ref()) {
+            self.totals.in_flight -= 1;
+            if self.workload.is_reported(message, self.window) {
+                let latency = now.saturating_sub(message.due);
+                client.is_late |= message.index > 0 && latency > LATE;
+                self.totals.record_reply(latency, now < self.window.end);
+            }
+        }
+        if client.stage == Stage::Opening && client.messages.done > 0 {
+            client.enter(Stage::Steady, &mut self.connector.counts, now);
+        }
+    }
+
+    /// Records the peer's FIN.
+    fn record_end_of_stream(&mut self, client: &mut Client) -> Removal {
+        let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
+        let verified = client.verifier.verified();
+        let is_between_messages = verified.is_multiple_of(self.size) && !client.verifier.is_suspicious();
+        let is_over = client.stage.is_over();
+        if is_over && verified == sent {
+            return Removal::Ended;
+        }
+        let fault = client.verifier.conclude(&self.pattern, sent, opened, End::Fin);
+        if is_between_messages && !is_over {
+            self.abandon(client, AbandonReason::Failed);
+            self.totals.record_error(Phase::Receive, ErrorName::ClosedEarly, None);
+            self.workload.record_end(ErrorName::ClosedEarly);
+            self.connector.pause(self.clock.now());
+            return Removal::Ended;
+        }
+        fault.map_or(Removal::Ended, |fault| self.record_corruption(client, &fault))
+    }
+
+    /// Records that the bytes received are not those that were sent.
+    fn record_corruption(&mut self, client: &mut Client, fault: &Fault) -> Removal {
+        self.totals.record_finding(
+            fault,
+            Finding {
+                kind: fault.kind,
+                connection: client.verifier.connection(),
+                local: client.stream.0.local_addr().ok(),
+                peer: self.connector.sources.pair(client.pair).1,
+                offset: fault.offset,
+            },
+        );
+        self.totals.record_error(Phase::Verify, ErrorName::BadBytes, None);
+        self.abandon(client, AbandonReason::Failed);
+        self.connector.pause(self.clock.now());
+        Removal::Ended
+    }
+}
+
+impl Handler<Registered> for Driver {
+    type Act = Removal;
+
+    fn ready(&mut self, _: usize, registered: &mut Registered, ready: Ready) -> Next<Removal> {
+        // The timer has ended the wait; the engine looks what is due.
+        let Registered::Client(client) = registered else { return Next::Wait };
+        client.notice(ready);
+        match self.drive(client) {
+            ControlFlow::Continue(next) => next,
+            ControlFlow::Break(removal) => Next::Act(removal),
+        }
+    }
+
+    fn act(&mut self, reactor: &mut Reactor<Registered>, key: usize, removal: Removal) -> Next<Infallible> {
+        self.remove(reactor, key, removal);
+        Next::Wait
+    }
+}
