@@ -29,14 +29,15 @@ pub(super) struct Client {
     pub(super) port: Option<u16>,
     /// The pair of source and target.
     pub(super) pair: u32,
-    /// The slot in the send schedule, and the first message of this connection that the schedule has.
+    /// The slot in the send schedule.
     pub(super) slot: u32,
+    /// The first message that is on the schedule.
     slot_base: u64,
     /// When the stage began, in nanoseconds of the run.
     pub(super) since: u64,
     pub(super) verifier: Verifier,
     pub(super) messages: MessageCounts,
-    /// Messages that were sent at once or counted as deferred.
+    /// Messages that were either sent when they were due or counted as deferred.
     deferred: u64,
     sent_bytes: u64,
     due_times: DueTimes,
@@ -45,11 +46,11 @@ pub(super) struct Client {
 /// The messages of one connection, counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct MessageCounts {
-    /// Due so far.
+    /// Messages that became due.
     pub(super) enqueued: u64,
-    /// Due so far, of those in the next report.
+    /// Messages that became due and belong to the next report.
     pub(super) reported: u64,
-    /// Verified or abandoned.
+    /// Messages that were verified or abandoned.
     pub(super) done: u64,
 }
 
@@ -60,14 +61,14 @@ impl MessageCounts {
     }
 }
 
-/// One message of a connection, in its order, and when it was due.
+/// A message of a connection: its position in the stream, and when it was due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Message {
     pub(super) index: u64,
     pub(super) due: u64,
 }
 
-/// When each outstanding message was due. In an open loop the schedule knows it, and only the first message is here.
+/// When each outstanding message was due. In an open loop the schedule computes it for all messages but the first.
 #[derive(Debug)]
 enum DueTimes {
     One(u64),
@@ -113,7 +114,7 @@ pub(super) enum Received {
 }
 
 impl Client {
-    /// Starts with a connect in progress. The due times of up to `ring_size` messages are kept.
+    /// Creates a connection whose connect is in progress, with room for the due times of `ring_size` messages.
     pub(super) fn new(
         stream: TcpStream,
         number: u64,
@@ -154,12 +155,12 @@ impl Client {
         (self.stage, self.since) = (stage, now);
     }
 
-    /// Gives the connection its slot in a schedule that has its next message and all later ones.
+    /// Sets the connection's slot in a schedule, which begins with the next message.
     pub(super) fn assign_slot(&mut self, slot: u32) {
         (self.slot, self.slot_base) = (slot, self.messages.enqueued);
     }
 
-    /// Adds a message to those that are due.
+    /// Adds a message that is due at `due`.
     pub(super) fn enqueue(&mut self, due: u64) -> Message {
         let message = Message { index: self.messages.enqueued, due };
         self.due_times.set(message.index, due);
@@ -184,7 +185,7 @@ impl Client {
         Some(message)
     }
 
-    /// Takes the oldest outstanding message if every byte of it came back.
+    /// Takes the oldest outstanding message if every byte of it was received.
     pub(super) fn take_reply(&mut self, size: u64, schedule: Option<&SendSchedule>) -> Option<Message> {
         if self.verifier.verified() < (self.messages.done + 1) * size {
             return None;
@@ -209,7 +210,7 @@ impl Client {
         self.sent_bytes
     }
 
-    /// Sends what is due, as far as `pipeline` and the socket allow, and returns how many messages were deferred by it.
+    /// Sends the messages that are due, as far as `pipeline` and the socket allow, and returns how many had to be deferred.
     pub(super) fn send(&mut self, pattern: &Pattern, size: u64, pipeline: u64, scratch: &mut [u8]) -> io::Result<u64> {
         let MessageCounts { enqueued, done, .. } = self.messages;
         let end = enqueued.min(done.saturating_add(pipeline)) * size;

@@ -1,4 +1,4 @@
-//! Every setting of a run, its default and unit beside it.
+//! The settings of a run, each with its default and unit.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,71 +9,71 @@ use serde::{Deserialize, Serialize};
 
 use super::thresholds::Threshold;
 
-/// Connections whose bytes can be told apart in one run.
-pub(super) const CONNECTIONS_MOST: u64 = 1 << 26;
-/// Messages in flight at once in a closed loop, which keeps 8 bytes for each.
-const IN_FLIGHT_MOST: u64 = 1 << 27;
-/// Of messages or connects in a second: one in each nanosecond, which is how fine a run counts time.
-const RATE_MOST: f64 = 1e9;
+/// Maximum number of connections: more cannot be told apart by their bytes.
+const CONNECTIONS_MAX: u64 = 1 << 26;
+/// Maximum number of messages in flight in a closed loop, which keeps 8 bytes for each.
+const IN_FLIGHT_MAX: u64 = 1 << 27;
+/// Maximum rate of messages or connects: one a nanosecond, the resolution of a run's clock.
+const RATE_MAX: f64 = 1e9;
 
-/// Every setting of a run.
+/// The settings of a run.
 ///
 /// Start from [`Config::new`] and assign.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// The servers; several are dealt with the sources.
+    /// Addresses of the servers. Connections rotate over all source/target pairs.
     pub targets: Vec<SocketAddr>,
-    /// Targets by a name that did not resolve. 0. With any, nothing is connected: the report has an error for each.
+    /// Number of targets whose name did not resolve. 0. If there are any, nothing is connected, and the report has an error for each.
     pub unresolved: u32,
-    /// The addresses to connect from, with ports chosen here. None: the system chooses.
+    /// Addresses to connect from; the run chooses their ports. Empty: the system chooses address and port.
     pub sources: Vec<IpAddr>,
-    /// Connections at once. 1.
+    /// Number of open connections. 1.
     pub connections: u32,
-    /// What the connections do. [`Mode::Echo`].
+    /// What each connection does. [`Mode::Echo`].
     pub mode: Mode,
-    /// Connects begun in a second. As fast as it goes.
+    /// Connects a second. `None`: no limit.
     pub connect_rate: Option<f64>,
-    /// Connects outstanding at most, and at the end closes. 1000.
+    /// Maximum number of connects in progress, and of closes in progress. 1000.
     pub max_connecting: u32,
-    /// From the connect to the end of the handshake. 5 s.
+    /// Timeout of a connect, until the handshake is complete. 5 s.
     pub connect_timeout: Duration,
-    /// From when a message was due to its answer. 10 s.
+    /// Timeout of a reply, from when the message was due. 10 s.
     pub timeout: Duration,
     /// Bytes of a message. 64.
     pub size: usize,
-    /// Messages in flight on a connection. 1 in a closed loop, unlimited in an open one.
+    /// Maximum number of messages in flight on a connection. `None`: 1 in a closed loop, no limit in an open one.
     pub pipeline: Option<u32>,
-    /// Messages due in a second, over all connections. Present: an open loop.
+    /// Messages a second over all connections, in an open loop. `None`: a closed loop.
     pub rate: Option<f64>,
-    /// The measured window. 10 s. Without effect in an echo of [`Config::messages_per_connection`].
+    /// Duration of the measured window. 10 s. [`Mode::Echo`] with [`Config::messages_per_connection`] ignores it.
     pub duration: Duration,
-    /// Messages of each connection, which then ends. In churn 1.
+    /// Messages on each connection. `None`: no limit, and in [`Mode::Churn`] 1.
     pub messages_per_connection: Option<u64>,
-    /// Traffic before the measured window. None.
+    /// Duration of the traffic before the measured window. 0.
     pub warmup: Duration,
     /// How a connection is closed. [`Close::Fin`].
     pub close: Close,
-    /// When to begin, so that generators on several machines begin together. At once.
+    /// When to begin, so that generators on several machines begin together. `None`: now.
     pub start_at: Option<SystemTime>,
-    /// What the bytes are made of: two runs of one seed send the same. 1.
+    /// Payload seed: two runs with the same seed send the same bytes. 1.
     pub seed: u64,
-    /// Words that stand in the report.
+    /// Labels stored in the report.
     pub labels: BTreeMap<String, String>,
-    /// The server's process, where it runs on this machine: its CPU and memory are reported.
+    /// Process ID of the server on this machine. If set, the report has its CPU time and memory.
     pub server_pid: Option<u32>,
-    /// Bytes of each receive buffer in the kernel. Left to the system.
+    /// Bytes of each socket's receive buffer (`SO_RCVBUF`). `None`: the system's default.
     pub recv_buffer: Option<usize>,
-    /// Bytes of each send buffer in the kernel. Left to the system.
+    /// Bytes of each socket's send buffer (`SO_SNDBUF`). `None`: the system's default.
     pub send_buffer: Option<usize>,
-    /// Sends small messages at once (`TCP_NODELAY`). On.
+    /// Sends small messages without delay (`TCP_NODELAY`). On.
     pub nodelay: bool,
-    /// What else must hold for the run to succeed.
+    /// Thresholds in addition to the default ones.
     pub thresholds: Vec<Threshold>,
 }
 
 impl Config {
-    /// The defaults, against `targets`.
+    /// Returns the defaults, with these targets.
     #[must_use]
     pub fn new(targets: Vec<SocketAddr>) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl Config {
         }
     }
 
-    /// Messages wait for nobody.
+    /// Returns whether messages are sent on a schedule, whether or not replies come.
     pub(super) fn is_open_loop(&self) -> bool {
         self.rate.is_some() && self.mode != Mode::Hold
     }
@@ -114,28 +114,28 @@ impl Config {
         self.pipeline.map_or(if self.is_open_loop() { u64::MAX } else { 1 }, u64::from)
     }
 
-    /// Refuses what cannot work, before [`run`](super::run) does.
+    /// Checks the settings, as [`run`](super::run) does.
     ///
     /// # Errors
     ///
     /// - `InvalidInput`: a setting is out of its range, or two do not go together.
     pub fn validate(&self) -> io::Result<()> {
-        let possible = |rate: Option<f64>| rate.is_none_or(|rate| rate > 0.0 && rate <= RATE_MOST);
+        let possible = |rate: Option<f64>| rate.is_none_or(|rate| rate > 0.0 && rate <= RATE_MAX);
         let in_flight = u64::from(self.connections) * u64::from(self.pipeline.unwrap_or(1));
         let reason = if self.connections == 0 || self.max_connecting == 0 {
-            "there must be at least one connection"
-        } else if u64::from(self.connections) > CONNECTIONS_MOST {
-            "a run tells apart 2^26 connections"
+            "connections and max_connecting must be at least 1"
+        } else if u64::from(self.connections) > CONNECTIONS_MAX {
+            "connections must be at most 2^26: a run cannot tell more apart"
         } else if self.size == 0 || self.pipeline == Some(0) || self.messages_per_connection == Some(0) {
-            "a message, its pipeline and its number must be at least 1"
-        } else if !self.is_open_loop() && in_flight > IN_FLIGHT_MOST {
-            "a closed loop has at most 2^27 messages in flight, connections times pipeline"
+            "size, pipeline and messages_per_connection must be at least 1"
+        } else if !self.is_open_loop() && in_flight > IN_FLIGHT_MAX {
+            "connections times pipeline must be at most 2^27 in a closed loop"
         } else if !possible(self.rate) || !possible(self.connect_rate) {
-            "a rate must be above zero, and at most 1000M a second"
+            "a rate must be above 0 and at most 1000M a second"
         } else if self.duration.is_zero() || self.connect_timeout.is_zero() || self.timeout.is_zero() {
-            "the window and the timeouts must be above zero"
+            "duration, connect_timeout and timeout must be above 0"
         } else if self.mode == Mode::Churn && self.rate.is_some() {
-            "churn has no rate of messages: it has a rate of connects"
+            "rate does not apply to churn: use connect_rate"
         } else {
             return Ok(());
         };
@@ -143,22 +143,22 @@ impl Config {
     }
 }
 
-/// What the connections do.
+/// What each connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Messages go and come back for the measured window.
+    /// Exchanges messages for the measured window.
     Echo,
-    /// One message at the opening, silence for the window, and one at the end.
+    /// Sends one message at its opening, none in the measured window, and one after it.
     Hold,
-    /// Connect, some messages, close, and again.
+    /// Sends its messages and closes, and another connection replaces it.
     Churn,
 }
 
 /// How a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// With FIN, and a read to the other's.
+    /// With FIN, and reads until the peer's.
     Fin,
     /// With RST.
     Rst,

@@ -1,4 +1,4 @@
-//! Opens and closes connections at a pace.
+//! Paces the connects and the closes of a run.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use super::stage::{Counts, Stage};
 
 const SECOND: f64 = 1e9;
 
-/// Decides when the next connection is opened and when the next is closed, and counts them by stage.
+/// Decides when the next connection is opened and when the next one is closed, and counts connections by stage.
 ///
 /// Times are nanoseconds of the run.
 #[derive(Debug)]
@@ -17,14 +17,14 @@ pub(super) struct Connector {
     pub(super) counts: Counts,
     pub(super) sources: Sources,
     options: SocketOptions,
-    /// Connects begun in a second.
+    /// Connects a second.
     rate: Option<f64>,
-    /// Connects in progress at most, and closes likewise: a million FINs at once overrun the queues of the kernel.
+    /// Maximum number of connects in progress, and of closes in progress: a million FINs overrun the queues of the kernel.
     max_connecting: u64,
-    /// How long the next connect waits after one that failed; with 0 it does not wait, and a lack of ports is a failure like any other.
+    /// Nanoseconds that the next connect waits after a failed one. With 0, a connect that finds no port is not repeated.
     retry_pause: u64,
     paused_until: u64,
-    /// Why the latest connect could not be given a port, if it is to be tried again.
+    /// Why the last connect that is to be repeated found no port.
     no_ports: Option<ConnectFailure>,
     /// The keys of the connections to close.
     to_close: Vec<usize>,
@@ -33,7 +33,7 @@ pub(super) struct Connector {
 impl Connector {
     /// # Errors
     ///
-    /// - Those of [`Sources::new`].
+    /// - The errors of [`Sources::new`].
     pub(super) fn new(config: &Config, retry_pause: u64) -> io::Result<Self> {
         let sources = if config.unresolved > 0 {
             // Nothing is connected.
@@ -58,7 +58,7 @@ impl Connector {
         })
     }
 
-    /// Returns when the next connect may begin, or `None` while the most are in progress.
+    /// Returns when the next connect may begin, or `None` while the maximum is in progress.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -70,14 +70,14 @@ impl Connector {
         (self.counts.at(Stage::Connecting) < self.max_connecting).then(|| paced.max(self.paused_until))
     }
 
-    /// Begins a connect and returns the connection's number with it, or `None` if it waits for a port.
+    /// Begins a connect and returns the connection's number with the result, or `None` if no port is free yet.
     pub(super) fn connect(&mut self, now: u64) -> Option<(u64, Result<Connecting, ConnectFailure>)> {
         let result = self.sources.connect(&self.options);
         if let Err(failure) = result
             && failure.error == ErrorName::NoPorts
             && self.retry_pause > 0
         {
-            // Every port may be in TIME_WAIT; one will be free.
+            // Every port may be in TIME_WAIT, and becomes free later.
             self.no_ports = Some(failure);
             self.pause(now);
             return None;
@@ -87,17 +87,17 @@ impl Connector {
         Some((number, result))
     }
 
-    /// Begins a connect from another port of the same pair on a new socket, because `port` turned out to be taken.
+    /// Begins a connect from another port of the same pair, on a new socket, because `port` is taken.
     pub(super) fn reconnect(&mut self, pair: u32, port: Option<u16>) -> Result<Connecting, ConnectFailure> {
         self.sources.retry(pair, port, &self.options)
     }
 
-    /// Delays the next connect after a connection that failed: a dead server is not to be hammered.
+    /// Delays the next connect by the retry pause, so that a dead server is not flooded.
     pub(super) fn pause(&mut self, now: u64) {
         self.paused_until = now + self.retry_pause;
     }
 
-    /// Returns why no connect could begin in the whole run, if it waited for a port in vain: others hold the ports.
+    /// Returns why no connect could begin in the whole run, if every one found no port.
     pub(super) fn never_connected(&self) -> Option<ConnectFailure> {
         self.no_ports.filter(|_| self.counts.opened == 0)
     }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn no_connect_begins_while_the_most_are_in_progress() {
+    fn no_connect_begins_while_the_maximum_is_in_progress() {
         let mut connector = connector(|config| config.max_connecting = 1, 0);
         connector.counts.change(None, Some(Stage::Connecting));
         assert_eq!(connector.next_connect(), None);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_closed_at_once_than_may_connect_at_once() {
+    fn closes_in_progress_have_the_limit_of_connects() {
         let mut connector = connector(|config| config.max_connecting = 1, 0);
         connector.close_all(vec![1, 2]);
         assert_eq!(connector.next_close(), Some(2));

@@ -1,4 +1,4 @@
-//! Serves the connections of a run: establishes, sends, receives, and records what became of each message.
+//! Serves the connections of a run: completes their handshakes, sends, receives, and records each message and error.
 
 use std::convert::Infallible;
 use std::io;
@@ -24,7 +24,7 @@ use super::verify::{End, Fault};
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
 
-/// Reads of one connection in a turn.
+/// Maximum number of reads of one connection in a turn.
 const READS_PER_TURN: usize = 16;
 /// In `hold`, a reply that takes longer is late.
 const LATE: u64 = SECOND;
@@ -57,8 +57,9 @@ pub(super) struct Driver {
     pub(super) totals: Totals,
     /// Bytes of a message.
     size: u64,
-    /// Messages in flight on a connection, at most, and those whose due times are kept with it.
+    /// Maximum number of messages in flight on a connection.
     pipeline: u64,
+    /// Number of due times that a connection keeps.
     ring_size: usize,
     close: Close,
     pattern: Pattern,
@@ -69,7 +70,7 @@ pub(super) struct Driver {
 impl Driver {
     /// # Errors
     ///
-    /// - Those of [`Connector::new`].
+    /// - The errors of [`Connector::new`].
     pub(super) fn new(config: &Config) -> io::Result<Self> {
         let workload = workload(config);
         let connector = Connector::new(config, workload.retry_pause())?;
@@ -84,7 +85,7 @@ impl Driver {
             totals: Totals::new(),
             size: config.size as u64,
             pipeline,
-            // In an open loop, the schedule knows when a message was due.
+            // In an open loop, due times are computed from the schedule.
             ring_size: if config.is_open_loop() { 1 } else { usize::try_from(pipeline).unwrap_or(usize::MAX) },
             close: config.close,
             pattern: Pattern::new(config.seed),
@@ -109,7 +110,7 @@ impl Driver {
         self.schedule.as_ref()?.next_due()
     }
 
-    /// Registers a connect that has begun, or records why it has not.
+    /// Registers a connect that has begun, or records why it could not begin.
     pub(super) fn begin(
         &mut self,
         reactor: &mut Reactor<Registered>,
@@ -135,7 +136,7 @@ impl Driver {
         self.connector.pause(now);
     }
 
-    /// Makes the next message of a connection due.
+    /// Makes the next message of a connection due at `due`.
     pub(super) fn enqueue(&mut self, client: &mut Client, due: u64) {
         let message = client.enqueue(due);
         let is_reported = self.workload.is_reported(message, self.window);
@@ -151,7 +152,7 @@ impl Driver {
         }
     }
 
-    /// Does what the mode wants of a steady connection now: enqueues messages, or closes it.
+    /// Asks the mode what a steady connection does next, and enqueues messages or closes it.
     pub(super) fn send_next(&mut self, client: &mut Client) -> ControlFlow<Removal> {
         if client.stage != Stage::Steady {
             return ControlFlow::Continue(());
@@ -165,24 +166,24 @@ impl Driver {
         }
     }
 
-    /// Closes a connection: with FIN, which leaves it to await the peer's, or with RST.
+    /// Sends FIN, after which the connection waits for the peer's, or closes with RST.
     pub(super) fn close(&mut self, client: &mut Client) -> ControlFlow<Removal> {
         match self.close {
             Close::Fin => {
                 client.enter(Stage::Closing, &mut self.connector.counts, self.clock.now());
-                // If it fails the peer has reset the connection, which the next read returns.
+                // It fails only if the peer has reset the connection; the next read returns that.
                 let _ = client.stream.0.shutdown(Shutdown::Write);
                 ControlFlow::Continue(())
             }
             Close::Rst => {
-                // If it fails FIN is sent instead; the peer is gone then anyway.
+                // If it fails, FIN is sent instead.
                 let _ = SockRef::from(&client.stream.0).set_linger(Some(Duration::ZERO));
                 ControlFlow::Break(Removal::Ended)
             }
         }
     }
 
-    /// Records that a call failed or a timeout expired.
+    /// Records that a call failed or a timeout expired, and ends the connection.
     pub(super) fn fail(&mut self, client: &mut Client, phase: Phase, error: ErrorName, errno: Option<i32>) -> Removal {
         let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
         if let Some(fault) = client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
@@ -190,7 +191,7 @@ impl Driver {
         }
         self.abandon(client, AbandonReason::Unanswered);
         self.totals.record_error(if client.stage.is_over() { Phase::Close } else { phase }, error, errno);
-        // A connect that failed has no outcome, and an end after the measurement does not take one back.
+        // A failed connect has no outcome, and an end after the measurement does not change one.
         if client.stage != Stage::Connecting && !client.stage.is_over() {
             self.workload.record_end(error);
         }
@@ -198,7 +199,7 @@ impl Driver {
         Removal::Ended
     }
 
-    /// Records what becomes of the outstanding messages of a connection that ends.
+    /// Records the outstanding messages of a connection that ends.
     pub(super) fn abandon(&mut self, client: &mut Client, reason: AbandonReason) {
         while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
@@ -210,7 +211,7 @@ impl Driver {
         }
     }
 
-    /// Takes a connection out of the reactor, and replaces it if its port was taken.
+    /// Removes a connection from the reactor, and replaces it if its port was taken.
     pub(super) fn remove(&mut self, reactor: &mut Reactor<Registered>, key: usize, removal: Removal) {
         let Some(Registered::Client(client)) = reactor.remove(key) else { return };
         self.connector.counts.change(Some(client.stage), None);
@@ -226,7 +227,7 @@ impl Driver {
         }
     }
 
-    /// Returns whether the handshake is done: it is once the socket knows its peer (connect(2), `EINPROGRESS`).
+    /// Returns whether the handshake is complete, which it is once the socket knows its peer (connect(2), `EINPROGRESS`).
     fn establish(&mut self, client: &mut Client) -> ControlFlow<Removal, bool> {
         let now = self.clock.read();
         let (peer, local) = match client.stream.0.take_error() {
@@ -240,7 +241,7 @@ impl Driver {
                 let removal = self.fail(client, Phase::Connect, classify(&error), error.raw_os_error());
                 return ControlFlow::Break(removal);
             }
-            // A socket that connects to a free port of its own machine may be given that very port, and echo perfectly.
+            // A connect to a free port of this machine can be given that port as its own, and then echoes everything.
             (Ok(peer), Ok(local)) if peer == local => {
                 return ControlFlow::Break(self.fail(client, Phase::Connect, ErrorName::SelfConnect, None));
             }
@@ -271,7 +272,7 @@ impl Driver {
                     self.record_replies(client);
                     self.send_next(client)?;
                 }
-                // Whole messages may have come right before the wrong byte.
+                // Whole messages may precede the wrong byte.
                 Received::Undecided => self.record_replies(client),
                 Received::Blocked => return ControlFlow::Continue(Next::Wait),
                 Received::Wrong(fault) => {
@@ -295,9 +296,9 @@ impl Driver {
         }
     }
 
-    /// Records each message that has come back whole.
+    /// Records the messages that were received completely.
     fn record_replies(&mut self, client: &mut Client) {
-        // The time is read after each read: a turn of a thousand events lasts milliseconds.
+        // The clock is read after each read(2), because a turn of a thousand events lasts milliseconds.
         let now = self.clock.read();
         while let Some(message) = client.take_reply(self.size, self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
@@ -312,7 +313,7 @@ impl Driver {
         }
     }
 
-    /// Records the peer's FIN.
+    /// Records the peer's FIN, which ends the connection.
     fn record_end_of_stream(&mut self, client: &mut Client) -> Removal {
         let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
         let verified = client.verifier.verified();
@@ -332,7 +333,7 @@ impl Driver {
         fault.map_or(Removal::Ended, |fault| self.record_corruption(client, &fault))
     }
 
-    /// Records that the bytes received are not those that were sent.
+    /// Records a finding, and ends the connection.
     fn record_corruption(&mut self, client: &mut Client, fault: &Fault) -> Removal {
         self.totals.record_finding(
             fault,
@@ -355,7 +356,7 @@ impl Handler<Registered> for Driver {
     type Act = Removal;
 
     fn ready(&mut self, _: usize, registered: &mut Registered, ready: Ready) -> Next<Removal> {
-        // The timer has ended the wait; the engine looks what is due.
+        // The timer ended the wait, which is all that it is for.
         let Registered::Client(client) = registered else { return Next::Wait };
         client.notice(ready);
         match self.drive(client) {
@@ -367,5 +368,17 @@ impl Handler<Registered> for Driver {
     fn act(&mut self, reactor: &mut Reactor<Registered>, key: usize, removal: Removal) -> Next<Infallible> {
         self.remove(reactor, key, removal);
         Next::Wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Together with its key in the schedule, in the lists of the reactor and of the connector, and its port, a held connection takes less
+    /// than 256 bytes.
+    #[test]
+    fn a_connection_takes_at_most_192_bytes_of_the_slab() {
+        assert!(size_of::<Registered>() <= 192, "{} bytes", size_of::<Registered>());
     }
 }

@@ -23,9 +23,9 @@ use super::timer::{SECOND, Timer, nanoseconds};
 use super::totals::AbandonReason;
 use crate::reactor::Reactor;
 
-/// Connects begun in a turn: established connections must not wait for a storm of new ones.
+/// Maximum number of connects begun in a turn, so that established connections do not wait for a storm of new ones.
 const CONNECTS_PER_TURN: u32 = 64;
-/// Connections closed in a turn, likewise.
+/// Maximum number of connections closed in a turn, for the same reason.
 const CLOSES_PER_TURN: u32 = 64;
 const EVENTS_PER_TURN: usize = 1024;
 
@@ -44,14 +44,14 @@ pub(super) struct Engine {
     /// A waker must live as long as its poll.
     _waker: Arc<Waker>,
     progress: ProgressCell,
-    /// When timeouts are looked for next.
+    /// When the timeouts are checked next.
     next_expiry: u64,
 }
 
 impl Engine {
     /// # Errors
     ///
-    /// - Those of [`Driver::new`].
+    /// - The errors of [`Driver::new`].
     /// - The process or the system is out of descriptors.
     pub(super) fn new(config: Config, interrupt: &Interrupt, progress: ProgressCell) -> io::Result<Self> {
         let mut reactor = Reactor::new(EVENTS_PER_TURN)?;
@@ -84,12 +84,12 @@ impl Engine {
         })
     }
 
-    /// Runs until the step `until` begins, or the run is interrupted.
+    /// Runs until step `until` begins or the run is interrupted.
     pub(super) fn run_until(&mut self, until: Step) -> io::Result<()> {
         while self.driver.step < until && !self.interrupted {
             let timeout = self.advance()?;
             if self.driver.step >= until {
-                // What the caller measures here comes before the next step's work.
+                // The caller takes its measurements before the first work of this step.
                 break;
             }
             self.turn(timeout)?;
@@ -98,7 +98,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Serves what came between two windows, such as the end of a connection, and begins the time of the next report.
+    /// Serves the events that arrived between two windows, and starts the time of the next report.
     pub(super) fn catch_up(&mut self) -> io::Result<()> {
         while !self.interrupted {
             self.turn(Some(Duration::ZERO))?;
@@ -113,7 +113,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Clears what a report has taken. The connections stay as they are.
+    /// Clears the counts that a report contains. The connections stay as they are.
     pub(super) fn reset(&mut self) {
         self.driver.totals.reset();
         self.driver.schedule = None;
@@ -167,7 +167,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Does what is due, and returns how long the turn may wait: not at all, or until the timer.
+    /// Runs everything that is due and returns the poll timeout: zero, or none because the timer ends the wait.
     fn advance(&mut self) -> io::Result<Option<Duration>> {
         let now = self.driver.clock.read();
         if now >= self.next_expiry {
@@ -188,7 +188,7 @@ impl Engine {
         Ok(None)
     }
 
-    /// Returns when something is due next.
+    /// Returns when the next work is due.
     fn next_event(&self) -> u64 {
         let driver = &self.driver;
         let step = match driver.step {
@@ -229,7 +229,7 @@ impl Engine {
         }
     }
 
-    /// Enqueues the messages of the schedule that are due, and records how late that is.
+    /// Enqueues the scheduled messages that are due, and records their lateness.
     fn enqueue_due(&mut self) {
         let now = self.driver.clock.now();
         while let Some((due, key)) = self.driver.schedule.as_mut().and_then(|schedule| schedule.take_due(now)) {
@@ -255,7 +255,7 @@ impl Engine {
         self.publish(None);
     }
 
-    /// Enters the next step if it is time.
+    /// Enters the next step if the current one is over.
     fn change_step(&mut self) {
         let (step, driver) = (self.driver.step, &self.driver);
         match step {
@@ -274,7 +274,7 @@ impl Engine {
             Step::Close if driver.connector.counts.open() == 0 => self.enter(Step::Done),
             _ => return,
         }
-        // The step after may be due at once. A run is measured at the beginning of these two.
+        // The new step may be over already. The session takes measurements when one of these two begins.
         if !matches!(self.driver.step, Step::Measure | Step::Drain) {
             self.change_step();
         }
@@ -324,7 +324,7 @@ impl Engine {
         }
     }
 
-    /// Ends an interrupted run at once: what is in flight stays unanswered.
+    /// Ends every connection of an interrupted run. Messages in flight are unanswered.
     fn end_all(&mut self) {
         let now = self.driver.clock.read();
         if self.driver.step < self.driver.workload.closes_from() {
@@ -368,7 +368,7 @@ impl Engine {
             });
         }
         self.next_expiry = now + (connect.min(reply) / 20).clamp(SECOND / 1000, SECOND / 4);
-        // Outside the window no second ends, and connects, last messages and closes may take minutes.
+        // Only in the window does each second publish progress, and the other steps may take minutes.
         if self.driver.step != Step::Measure {
             self.publish(None);
         }

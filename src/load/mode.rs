@@ -1,4 +1,4 @@
-//! What the connections of a run do: the decisions in which the modes differ.
+//! The decisions in which the modes differ.
 
 mod churn;
 mod echo;
@@ -16,14 +16,14 @@ use super::report::{ErrorName, Hold};
 use super::schedule::Window;
 use super::stage::{Counts, Stage};
 
-/// The decisions of a mode. Each depends on nothing but its arguments and the configuration.
+/// The decisions of a mode. They depend only on the configuration and on their arguments.
 pub(super) trait Workload: fmt::Debug + Send + Sync {
     /// Returns whether another connect may begin.
     fn may_connect(&self, status: &Status<'_>) -> bool {
         status.step == Step::Connect && !status.counts.all_opened()
     }
 
-    /// Returns how many nanoseconds the next connect waits after one that failed, or 0 if no connect is repeated.
+    /// Returns how many nanoseconds the next connect waits after a failed one, or 0 if connects are not repeated.
     fn retry_pause(&self) -> u64 {
         0
     }
@@ -34,10 +34,10 @@ pub(super) trait Workload: fmt::Debug + Send + Sync {
         counts.all_opened() && counts.at(Stage::Connecting) + counts.at(Stage::Opening) == 0
     }
 
-    /// Returns what is sent from the beginning of the warm-up on.
+    /// Returns what makes messages due from the beginning of the warm-up on.
     fn traffic(&self) -> Traffic;
 
-    /// Returns what is sent from the end of the window on.
+    /// Returns what makes messages due after the window.
     fn last_traffic(&self) -> Traffic {
         Traffic::Nothing
     }
@@ -58,17 +58,17 @@ pub(super) trait Workload: fmt::Debug + Send + Sync {
         status.is_at_end()
     }
 
-    /// Returns whether nothing more is awaited after the window.
+    /// Returns whether the run has nothing to wait for after the window.
     fn is_drained(&self, status: &Status<'_>) -> bool {
         status.is_idle()
     }
 
-    /// Returns the step from which on connections are closed. The connections that are held are counted before it.
+    /// Returns the first step that closes connections. Held connections are counted before it.
     fn closes_from(&self) -> Step {
         Step::Close
     }
 
-    /// Records that a connection ended by `error` before it was to be closed.
+    /// Records that a connection ended with `error` before the run closed it.
     fn record_end(&mut self, _error: ErrorName) {}
 
     /// Returns the outcomes that only [`Mode::Hold`] reports.
@@ -95,14 +95,14 @@ pub(super) struct Status<'a> {
     pub(super) counts: &'a Counts,
     /// Messages due and neither verified nor abandoned.
     pub(super) in_flight: u64,
-    /// The send schedule has more messages.
+    /// Whether the send schedule has more messages.
     pub(super) has_due: bool,
 }
 
 impl Status<'_> {
-    /// Returns whether the window has lasted its duration, or has nothing left to send and to receive.
+    /// Returns whether the duration of the window is over, or nothing is left to send and to receive.
     fn is_at_end(&self) -> bool {
-        // A message of an ended connection is due all the same, and counted as unsent.
+        // Messages of ended connections still become due, and are counted as unsent.
         self.now >= self.window.end || self.counts.open() == 0 && !self.has_due
     }
 
@@ -128,10 +128,11 @@ pub(super) enum Traffic {
 /// What a connection does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reaction {
-    /// It waits: for a reply, or for the schedule.
+    /// Nothing: a reply or the schedule makes it continue.
     Wait,
-    /// Its next message is due now. There may be another one after it.
+    /// Its next message is due now; then the mode is asked again.
     Send,
+    /// The run closes it.
     Close,
 }
 

@@ -15,11 +15,11 @@ pub struct Progress {
     pub requested: u64,
     /// Messages verified in the last second.
     pub rate: Option<u64>,
-    /// The median latency of the last second, in microseconds.
+    /// Median latency of the last second, in microseconds.
     pub p50: Option<u64>,
-    /// The 99th percentile of latency of the last second, in microseconds.
+    /// 99th percentile of the latency of the last second, in microseconds.
     pub p99: Option<u64>,
-    /// Errors so far.
+    /// Errors since the last report.
     pub errors: u64,
     /// Time until the measured window ends.
     pub left: Option<Duration>,

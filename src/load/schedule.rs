@@ -11,7 +11,7 @@ pub(super) struct Window {
 
 /// Message `n` is due at `start + n * interval`, on slot `n` modulo the number of slots.
 ///
-/// Each slot is one connection. When it ends its slot stays: a message never moves to another connection.
+/// A slot is the place of one connection. It stays when the connection ends: a message never moves to another connection.
 #[derive(Debug)]
 pub(super) struct SendSchedule {
     start: u64,
@@ -23,8 +23,8 @@ pub(super) struct SendSchedule {
 }
 
 impl SendSchedule {
-    /// Schedules `rate` messages a second from `start` on: with `messages`, that many on each slot after those of the warm-up, else until
-    /// the end of the window.
+    /// Schedules `rate` messages a second from `start` on. With `messages`, each slot has that many after the warm-up; without, the
+    /// schedule ends with the window.
     pub(super) fn new(start: u64, rate: f64, keys: Vec<usize>, messages: Option<u64>, window: Window) -> Self {
         let slots: Vec<_> = keys.into_iter().map(Some).collect();
         let count = slots.len() as u64;
@@ -56,7 +56,7 @@ impl SendSchedule {
         Some((due, self.slots[slot]))
     }
 
-    /// Leaves the slot of a connection empty if it is `key`'s.
+    /// Empties `slot` if it is the connection `key`'s.
     pub(super) fn vacate(&mut self, slot: u32, key: usize) {
         if let Some(occupant) = self.slots.get_mut(slot as usize)
             && *occupant == Some(key)

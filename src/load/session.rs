@@ -1,4 +1,4 @@
-//! A run in its parts: connect, one window or several, close.
+//! A run in parts: connect, one or more windows, close.
 
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -11,10 +11,10 @@ use super::progress::{ProgressCell, Step};
 use super::report::Report;
 use super::summary::{self, CpuTimes, Readings};
 
-/// Connections that are measured again and again: [`run`](super::run) in its parts.
+/// Measures several windows over the same connections: [`run`](super::run) in parts.
 ///
-/// Between two windows nothing is sent and nobody waits: it has no thread and no timer of its own. A connection that ends
-/// meanwhile is found at the next call, and is an error of the next report.
+/// It has no thread of its own: between two windows it sends nothing and no timeout expires. A connection that ends there is an error
+/// in the next report.
 ///
 /// # Examples
 ///
@@ -40,29 +40,29 @@ pub struct Session {
     own: Process,
     server: Option<Process>,
     memory_before: Option<u64>,
-    /// When what is reported next began.
+    /// When the next report began.
     start: SystemTime,
     readings: Readings,
 }
 
 impl Session {
-    /// Connects, and verifies each connection by a first message. What fails for one is in the first report.
+    /// Opens every connection and verifies it by a first message. A connection that fails is an error in the first report.
     ///
     /// # Errors
     ///
-    /// - Those of [`run`](super::run).
+    /// - The errors of [`run`](super::run).
     /// - `InvalidInput`: the mode is not [`Mode::Echo`], the only one whose connections outlast a window.
     pub fn connect(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Self> {
         if config.mode != Mode::Echo {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "only the connections of an echo outlast a window",
+                "only the connections of mode echo outlast a window",
             ));
         }
         Self::open(config, interrupt, progress)
     }
 
-    /// Connects, in any mode.
+    /// Opens every connection, in any mode.
     pub(super) fn open(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Self> {
         config.validate()?;
         if config.unresolved == 0 {
@@ -77,10 +77,10 @@ impl Session {
         Ok(Self { engine, own, server, memory_before, start, readings: Readings::default() })
     }
 
-    /// Measures for one window, and reports it: what was counted since the report before.
+    /// Measures one window, and returns the report of everything since the last report.
     ///
-    /// The connections and the times that they took to connect are the same in every report. Each window is a run of its own in
-    /// `run_id` and `start`, and has no time to connect or to close.
+    /// Each report has the same connections and connect times, but its own `run_id` and `start`. Its phases `connect` and `close` take
+    /// no time.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl Session {
         Ok(self.report())
     }
 
-    /// Closes, and reports what has failed since the last window. Its thresholds say nothing: nothing was measured.
+    /// Closes every connection, and returns a report of the errors since the last window. Ignore its thresholds: it has no measurement.
     ///
     /// # Errors
     ///
@@ -101,14 +101,14 @@ impl Session {
         self.end()
     }
 
-    /// Sees what has come since the last window.
+    /// Serves the events since the last window, and begins the next report.
     fn catch_up(&mut self) -> io::Result<()> {
         self.engine.catch_up()?;
         self.start = SystemTime::now();
         Ok(())
     }
 
-    /// One window, until its last answer.
+    /// Runs one window, until its last reply.
     pub(super) fn run_window(&mut self) -> io::Result<()> {
         self.engine.begin_window();
         self.engine.run_until(Step::Measure)?;
@@ -123,14 +123,14 @@ impl Session {
         self.engine.run_until(Step::Idle)
     }
 
-    /// Closes, and reports.
+    /// Closes every connection, and returns the report.
     pub(super) fn end(mut self) -> io::Result<Report> {
         self.engine.begin_close();
         self.engine.run_until(Step::Done)?;
         Ok(self.report())
     }
 
-    /// What was counted, which is counted anew from here on.
+    /// Returns the report, and clears its counts.
     fn report(&mut self) -> Report {
         let report = summary::report(&self.engine, self.start, self.readings);
         self.engine.reset();
@@ -139,7 +139,7 @@ impl Session {
     }
 }
 
-/// Sleeps until `time`, or until there is no more need.
+/// Sleeps until `time` or the interrupt.
 fn wait_for(time: Option<SystemTime>, interrupt: &Interrupt) {
     while let Some(left) = time.and_then(|time| time.duration_since(SystemTime::now()).ok()) {
         if interrupt.is_set() {

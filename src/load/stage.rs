@@ -26,16 +26,17 @@ impl Stage {
 /// The connections of a run, counted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
-    /// Open at once, as configured.
+    /// The configured number of connections.
     pub(super) requested: u64,
-    /// Begun or failed to begin; the next connection's number.
+    /// Connects that began or could not begin. It is the next connection's number.
     pub(super) opened: u64,
     /// Connections that have finished their handshake.
     pub(super) established: u64,
     /// Connections that have verified their first message.
     pub(super) verified: u64,
-    /// Verified and open at the end of the measurement, and how many of these had a late reply.
+    /// Verified connections that were open at the end of the measurement.
     pub(super) held: u64,
+    /// Held connections that had a late reply.
     pub(super) late: u64,
     by_stage: [u64; Stage::COUNT],
 }
@@ -45,7 +46,7 @@ impl Counts {
         Self { requested, opened: 0, established: 0, verified: 0, held: 0, late: 0, by_stage: [0; Stage::COUNT] }
     }
 
-    /// Returns whether every connection was begun.
+    /// Returns whether the connect of every requested connection began.
     pub(super) fn all_opened(&self) -> bool {
         self.opened >= self.requested
     }
@@ -60,7 +61,7 @@ impl Counts {
         self.by_stage[stage as usize]
     }
 
-    /// Counts a connection from one stage to the next: from `None` when its connect begins, to `None` when it ends.
+    /// Moves a connection from one stage to another. `from` is `None` when its connect begins, and `to` when it ends.
     pub(super) fn change(&mut self, from: Option<Stage>, to: Option<Stage>) {
         if let Some(from) = from {
             self.by_stage[from as usize] -= 1;

@@ -20,7 +20,7 @@ impl Timeline {
         Self { samples: Vec::new(), next: u64::MAX, verified: 0, errors: 0 }
     }
 
-    /// Clears what a report has taken.
+    /// Clears the samples.
     pub(super) fn reset(&mut self) {
         *self = Self::new();
     }
@@ -46,7 +46,7 @@ impl Timeline {
 
     /// Adds a sample of the current second and begins the next one. Returns `None` if that second has a sample.
     pub(super) fn end_second(&mut self, now: u64, window: Window, totals: &mut Totals, open: u64) -> Option<&Sample> {
-        // A whole second ends when it is noticed, a little late; one that the window cuts short counts as a second of its own.
+        // A whole second ends at the first turn after it. A second that the window cuts short is rounded up.
         let t = if now >= self.next {
             (now - window.start) / SECOND
         } else {

@@ -1,4 +1,4 @@
-//! The time of a run, and the timer that ends a wait in time: mio rounds timeouts up to a millisecond.
+//! The clock of a run, and a timer that is precise to microseconds. mio rounds timeouts up to a millisecond.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -11,12 +11,12 @@ use rustix::time::{
 /// A second, in nanoseconds of the run.
 pub(super) const SECOND: u64 = 1_000_000_000;
 
-/// Returns a duration in nanoseconds of the run, at most a quarter of what fits, so that sums of a few do not overflow.
+/// Converts a duration to nanoseconds, at most a quarter of `u64::MAX`, so that the sum of four does not overflow.
 pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 4)
 }
 
-/// The time of a run: nanoseconds since its beginning, as last read.
+/// The nanoseconds since a run began, as last read from the system's clock.
 #[derive(Debug)]
 pub(super) struct Clock {
     epoch: Instant,

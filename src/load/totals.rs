@@ -1,4 +1,4 @@
-//! The counts and histograms of a run: what became of every message, and every failure.
+//! The counts and histograms of a run.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ impl Totals {
         }
     }
 
-    /// Clears what a report has taken. Messages in flight and connect times belong to the connections and stay.
+    /// Clears the counts that a report contains, except messages in flight and connect times, which belong to the connections.
     pub(super) fn reset(&mut self) {
         self.messages = Messages::default();
         self.verified_in_window = 0;
@@ -77,7 +77,7 @@ impl Totals {
         self.second.record(latency);
     }
 
-    /// Counts a message that its connection will not bring back, `age` nanoseconds after it was due.
+    /// Counts an outstanding message of a connection that ends `age` nanoseconds after the message was due.
     pub(super) fn record_abandoned(&mut self, reason: AbandonReason, is_sent: bool, age: u64) {
         if !is_sent {
             self.messages.unsent += 1;

@@ -1,4 +1,4 @@
-//! `churn`: connect, some messages, close, and again for the whole window.
+//! `churn`: each connection sends its messages, closes, and is replaced, for the whole window.
 
 use super::{Reaction, Status, Traffic, Workload};
 use crate::load::client::{Message, MessageCounts};
@@ -6,7 +6,7 @@ use crate::load::config::Config;
 use crate::load::progress::Step;
 use crate::load::schedule::Window;
 
-/// Nanoseconds between a connect that failed and the next one: a dead server is not to be hammered.
+/// Nanoseconds between a failed connect and the next one, so that a dead server is not flooded.
 const RETRY_PAUSE: u64 = 10_000_000;
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Workload for ChurnMode {
         true
     }
 
-    /// The connections are opened in the window; their first messages come with their handshakes.
+    /// The window opens the connections, and each sends its first message after its handshake.
     fn traffic(&self) -> Traffic {
         Traffic::Nothing
     }

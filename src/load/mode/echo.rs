@@ -1,4 +1,4 @@
-//! `echo`: messages go and come back over the same connections for the whole window.
+//! `echo`: the same connections exchange messages for the whole window.
 
 use super::{Reaction, Status, Traffic, Workload};
 use crate::load::client::{Message, MessageCounts};
@@ -10,7 +10,7 @@ use crate::load::schedule::Window;
 pub(super) struct EchoMode {
     /// Messages a second over all connections; `None` in a closed loop.
     rate: Option<f64>,
-    /// Messages on each connection; with them the window has no fixed duration.
+    /// Messages on each connection. If set, the window has no fixed duration.
     messages: Option<u64>,
     pipeline: u64,
 }

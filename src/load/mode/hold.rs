@@ -1,4 +1,4 @@
-//! `hold`: one message at the opening, silence for the window, and one message at the end.
+//! `hold`: each connection sends one message at its opening, none in the window, and one after it.
 
 use super::{Reaction, Status, Traffic, Workload};
 use crate::load::client::{Message, MessageCounts};
