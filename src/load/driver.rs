@@ -101,7 +101,7 @@ impl Driver {
             window: self.window,
             counts: &self.connector.counts,
             in_flight: self.totals.in_flight,
-            has_due: self.next_due().is_some(),
+            has_due: self.schedule.as_ref().is_some_and(SendSchedule::has_next),
         }
     }
 
@@ -157,12 +157,15 @@ impl Driver {
         if client.stage != Stage::Steady {
             return ControlFlow::Continue(());
         }
-        loop {
-            match self.workload.reaction(client.messages, &self.status()) {
-                Reaction::Send => self.enqueue(client, self.clock.now()),
-                Reaction::Close => return self.close(client),
-                Reaction::Wait => return ControlFlow::Continue(()),
+        match self.workload.reaction(client.messages, &self.status()) {
+            Reaction::Send(count) => {
+                for _ in 0..count {
+                    self.enqueue(client, self.clock.now());
+                }
+                ControlFlow::Continue(())
             }
+            Reaction::Close => self.close(client),
+            Reaction::Wait => ControlFlow::Continue(()),
         }
     }
 

@@ -130,8 +130,8 @@ pub(super) enum Traffic {
 pub(super) enum Reaction {
     /// Nothing: a reply or the schedule makes it continue.
     Wait,
-    /// Its next message is due now; then the mode is asked again.
-    Send,
+    /// This number of messages is due now.
+    Send(u64),
     /// The run closes it.
     Close,
 }

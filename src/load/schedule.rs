@@ -45,7 +45,12 @@ impl SendSchedule {
 
     /// Returns when the next message is due, or `None` after the last.
     pub(super) fn next_due(&self) -> Option<u64> {
-        (self.next < self.total).then(|| self.time_of(self.next))
+        self.has_next().then(|| self.time_of(self.next))
+    }
+
+    /// Returns whether a message is still to become due.
+    pub(super) fn has_next(&self) -> bool {
+        self.next < self.total
     }
 
     /// Takes the next message if it is due by `now`: its due time, and the key of its connection if that is still open.

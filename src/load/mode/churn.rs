@@ -43,11 +43,11 @@ impl Workload for ChurnMode {
     }
 
     fn reaction(&self, messages: MessageCounts, status: &Status<'_>) -> Reaction {
-        let has_more = messages.enqueued < self.messages && status.now < status.window.end;
-        match messages.outstanding() {
-            outstanding if has_more && outstanding < self.pipeline => Reaction::Send,
-            0 => Reaction::Close,
-            _ => Reaction::Wait,
+        let is_window = status.now < status.window.end;
+        let left = if is_window { self.messages.saturating_sub(messages.enqueued) } else { 0 };
+        match (left, messages.outstanding()) {
+            (0, 0) => Reaction::Close,
+            (left, outstanding) => Reaction::Send(left.min(self.pipeline - outstanding)),
         }
     }
 
@@ -90,11 +90,11 @@ mod tests {
         let status = Status::measuring(&counts);
         assert_eq!(churn(None, None).reaction(sent(1, 1), &status), Reaction::Close);
         let churn = churn(Some(4), Some(2));
-        assert_eq!(churn.reaction(sent(1, 1), &status), Reaction::Send);
-        assert_eq!(churn.reaction(sent(3, 1), &status), Reaction::Wait);
+        assert_eq!(churn.reaction(sent(1, 1), &status), Reaction::Send(2));
+        assert_eq!(churn.reaction(sent(3, 1), &status), Reaction::Send(0));
         assert_eq!(churn.reaction(sent(4, 4), &status), Reaction::Close);
         let status = Status { now: 200, ..status };
-        assert_eq!(churn.reaction(sent(2, 1), &status), Reaction::Wait);
+        assert_eq!(churn.reaction(sent(2, 1), &status), Reaction::Send(0));
         assert_eq!(churn.reaction(sent(2, 2), &status), Reaction::Close);
     }
 

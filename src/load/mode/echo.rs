@@ -30,9 +30,12 @@ impl Workload for EchoMode {
     }
 
     fn reaction(&self, messages: MessageCounts, status: &Status<'_>) -> Reaction {
-        let has_more = self.rate.is_none() && self.messages.is_none_or(|most| messages.reported < most);
         let is_window = matches!(status.step, Step::Warmup | Step::Measure) && status.now < status.window.end;
-        if has_more && is_window && messages.outstanding() < self.pipeline { Reaction::Send } else { Reaction::Wait }
+        if self.rate.is_some() || !is_window {
+            return Reaction::Wait;
+        }
+        let left = self.messages.map_or(u64::MAX, |messages_max| messages_max.saturating_sub(messages.reported));
+        Reaction::Send(left.min(self.pipeline - messages.outstanding()))
     }
 
     /// The first message of a connection only verifies it.
@@ -68,9 +71,9 @@ mod tests {
     fn a_reply_makes_the_next_message_due_in_a_closed_loop_only() {
         let counts = Counts::new(1);
         let status = Status::measuring(&counts);
-        assert_eq!(echo(|_| {}).reaction(sent(1, 1), &status), Reaction::Send);
-        assert_eq!(echo(|_| {}).reaction(sent(2, 1), &status), Reaction::Wait);
-        assert_eq!(echo(|config| config.pipeline = Some(2)).reaction(sent(2, 1), &status), Reaction::Send);
+        assert_eq!(echo(|_| {}).reaction(sent(1, 1), &status), Reaction::Send(1));
+        assert_eq!(echo(|_| {}).reaction(sent(2, 1), &status), Reaction::Send(0));
+        assert_eq!(echo(|config| config.pipeline = Some(3)).reaction(sent(2, 1), &status), Reaction::Send(2));
         assert_eq!(echo(|config| config.rate = Some(1.0)).reaction(sent(1, 1), &status), Reaction::Wait);
     }
 
@@ -88,8 +91,8 @@ mod tests {
         let counts = Counts::new(1);
         let echo = echo(|config| config.messages_per_connection = Some(3));
         let status = Status::measuring(&counts);
-        assert_eq!(echo.reaction(sent(3, 3), &status), Reaction::Send);
-        assert_eq!(echo.reaction(sent(4, 4), &status), Reaction::Wait);
+        assert_eq!(echo.reaction(sent(3, 3), &status), Reaction::Send(1));
+        assert_eq!(echo.reaction(sent(4, 4), &status), Reaction::Send(0));
         assert!(!echo.is_over(&Status { in_flight: 1, now: 999, ..status }));
         assert!(!echo.is_over(&Status { has_due: true, now: 999, ..status }));
         assert!(echo.is_over(&status));
