@@ -29,6 +29,8 @@ compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file 
 compile_error!("the load generator paces with timerfd(2), of Linux: build with `--no-default-features --features cli`");
 
 #[cfg(feature = "load")]
+pub mod host;
+#[cfg(feature = "load")]
 pub mod load;
 mod reactor;
 mod ready;

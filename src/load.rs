@@ -26,8 +26,6 @@ mod connector;
 mod driver;
 mod engine;
 mod histogram;
-mod limits;
-mod machine;
 mod merge;
 mod mode;
 mod pattern;
@@ -52,7 +50,6 @@ use mio::Waker;
 
 pub use self::config::{Close, Config, Mode};
 pub use self::histogram::{Histogram, Percentile};
-pub use self::limits::{Capacity, Limit, Plan, Purpose, limits, warnings};
 pub use self::merge::merge;
 pub use self::progress::{Progress, ProgressCell, Step};
 pub use self::report::Report;

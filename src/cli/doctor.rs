@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use ecoloop::load::{Capacity, Limit, Plan, Purpose, SourceRange, count_pairs, limits};
+use ecoloop::host::{Capacity, Limit, Plan, Purpose, limits};
+use ecoloop::load::{SourceRange, count_pairs};
 
 use super::table::plural;
 use super::usage_error;
@@ -59,15 +60,24 @@ impl Arguments {
             targets.extend(target.resolve(Ipv4Addr::LOCALHOST.into())?);
         }
         let sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| usage_error("doctor", &words));
-        if !targets.is_empty() {
-            count_pairs(&sources, &targets).unwrap_or_else(|words| usage_error("doctor", &words));
-        }
+        let pairs = if targets.is_empty() {
+            Ok(u32::try_from(sources.len()).unwrap_or(u32::MAX).max(1))
+        } else {
+            count_pairs(&sources, &targets)
+        };
+        let pairs = pairs.unwrap_or_else(|words| usage_error("doctor", &words));
         let purpose = match self.purpose {
             Some(For::Serve) => Purpose::Serve,
             Some(For::Load) => Purpose::Load,
             None => Purpose::Both,
         };
-        Ok(Plan { connections: self.connections, purpose, sources, targets })
+        Ok(Plan {
+            connections: self.connections,
+            purpose,
+            sources: sources.len(),
+            pairs,
+            loopback: targets.iter().any(|target| target.ip().is_loopback()),
+        })
     }
 }
 
@@ -129,7 +139,7 @@ mod tests {
     use super::*;
 
     fn printed(connections: u32) -> (String, Vec<Limit>) {
-        let plan = Plan { connections, purpose: Purpose::Both, sources: Vec::new(), targets: Vec::new() };
+        let plan = Plan { connections, purpose: Purpose::Both, sources: 0, pairs: 1, loopback: false };
         let limits = limits(&plan);
         let mut out = Vec::new();
         print(&mut out, &plan, &limits).unwrap();

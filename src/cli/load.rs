@@ -10,10 +10,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
+use ecoloop::host::{Plan, Purpose, warnings};
 use ecoloop::load::report::{Ended, ErrorName, Report, Verdict};
 use ecoloop::load::{
-    self, Close, Config, Interrupt, Mode, Plan, Progress, ProgressCell, Purpose, Session, SourceRange, Threshold,
-    count_pairs, warnings,
+    self, Close, Config, Interrupt, Mode, Progress, ProgressCell, Session, SourceRange, Threshold, count_pairs,
 };
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -306,8 +306,9 @@ fn warn_of_limits(config: &Config) {
     let plan = Plan {
         connections: config.connections,
         purpose: Purpose::Load,
-        sources: config.sources.clone(),
-        targets: config.targets.clone(),
+        sources: config.sources.len(),
+        pairs: count_pairs(&config.sources, &config.targets).unwrap_or(1),
+        loopback: config.targets.iter().any(|target| target.ip().is_loopback()),
     };
     for warning in warnings(&plan) {
         say(&warning);

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use super::Interrupt;
 use super::config::{Config, Mode};
 use super::engine::Engine;
-use super::machine::{Process, SocketStatistics};
 use super::progress::{ProgressCell, Step};
 use super::report::Report;
 use super::summary::{self, CpuTimes, Readings};
+use crate::host::{Process, SocketStatistics};
 
 /// Measures several windows over the same connections: [`run`](super::run) in parts.
 ///

@@ -15,11 +15,10 @@ use mio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::report::{ErrorName, Phase};
+use crate::host::local_ports;
 
 /// Addresses to connect from, at most, over all `--source`.
 const SOURCES_MAX: u32 = 1 << 16;
-/// Where the system does not say which ports are for this: RFC 6335, 6.
-const DYNAMIC_PORTS: (u16, u16) = (49152, 65535);
 
 /// Addresses to connect from: `IP`, `IP-IP` or `IPv4/LEN`, which leaves out the network's own and its broadcast address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,7 +258,7 @@ impl Sources {
     ///
     /// - There is no target, an address that has nothing to pair with, or no port that connections may use.
     pub(crate) fn new(sources: &[IpAddr], targets: &[SocketAddr], seed: u64) -> io::Result<Self> {
-        let ports = if sources.is_empty() { Vec::new() } else { system_ports() };
+        let ports = if sources.is_empty() { Vec::new() } else { local_ports() };
         if !sources.is_empty() && ports.is_empty() {
             return Err(io::Error::other("net.ipv4.ip_local_port_range leaves no port to connect from"));
         }
@@ -434,28 +433,6 @@ fn unbound_failure(phase: Phase, error: &io::Error, peer: SocketAddr) -> Connect
 /// Whether a connect that failed may succeed from another port.
 pub(crate) fn is_port_taken(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL))
-}
-
-/// The ports that this system gives to connections.
-fn system_ports() -> Vec<u16> {
-    let read = |name| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
-    parse_ports(&read("ip_local_port_range"), &read("ip_local_reserved_ports"))
-        .unwrap_or_else(|| (DYNAMIC_PORTS.0..=DYNAMIC_PORTS.1).collect())
-}
-
-/// From the words of `ip_local_port_range` (`32768 60999`) and of `ip_local_reserved_ports` (`8080,9148-9150`, or nothing).
-pub(super) fn parse_ports(range: &str, reserved: &str) -> Option<Vec<u16>> {
-    let (first, last) = range.trim().split_once(char::is_whitespace)?;
-    let (first, last) = (first.parse::<u16>().ok()?.max(1), last.trim().parse::<u16>().ok()?);
-    let mut is_reserved = vec![false; 1 << 16];
-    for range in reserved.trim().split(',').filter(|range| !range.is_empty()) {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
-        for port in first..=last {
-            is_reserved[usize::from(port)] = true;
-        }
-    }
-    Some((first..=last).filter(|&port| !is_reserved[usize::from(port)]).collect())
 }
 
 /// A random number of `value`, the same each time: the finalizer of `SplitMix64`.
@@ -638,18 +615,6 @@ mod tests {
         let addresses = SourceRange::expand(&ranges(&["10.0.0.2-10.0.0.3", "10.0.0.1-10.0.0.2"])).unwrap();
         assert_eq!(addresses, ["10.0.0.2", "10.0.0.3", "10.0.0.1"].map(|text| text.parse::<IpAddr>().unwrap()));
         assert!(SourceRange::expand(&ranges(&["10.1.0.0/16", "10.2.0.0/16"])).unwrap_err().contains("65536"));
-    }
-
-    #[test]
-    fn reserved_ports_are_left_out() {
-        assert_eq!(parse_ports("32768\t32773\n", "\n").unwrap(), [32768, 32769, 32770, 32771, 32772, 32773]);
-        assert_eq!(parse_ports("32768\t32773\n", "80,32769-32771,32773\n").unwrap(), [32768, 32772]);
-        assert_eq!(parse_ports("65534 65535", "65535").unwrap(), [65534]);
-        assert_eq!(parse_ports("0 2", "").unwrap(), [1, 2], "port 0 would be any");
-        assert!(parse_ports("100 200", "1-65535").unwrap().is_empty());
-        for (range, reserved) in [("", ""), ("1", ""), ("1 x", ""), ("1 65536", ""), ("1 2", "x"), ("1 2", "3-")] {
-            assert_eq!(parse_ports(range, reserved), None, "{range:?} {reserved:?}");
-        }
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime};
 
 use super::engine::Engine;
-use super::machine::{Process, SocketStatistics};
 use super::progress::Step;
 use super::report::{
     self, Connections, Ended, ErrorCount, Generator, Loop, Messages, Phases, Report, SCHEMA, Schedule, ServerSide,
@@ -11,6 +10,7 @@ use super::report::{
 };
 use super::sources::errno_name;
 use super::thresholds::evaluate;
+use crate::host::{Process, SocketStatistics};
 
 /// Lateness at the 99th percentile, in microseconds, and percent unsent, from which on a schedule was not kept.
 const LATENESS_US_MOST: u64 = 1000;

@@ -1,0 +1,9 @@
+//! The limits of this machine on TCP connections, and what Linux reports in `/proc` about processes and sockets.
+
+#[cfg(test)]
+mod fake_proc;
+mod limits;
+mod procfs;
+
+pub use self::limits::{Capacity, Limit, Plan, Purpose, limits, warnings};
+pub(crate) use self::procfs::{Process, SocketStatistics, local_ports};

@@ -1,0 +1,152 @@
+//! What Linux says of processes and sockets in `/proc`. What cannot be read is `None`, never 0.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the system does not say which ports are for this: RFC 6335, 6.
+const DYNAMIC_PORTS: (u16, u16) = (49152, 65535);
+
+/// A process whose CPU and memory are looked at.
+#[derive(Debug)]
+pub(crate) struct Process {
+    directory: PathBuf,
+    threads: RefCell<Threads>,
+}
+
+#[derive(Debug, Default)]
+struct Threads {
+    /// The CPU of each when it was last seen: one that has ended stays.
+    cpu_ns: BTreeMap<u32, u64>,
+    /// Of those whose id has gone to another.
+    replaced_ns: u64,
+}
+
+impl Process {
+    /// This process.
+    pub(crate) fn own() -> Self {
+        Self::of(PathBuf::from("/proc/self"))
+    }
+
+    /// # Errors
+    ///
+    /// - There is no such process, or the number is a thread's.
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
+        Self::open_at(Path::new("/proc"), pid)
+    }
+
+    fn open_at(proc: &Path, pid: u32) -> io::Result<Self> {
+        let directory = proc.join(pid.to_string());
+        let status = fs::read_to_string(directory.join("status")).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::new(error.kind(), format!("there is no process {pid}")),
+            kind => io::Error::new(kind, format!("cannot look at process {pid}: {error}")),
+        })?;
+        // A thread's directory is not listed, but it is there.
+        match field(&status, "Tgid:") {
+            Some(group) if group != u64::from(pid) => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is a thread of process {group}")))
+            }
+            _ => Ok(Self::of(directory)),
+        }
+    }
+
+    fn of(directory: PathBuf) -> Self {
+        Self { directory, threads: RefCell::default() }
+    }
+
+    /// The time that its threads have spent on a CPU, but for the running slice of those on one now. It never goes backwards,
+    /// though a thread that ends takes with it what it had used since the last call.
+    pub(crate) fn cpu_time(&self) -> Option<Duration> {
+        let Threads { cpu_ns, replaced_ns } = &mut *self.threads.borrow_mut();
+        for thread in fs::read_dir(self.directory.join("task")).ok()? {
+            let thread = thread.ok()?;
+            let id = thread.file_name().to_str()?.parse().ok()?;
+            let now_ns = match fs::read_to_string(thread.path().join("schedstat")) {
+                Ok(text) => first_number(&text)?,
+                // It ended after it was listed. ESRCH: after the file was opened.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(_) => return None,
+            };
+            let before_ns = cpu_ns.insert(id, now_ns);
+            *replaced_ns += before_ns.filter(|&before_ns| before_ns > now_ns).unwrap_or(0);
+        }
+        let all_ns = *replaced_ns + cpu_ns.values().sum::<u64>();
+        // A kernel that does not count says 0, and no process that has run does.
+        (all_ns > 0).then(|| Duration::from_nanos(all_ns))
+    }
+
+    /// Its resident memory.
+    pub(crate) fn resident_bytes(&self) -> Option<u64> {
+        let rollup = fs::read_to_string(self.directory.join("smaps_rollup")).ok()?;
+        Some(field(&rollup, "Rss:")? << 10)
+    }
+}
+
+/// The TCP sockets of this network namespace, both ends of a connection that stays in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SocketStatistics {
+    /// Of IPv4 and of IPv6.
+    pub(crate) tcp_inuse: u64,
+    /// Pages that hold data in flight, of all namespaces.
+    pub(crate) tcp_mem_pages: u64,
+}
+
+impl SocketStatistics {
+    pub(crate) fn read() -> Option<Self> {
+        Self::read_at(Path::new("/proc"))
+    }
+
+    pub(super) fn read_at(proc: &Path) -> Option<Self> {
+        let ipv4 = fs::read_to_string(proc.join("net/sockstat")).ok()?;
+        let ipv6 = fs::read_to_string(proc.join("net/sockstat6")).unwrap_or_default();
+        let inuse = field_of(&ipv4, "TCP:", "inuse")?;
+        Some(Self {
+            tcp_inuse: inuse + field_of(&ipv6, "TCP6:", "inuse").unwrap_or(0),
+            tcp_mem_pages: field_of(&ipv4, "TCP:", "mem")?,
+        })
+    }
+}
+
+/// The ports that this system gives to connections.
+pub(crate) fn local_ports() -> Vec<u16> {
+    let read = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    parse_ports(&read("ip_local_port_range"), &read("ip_local_reserved_ports"))
+        .unwrap_or_else(|| (DYNAMIC_PORTS.0..=DYNAMIC_PORTS.1).collect())
+}
+
+/// From the words of `ip_local_port_range` (`32768 60999`) and of `ip_local_reserved_ports` (`8080,9148-9150`, or nothing).
+pub(super) fn parse_ports(range: &str, reserved: &str) -> Option<Vec<u16>> {
+    let (first, last) = range.trim().split_once(char::is_whitespace)?;
+    let (first, last) = (first.parse::<u16>().ok()?.max(1), last.trim().parse::<u16>().ok()?);
+    let mut is_reserved = vec![false; 1 << 16];
+    for range in reserved.trim().split(',').filter(|range| !range.is_empty()) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
+        for port in first..=last {
+            is_reserved[usize::from(port)] = true;
+        }
+    }
+    Some((first..=last).filter(|&port| !is_reserved[usize::from(port)]).collect())
+}
+
+/// `TCP: inuse 5 orphan 0`: the number behind a word of a line.
+fn field_of(text: &str, line: &str, word: &str) -> Option<u64> {
+    let words = text.lines().find_map(|text| text.strip_prefix(line))?;
+    words.split_ascii_whitespace().skip_while(|&at| at != word).nth(1)?.parse().ok()
+}
+
+/// `Rss:   1628 kB`: the first number of a line.
+pub(super) fn field(text: &str, line: &str) -> Option<u64> {
+    first_number(text.lines().find_map(|text| text.strip_prefix(line))?)
+}
+
+fn first_number(text: &str) -> Option<u64> {
+    text.split_ascii_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

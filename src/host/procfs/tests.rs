@@ -1,0 +1,150 @@
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::super::fake_proc::Files;
+use super::*;
+
+/// Keeps the CPU busy until the calling thread has used so much of it.
+fn burn(time: Duration) {
+    let used = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+    let (until, deadline) = (used() + time, Instant::now() + Duration::from_secs(60));
+    while used() < until {
+        assert!(Instant::now() < deadline, "the CPU of a busy thread stands still");
+    }
+}
+
+fn thread(files: &Files, id: u32, ns: u64) {
+    files.write(&format!("42/task/{id}/schedstat"), &format!("{ns} 159620 2\n"));
+}
+
+fn process(files: &Files) -> Process {
+    files.write("42/status", "Name:\techo\nTgid:\t42\nPid:\t42\n");
+    Process::open_at(files.root(), 42).unwrap()
+}
+
+#[test]
+fn the_cpu_of_threads_that_have_ended_counts() {
+    const WORK: Duration = Duration::from_millis(50);
+    for process in [Process::own(), Process::open(std::process::id()).unwrap()] {
+        let start = process.cpu_time().unwrap();
+        let (tell, told) = mpsc::channel();
+        let (release, wait) = mpsc::channel::<()>();
+        let busy = thread::spawn(move || {
+            burn(WORK);
+            tell.send(()).unwrap();
+            let _ = wait.recv();
+        });
+        told.recv().unwrap();
+        // Its last slice counts once it waits, so this look is taken until it does.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut during = process.cpu_time().unwrap();
+        while during < start + WORK {
+            assert!(Instant::now() < deadline, "{start:?} {during:?}");
+            during = process.cpu_time().unwrap();
+        }
+        release.send(()).unwrap();
+        busy.join().unwrap();
+        let after = process.cpu_time().unwrap();
+        assert!(after >= during, "{during:?} {after:?}");
+    }
+}
+
+#[test]
+fn a_thread_that_ends_and_one_that_takes_its_id_count_both() {
+    let files = Files::new();
+    let process = process(&files);
+    let cpu_ns = || process.cpu_time().unwrap().as_nanos();
+    thread(&files, 42, 1000);
+    thread(&files, 43, 500);
+    assert_eq!(cpu_ns(), 1500);
+    files.remove("42/task/43");
+    thread(&files, 42, 1100);
+    assert_eq!(cpu_ns(), 1600);
+    thread(&files, 43, 20);
+    assert_eq!(cpu_ns(), 1620);
+    thread(&files, 43, 30);
+    assert_eq!(cpu_ns(), 1630);
+}
+
+#[test]
+fn what_cannot_be_read_is_none() {
+    let files = Files::new();
+    let process = process(&files);
+    assert_eq!((process.cpu_time(), process.resident_bytes()), (None, None));
+    thread(&files, 42, 0);
+    files.write("42/smaps_rollup", "");
+    assert_eq!((process.cpu_time(), process.resident_bytes()), (None, None), "a kernel that does not count says 0");
+    assert_eq!(SocketStatistics::read_at(files.root()), None);
+    files.write("net/sockstat", "sockets: used 232\n");
+    assert_eq!(SocketStatistics::read_at(files.root()), None);
+}
+
+#[test]
+fn memory_is_what_is_resident() {
+    let process = Process::open(std::process::id()).unwrap();
+    assert!(process.cpu_time().is_some());
+    let before = process.resident_bytes().unwrap();
+    let pages = std::hint::black_box(vec![1_u8; 64 << 20]);
+    let after = process.resident_bytes().unwrap();
+    drop(pages);
+    assert!(after >= before + (32 << 20), "{before} {after}");
+}
+
+#[test]
+fn a_process_that_has_ended_says_nothing() {
+    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let process = Process::open(child.id()).unwrap();
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    assert_eq!((process.cpu_time(), process.resident_bytes()), (None, None));
+}
+
+#[test]
+fn a_wrong_pid_is_refused() {
+    // proc(5): no pid is above 4,194,304.
+    assert_eq!(Process::open(4_194_305).unwrap_err().to_string(), "there is no process 4194305");
+
+    let (tell, told) = mpsc::channel();
+    let (release, wait) = mpsc::channel::<()>();
+    let thread = thread::spawn(move || {
+        let id = fs::read_link("/proc/thread-self").unwrap();
+        tell.send(id.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap()).unwrap();
+        let _ = wait.recv();
+    });
+    let id = told.recv().unwrap();
+    let error = Process::open(id).unwrap_err().to_string();
+    release.send(()).unwrap();
+    thread.join().unwrap();
+    assert_eq!(error, format!("{id} is a thread of process {}", std::process::id()));
+}
+
+#[test]
+fn the_sockets_of_both_families_are_counted() {
+    let files = Files::new();
+    files.write(
+        "net/sockstat",
+        "sockets: used 232\nTCP: inuse 207 orphan 1 tw 430 alloc 212 mem 211\nUDP: inuse 3 mem 4\n",
+    );
+    assert_eq!(SocketStatistics::read_at(files.root()), Some(SocketStatistics { tcp_inuse: 207, tcp_mem_pages: 211 }));
+    files.write("net/sockstat6", "TCP6: inuse 5\nUDP6: inuse 6\n");
+    assert_eq!(SocketStatistics::read_at(files.root()), Some(SocketStatistics { tcp_inuse: 212, tcp_mem_pages: 211 }));
+    assert!(SocketStatistics::read().is_some());
+}
+
+#[test]
+fn reserved_ports_are_left_out() {
+    assert_eq!(parse_ports("32768\t32773\n", "\n").unwrap(), [32768, 32769, 32770, 32771, 32772, 32773]);
+    assert_eq!(parse_ports("32768\t32773\n", "80,32769-32771,32773\n").unwrap(), [32768, 32772]);
+    assert_eq!(parse_ports("65534 65535", "65535").unwrap(), [65534]);
+    assert_eq!(parse_ports("0 2", "").unwrap(), [1, 2], "port 0 would be any");
+    assert!(parse_ports("100 200", "1-65535").unwrap().is_empty());
+    for (range, reserved) in [("", ""), ("1", ""), ("1 x", ""), ("1 65536", ""), ("1 2", "x"), ("1 2", "3-")] {
+        assert_eq!(parse_ports(range, reserved), None, "{range:?} {reserved:?}");
+    }
+}
