@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         }
         _ => {}
     }
-    Ok(if limits.iter().any(|limit| limit.stops) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if limits.iter().any(|limit| limit.insufficient) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 impl Arguments {
@@ -85,8 +85,8 @@ fn print(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> 
     let mut rows = vec![["LIMIT", "HERE", "CONNECTIONS", ""].map(str::to_owned)];
     for limit in limits {
         let here = limit.value.clone().unwrap_or_else(|| "cannot be read".to_owned());
-        let verdict = if limit.stops { "too few" } else { "" };
-        rows.push([limit.name.to_owned(), here, limit.allows.to_string(), verdict.to_owned()]);
+        let verdict = if limit.insufficient { "too few" } else { "" };
+        rows.push([limit.name.to_owned(), here, limit.capacity.to_string(), verdict.to_owned()]);
     }
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let (name, here, allows) = (width(0), width(1), width(2));
@@ -98,7 +98,7 @@ fn print(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> 
 }
 
 fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> {
-    let stops: Vec<_> = limits.iter().filter(|limit| limit.stops).collect();
+    let stops: Vec<_> = limits.iter().filter(|limit| limit.insufficient).collect();
     let connections = plural(&plan.connections.to_string(), "connection");
     let purpose = match plan.purpose {
         Purpose::Serve => "for a server",
@@ -108,7 +108,7 @@ fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Res
     if stops.is_empty() {
         return writeln!(out, "\nNothing that could be read stops {connections} {purpose}.");
     }
-    let most = stops.iter().filter_map(|limit| match limit.allows {
+    let most = stops.iter().filter_map(|limit| match limit.capacity {
         Capacity::Connections(count) => Some(count),
         _ => None,
     });
@@ -155,7 +155,7 @@ mod tests {
         for (row, limit) in table[1..].iter().zip(&limits) {
             assert!(row.starts_with(limit.name), "{row}");
             assert!(row[..here].ends_with("  ") && !row[here..].starts_with(' '), "{row}");
-            assert!(row[..connections].ends_with(&format!("  {}", limit.allows)), "{row}");
+            assert!(row[..connections].ends_with(&format!("  {}", limit.capacity)), "{row}");
         }
     }
 
@@ -163,7 +163,7 @@ mod tests {
     fn what_stops_is_said_with_what_lifts_it() {
         // More than the descriptors that any Linux gives a process.
         let (text, limits) = printed(i32::MAX.unsigned_abs());
-        let stops: Vec<_> = limits.iter().filter(|limit| limit.stops).collect();
+        let stops: Vec<_> = limits.iter().filter(|limit| limit.insufficient).collect();
         assert!(!stops.is_empty());
         let (said, lifted) = text.split_once("What lifts it:\n").unwrap();
         for limit in stops {

@@ -1,12 +1,12 @@
-//! A directory that stands in for `/proc` in tests.
+//! A replacement for `/proc` in tests.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A directory that plays `/proc`.
+/// The directory, removed when dropped.
 pub(super) struct Files(PathBuf);
 
 impl Files {

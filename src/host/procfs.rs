@@ -1,4 +1,4 @@
-//! What Linux says of processes and sockets in `/proc`. What cannot be read is `None`, never 0.
+//! Reads processes, sockets and the port range from `/proc`. A value that cannot be read is `None`, never 0.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -7,10 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where the system does not say which ports are for this: RFC 6335, 6.
+/// The dynamic ports of RFC 6335, section 6: the range to use if the system's cannot be read.
 const DYNAMIC_PORTS: (u16, u16) = (49152, 65535);
 
-/// A process whose CPU and memory are looked at.
+/// A process whose CPU time and memory are read.
 #[derive(Debug)]
 pub(crate) struct Process {
     directory: PathBuf,
@@ -19,21 +19,24 @@ pub(crate) struct Process {
 
 #[derive(Debug, Default)]
 struct Threads {
-    /// The CPU of each when it was last seen: one that has ended stays.
+    /// CPU time by thread id, as last read. A thread that has ended keeps its entry.
     cpu_ns: BTreeMap<u32, u64>,
-    /// Of those whose id has gone to another.
+    /// CPU time of ended threads whose id another thread reuses.
     replaced_ns: u64,
 }
 
 impl Process {
-    /// This process.
+    /// Returns this process.
     pub(crate) fn own() -> Self {
         Self::of(PathBuf::from("/proc/self"))
     }
 
+    /// Returns the process `pid`.
+    ///
     /// # Errors
     ///
-    /// - There is no such process, or the number is a thread's.
+    /// - `NotFound`: there is no such process.
+    /// - `InvalidInput`: `pid` is the id of a thread.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
         Self::open_at(Path::new("/proc"), pid)
     }
@@ -42,9 +45,9 @@ impl Process {
         let directory = proc.join(pid.to_string());
         let status = fs::read_to_string(directory.join("status")).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => io::Error::new(error.kind(), format!("there is no process {pid}")),
-            kind => io::Error::new(kind, format!("cannot look at process {pid}: {error}")),
+            kind => io::Error::new(kind, format!("cannot read the status of process {pid}: {error}")),
         })?;
-        // A thread's directory is not listed, but it is there.
+        // The directory of a thread is not listed in /proc, but it can be opened.
         match field(&status, "Tgid:") {
             Some(group) if group != u64::from(pid) => {
                 Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is a thread of process {group}")))
@@ -57,8 +60,9 @@ impl Process {
         Self { directory, threads: RefCell::default() }
     }
 
-    /// The time that its threads have spent on a CPU, but for the running slice of those on one now. It never goes backwards,
-    /// though a thread that ends takes with it what it had used since the last call.
+    /// Returns the CPU time of its threads, without the current time slice of running ones. It never decreases.
+    ///
+    /// The time that a thread uses between the last call and its end is lost.
     pub(crate) fn cpu_time(&self) -> Option<Duration> {
         let Threads { cpu_ns, replaced_ns } = &mut *self.threads.borrow_mut();
         for thread in fs::read_dir(self.directory.join("task")).ok()? {
@@ -66,7 +70,7 @@ impl Process {
             let id = thread.file_name().to_str()?.parse().ok()?;
             let now_ns = match fs::read_to_string(thread.path().join("schedstat")) {
                 Ok(text) => first_number(&text)?,
-                // It ended after it was listed. ESRCH: after the file was opened.
+                // The thread ended after it was listed; ESRCH: after its file was opened.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
                 Err(_) => return None,
@@ -75,23 +79,23 @@ impl Process {
             *replaced_ns += before_ns.filter(|&before_ns| before_ns > now_ns).unwrap_or(0);
         }
         let all_ns = *replaced_ns + cpu_ns.values().sum::<u64>();
-        // A kernel that does not count says 0, and no process that has run does.
+        // 0 means that the kernel does not count: a process that runs has used some.
         (all_ns > 0).then(|| Duration::from_nanos(all_ns))
     }
 
-    /// Its resident memory.
+    /// Returns its resident memory in bytes.
     pub(crate) fn resident_bytes(&self) -> Option<u64> {
         let rollup = fs::read_to_string(self.directory.join("smaps_rollup")).ok()?;
         Some(field(&rollup, "Rss:")? << 10)
     }
 }
 
-/// The TCP sockets of this network namespace, both ends of a connection that stays in it.
+/// Counts of TCP sockets in this network namespace. A connection within it counts twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SocketStatistics {
-    /// Of IPv4 and of IPv6.
+    /// TCP sockets of IPv4 and IPv6.
     pub(crate) tcp_inuse: u64,
-    /// Pages that hold data in flight, of all namespaces.
+    /// Pages of data in flight, in all namespaces.
     pub(crate) tcp_mem_pages: u64,
 }
 
@@ -111,14 +115,14 @@ impl SocketStatistics {
     }
 }
 
-/// The ports that this system gives to connections.
+/// Returns the ports that this system assigns to connections: `ip_local_port_range` without the reserved ones.
 pub(crate) fn local_ports() -> Vec<u16> {
     let read = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
     parse_ports(&read("ip_local_port_range"), &read("ip_local_reserved_ports"))
         .unwrap_or_else(|| (DYNAMIC_PORTS.0..=DYNAMIC_PORTS.1).collect())
 }
 
-/// From the words of `ip_local_port_range` (`32768 60999`) and of `ip_local_reserved_ports` (`8080,9148-9150`, or nothing).
+/// Parses `ip_local_port_range` (`32768 60999`) and `ip_local_reserved_ports` (`8080,9148-9150`, or empty).
 pub(super) fn parse_ports(range: &str, reserved: &str) -> Option<Vec<u16>> {
     let (first, last) = range.trim().split_once(char::is_whitespace)?;
     let (first, last) = (first.parse::<u16>().ok()?.max(1), last.trim().parse::<u16>().ok()?);
@@ -133,13 +137,13 @@ pub(super) fn parse_ports(range: &str, reserved: &str) -> Option<Vec<u16>> {
     Some((first..=last).filter(|&port| !is_reserved[usize::from(port)]).collect())
 }
 
-/// `TCP: inuse 5 orphan 0`: the number behind a word of a line.
+/// Returns the number after `word` in a line such as `TCP: inuse 5 orphan 0`.
 fn field_of(text: &str, line: &str, word: &str) -> Option<u64> {
     let words = text.lines().find_map(|text| text.strip_prefix(line))?;
     words.split_ascii_whitespace().skip_while(|&at| at != word).nth(1)?.parse().ok()
 }
 
-/// `Rss:   1628 kB`: the first number of a line.
+/// Returns the first number of a line such as `Rss:   1628 kB`.
 pub(super) fn field(text: &str, line: &str) -> Option<u64> {
     first_number(text.lines().find_map(|text| text.strip_prefix(line))?)
 }

@@ -1,4 +1,4 @@
-#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -10,12 +10,12 @@ use rustix::time::{ClockId, clock_gettime};
 use super::super::fake_proc::Files;
 use super::*;
 
-/// Keeps the CPU busy until the calling thread has used so much of it.
+/// Keeps the CPU busy until the calling thread has used `time` of it.
 fn burn(time: Duration) {
     let used = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
     let (until, deadline) = (used() + time, Instant::now() + Duration::from_secs(60));
     while used() < until {
-        assert!(Instant::now() < deadline, "the CPU of a busy thread stands still");
+        assert!(Instant::now() < deadline, "the CPU time of a busy thread does not grow");
     }
 }
 
@@ -29,19 +29,19 @@ fn process(files: &Files) -> Process {
 }
 
 #[test]
-fn the_cpu_of_threads_that_have_ended_counts() {
+fn cpu_time_includes_ended_threads() {
     const WORK: Duration = Duration::from_millis(50);
     for process in [Process::own(), Process::open(std::process::id()).unwrap()] {
         let start = process.cpu_time().unwrap();
-        let (tell, told) = mpsc::channel();
+        let (report, reported) = mpsc::channel();
         let (release, wait) = mpsc::channel::<()>();
         let busy = thread::spawn(move || {
             burn(WORK);
-            tell.send(()).unwrap();
+            report.send(()).unwrap();
             let _ = wait.recv();
         });
-        told.recv().unwrap();
-        // Its last slice counts once it waits, so this look is taken until it does.
+        reported.recv().unwrap();
+        // Its last time slice counts only once it waits: read again until it does.
         let deadline = Instant::now() + Duration::from_secs(60);
         let mut during = process.cpu_time().unwrap();
         while during < start + WORK {
@@ -56,7 +56,7 @@ fn the_cpu_of_threads_that_have_ended_counts() {
 }
 
 #[test]
-fn a_thread_that_ends_and_one_that_takes_its_id_count_both() {
+fn cpu_time_includes_ended_threads_whose_id_is_reused() {
     let files = Files::new();
     let process = process(&files);
     let cpu_ns = || process.cpu_time().unwrap().as_nanos();
@@ -73,20 +73,20 @@ fn a_thread_that_ends_and_one_that_takes_its_id_count_both() {
 }
 
 #[test]
-fn what_cannot_be_read_is_none() {
+fn unreadable_values_are_none() {
     let files = Files::new();
     let process = process(&files);
     assert_eq!((process.cpu_time(), process.resident_bytes()), (None, None));
     thread(&files, 42, 0);
     files.write("42/smaps_rollup", "");
-    assert_eq!((process.cpu_time(), process.resident_bytes()), (None, None), "a kernel that does not count says 0");
+    assert_eq!((process.cpu_time(), process.resident_bytes()), (None, None), "a kernel that does not count reports 0");
     assert_eq!(SocketStatistics::read_at(files.root()), None);
     files.write("net/sockstat", "sockets: used 232\n");
     assert_eq!(SocketStatistics::read_at(files.root()), None);
 }
 
 #[test]
-fn memory_is_what_is_resident() {
+fn resident_memory_grows_with_touched_pages() {
     let process = Process::open(std::process::id()).unwrap();
     assert!(process.cpu_time().is_some());
     let before = process.resident_bytes().unwrap();
@@ -97,7 +97,7 @@ fn memory_is_what_is_resident() {
 }
 
 #[test]
-fn a_process_that_has_ended_says_nothing() {
+fn an_ended_process_has_no_values() {
     let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let process = Process::open(child.id()).unwrap();
     drop(child.stdin.take());
@@ -106,18 +106,18 @@ fn a_process_that_has_ended_says_nothing() {
 }
 
 #[test]
-fn a_wrong_pid_is_refused() {
+fn an_invalid_pid_is_rejected() {
     // proc(5): no pid is above 4,194,304.
     assert_eq!(Process::open(4_194_305).unwrap_err().to_string(), "there is no process 4194305");
 
-    let (tell, told) = mpsc::channel();
+    let (report, reported) = mpsc::channel();
     let (release, wait) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {
         let id = fs::read_link("/proc/thread-self").unwrap();
-        tell.send(id.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap()).unwrap();
+        report.send(id.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap()).unwrap();
         let _ = wait.recv();
     });
-    let id = told.recv().unwrap();
+    let id = reported.recv().unwrap();
     let error = Process::open(id).unwrap_err().to_string();
     release.send(()).unwrap();
     thread.join().unwrap();
@@ -125,7 +125,7 @@ fn a_wrong_pid_is_refused() {
 }
 
 #[test]
-fn the_sockets_of_both_families_are_counted() {
+fn sockets_of_both_families_are_counted() {
     let files = Files::new();
     files.write(
         "net/sockstat",
@@ -138,11 +138,11 @@ fn the_sockets_of_both_families_are_counted() {
 }
 
 #[test]
-fn reserved_ports_are_left_out() {
+fn reserved_ports_are_excluded() {
     assert_eq!(parse_ports("32768\t32773\n", "\n").unwrap(), [32768, 32769, 32770, 32771, 32772, 32773]);
     assert_eq!(parse_ports("32768\t32773\n", "80,32769-32771,32773\n").unwrap(), [32768, 32772]);
     assert_eq!(parse_ports("65534 65535", "65535").unwrap(), [65534]);
-    assert_eq!(parse_ports("0 2", "").unwrap(), [1, 2], "port 0 would be any");
+    assert_eq!(parse_ports("0 2", "").unwrap(), [1, 2], "port 0 means any port");
     assert!(parse_ports("100 200", "1-65535").unwrap().is_empty());
     for (range, reserved) in [("", ""), ("1", ""), ("1 x", ""), ("1 65536", ""), ("1 2", "x"), ("1 2", "3-")] {
         assert_eq!(parse_ports(range, reserved), None, "{range:?} {reserved:?}");
