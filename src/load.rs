@@ -25,8 +25,7 @@ mod config;
 mod connector;
 mod driver;
 mod engine;
-mod histogram;
-mod merge;
+mod error;
 mod mode;
 mod pattern;
 mod progress;
@@ -35,8 +34,6 @@ mod schedule;
 mod session;
 mod sources;
 mod stage;
-mod summary;
-mod thresholds;
 mod timeline;
 mod timer;
 mod totals;
@@ -48,14 +45,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use mio::Waker;
 
-pub use self::config::{Close, Config, Mode};
-pub use self::histogram::{Histogram, Percentile};
-pub use self::merge::merge;
+pub use self::config::{Close, Config};
 pub use self::progress::{Progress, ProgressCell, Step};
-pub use self::report::Report;
+pub use self::report::{Histogram, Mode, Percentile, Report, Threshold, merge};
 pub use self::session::Session;
 pub use self::sources::{SourceRange, count_pairs};
-pub use self::thresholds::Threshold;
 
 /// Ends a run early, or several, from any thread. It reports what it has seen until then.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use ecoloop::load::report::{ErrorCount, Finding, Loop, Summary, Threshold};
+use ecoloop::load::report::{ErrorCount, Finding, Loop, Summary, ThresholdResult};
 use ecoloop::load::{Mode, Report};
 
 /// Errors and findings that are printed; the JSON has them all.
@@ -209,7 +209,7 @@ pub(super) fn finding(Finding { kind, connection, local, peer, offset, .. }: &Fi
     format!("{} at byte {} of connection {connection}, {local} to {peer}", kind.name(), count(*offset))
 }
 
-fn fallen(threshold: &Threshold) -> String {
+fn fallen(threshold: &ThresholdResult) -> String {
     let is_time = !["rate", "connections", "errors", "unanswered", "findings", "verified"]
         .iter()
         .any(|name| threshold.expr.starts_with(name));

@@ -5,9 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-
-use super::thresholds::Threshold;
+use super::report::{Mode, Threshold};
 
 /// Maximum number of connections: more cannot be told apart by their bytes.
 const CONNECTIONS_MAX: u64 = 1 << 26;
@@ -141,18 +139,6 @@ impl Config {
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
     }
-}
-
-/// What each connection does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Exchanges messages for the measured window.
-    Echo,
-    /// Sends one message at its opening, none in the measured window, and one after it.
-    Hold,
-    /// Sends its messages and closes, and another connection replaces it.
-    Churn,
 }
 
 /// How a connection is closed.

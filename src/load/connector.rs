@@ -3,7 +3,7 @@
 use std::io;
 
 use super::config::Config;
-use super::report::ErrorName;
+use super::error::ErrorName;
 use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources};
 use super::stage::{Counts, Stage};
 

@@ -10,9 +10,10 @@ use self::churn::ChurnMode;
 use self::echo::EchoMode;
 use self::hold::HoldMode;
 use super::client::{Message, MessageCounts};
-use super::config::{Config, Mode};
+use super::config::Config;
+use super::error::ErrorName;
 use super::progress::Step;
-use super::report::{ErrorName, Hold};
+use super::report::{Hold, Mode};
 use super::schedule::Window;
 use super::stage::{Counts, Stage};
 

@@ -4,11 +4,13 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use super::Interrupt;
-use super::config::{Config, Mode};
+use super::config::Config;
 use super::engine::Engine;
+use super::error::errno_name;
 use super::progress::{ProgressCell, Step};
-use super::report::Report;
-use super::summary::{self, CpuTimes, Readings};
+use super::report::{
+    self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Mode, Phases, Readings, Report, Settings,
+};
 use crate::host::{Process, SocketStatistics};
 
 /// Measures several windows over the same connections: [`run`](super::run) in parts.
@@ -132,10 +134,74 @@ impl Session {
 
     /// Returns the report, and clears its counts.
     fn report(&mut self) -> Report {
-        let report = summary::report(&self.engine, self.start, self.readings);
+        let measured = measured(&self.engine, self.start, self.readings);
+        let report = report::build(measured, &self.engine.config.thresholds);
         self.engine.reset();
         self.readings = Readings::default();
         report
+    }
+}
+
+fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<'_> {
+    let (config, driver) = (&engine.config, &engine.driver);
+    let (totals, counts) = (&driver.totals, driver.connector.counts);
+    let is_open_loop = config.is_open_loop();
+    Measured {
+        start,
+        ended: if engine.interrupted { Ended::Interrupted } else { Ended::Complete },
+        mode: config.mode,
+        r#loop: if is_open_loop { Loop::Open } else { Loop::Closed },
+        settings: Settings {
+            targets: config.targets.clone(),
+            sources: config.sources.clone(),
+            size: config.size as u64,
+            pipeline: config.pipeline.or(if is_open_loop { None } else { Some(1) }),
+            rate: config.rate,
+            seed: Some(config.seed),
+            labels: config.labels.clone(),
+        },
+        phases_s: phases(engine),
+        connections: Connections {
+            requested: config.connections.into(),
+            established: counts.established,
+            verified: counts.verified,
+            held: counts.held,
+            opened_total: counts.opened,
+        },
+        hold: driver.workload.outcomes(&counts),
+        messages: totals.messages,
+        verified_in_window: totals.verified_in_window,
+        latency: &totals.latency,
+        connect: &totals.connect,
+        lateness: &totals.lateness,
+        turn: &engine.turn,
+        errors: totals
+            .errors()
+            .map(|((phase, error, errno), count)| ErrorCount {
+                phase,
+                error,
+                errno: errno.map(|errno| errno_name(errno).into_owned()),
+                count,
+            })
+            .collect(),
+        verify: totals.verify.clone(),
+        server_pid: config.server_pid,
+        readings,
+        timeline: engine.timeline.samples().to_vec(),
+    }
+}
+
+fn phases(engine: &Engine) -> Phases {
+    let seconds = |from: Step, to: Step| {
+        let begun = engine.begun[from as usize];
+        Duration::from_nanos(engine.begun[to as usize].saturating_sub(begun)).as_secs_f64()
+    };
+    Phases {
+        connect: seconds(Step::Connect, Step::Warmup),
+        warmup: seconds(Step::Warmup, Step::Measure),
+        measure: seconds(Step::Measure, Step::Drain),
+        drain: seconds(Step::Drain, Step::Idle),
+        close: seconds(Step::Close, Step::Done),
     }
 }
 

@@ -3,7 +3,6 @@
 //! A kernel that chooses the port of a bound socket takes it from every target at once. Chosen here, with `SO_REUSEADDR`, one port
 //! serves each target, and one that waits in `TIME_WAIT` serves again at once (Linux looks at the peer's timestamps, tcp(7)).
 
-use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::hash::Hash;
@@ -14,7 +13,7 @@ use std::str::FromStr;
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::report::{ErrorName, Phase};
+use super::error::{ErrorName, Phase, classify};
 use crate::host::local_ports;
 
 /// Addresses to connect from, at most, over all `--source`.
@@ -430,83 +429,12 @@ fn unbound_failure(phase: Phase, error: &io::Error, peer: SocketAddr) -> Connect
     failure
 }
 
-/// Whether a connect that failed may succeed from another port.
-pub(crate) fn is_port_taken(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL))
-}
-
 /// A random number of `value`, the same each time: the finalizer of `SplitMix64`.
 fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
-}
-
-/// The name of what went wrong, in any phase. A port or an address that cannot be had counts as `no_ports` here; whether a
-/// source is not local is known where it is bound.
-pub(crate) fn classify(error: &io::Error) -> ErrorName {
-    let Some(errno) = error.raw_os_error() else {
-        return match error.kind() {
-            io::ErrorKind::UnexpectedEof => ErrorName::ClosedEarly,
-            io::ErrorKind::TimedOut => ErrorName::Timeout,
-            _ => ErrorName::Other,
-        };
-    };
-    match errno {
-        libc::ECONNREFUSED => ErrorName::Refused,
-        // EPIPE: a reset that was taken note of before.
-        libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED => ErrorName::Reset,
-        libc::ETIMEDOUT => ErrorName::Timeout,
-        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => ErrorName::Unreachable,
-        libc::EADDRNOTAVAIL | libc::EADDRINUSE => ErrorName::NoPorts,
-        libc::EMFILE | libc::ENFILE => ErrorName::NoDescriptors,
-        // ENOSPC: epoll_ctl(2) bounds its share of the kernel's memory by `max_user_watches`.
-        libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC => ErrorName::NoMemory,
-        _ => ErrorName::Other,
-    }
-}
-
-/// `ECONNREFUSED`, as errno(3) has it; `errno 123` for those that no call here is known to answer.
-pub(crate) fn errno_name(errno: i32) -> Cow<'static, str> {
-    let name = match errno {
-        libc::EACCES => "EACCES",
-        libc::EADDRINUSE => "EADDRINUSE",
-        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
-        libc::EAGAIN => "EAGAIN",
-        libc::EALREADY => "EALREADY",
-        libc::EBADF => "EBADF",
-        libc::ECONNABORTED => "ECONNABORTED",
-        libc::ECONNREFUSED => "ECONNREFUSED",
-        libc::ECONNRESET => "ECONNRESET",
-        libc::EHOSTDOWN => "EHOSTDOWN",
-        libc::EHOSTUNREACH => "EHOSTUNREACH",
-        libc::EINTR => "EINTR",
-        libc::EINVAL => "EINVAL",
-        libc::EIO => "EIO",
-        libc::EISCONN => "EISCONN",
-        libc::EMFILE => "EMFILE",
-        libc::EMSGSIZE => "EMSGSIZE",
-        libc::ENETDOWN => "ENETDOWN",
-        libc::ENETRESET => "ENETRESET",
-        libc::ENETUNREACH => "ENETUNREACH",
-        libc::ENFILE => "ENFILE",
-        libc::ENOBUFS => "ENOBUFS",
-        libc::ENOENT => "ENOENT",
-        libc::ENOMEM => "ENOMEM",
-        libc::ENOPROTOOPT => "ENOPROTOOPT",
-        libc::ENOSPC => "ENOSPC",
-        libc::ENOTCONN => "ENOTCONN",
-        libc::EOPNOTSUPP => "EOPNOTSUPP",
-        libc::EPERM => "EPERM",
-        libc::EPIPE => "EPIPE",
-        libc::EPROTO => "EPROTO",
-        libc::EPROTONOSUPPORT => "EPROTONOSUPPORT",
-        libc::ETIMEDOUT => "ETIMEDOUT",
-        _ => return Cow::Owned(format!("errno {errno}")),
-    };
-    Cow::Borrowed(name)
 }
 
 #[cfg(test)]
@@ -776,31 +704,6 @@ mod tests {
         assert!(stream.nodelay().unwrap() && socket.reuse_address().unwrap());
         let stream = sources.connect(&SocketOptions::default()).unwrap().stream;
         assert!(!stream.nodelay().unwrap());
-    }
-
-    #[test]
-    fn an_error_has_a_name_of_the_list() {
-        for (errno, name, error) in [
-            (libc::ECONNREFUSED, "ECONNREFUSED", ErrorName::Refused),
-            (libc::ECONNRESET, "ECONNRESET", ErrorName::Reset),
-            (libc::EPIPE, "EPIPE", ErrorName::Reset),
-            (libc::ETIMEDOUT, "ETIMEDOUT", ErrorName::Timeout),
-            (libc::ENETUNREACH, "ENETUNREACH", ErrorName::Unreachable),
-            (libc::EHOSTUNREACH, "EHOSTUNREACH", ErrorName::Unreachable),
-            (libc::EADDRNOTAVAIL, "EADDRNOTAVAIL", ErrorName::NoPorts),
-            (libc::EADDRINUSE, "EADDRINUSE", ErrorName::NoPorts),
-            (libc::EMFILE, "EMFILE", ErrorName::NoDescriptors),
-            (libc::ENFILE, "ENFILE", ErrorName::NoDescriptors),
-            (libc::ENOBUFS, "ENOBUFS", ErrorName::NoMemory),
-            (libc::ENOMEM, "ENOMEM", ErrorName::NoMemory),
-            (libc::EACCES, "EACCES", ErrorName::Other),
-            (9999, "errno 9999", ErrorName::Other),
-        ] {
-            assert_eq!(classify(&io::Error::from_raw_os_error(errno)), error, "{name}");
-            assert_eq!(errno_name(errno), name);
-        }
-        assert_eq!(classify(&io::ErrorKind::UnexpectedEof.into()), ErrorName::ClosedEarly);
-        assert_eq!(classify(&io::ErrorKind::InvalidData.into()), ErrorName::Other);
     }
 
     proptest! {

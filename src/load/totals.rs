@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::histogram::Histogram;
-use super::report::{ErrorName, Finding, Messages, Phase, Verify};
+use super::error::{ErrorName, Phase};
+use super::report::{Finding, Histogram, Messages, Verify};
 use super::verify::Fault;
 
 /// Findings that the report lists; more are only counted.

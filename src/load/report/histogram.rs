@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
 
-use super::report::Summary;
+use super::document::Summary;
 
 const NANOSECONDS_A_MICROSECOND: u64 = 1000;
 /// An hour: what lies beyond is recorded as this, and counted as clipped.

@@ -2,8 +2,7 @@
 
 use std::str::FromStr;
 
-use super::config::Mode;
-use super::report::{self, Report, Verdict};
+use super::document::{Mode, Report, ThresholdResult, Verdict};
 
 /// A condition that makes a run fail: `p99>5ms`.
 ///
@@ -30,11 +29,11 @@ impl Threshold {
         Self { text, metric, comparison, bound: bound as f64 }
     }
 
-    fn evaluate(&self, report: &Report, default: bool) -> report::Threshold {
+    fn evaluate(&self, report: &Report, default: bool) -> ThresholdResult {
         let value = self.metric.value(report);
         // What could not be measured cannot be told to hold.
         let failed = value.is_none_or(|value| self.comparison.holds(value, self.bound));
-        report::Threshold { expr: self.text.clone(), default, value, failed }
+        ThresholdResult { expr: self.text.clone(), default, value, failed }
     }
 }
 
@@ -206,144 +205,4 @@ impl Unit {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::super::report::tests::example;
-    use super::super::report::{ErrorCount, ErrorName, Phase};
-    use super::*;
-
-    fn threshold(text: &str) -> Threshold {
-        text.parse().unwrap()
-    }
-
-    /// The report with these thresholds judged: whether each failed, by its text.
-    fn judged(mut report: Report, asked: &[&str]) -> (Verdict, Vec<(String, bool)>) {
-        let asked: Vec<_> = asked.iter().map(|text| threshold(text)).collect();
-        evaluate(&mut report, &asked);
-        (report.verdict, report.thresholds.into_iter().map(|threshold| (threshold.expr, threshold.failed)).collect())
-    }
-
-    fn fallen(report: Report, asked: &[&str]) -> Vec<String> {
-        let (verdict, thresholds) = judged(report, asked);
-        let fallen: Vec<_> = thresholds.into_iter().filter(|(_, failed)| *failed).map(|(text, _)| text).collect();
-        assert_eq!(verdict == Verdict::Pass, fallen.is_empty());
-        fallen
-    }
-
-    #[test]
-    fn every_metric_takes_its_unit() {
-        for (text, metric, bound) in [
-            ("p50>300us", Metric::P50, 300.0),
-            ("p90 >= 5ms", Metric::P90, 5000.0),
-            ("p99>1.5s", Metric::P99, 1.5e6),
-            ("p99.9<2m", Metric::P99_9, 120e6),
-            ("p99.99<=1h", Metric::P99_99, 3600e6),
-            ("max>0us", Metric::Max, 0.0),
-            (" mean>1ms ", Metric::Mean, 1000.0),
-            ("connect_p99>1ms", Metric::ConnectP99, 1000.0),
-            ("lateness_p99>1ms", Metric::LatenessP99, 1000.0),
-            ("rate<2k/s", Metric::Rate, 2000.0),
-            ("rate<1.5M", Metric::Rate, 1.5e6),
-            ("connections<9.5k", Metric::Connections, 9500.0),
-            ("errors>10", Metric::Errors, 10.0),
-            ("unanswered>=1", Metric::Unanswered, 1.0),
-        ] {
-            let threshold = threshold(text);
-            assert_eq!(
-                (threshold.metric, threshold.bound, &threshold.text[..]),
-                (metric, bound, text.trim()),
-                "{text}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_no_gate_is_refused_with_the_reason() {
-        const FORM: &str = "expected METRIC, one of < > <= >=, and a value, such as p99>5ms";
-        const DURATION: &str = "p99 takes a duration such as 300us, 5ms or 1.5s";
-        for (text, reason) in [
-            ("", FORM),
-            ("p99", FORM),
-            ("p99=5ms", FORM),
-            ("p99>5", DURATION),
-            ("p99>", DURATION),
-            ("p99>ms", DURATION),
-            ("p99>-5ms", DURATION),
-            ("p99>1.2.3ms", DURATION),
-            (
-                "p99=>5ms",
-                "\"p99=\" is no metric; these are: p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99 rate connections errors unanswered",
-            ),
-            (
-                "findings>3",
-                "\"findings\" is no metric; these are: p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99 rate connections errors unanswered",
-            ),
-            ("errors>5ms", "errors takes a count such as 0, 100 or 10k"),
-            ("errors>5/s", "errors takes a count such as 0, 100 or 10k"),
-            ("errors>inf", "errors takes a count such as 0, 100 or 10k"),
-            ("rate<5k/m", "rate takes a rate such as 2000, 10k or 10k/s"),
-        ] {
-            assert_eq!(text.parse::<Threshold>().unwrap_err(), reason, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_sound_run_passes_what_stands_unasked() {
-        let (verdict, thresholds) = judged(example(), &[]);
-        let thresholds: Vec<_> = thresholds.iter().map(|(text, failed)| (&text[..], *failed)).collect();
-        let expected = ["connections<50", "errors>0", "unanswered>0", "findings>0", "verified<1"];
-        assert_eq!((verdict, thresholds), (Verdict::Pass, expected.map(|text| (text, false)).to_vec()));
-    }
-
-    #[test]
-    fn each_gate_falls_by_its_own_quantity() {
-        let fallen_by = |change: fn(&mut Report)| {
-            let mut report = example();
-            change(&mut report);
-            fallen(report, &[])
-        };
-        assert_eq!(fallen_by(|report| report.connections.held = 49), ["connections<50"]);
-        assert_eq!(fallen_by(|report| report.messages.unanswered = 1), ["unanswered>0"]);
-        assert_eq!(fallen_by(|report| report.messages.verified = 0), ["verified<1"]);
-        assert_eq!(fallen_by(|report| report.verify.connections_failed = 1), ["findings>0"]);
-        let error = |report: &mut Report| {
-            let error = ErrorCount { phase: Phase::Connect, error: ErrorName::Refused, errno: None, count: 2 };
-            report.errors = vec![error];
-        };
-        assert_eq!(fallen_by(error), ["errors>0"]);
-    }
-
-    #[test]
-    fn asking_replaces_what_stands_on_the_same_quantity_but_never_the_findings() {
-        let mut report = example();
-        report.connections.held = 40;
-        report.messages.unanswered = 3;
-        report.verify.connections_failed = 1;
-        assert_eq!(
-            fallen(report.clone(), &["connections<40", "unanswered>2"]),
-            ["findings>0", "unanswered>2"],
-            "40 are enough here, 3 too many"
-        );
-        let (_, thresholds) = judged(report, &["unanswered>5"]);
-        assert!(!thresholds.iter().any(|(text, _)| text == "unanswered>0"), "{thresholds:?}");
-    }
-
-    #[test]
-    fn a_bound_is_met_as_its_sign_says() {
-        let mut report = example();
-        report.latency_us.p99 = Some(5000);
-        let asked = ["p99>5ms", "p99>=5ms", "p99<5ms", "p99<=5ms", "p99>4999us", "rate<2k", "rate<=2k/s"];
-        assert_eq!(fallen(report, &asked), ["p99>=5ms", "p99<=5ms", "p99>4999us", "rate<=2k/s"]);
-    }
-
-    #[test]
-    fn a_gate_on_what_has_no_value_falls() {
-        let mut report = example();
-        report.rate_per_s = None;
-        evaluate(&mut report, &[threshold("lateness_p99>1h"), threshold("mean>1h"), threshold("rate<0")]);
-        let asked: Vec<_> = report.thresholds.iter().filter(|threshold| !threshold.default).collect();
-        assert_eq!(asked.len(), 3);
-        assert!(asked.iter().all(|threshold| threshold.failed && threshold.value.is_none()), "{asked:?}");
-        assert_eq!(report.verdict, Verdict::Fail);
-    }
-}
+mod tests;

@@ -1,0 +1,147 @@
+//! Builds the report of a run from what was measured.
+
+use std::time::{Duration, SystemTime};
+
+use super::document::{
+    Connections, Ended, ErrorCount, Generator, Hold, Loop, Messages, Mode, Phases, Report, SCHEMA, Sample,
+    ScheduleReport, ServerSide, Settings, Sockstat, Verdict, Verify,
+};
+use super::histogram::Histogram;
+use super::thresholds::{Threshold, evaluate};
+use crate::host::{Process, SocketStatistics};
+
+/// The schedule is not kept above this lateness at the 99th percentile, in microseconds.
+const LATENESS_US_MAX: u64 = 1000;
+/// Below this number of connections, the memory of one cannot be told from the process's own.
+const CONNECTIONS_TO_WEIGH: u64 = 1000;
+/// Below this number of seconds, CPU time is no share of them: the kernel accounts for it in slices of milliseconds.
+const SECONDS_TO_WEIGH: f64 = 0.1;
+/// The generator is saturated above this percentage of a core.
+const SATURATED_PERCENT: f64 = 90.0;
+
+/// What was measured in a window.
+pub(crate) struct Measured<'a> {
+    /// When the first connect began.
+    pub(crate) start: SystemTime,
+    pub(crate) ended: Ended,
+    pub(crate) mode: Mode,
+    pub(crate) r#loop: Loop,
+    pub(crate) settings: Settings,
+    pub(crate) phases_s: Phases,
+    pub(crate) connections: Connections,
+    pub(crate) hold: Option<Hold>,
+    pub(crate) messages: Messages,
+    /// Messages verified before the window's end.
+    pub(crate) verified_in_window: u64,
+    pub(crate) latency: &'a Histogram,
+    pub(crate) connect: &'a Histogram,
+    pub(crate) lateness: &'a Histogram,
+    pub(crate) turn: &'a Histogram,
+    pub(crate) errors: Vec<ErrorCount>,
+    pub(crate) verify: Verify,
+    pub(crate) server_pid: Option<u32>,
+    pub(crate) readings: Readings,
+    pub(crate) timeline: Vec<Sample>,
+}
+
+/// What was read of the machine for a window.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Readings {
+    pub(crate) cpu: CpuTimes,
+    /// Bytes by which the server has grown since before the first connect.
+    pub(crate) memory: Option<u64>,
+    pub(crate) sockets: Option<SocketStatistics>,
+}
+
+/// CPU time of the generator and of the server.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CpuTimes {
+    own: Option<Duration>,
+    server: Option<Duration>,
+}
+
+impl CpuTimes {
+    pub(crate) fn now(own: &Process, server: Option<&Process>) -> Self {
+        Self { own: own.cpu_time(), server: server.and_then(Process::cpu_time) }
+    }
+
+    pub(crate) fn since(self, before: Self) -> Self {
+        let since = |now: Option<Duration>, before: Option<Duration>| Some(now?.saturating_sub(before?));
+        Self { own: since(self.own, before.own), server: since(self.server, before.server) }
+    }
+}
+
+/// Builds the report, and evaluates the default thresholds and those `requested`.
+pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
+    let Readings { cpu, memory, sockets } = measured.readings;
+    let (verified, seconds) = (measured.verified_in_window, measured.phases_s.measure);
+    let connections_verified = measured.connections.verified;
+    let per_message = |time: Duration| (verified > 0).then(|| time.as_secs_f64() * 1e6 / float(verified));
+    let cpu_percent = cpu.own.filter(|_| seconds >= SECONDS_TO_WEIGH).map(|time| time.as_secs_f64() * 100.0 / seconds);
+    let lateness = measured.lateness.summary();
+    let mut report = Report {
+        schema: SCHEMA.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        run_id: run_id(measured.start),
+        start: measured.start,
+        ended: measured.ended,
+        verdict: Verdict::Pass,
+        mode: measured.mode,
+        r#loop: measured.r#loop,
+        config: measured.settings,
+        phases_s: measured.phases_s,
+        connections: measured.connections,
+        hold: measured.hold,
+        messages: measured.messages,
+        rate_per_s: (seconds > 0.0).then(|| float(verified) / seconds),
+        latency_us: measured.latency.summary(),
+        connect_us: measured.connect.summary(),
+        schedule: ScheduleReport {
+            kept: lateness.p99.map(|p99| p99 <= LATENESS_US_MAX && is_mostly_sent(measured.messages)),
+        },
+        lateness_us: lateness,
+        errors: measured.errors,
+        verify: measured.verify,
+        generator: Generator {
+            cpu_us_per_message: cpu.own.and_then(per_message),
+            cpu_percent,
+            turn_us_p99: measured.turn.quantile(0.99),
+            saturated: cpu_percent.map(|percent| percent > SATURATED_PERCENT),
+        },
+        server: measured.server_pid.map(|pid| ServerSide {
+            pid,
+            cpu_us_per_message: cpu.server.and_then(per_message),
+            rss_bytes_per_connection: memory
+                .filter(|_| connections_verified >= CONNECTIONS_TO_WEIGH)
+                .map(|bytes| bytes.div_ceil(connections_verified)),
+        }),
+        sockstat: sockets.map(|sockets| Sockstat {
+            scope: "namespace".to_owned(),
+            tcp_inuse: sockets.tcp_inuse,
+            tcp_mem_pages: sockets.tcp_mem_pages,
+        }),
+        timeline: measured.timeline,
+        thresholds: Vec::new(),
+    };
+    evaluate(&mut report, requested);
+    if report.ended == Ended::Interrupted {
+        report.verdict = Verdict::Interrupted;
+    }
+    report
+}
+
+/// Whether at most 1 % of the messages due are unsent.
+fn is_mostly_sent(messages: Messages) -> bool {
+    messages.unsent * 100 <= messages.due
+}
+
+/// Returns the identity of a run: when it began, and its process.
+fn run_id(start: SystemTime) -> String {
+    let nanoseconds = start.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    format!("{nanoseconds:x}-{:x}", std::process::id())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a run are below 2^53")]
+fn float(value: u64) -> f64 {
+    value as f64
+}
