@@ -20,7 +20,7 @@ pub(crate) struct Pattern {
 impl Pattern {
     pub(crate) fn new(seed: u64) -> Self {
         // Mixed, since a small seed would only exchange words with their neighbours.
-        Self { key: mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) }
+        Self { key: splitmix64(seed) }
     }
 
     /// Writes the stream's bytes from byte `offset` on.
@@ -87,6 +87,11 @@ fn split_at_word(offset: u64, length: usize) -> (usize, usize) {
 
 fn common_prefix(left: &[u8], right: &[u8]) -> usize {
     left.iter().zip(right).take_while(|(left, right)| left == right).count()
+}
+
+/// Returns the first output of splitmix64 with the seed `value`: a random number that is the same each time.
+pub(crate) fn splitmix64(value: u64) -> u64 {
+    mix(value.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }
 
 /// The finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators"): every bit of the result

@@ -1,0 +1,92 @@
+//! Opens the socket of a connection and starts to connect it.
+
+use std::io;
+use std::net::SocketAddr;
+
+use mio::net::TcpStream;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::super::error::{ErrorName, Phase, classify};
+
+/// What every socket is to have before it connects.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SocketOptions {
+    pub(crate) nodelay: bool,
+    pub(crate) recv_buffer: Option<usize>,
+    pub(crate) send_buffer: Option<usize>,
+}
+
+/// A connection that could not be begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectFailure {
+    pub(crate) phase: Phase,
+    pub(crate) error: ErrorName,
+    pub(crate) errno: Option<i32>,
+}
+
+impl ConnectFailure {
+    fn new(phase: Phase, error: &io::Error) -> Self {
+        Self { phase, error: classify(error), errno: error.raw_os_error() }
+    }
+}
+
+/// All ports are in use by connections of this run: the system was not even asked.
+pub(super) const NO_PORTS: ConnectFailure =
+    ConnectFailure { phase: Phase::Bind, error: ErrorName::NoPorts, errno: None };
+
+/// Opens a socket and starts to connect it; a failure is with its phase.
+pub(super) fn open(
+    local: Option<SocketAddr>,
+    peer: SocketAddr,
+    options: &SocketOptions,
+) -> Result<TcpStream, (Phase, io::Error)> {
+    let socket = prepare(peer, options).map_err(|error| (Phase::Connect, error))?;
+    if let Some(local) = local {
+        socket.bind(&local.into()).map_err(|error| (Phase::Bind, error))?;
+    }
+    match socket.connect(&peer.into()) {
+        // POSIX: an interrupted connect goes on like one of a non-blocking socket.
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
+            Err((Phase::Connect, error))
+        }
+        _ => Ok(TcpStream::from_std(socket.into())),
+    }
+}
+
+fn prepare(peer: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(peer), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // Not only for a bind of its own: it stays with the port in TIME_WAIT, and lets a later run with sources bind it.
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(options.nodelay)?;
+    // Before the handshake, which fixes the window scale (tcp(7)).
+    if let Some(bytes) = options.recv_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = options.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    Ok(socket)
+}
+
+/// Where the address was given: it is not this machine's, or the port is taken.
+pub(super) fn bound_failure(phase: Phase, error: &io::Error) -> ConnectFailure {
+    let failure = ConnectFailure::new(phase, error);
+    if phase == Phase::Bind && failure.errno == Some(libc::EADDRNOTAVAIL) {
+        return ConnectFailure { error: ErrorName::NotLocal, ..failure };
+    }
+    failure
+}
+
+/// Where the system chose the address: EADDRNOTAVAIL means that it has no port left for this target, or no address to begin with
+/// (IPv6 turned off). A datagram socket tells the two apart, since it needs the address alone.
+pub(super) fn unbound_failure(phase: Phase, error: &io::Error, peer: SocketAddr) -> ConnectFailure {
+    let failure = ConnectFailure::new(phase, error);
+    if failure.errno == Some(libc::EADDRNOTAVAIL) {
+        let probe = Socket::new(Domain::for_address(peer), Type::DGRAM, Some(Protocol::UDP))
+            .and_then(|socket| socket.connect(&peer.into()));
+        if probe.is_err_and(|error| error.raw_os_error() == Some(libc::EADDRNOTAVAIL)) {
+            return ConnectFailure { error: ErrorName::Unreachable, ..failure };
+        }
+    }
+    failure
+}

@@ -1,0 +1,303 @@
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream as StdStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::super::error::Phase;
+use super::ranges::distinct;
+use super::*;
+
+const OPTIONS: SocketOptions = SocketOptions { nodelay: true, recv_buffer: None, send_buffer: None };
+
+/// Addresses of loopback that no other test uses.
+fn loopback<const N: u8>() -> Vec<IpAddr> {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let first = NEXT.fetch_add(N, Ordering::Relaxed);
+    (first..first + N).map(|last| Ipv4Addr::new(127, 81, 44, last).into()).collect()
+}
+
+/// So many ports in a row that nobody has on `sources`, outside of those that the system gives out.
+fn free_ports(sources: &[IpAddr], count: u16) -> Vec<u16> {
+    let is_free = |port| sources.iter().all(|&source| TcpListener::bind((source, port)).is_ok());
+    let block = (0..100).map(|block| (20_000 + block * count..).take(count.into()).collect::<Vec<_>>());
+    block.into_iter().find(|block| block.iter().copied().all(is_free)).unwrap()
+}
+
+/// Servers on a port each of one address.
+fn servers(address: IpAddr, count: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind((address, 0)).unwrap()).collect();
+    let targets = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    (listeners, targets)
+}
+
+/// Both ends of a connection.
+struct Held {
+    client: Connecting,
+    server: StdStream,
+}
+
+/// Connects and accepts until all are held or one cannot be.
+fn hold(sources: &mut Sources, servers: &[TcpListener], count: usize) -> (Vec<Held>, Option<ConnectFailure>) {
+    let mut held = Vec::new();
+    while held.len() < count {
+        let client = match sources.connect(&OPTIONS) {
+            Ok(client) => client,
+            Err(failure) => return (held, Some(failure)),
+        };
+        let (source, target) = sources.pair(client.pair);
+        let is_target = |server: &&TcpListener| server.local_addr().unwrap() == target;
+        let (server, address) = servers.iter().find(is_target).unwrap().accept().unwrap();
+        assert_eq!(client.stream.local_addr().unwrap(), address);
+        assert_eq!(client.port, Some(address.port()));
+        assert_eq!(source, Some(address.ip()));
+        held.push(Held { client, server });
+    }
+    (held, None)
+}
+
+#[test]
+fn a_source_without_a_target_is_refused() {
+    let sources = ["10.0.0.1", "::2"].map(|text| text.parse().unwrap());
+    assert!(Sources::new(&sources, &["10.0.1.1:5".parse().unwrap()], 1).is_err());
+}
+
+#[test]
+fn every_pair_is_used_evenly() {
+    let (servers, targets) = servers(loopback::<1>()[0], 2);
+    let addresses = loopback::<3>();
+    let ports = free_ports(&addresses, 10);
+    let mut sources = Sources::with_ports(&addresses, &targets, 7, ports).unwrap();
+    let (held, failure) = hold(&mut sources, &servers, 15);
+    assert_eq!(failure, None);
+    let uses = |from: usize, to: usize| {
+        let ends = held[from..to]
+            .iter()
+            .map(|held| (held.server.peer_addr().unwrap().ip(), held.server.local_addr().unwrap()));
+        distinct(ends).len()
+    };
+    assert_eq!((uses(0, 6), uses(6, 12), uses(12, 15)), (6, 6, 3));
+    let first = held[..3].iter().map(|held| held.server.local_addr().unwrap());
+    assert_eq!(distinct(first).len(), 2, "the first few go to both targets");
+}
+
+#[test]
+fn pairs_hold_as_many_as_there_are_ports_of_each() {
+    for (sources_count, targets_count) in [(3, 1), (1, 2), (2, 2)] {
+        let (servers, targets) = servers(loopback::<1>()[0], targets_count);
+        let addresses = &loopback::<3>()[..sources_count];
+        let ports = free_ports(addresses, 20);
+        let all = 20 * sources_count * targets_count;
+        let mut sources = Sources::with_ports(addresses, &targets, 3, ports).unwrap();
+        let (mut held, failure) = hold(&mut sources, &servers, all + 1);
+        assert_eq!((held.len(), failure), (all, Some(NO_PORTS)));
+
+        let closed = held.swap_remove(11).client;
+        drop(closed.stream);
+        sources.release(closed.pair, closed.port);
+        let (again, failure) = hold(&mut sources, &servers, 2);
+        assert_eq!((again.len(), failure), (1, Some(NO_PORTS)), "the port that came free is found");
+        assert_eq!((again[0].client.pair, again[0].client.port), (closed.pair, closed.port));
+    }
+}
+
+#[test]
+fn ports_that_came_free_are_taken_in_the_order_they_did() {
+    let (servers, targets) = servers(loopback::<1>()[0], 1);
+    let addresses = loopback::<1>();
+    let ports = free_ports(&addresses, 5);
+    let mut sources = Sources::with_ports(&addresses, &targets, 3, ports).unwrap();
+    let (mut held, _) = hold(&mut sources, &servers, 5);
+    let mut freed = Vec::new();
+    for index in [3, 0, 1] {
+        let Held { client, server } = held.remove(index);
+        // Closed first, the server's end is the one that lingers.
+        drop(server);
+        drop(client.stream);
+        sources.release(client.pair, client.port);
+        freed.push(client.port);
+    }
+    let (again, failure) = hold(&mut sources, &servers, 4);
+    assert_eq!(again.iter().map(|held| held.client.port).collect::<Vec<_>>(), freed);
+    assert_eq!(failure, Some(NO_PORTS));
+}
+
+#[test]
+fn a_taken_port_is_passed_over_and_found_again_when_it_comes_free() {
+    let (servers, targets) = servers(loopback::<1>()[0], 1);
+    let addresses = loopback::<1>();
+    let ports = free_ports(&addresses, 10);
+    let others: Vec<_> = [2, 3, 7].map(|n| TcpListener::bind((addresses[0], ports[n])).unwrap()).into();
+    let mut sources = Sources::with_ports(&addresses, &targets, 3, ports).unwrap();
+    let (held, failure) = hold(&mut sources, &servers, 10);
+    let in_use = ConnectFailure { phase: Phase::Bind, error: ErrorName::NoPorts, errno: Some(libc::EADDRINUSE) };
+    assert_eq!((held.len(), failure), (7, Some(in_use)));
+    drop(others);
+    let (held, failure) = hold(&mut sources, &servers, 4);
+    assert_eq!((held.len(), failure), (3, Some(NO_PORTS)));
+}
+
+#[test]
+fn a_connection_never_comes_from_the_address_it_goes_to() {
+    let addresses = loopback::<1>();
+    let ports = free_ports(&addresses, 3);
+    // Nobody listens: a connect from the target's own address would meet itself and succeed.
+    let target = SocketAddr::new(addresses[0], ports[1]);
+    let mut sources = Sources::with_ports(&addresses, &[target], 3, ports.clone()).unwrap();
+    let begun: Vec<_> = (0..9).map_while(|_| sources.connect(&OPTIONS).ok()).collect();
+    let mut from: Vec<_> = begun.iter().filter_map(|begun| begun.port).collect();
+    from.sort_unstable();
+    assert_eq!(from, [ports[0], ports[2]]);
+}
+
+#[test]
+fn a_source_that_is_not_local_is_said_to_be() {
+    // RFC 5737: for documentation, on no machine.
+    let addresses = ["192.0.2.1".parse().unwrap()];
+    let target = "127.0.0.1:9".parse().unwrap();
+    let mut sources = Sources::with_ports(&addresses, &[target], 3, vec![20_000, 20_001]).unwrap();
+    let not_local = ConnectFailure { phase: Phase::Bind, error: ErrorName::NotLocal, errno: Some(libc::EADDRNOTAVAIL) };
+    for _ in 0..3 {
+        assert_eq!(sources.connect(&OPTIONS).unwrap_err(), not_local);
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_later_is_replaced_within_one_round() {
+    let (_servers, targets) = servers(loopback::<1>()[0], 1);
+    let addresses = loopback::<1>();
+    let ports = free_ports(&addresses, 5);
+    let mut sources = Sources::with_ports(&addresses, &targets, 3, ports).unwrap();
+    let mut connecting = sources.connect(&OPTIONS).unwrap();
+    let mut tried = vec![connecting.port];
+    let failure = loop {
+        match sources.retry(connecting.pair, connecting.port, &OPTIONS) {
+            Ok(next) => connecting = next,
+            Err(failure) => break failure,
+        }
+        tried.push(connecting.port);
+    };
+    assert_eq!(failure, NO_PORTS);
+    assert_eq!((tried.len(), distinct(tried).len()), (5, 5));
+}
+
+#[test]
+fn without_sources_the_system_chooses() {
+    let (servers, targets) = servers(loopback::<1>()[0], 2);
+    let mut sources = Sources::new(&[], &targets, 3).unwrap();
+    for server in [0, 1, 0, 1] {
+        let client = sources.connect(&OPTIONS).unwrap();
+        assert_eq!((client.pair, client.port), (server, None));
+        let (_, address) = servers[server as usize].accept().unwrap();
+        assert_eq!(client.stream.local_addr().unwrap(), address);
+        sources.release(client.pair, client.port);
+    }
+}
+
+#[test]
+fn a_socket_has_the_options_before_it_connects() {
+    let (_servers, targets) = servers(loopback::<1>()[0], 1);
+    let mut sources = Sources::new(&[], &targets, 3).unwrap();
+    let options = SocketOptions { nodelay: true, recv_buffer: Some(8192), send_buffer: Some(16384) };
+    let stream = sources.connect(&options).unwrap().stream;
+    let socket = socket2::SockRef::from(&stream);
+    // socket(7): the kernel doubles them.
+    assert_eq!((socket.recv_buffer_size().unwrap(), socket.send_buffer_size().unwrap()), (16384, 32768));
+    assert!(stream.nodelay().unwrap() && socket.reuse_address().unwrap());
+    let stream = sources.connect(&SocketOptions::default()).unwrap().stream;
+    assert!(!stream.nodelay().unwrap());
+}
+
+/// Runs `test` of this file in a network namespace of its own, where the port range is 2000, and answers whether this is
+/// already that run.
+fn is_in_namespace(test: &str) -> bool {
+    const MARK: &str = "ECOLOOP_TEST_NAMESPACE";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let namespace = format!("ecoloop-{}-{test}", std::process::id());
+    let ip = |arguments: &[&str]| Command::new("ip").args(arguments).status().unwrap().success();
+    assert!(ip(&["netns", "add", &namespace]));
+    let script = "ip link set lo up && echo 20000 21999 >/proc/sys/net/ipv4/ip_local_port_range && exec \"$@\"";
+    let inner = Command::new("ip")
+        .args(["netns", "exec", &namespace, "sh", "-c", script, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "--nocapture", &format!("load::sources::tests::{test}")])
+        .env(MARK, "1")
+        .output();
+    assert!(ip(&["netns", "delete", &namespace]));
+    let inner = inner.unwrap();
+    let said = String::from_utf8_lossy(&inner.stdout);
+    assert!(inner.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&inner.stderr));
+    false
+}
+
+#[test]
+#[ignore = "needs root, for a network namespace with a port range of 2000, and 14,100 descriptors"]
+fn a_port_range_of_2000_holds_what_its_pairs_allow() {
+    if !is_in_namespace("a_port_range_of_2000_holds_what_its_pairs_allow") {
+        return;
+    }
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    for (sources_count, targets_count, asked, held_most) in
+        [(3, 1, 5500, 5500), (1, 2, 3500, 3500), (2, 2, 7000, 7000), (1, 1, 2500, 2000)]
+    {
+        let (servers, targets) = servers(loopback::<1>()[0], targets_count);
+        // No servers' ports: those are of another address.
+        let addresses = loopback::<3>()[..sources_count].to_vec();
+        let mut sources = Sources::new(&addresses, &targets, 5).unwrap();
+        let (held, failure) = hold(&mut sources, &servers, asked);
+        assert_eq!(held.len(), held_most, "{sources_count} sources, {targets_count} targets");
+        assert_eq!(failure, (held_most < asked).then_some(NO_PORTS));
+    }
+}
+
+#[test]
+#[ignore = "needs root, for a network namespace with a port range of 2000"]
+fn ports_in_time_wait_serve_again() {
+    if !is_in_namespace("ports_in_time_wait_serve_again") {
+        return;
+    }
+    let (servers, targets) = servers(loopback::<1>()[0], 1);
+    let mut sources = Sources::new(&loopback::<1>(), &targets, 5).unwrap();
+    for round in 0..20_000 {
+        let (held, failure) = hold(&mut sources, &servers, 1);
+        assert_eq!(failure, None, "connection {round}");
+        for Held { client, server } in held {
+            // Closed first, it is the client's end that stays in TIME_WAIT.
+            drop(client.stream);
+            sources.release(client.pair, client.port);
+            drop(server);
+        }
+    }
+    let sockets = std::fs::read_to_string("/proc/net/sockstat").unwrap();
+    let waiting = sockets.split_once(" tw ").unwrap().1.split_once(' ').unwrap().0.parse::<u32>().unwrap();
+    assert!(waiting > 1000, "{waiting} in TIME_WAIT: this has shown nothing");
+}
+
+#[test]
+#[ignore = "needs root, for a network namespace with a port range of 2000, and 4,100 descriptors"]
+fn the_system_runs_out_of_ports_in_its_own_choice() {
+    if !is_in_namespace("the_system_runs_out_of_ports_in_its_own_choice") {
+        return;
+    }
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let server = TcpListener::bind("127.0.0.1:5000").unwrap();
+    let mut sources = Sources::new(&[], &[server.local_addr().unwrap()], 5).unwrap();
+    let mut held = Vec::new();
+    let failure = loop {
+        match sources.connect(&OPTIONS) {
+            Ok(client) => held.push((client, server.accept().unwrap())),
+            Err(failure) => break failure,
+        }
+    };
+    assert_eq!((failure.phase, failure.error), (Phase::Connect, ErrorName::NoPorts));
+    assert_eq!(held.len(), 2000);
+
+    std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+    let mut sources = Sources::new(&[], &["[::1]:5000".parse().unwrap()], 5).unwrap();
+    let failure = sources.connect(&OPTIONS).unwrap_err();
+    let unreachable =
+        ConnectFailure { phase: Phase::Connect, error: ErrorName::Unreachable, errno: Some(libc::EADDRNOTAVAIL) };
+    assert_eq!(failure, unreachable, "no address is not for want of ports");
+}
