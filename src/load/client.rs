@@ -106,7 +106,7 @@ pub(super) enum Received {
     Right,
     /// Bytes that may be wrong; later ones decide.
     Undecided,
-    Wrong(super::verify::Fault),
+    Wrong(super::verify::Corruption),
     /// The peer's FIN.
     Ended,
     Blocked,
@@ -248,7 +248,7 @@ impl Client {
                 match self.verifier.receive(pattern, &buffer[..n], self.sent_bytes, opened) {
                     Checked::Right => Received::Right,
                     Checked::Undecided => Received::Undecided,
-                    Checked::Wrong(fault) => Received::Wrong(fault),
+                    Checked::Wrong(corruption) => Received::Wrong(corruption),
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -21,7 +21,7 @@ use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
 use super::timer::{Clock, SECOND};
 use super::totals::{AbandonReason, Totals};
-use super::verify::{End, Fault};
+use super::verify::{Corruption, End};
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
 
@@ -190,8 +190,8 @@ impl Driver {
     /// Records that a call failed or a timeout expired, and ends the connection.
     pub(super) fn fail(&mut self, client: &mut Client, phase: Phase, error: ErrorName, errno: Option<i32>) -> Removal {
         let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
-        if let Some(fault) = client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
-            return self.record_corruption(client, &fault);
+        if let Some(corruption) = client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
+            return self.record_corruption(client, &corruption);
         }
         self.abandon(client, AbandonReason::Unanswered);
         self.totals.record_error(if client.stage.is_over() { Phase::Close } else { phase }, error, errno);
@@ -279,9 +279,9 @@ impl Driver {
                 // Whole messages may precede the wrong byte.
                 Received::Undecided => self.record_replies(client),
                 Received::Blocked => return ControlFlow::Continue(Next::Wait),
-                Received::Wrong(fault) => {
+                Received::Wrong(corruption) => {
                     self.record_replies(client);
-                    return ControlFlow::Break(self.record_corruption(client, &fault));
+                    return ControlFlow::Break(self.record_corruption(client, &corruption));
                 }
                 Received::Ended => return ControlFlow::Break(self.record_end_of_stream(client)),
                 Received::Failed(error) => {
@@ -326,7 +326,7 @@ impl Driver {
         if is_over && verified == sent {
             return Removal::Ended;
         }
-        let fault = client.verifier.conclude(&self.pattern, sent, opened, End::Fin);
+        let corruption = client.verifier.conclude(&self.pattern, sent, opened, End::Fin);
         if is_between_messages && !is_over {
             self.abandon(client, AbandonReason::Failed);
             self.totals.record_error(Phase::Receive, ErrorName::ClosedEarly, None);
@@ -334,19 +334,19 @@ impl Driver {
             self.connector.pause(self.clock.now());
             return Removal::Ended;
         }
-        fault.map_or(Removal::Ended, |fault| self.record_corruption(client, &fault))
+        corruption.map_or(Removal::Ended, |corruption| self.record_corruption(client, &corruption))
     }
 
     /// Records a finding, and ends the connection.
-    fn record_corruption(&mut self, client: &mut Client, fault: &Fault) -> Removal {
+    fn record_corruption(&mut self, client: &mut Client, corruption: &Corruption) -> Removal {
         self.totals.record_finding(
-            fault,
+            corruption,
             Finding {
-                kind: fault.kind,
+                kind: corruption.kind,
                 connection: client.verifier.connection(),
                 local: client.stream.0.local_addr().ok(),
                 peer: self.connector.sources.pair(client.pair).1,
-                offset: fault.offset,
+                offset: corruption.offset,
             },
         );
         self.totals.record_error(Phase::Verify, ErrorName::BadBytes, None);

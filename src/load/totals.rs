@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::{ErrorName, Phase};
 use super::report::{Finding, Histogram, Messages, Verify};
-use super::verify::Fault;
+use super::verify::Corruption;
 
 /// Findings that the report lists; more are only counted.
 const FINDINGS_MAX: usize = 1000;
@@ -112,10 +112,10 @@ impl Totals {
         self.errors.values().sum()
     }
 
-    pub(super) fn record_finding(&mut self, fault: &Fault, finding: Finding) {
-        self.verify.wrong_bytes += fault.wrong_bytes;
-        self.verify.lost_bytes += fault.lost_bytes;
-        self.verify.extra_bytes += fault.extra_bytes;
+    pub(super) fn record_finding(&mut self, corruption: &Corruption, finding: Finding) {
+        self.verify.wrong_bytes += corruption.wrong_bytes;
+        self.verify.lost_bytes += corruption.lost_bytes;
+        self.verify.extra_bytes += corruption.extra_bytes;
         self.verify.connections_failed += 1;
         if self.verify.findings.len() < FINDINGS_MAX {
             self.verify.findings.push(finding);

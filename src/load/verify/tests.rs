@@ -1,0 +1,477 @@
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::rc::Rc;
+
+use proptest::prelude::*;
+
+use super::diagnosis::SHIFT_MAX;
+use super::*;
+
+const OPENED: u64 = 1000;
+
+/// A connection, and the messages that it sent.
+#[derive(Clone, Debug)]
+struct Sent {
+    pattern: Rc<Pattern>,
+    connection: u64,
+    size: usize,
+    bytes: Vec<u8>,
+}
+
+/// What comes after the message that is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Follows {
+    /// The rest of the stream, and then this.
+    Rest(End),
+    /// Nothing, and there was no more to come.
+    Silence,
+    /// Nothing, though more was sent.
+    Stall,
+}
+
+/// What the server sends back, and how it is read.
+#[derive(Debug)]
+struct Echo {
+    sent: Sent,
+    came: Vec<u8>,
+    reads: Vec<usize>,
+    end: End,
+}
+
+fn stream(pattern: &Pattern, connection: u64, offset: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    pattern.fill(connection, offset, &mut bytes);
+    bytes
+}
+
+impl Echo {
+    /// What `change` makes of the stream, when the last message that it touches is that of byte `last`.
+    fn new(sent: &Sent, last: usize, follows: Follows, reads: &[usize], change: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut sent = sent.clone();
+        let message_end = (last / sent.size + 1) * sent.size;
+        let mut came = sent.bytes.clone();
+        let mut end = End::Cut;
+        match follows {
+            Follows::Rest(then) => end = then,
+            Follows::Silence => {
+                sent.bytes.truncate(message_end);
+                came.truncate(message_end);
+            }
+            Follows::Stall => came.truncate(message_end),
+        }
+        change(&mut came);
+        Self { sent, came, reads: reads.to_vec(), end }
+    }
+
+    /// Where the first byte is that differs, or that is missing or too much.
+    fn first_wrong(&self) -> usize {
+        self.sent.bytes.iter().zip(&self.came).take_while(|(left, right)| left == right).count()
+    }
+
+    /// How many bytes there are to decide by, at least: byte by byte, no more come than were sent.
+    fn visible(&self) -> usize {
+        self.came.len().min(self.sent.bytes.len()) - self.first_wrong()
+    }
+
+    /// How many bytes are in the read that goes beyond what was sent, from there on.
+    fn surplus_read(&self) -> usize {
+        let mut end = 0_usize;
+        for &read in self.reads.iter().cycle() {
+            end = self.came.len().min(end.saturating_add(read));
+            if end > self.sent.bytes.len() || end == self.came.len() {
+                break;
+            }
+        }
+        end - self.sent.bytes.len()
+    }
+
+    /// Reads it all, or until the corruption, and checks what holds for each: up to its first wrong byte all is right, none behind
+    /// it is, and that is its offset. Where nothing came that is wrong, this is all there is to say, and the answer is `None`.
+    fn corruption(&self) -> Option<Corruption> {
+        let (sent, first_wrong) = (self.sent.bytes.len() as u64, self.first_wrong());
+        let pattern = &*self.sent.pattern;
+        let mut verifier = Verifier::new(self.sent.connection);
+        let mut lengths = self.reads.iter().cycle();
+        let mut read = 0;
+        let mut corruption = None;
+        while read < self.came.len() && corruption.is_none() {
+            let data = &self.came[read..];
+            let data = &data[..data.len().min(*lengths.next().unwrap())];
+            let checked = verifier.receive(pattern, data, sent, OPENED);
+            read += data.len();
+            assert_eq!(verifier.verified(), read.min(first_wrong) as u64);
+            assert_eq!(checked == Checked::Right, read <= first_wrong);
+            if let Checked::Wrong(wrong) = checked {
+                corruption = Some(wrong);
+            }
+        }
+        let corruption = corruption.or_else(|| verifier.conclude(pattern, sent, OPENED, self.end));
+        if first_wrong == self.came.len() {
+            let lost_bytes = sent - first_wrong as u64;
+            let truncated = Corruption { lost_bytes, ..Corruption::new(FindingKind::Truncated, first_wrong as u64) };
+            assert_eq!(corruption, Some(truncated).filter(|_| self.end == End::Fin && lost_bytes > 0));
+            return None;
+        }
+        assert_eq!(corruption.unwrap().offset, first_wrong as u64);
+        corruption
+    }
+
+    /// The corruption; checks its kind, where so many bytes tell it.
+    fn corruption_of_kind(&self, kind: FindingKind, telling: usize) -> Option<Corruption> {
+        let corruption = self.corruption().filter(|_| self.visible() >= telling)?;
+        assert_eq!(corruption.kind, kind, "{corruption:?}");
+        Some(corruption)
+    }
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    let sizes = prop_oneof![(1..24_usize, 1..40_usize), (1..=2000_usize, 1..8_usize), (Just(64), 1..80_usize)];
+    (any::<u64>(), 0..OPENED, sizes).prop_map(|(seed, connection, (size, messages))| {
+        let pattern = Pattern::new(seed);
+        Sent { bytes: stream(&pattern, connection, 0, size * messages), pattern: Rc::new(pattern), connection, size }
+    })
+}
+
+/// Lengths of reads, over and over: byte by byte, of any length, or all at once.
+fn reads() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![
+        Just(vec![1]),
+        prop::collection::vec(1..20_usize, 1..20),
+        prop::collection::vec(1..5000_usize, 1..20),
+        Just(vec![usize::MAX]),
+    ]
+}
+
+fn follows() -> impl Strategy<Value = Follows> {
+    prop_oneof![
+        Just(Follows::Rest(End::Fin)),
+        Just(Follows::Rest(End::Cut)),
+        Just(Follows::Silence),
+        Just(Follows::Stall),
+    ]
+}
+
+fn place() -> impl Strategy<Value = prop::sample::Index> {
+    any::<prop::sample::Index>()
+}
+
+/// So many bytes hold a whole word, whatever its alignment.
+const HOLDS_A_WORD: usize = 15;
+/// Less than a word, and yet too much to be equal by chance.
+const TELLING: usize = 6;
+
+proptest! {
+    #[test]
+    fn a_right_stream_is_right_in_any_pieces(sent in sent(), reads in reads(), fin: bool) {
+        let end = if fin { End::Fin } else { End::Cut };
+        let echo = Echo::new(&sent, 0, Follows::Rest(end), &reads, |_| {});
+        prop_assert_eq!(echo.corruption(), None);
+    }
+
+    #[test]
+    fn a_flipped_byte_is_flipped(
+        sent in sent(), at in place(), difference in 1..=u8::MAX, follows in follows(), reads in reads(),
+    ) {
+        let at = at.index(sent.bytes.len());
+        let echo = Echo::new(&sent, at, follows, &reads, |came| came[at] ^= difference);
+        // The last byte alone may as well be one of its neighbours again, if it equals it. What was sent and did not come may
+        // as well be lost, if it ends with the same bytes.
+        let looks_repeated = at > 0 && echo.came[at] == sent.bytes[at - 1];
+        let telling = if follows == Follows::Stall { TELLING } else { 1 + usize::from(looks_repeated) };
+        if let Some(corruption) = echo.corruption_of_kind(FindingKind::Flipped, telling) {
+            prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (1, 0, 0));
+        }
+    }
+
+    #[test]
+    fn dropped_bytes_are_lost(
+        sent in sent(), at in place(), count in 1..=40_usize, follows in follows(), reads in reads(),
+    ) {
+        let at = at.index(sent.bytes.len());
+        let count = count.min(sent.bytes.len() - at);
+        let last = at + count - 1;
+        let echo = Echo::new(&sent, last, follows, &reads, |came| drop(came.drain(at..at + count)));
+        // Unless more was sent, as much is missing as was dropped.
+        let telling = if follows == Follows::Stall { TELLING } else { 1 };
+        if let Some(corruption) = echo.corruption_of_kind(FindingKind::Lost, telling) {
+            prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (0, count as u64, 0));
+        }
+    }
+
+    #[test]
+    fn repeated_bytes_are_duplicated(
+        sent in sent(), at in place(), count in 1..=40_usize, message: bool, follows in follows(), reads in reads(),
+    ) {
+        let at = at.index(sent.bytes.len());
+        let range = if message {
+            let start = at / sent.size * sent.size;
+            start..start + sent.size
+        } else {
+            at..sent.bytes.len().min(at + count)
+        };
+        let count = range.len() as u64;
+        let echo = Echo::new(&sent, range.end - 1, follows, &reads, |came| {
+            let again = came[range.clone()].to_vec();
+            came.splice(range.end..range.end, again);
+        });
+        if echo.first_wrong() == echo.sent.bytes.len() {
+            let kind = if echo.surplus_read() >= 8 { FindingKind::Duplicated } else { FindingKind::Extra };
+            let corruption = echo.corruption_of_kind(kind, 0).unwrap();
+            prop_assert_eq!(corruption.extra_bytes, echo.surplus_read() as u64);
+        } else {
+            let telling = if count > SHIFT_MAX { HOLDS_A_WORD } else { TELLING };
+            if let Some(corruption) = echo.corruption_of_kind(FindingKind::Duplicated, telling) {
+                // As much of it as came, when all that was sent is accounted for by count.
+                let seen = count.min(echo.visible() as u64);
+                prop_assert!((seen..=count).contains(&corruption.extra_bytes), "{:?}", corruption);
+                prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes), (0, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn swapped_words_are_reordered(
+        sent in sent(), one in place(), other in place(), follows in follows(), reads in reads(),
+    ) {
+        let words = sent.bytes.len() / 8;
+        prop_assume!(words >= 2);
+        let (one, other) = (one.index(words), other.index(words));
+        let (first, second) = (one.min(other), one.max(other));
+        prop_assume!(first < second);
+        let echo = Echo::new(&sent, second * 8 + 7, follows, &reads, |came| {
+            let (left, right) = came.split_at_mut(second * 8);
+            left[first * 8..][..8].swap_with_slice(&mut right[..8]);
+        });
+        prop_assert!(echo.corruption_of_kind(FindingKind::Reordered, 0).is_some());
+    }
+
+    #[test]
+    fn swapped_messages_are_reordered(
+        sent in sent(), one in place(), other in place(), follows in follows(), reads in reads(),
+    ) {
+        let messages = sent.bytes.len() / sent.size;
+        let (one, other) = (one.index(messages), other.index(messages));
+        let (first, second) = (one.min(other) * sent.size, one.max(other) * sent.size);
+        prop_assume!(first < second);
+        let echo = Echo::new(&sent, second, follows, &reads, |came| {
+            let (left, right) = came.split_at_mut(second);
+            left[first..][..sent.size].swap_with_slice(&mut right[..sent.size]);
+        });
+        echo.corruption_of_kind(FindingKind::Reordered, TELLING);
+    }
+
+    #[test]
+    fn bytes_of_another_connection_between_are_foreign(
+        sent in sent(),
+        at in place(),
+        other in 1..OPENED,
+        offset in 0..1_u64 << 20,
+        count in HOLDS_A_WORD..100,
+        follows in follows(),
+        reads in reads(),
+    ) {
+        let at = at.index(sent.bytes.len());
+        let foreign = stream(&sent.pattern, (sent.connection + other) % OPENED, offset, count);
+        let echo = Echo::new(&sent, at, follows, &reads, |came| drop(came.splice(at..at, foreign)));
+        if let Some(corruption) = echo.corruption_of_kind(FindingKind::Foreign, HOLDS_A_WORD)
+            && echo.visible() >= count + HOLDS_A_WORD
+        {
+            prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (0, 0, count as u64));
+        }
+    }
+
+    #[test]
+    fn a_message_of_another_connection_is_foreign(
+        sent in sent(), at in place(), other in 1..OPENED, follows in follows(), reads in reads(),
+    ) {
+        let start = at.index(sent.bytes.len()) / sent.size * sent.size;
+        prop_assume!(sent.size > HOLDS_A_WORD);
+        let foreign = stream(&sent.pattern, (sent.connection + other) % OPENED, start as u64, sent.size);
+        let differ = foreign.iter().zip(&sent.bytes[start..]).filter(|(left, right)| left != right).count();
+        let echo = Echo::new(&sent, start, follows, &reads, |came| {
+            came[start..start + sent.size].copy_from_slice(&foreign);
+        });
+        let corruption = echo.corruption_of_kind(FindingKind::Foreign, HOLDS_A_WORD).unwrap();
+        prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (differ as u64, 0, 0));
+    }
+
+    #[test]
+    fn a_byte_too_many_is_extra(sent in sent(), byte: u8, follows in follows(), reads in reads()) {
+        prop_assume!(follows != Follows::Stall);
+        let echo = Echo::new(&sent, 0, follows, &reads, |came| came.push(byte));
+        let corruption = echo.corruption_of_kind(FindingKind::Extra, 0).unwrap();
+        prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (0, 0, 1));
+    }
+
+    #[test]
+    fn what_nobody_sent_is_extra(
+        sent in sent(),
+        at in place(),
+        bytes in prop::collection::vec(any::<u8>(), 1..40),
+        follows in follows(),
+        reads in reads(),
+    ) {
+        let at = at.index(sent.bytes.len());
+        let count = bytes.len();
+        let echo = Echo::new(&sent, at, follows, &reads, |came| drop(came.splice(at..at, bytes)));
+        // By chance the first bytes are those that should be there: then the last may be one of the stream again.
+        if echo.first_wrong() == at && (at == 0 || echo.came[at] != sent.bytes[at - 1]) {
+            if let Some(corruption) = echo.corruption_of_kind(FindingKind::Extra, count + HOLDS_A_WORD) {
+                prop_assert_eq!((corruption.lost_bytes, corruption.extra_bytes), (0, count as u64));
+            }
+        } else {
+            echo.corruption();
+        }
+    }
+
+    #[test]
+    fn an_early_end_truncates_and_silence_does_not(sent in sent(), at in place(), fin: bool, reads in reads()) {
+        let at = at.index(sent.bytes.len());
+        let end = if fin { End::Fin } else { End::Cut };
+        let echo = Echo::new(&sent, 0, Follows::Rest(end), &reads, |came| came.truncate(at));
+        prop_assert_eq!(echo.corruption(), None);
+    }
+
+    #[test]
+    fn garbage_has_its_offset(
+        sent in sent(),
+        at in place(),
+        bytes in prop::collection::vec(any::<u8>(), 1..3000),
+        follows in follows(),
+        reads in reads(),
+    ) {
+        let at = at.index(sent.bytes.len());
+        let echo = Echo::new(&sent, at, follows, &reads, |came| {
+            let end = came.len().min(at + bytes.len());
+            came.splice(at..end, bytes);
+        });
+        echo.corruption();
+    }
+
+    #[test]
+    fn any_change_has_its_offset(
+        sent in sent(),
+        pieces in prop::collection::vec((place(), 0..300_usize), 0..20),
+        follows in follows(),
+        reads in reads(),
+    ) {
+        let echo = Echo::new(&sent, 0, follows, &reads, |came| {
+            *came = pieces.iter().flat_map(|(at, count)| came[at.index(came.len())..].iter().take(*count)).copied().collect();
+        });
+        echo.corruption();
+    }
+}
+
+/// A connection that sent so much.
+fn one(length: usize) -> Sent {
+    let pattern = Pattern::new(1);
+    Sent { bytes: stream(&pattern, 7, 0, length), pattern: Rc::new(pattern), connection: 7, size: length }
+}
+
+fn kind_of(sent: &Sent, came: Vec<u8>, reads: &[usize]) -> FindingKind {
+    let echo = Echo { sent: sent.clone(), came, reads: reads.to_vec(), end: End::Cut };
+    echo.corruption().unwrap().kind
+}
+
+#[test]
+fn a_connection_held_pays_for_three_words() {
+    assert_eq!(size_of::<Verifier>(), 24);
+}
+
+#[test]
+fn what_comes_late_is_waited_for() {
+    let sent = one(200_000);
+    let mut swapped = sent.bytes.clone();
+    swapped[1000..41_000].rotate_left(20_000);
+    assert_eq!(kind_of(&sent, swapped, &[1000]), FindingKind::Reordered);
+    let mut lost = sent.bytes.clone();
+    lost.drain(1000..21_000);
+    assert_eq!(kind_of(&sent, lost, &[1000]), FindingKind::Lost);
+}
+
+#[test]
+fn a_corruption_is_decided_within_bounds() {
+    let pattern = Pattern::new(1);
+    let mut verifier = Verifier::new(0);
+    let garbage = stream(&Pattern::new(2), 0, 0, EVIDENCE);
+    let checked = verifier.receive(&pattern, &garbage, 1 << 30, OPENED);
+    assert!(
+        matches!(checked, Checked::Wrong(Corruption { kind: FindingKind::Unknown, wrong_bytes: 4000.., .. })),
+        "{checked:?}"
+    );
+
+    let mut verifier = Verifier::new(0);
+    let far = stream(&pattern, 0, 1 << 29, EVIDENCE_MAX);
+    assert_eq!(verifier.receive(&pattern, &far[..EVIDENCE_MAX - 1], 1 << 30, OPENED), Checked::Undecided);
+    let lost = Corruption { lost_bytes: 1 << 29, ..Corruption::new(FindingKind::Lost, 0) };
+    assert_eq!(verifier.receive(&pattern, &far[EVIDENCE_MAX - 1..], 1 << 30, OPENED), Checked::Wrong(lost));
+}
+
+#[test]
+fn a_corruption_is_decided_when_all_that_was_sent_is_accounted_for() {
+    let sent = one(64);
+    let mut verifier = Verifier::new(sent.connection);
+    let mut came = sent.bytes.clone();
+    came[20] ^= 1;
+    assert_eq!(verifier.receive(&sent.pattern, &came[..20], 64, OPENED), Checked::Right);
+    assert_eq!(verifier.receive(&sent.pattern, &came[20..63], 64, OPENED), Checked::Undecided);
+    let flipped = Corruption { wrong_bytes: 1, ..Corruption::new(FindingKind::Flipped, 20) };
+    assert_eq!(verifier.receive(&sent.pattern, &came[63..], 64, OPENED), Checked::Wrong(flipped));
+}
+
+#[test]
+fn an_answer_again_in_place_of_the_next_is_duplicated() {
+    let sent = one(128);
+    let mut verifier = Verifier::new(sent.connection);
+    assert_eq!(verifier.receive(&sent.pattern, &sent.bytes[..64], 64, OPENED), Checked::Right);
+    let duplicated = Corruption { extra_bytes: 64, ..Corruption::new(FindingKind::Duplicated, 64) };
+    assert_eq!(verifier.receive(&sent.pattern, &sent.bytes[..64], 128, OPENED), Checked::Wrong(duplicated));
+}
+
+#[test]
+fn a_foreign_word_may_begin_with_a_right_byte() {
+    let (sent, mut came, foreign) = (0..10_000)
+        .find_map(|seed| {
+            let pattern = Pattern::new(seed);
+            let bytes = stream(&pattern, 7, 0, 64);
+            let foreign = stream(&pattern, 8, 8, 8);
+            let sent = Sent { pattern: Rc::new(pattern), connection: 7, size: 64, bytes };
+            (foreign[0] == sent.bytes[8]).then(|| (sent.clone(), sent.bytes, foreign))
+        })
+        .unwrap();
+    came[8..16].copy_from_slice(&foreign);
+    assert_eq!(kind_of(&sent, came, &[64]), FindingKind::Foreign);
+}
+
+#[test]
+fn one_byte_that_equals_the_one_that_has_not_come_is_no_other_order() {
+    let sent = one(64);
+    let mut came = sent.bytes.clone();
+    came.insert(20, sent.bytes[63]);
+    // Byte by byte, all that was sent is accounted for before the last one comes.
+    assert_eq!(kind_of(&sent, came, &[1]), FindingKind::Extra);
+}
+
+#[test]
+fn what_is_more_than_was_sent_is_told_apart() {
+    let sent = one(100);
+    let and = |more: &[u8]| [&sent.bytes[..], more].concat();
+    // The stream goes on like this, but has not been sent.
+    let next = stream(&sent.pattern, sent.connection, 100, 64);
+    assert_eq!(kind_of(&sent, and(&next), &[200]), FindingKind::Extra);
+    assert_eq!(kind_of(&sent, and(&sent.bytes[..64]), &[200]), FindingKind::Duplicated);
+    assert_eq!(kind_of(&sent, and(&sent.bytes[3..11]), &[200]), FindingKind::Duplicated);
+    assert_eq!(kind_of(&sent, and(&sent.bytes[3..10]), &[200]), FindingKind::Extra);
+    let foreign = stream(&sent.pattern, sent.connection + 1, 64, 64);
+    assert_eq!(kind_of(&sent, and(&foreign), &[200]), FindingKind::Foreign);
+}
+
+#[test]
+fn a_word_of_a_connection_never_opened_is_not_foreign() {
+    let sent = one(128);
+    let mut came = sent.bytes.clone();
+    came[32..64].copy_from_slice(&stream(&sent.pattern, OPENED, 32, 32));
+    assert_eq!(kind_of(&sent, came.clone(), &[200]), FindingKind::Flipped);
+    came[32..64].copy_from_slice(&stream(&sent.pattern, OPENED - 1, 32, 32));
+    assert_eq!(kind_of(&sent, came, &[200]), FindingKind::Foreign);
+}
