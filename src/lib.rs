@@ -36,6 +36,8 @@ mod reactor;
 mod ready;
 mod server;
 mod socket;
+#[cfg(any(feature = "cli", feature = "load"))]
+pub mod units;
 
 pub use reactor::{Handler, INTEREST, Next, Reactor};
 pub use ready::Ready;

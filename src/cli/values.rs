@@ -7,6 +7,9 @@ use std::str::FromStr;
 
 use bytesize::ByteSize;
 use clap::Args;
+use ecoloop::units::parse_count;
+#[cfg(feature = "load")]
+use ecoloop::units::parse_rate;
 
 /// `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
 #[derive(Clone, Debug)]
@@ -93,7 +96,7 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
 
 /// A count from 1 up to the largest that listen(2) takes: `4096`, `10k`, `1.5M`.
 pub(super) fn count(text: &str) -> Result<u32, String> {
-    let value = number(text).ok_or("expected a count such as 4096, 10k or 1M")?;
+    let value = parse_count(text).ok_or("expected a count such as 4096, 10k or 1M")?;
     if value.fract() != 0.0 {
         return Err("it must be a whole number".to_owned());
     }
@@ -107,20 +110,9 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
 /// A number in a second, above zero: `2000`, `10k/s`, `0.5/s`.
 #[cfg(feature = "load")]
 pub(super) fn rate(text: &str) -> Result<f64, &'static str> {
-    match number(text.strip_suffix("/s").unwrap_or(text)) {
-        Some(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
+    match parse_rate(text) {
+        Some(rate) if rate > 0.0 => Ok(rate),
         Some(_) => Err("it must be above zero"),
         None => Err("expected a rate such as 2000, 10k or 0.5/s"),
     }
-}
-
-/// Digits with or without a fraction, in thousands (`k`) or millions (`M`) where it says so.
-fn number(text: &str) -> Option<f64> {
-    let (digits, factor) = match text.as_bytes().last()? {
-        b'k' => (&text[..text.len() - 1], 1e3),
-        b'M' => (&text[..text.len() - 1], 1e6),
-        _ => (text, 1.0),
-    };
-    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    digits.parse::<f64>().ok().filter(|_| is_plain).map(|value| value * factor)
 }

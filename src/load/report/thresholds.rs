@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use super::document::{Mode, Report, ThresholdResult, Verdict};
+use crate::units::{parse_count, parse_rate};
 
 /// A condition that makes a run fail: `p99>5ms`.
 ///
@@ -187,20 +188,14 @@ impl Unit {
         }
     }
 
-    /// Times in microseconds.
+    /// Returns durations in microseconds.
+    #[expect(clippy::cast_precision_loss, reason = "exact below a hundred days")]
     fn parse(self, text: &str) -> Option<f64> {
-        let text = if self == Self::Rate { text.strip_suffix("/s").unwrap_or(text) } else { text };
-        let digits = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
-        let (number, suffix) = text.split_at(digits);
-        let factor = match (self, suffix) {
-            (Self::Duration, "us") | (Self::Rate | Self::Count, "") => 1.0,
-            (Self::Duration, "ms") | (Self::Rate | Self::Count, "k") => 1e3,
-            (Self::Duration, "s") | (Self::Rate | Self::Count, "M") => 1e6,
-            (Self::Duration, "m") => 60e6,
-            (Self::Duration, "h") => 3600e6,
-            _ => return None,
-        };
-        Some(number.parse::<f64>().ok()? * factor)
+        match self {
+            Self::Duration => Some(humantime::parse_duration(text).ok()?.as_nanos() as f64 / 1000.0),
+            Self::Rate => parse_rate(text),
+            Self::Count => parse_count(text),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ fn every_metric_takes_its_unit() {
         ("p99.9<2m", Metric::P99_9, 120e6),
         ("p99.99<=1h", Metric::P99_99, 3600e6),
         ("max>0us", Metric::Max, 0.0),
+        ("max>1s 500ms", Metric::Max, 1.5e6),
         (" mean>1ms ", Metric::Mean, 1000.0),
         ("connect_p99>1ms", Metric::ConnectP99, 1000.0),
         ("lateness_p99>1ms", Metric::LatenessP99, 1000.0),
