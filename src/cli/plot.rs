@@ -420,7 +420,7 @@ mod tests {
     #[test]
     fn a_broken_histogram_is_said() {
         let refused = plot(&example_with(|json| json["latency_us"]["count"] = 7.into())).unwrap_err();
-        assert_eq!(refused, "cannot draw the plot: count is 7, that of hdr_v2 1000");
+        assert_eq!(refused, "cannot draw the plot: count is 7, and 1000 in hdr_v2");
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! How an operation of a run failed: its phase and the name of its error.
+//! The phases in which a connection can fail, and the names of errors.
 
 use std::borrow::Cow;
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
-/// What was being done when it failed.
+/// What a connection was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "each is its name")]
@@ -20,7 +20,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The name as it stands in the report.
+    /// Returns the name that the report has for it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -35,38 +35,38 @@ impl Phase {
     }
 }
 
-/// What went wrong.
+/// What failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorName {
-    /// Nobody listens there.
+    /// Nothing listens on the port.
     Refused,
-    /// The other end, or something between, ended the connection abruptly.
+    /// The server, or a middlebox, reset the connection.
     Reset,
-    /// Nothing came in time.
+    /// Nothing arrived before the timeout.
     Timeout,
-    /// No way leads there.
+    /// There is no route.
     Unreachable,
-    /// A source address is not this machine's.
+    /// A source address is not local.
     NotLocal,
     /// No source port is left for that target.
     NoPorts,
-    /// The process or the system is out of descriptors.
+    /// The process or the system has no descriptor left.
     NoDescriptors,
-    /// The system is out of memory for sockets.
+    /// The system has no memory left for sockets.
     NoMemory,
-    /// The other end closed while answers were missing.
+    /// The server closed the connection while replies were missing.
     ClosedEarly,
-    /// The connection's own address was its peer's.
+    /// The connection is connected to itself.
     SelfConnect,
-    /// What came back was not what was sent.
+    /// The bytes that came back are not those sent.
     BadBytes,
-    /// Something else, which the errno tells.
+    /// Another error; see its errno.
     Other,
 }
 
 impl ErrorName {
-    /// The name as it stands in the report.
+    /// Returns the name that the report has for it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -86,8 +86,9 @@ impl ErrorName {
     }
 }
 
-/// The name of what went wrong, in any phase. A port or an address that cannot be had counts as `no_ports` here; whether a
-/// source is not local is known where it is bound.
+/// Returns the name of an error, in any phase.
+///
+/// `EADDRNOTAVAIL` is `no_ports` here. Only the caller of bind(2) knows that it means `not_local`.
 pub(crate) fn classify(error: &io::Error) -> ErrorName {
     let Some(errno) = error.raw_os_error() else {
         return match error.kind() {
@@ -98,19 +99,19 @@ pub(crate) fn classify(error: &io::Error) -> ErrorName {
     };
     match errno {
         libc::ECONNREFUSED => ErrorName::Refused,
-        // EPIPE: a reset that was taken note of before.
+        // EPIPE: the reset was reported before.
         libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED => ErrorName::Reset,
         libc::ETIMEDOUT => ErrorName::Timeout,
         libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => ErrorName::Unreachable,
         libc::EADDRNOTAVAIL | libc::EADDRINUSE => ErrorName::NoPorts,
         libc::EMFILE | libc::ENFILE => ErrorName::NoDescriptors,
-        // ENOSPC: epoll_ctl(2) bounds its share of the kernel's memory by `max_user_watches`.
+        // ENOSPC: epoll_ctl(2), at `fs.epoll.max_user_watches`.
         libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC => ErrorName::NoMemory,
         _ => ErrorName::Other,
     }
 }
 
-/// `ECONNREFUSED`, as errno(3) has it; `errno 123` for those that no call here is known to answer.
+/// Returns the name of an errno, such as `ECONNREFUSED`, or `errno 123` if it is not in errno(3) for the calls used here.
 pub(crate) fn errno_name(errno: i32) -> Cow<'static, str> {
     let name = match errno {
         libc::EACCES => "EACCES",
@@ -152,7 +153,7 @@ pub(crate) fn errno_name(errno: i32) -> Cow<'static, str> {
     Cow::Borrowed(name)
 }
 
-/// Whether a connect that failed may succeed from another port.
+/// Returns whether a failed connect may succeed from another port.
 pub(crate) fn is_port_taken(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL))
 }

@@ -1,4 +1,4 @@
-//! The report of a run: the JSON document `ecoloop.load/1`, how it is built and merged, and the thresholds that it is evaluated by.
+//! The report of a run, which is the JSON document `ecoloop.load/1`; the thresholds that fail it; and the merge of several.
 
 mod build;
 mod document;

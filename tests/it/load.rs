@@ -1592,7 +1592,7 @@ fn runs_that_start_together_are_merged_on_the_command_line() {
     assert_eq!(merged.run_id, format!("{}+{}", reports[0].run_id, reports[1].run_id));
     assert_eq!(merge(&["-q", "--fail-if", "connections<5", one, two]).status.code(), Some(1));
     let refused = merge(&[one, one]);
-    let expected = format!("ecoloop: cannot merge {one}: its run {:?} is in {one} already", reports[0].run_id);
+    let expected = format!("ecoloop: cannot merge {one}: run {:?} is also in {one}", reports[0].run_id);
     assert_eq!((refused.status.code(), refused.stderr), (Some(1), vec![expected]));
 }
 

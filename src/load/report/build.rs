@@ -12,16 +12,16 @@ use crate::host::{Process, SocketStatistics};
 
 /// The schedule is not kept above this lateness at the 99th percentile, in microseconds.
 const LATENESS_US_MAX: u64 = 1000;
-/// Below this number of connections, the memory of one cannot be told from the process's own.
-const CONNECTIONS_TO_WEIGH: u64 = 1000;
-/// Below this number of seconds, CPU time is no share of them: the kernel accounts for it in slices of milliseconds.
-const SECONDS_TO_WEIGH: f64 = 0.1;
+/// Below this number of connections, the memory of the process itself hides that of a connection.
+const CONNECTIONS_MIN_FOR_MEMORY: u64 = 1000;
+/// Below this number of seconds, CPU time is too coarse for a percentage: the kernel counts time slices of milliseconds.
+const SECONDS_MIN_FOR_CPU: f64 = 0.1;
 /// The generator is saturated above this percentage of a core.
 const SATURATED_PERCENT: f64 = 90.0;
 
 /// What was measured in a window.
 pub(crate) struct Measured<'a> {
-    /// When the first connect began.
+    /// Time of the first connect.
     pub(crate) start: SystemTime,
     pub(crate) ended: Ended,
     pub(crate) mode: Mode,
@@ -44,11 +44,11 @@ pub(crate) struct Measured<'a> {
     pub(crate) timeline: Vec<Sample>,
 }
 
-/// What was read of the machine for a window.
+/// What was read from the host for a window.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Readings {
     pub(crate) cpu: CpuTimes,
-    /// Bytes by which the server has grown since before the first connect.
+    /// Growth of the server's resident memory since before the first connect, in bytes.
     pub(crate) memory: Option<u64>,
     pub(crate) sockets: Option<SocketStatistics>,
 }
@@ -77,7 +77,8 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
     let (verified, seconds) = (measured.verified_in_window, measured.phases_s.measure);
     let connections_verified = measured.connections.verified;
     let per_message = |time: Duration| (verified > 0).then(|| time.as_secs_f64() * 1e6 / float(verified));
-    let cpu_percent = cpu.own.filter(|_| seconds >= SECONDS_TO_WEIGH).map(|time| time.as_secs_f64() * 100.0 / seconds);
+    let cpu_percent =
+        cpu.own.filter(|_| seconds >= SECONDS_MIN_FOR_CPU).map(|time| time.as_secs_f64() * 100.0 / seconds);
     let lateness = measured.lateness.summary();
     let mut report = Report {
         schema: SCHEMA.to_owned(),
@@ -112,7 +113,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
             pid,
             cpu_us_per_message: cpu.server.and_then(per_message),
             rss_bytes_per_connection: memory
-                .filter(|_| connections_verified >= CONNECTIONS_TO_WEIGH)
+                .filter(|_| connections_verified >= CONNECTIONS_MIN_FOR_MEMORY)
                 .map(|bytes| bytes.div_ceil(connections_verified)),
         }),
         sockstat: sockets.map(|sockets| Sockstat {

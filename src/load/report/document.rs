@@ -1,6 +1,4 @@
-//! What a run answers: the JSON document `ecoloop.load/1`, field for field.
-//!
-//! A quantity without data is `null`, never zero.
+//! The JSON document `ecoloop.load/1`, field by field. A quantity without data is `null`, never 0.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::error::{ErrorName, Phase};
 
-/// The schema that is written, and the only one that is read.
+/// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";
 
-/// What a run did and saw, or several that were merged.
+/// The results of a run, or of several merged runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -22,95 +20,95 @@ pub struct Report {
     pub schema: String,
     /// The version of this crate.
     pub version: String,
-    /// Names this run among all. That of merged runs is theirs, joined by `+`.
+    /// Identity of the run; of merged runs theirs, joined by `+`.
     pub run_id: String,
-    /// When the first connect began.
+    /// Time of the first connect.
     #[serde(with = "rfc3339")]
     pub start: SystemTime,
-    /// How the run came to its end.
+    /// How the run ended.
     pub ended: Ended,
-    /// Whether it passed.
+    /// Whether the run passed.
     pub verdict: Verdict,
     /// What the connections did.
     pub mode: Mode,
-    /// Whether messages waited for answers.
+    /// Whether messages waited for replies.
     pub r#loop: Loop,
     /// The settings that make runs comparable.
     pub config: Settings,
-    /// Seconds that each phase took.
+    /// Duration of each phase, in seconds.
     pub phases_s: Phases,
-    /// Connections asked for, and what became of them.
+    /// Number of connections, by how far they got.
     pub connections: Connections,
-    /// The outcomes of [`Mode::Hold`].
+    /// Outcomes of [`Mode::Hold`].
     pub hold: Option<Hold>,
-    /// Messages of the measured window.
+    /// Number of messages of the measured window, by outcome.
     pub messages: Messages,
-    /// Messages verified in a second of the measured window.
+    /// Messages verified per second of the measured window.
     pub rate_per_s: Option<f64>,
-    /// From when a message was due to its answer.
+    /// Time from when a message was due to its reply.
     pub latency_us: Summary,
-    /// From the connect to the end of the handshake.
+    /// Time from the connect to the end of the handshake.
     pub connect_us: Summary,
-    /// From when a message was due to when the loop noticed.
+    /// Time from when a message was due to when the loop noticed.
     pub lateness_us: Summary,
-    /// Whether the messages went out when they were due.
+    /// Whether messages were sent when they were due.
     pub schedule: ScheduleReport,
-    /// Failures, by phase and name.
+    /// Number of errors, by phase and name.
     pub errors: Vec<ErrorCount>,
-    /// What was wrong with the bytes that came back.
+    /// Corruption of the bytes that came back.
     pub verify: Verify,
-    /// What the generator itself needed.
+    /// Resources that the load generator used.
     pub generator: Generator,
-    /// What the server's process needed, if it was named.
+    /// Resources that the server's process used, if its process id was given.
     pub server: Option<ServerSide>,
-    /// What the kernel counted.
+    /// Sockets counted by the kernel.
     pub sockstat: Option<Sockstat>,
-    /// The run by the second.
+    /// A sample for each second of the measured window.
     pub timeline: Vec<Sample>,
-    /// What had to hold, and whether it did.
+    /// The thresholds, and whether each failed.
     pub thresholds: Vec<ThresholdResult>,
 }
 
 impl Report {
-    /// Reads a report as [`Report::to_json`] writes it.
+    /// Parses a report that [`Report::to_json`] wrote.
     ///
     /// # Errors
     ///
-    /// - `InvalidData`: it is not JSON, not of this schema, or a field is missing or of another type.
+    /// - `InvalidData`: `text` is not JSON, is not of this schema, or a field is missing or of another type.
     pub fn from_json(text: &str) -> io::Result<Self> {
         let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
         let value: serde_json::Value =
             serde_json::from_str(text).map_err(|error| invalid(format!("not a JSON document: {error}")))?;
-        // Before the fields: those of another schema would fail as missing, which says nothing.
+        // Before the fields: another schema would fail with a missing field, which misleads.
         match value.get("schema").and_then(serde_json::Value::as_str) {
             Some(SCHEMA) => {}
-            Some(schema) => return Err(invalid(format!("its schema is {schema:?}, not {SCHEMA:?}"))),
-            None => return Err(invalid(format!("not a report: it names no schema, such as {SCHEMA:?}"))),
+            Some(schema) => return Err(invalid(format!("schema is {schema:?}, expected {SCHEMA:?}"))),
+            None => return Err(invalid("not a report: no field \"schema\"".to_owned())),
         }
         serde_json::from_value(value).map_err(|error| invalid(format!("not a report: {error}")))
     }
 
-    /// The report as one line of JSON.
+    /// Returns the report as one line of JSON.
     ///
     /// # Errors
     ///
-    /// - `start` is before 1970 or after 9999, which RFC 3339 cannot say.
+    /// - `start` is before 1970 or after 9999, which RFC 3339 cannot express.
     pub fn to_json(&self) -> io::Result<String> {
         Ok(serde_json::to_string(self)?)
     }
 }
 
-/// How a run came to its end.
+/// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ended {
-    /// It did all that was asked.
+    /// All that was requested was done.
     Complete,
-    /// It was told to end before.
+    /// It was interrupted before.
     Interrupted,
 }
 
-/// Whether a run passed. The worst of several is the greatest.
+/// Whether a run passed, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -126,21 +124,21 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Messages go and come back for the measured window.
+    /// Messages are exchanged for the measured window.
     Echo,
-    /// One message at the opening, silence for the window, and one at the end.
+    /// A first message is exchanged, nothing during the window, and a last message after it.
     Hold,
-    /// Connect, some messages, close, and again.
+    /// Connect, exchange messages, close, and repeat.
     Churn,
 }
 
-/// Whether messages wait for answers.
+/// Whether messages wait for replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Loop {
-    /// The next message goes when an answer comes.
+    /// The next message is sent when a reply arrives.
     Closed,
-    /// Each message is due at its time, whatever the answers do.
+    /// Each message is sent at its scheduled time, regardless of replies.
     Open,
 }
 
@@ -150,84 +148,84 @@ pub enum Loop {
 pub struct Settings {
     /// The servers.
     pub targets: Vec<SocketAddr>,
-    /// The addresses connected from; none where the system chose.
+    /// The source addresses; empty if the system chose.
     pub sources: Vec<IpAddr>,
-    /// Bytes of a message.
+    /// Message size in bytes.
     pub size: u64,
-    /// Messages in flight on a connection at most; `None`: unlimited.
+    /// Maximum messages in flight per connection; `None` is unlimited.
     pub pipeline: Option<u32>,
-    /// Messages due in a second, over all connections, in an open loop.
+    /// Messages due per second, over all connections, in an open loop.
     #[serde(serialize_with = "number")]
     pub rate: Option<f64>,
-    /// What the bytes were made of; `None` where merged runs differ.
+    /// Payload seed; `None` if merged runs differ.
     pub seed: Option<u64>,
-    /// Words of the user.
+    /// Labels from the command line.
     pub labels: BTreeMap<String, String>,
 }
 
-/// Seconds that each phase took.
+/// Duration of each phase, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Phases {
-    /// Until the last connection was open and verified, or given up.
+    /// Until every connection is verified or has failed.
     pub connect: f64,
-    /// Traffic that is not measured.
+    /// Traffic before the measured window.
     pub warmup: f64,
     /// The measured window.
     pub measure: f64,
-    /// The wait for the last answers.
+    /// Until the last reply.
     pub drain: f64,
-    /// Until the last connection was closed.
+    /// Until the last connection is closed.
     pub close: f64,
 }
 
-/// Connections asked for, and what became of them.
+/// Number of connections, by how far they got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Connections {
-    /// Asked for at once.
+    /// Requested to be open at the same time.
     pub requested: u64,
-    /// The handshake was done.
+    /// The handshake completed.
     pub established: u64,
-    /// At least one message came back right.
+    /// At least one message came back intact.
     pub verified: u64,
     /// Verified, and still open when the measurement ended.
     pub held: u64,
-    /// All that were opened in the run.
+    /// Opened during the run, over all.
     pub opened_total: u64,
 }
 
-/// The outcomes of [`Mode::Hold`].
+/// Outcomes of [`Mode::Hold`], in connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Hold {
     /// The last message came back.
     pub alive: u64,
-    /// It came back after more than a second.
+    /// It came back after more than 1 s.
     pub late: u64,
     /// The connection was reset.
     pub reset: u64,
-    /// The other end closed.
+    /// The server closed the connection.
     pub closed: u64,
-    /// Nothing came.
+    /// No reply came before the timeout.
     pub silent: u64,
 }
 
-/// Messages of the measured window: `due` is the sum of `unsent`, `verified`, `unanswered` and `failed`.
+/// Number of messages of the measured window. `due` is the sum of `unsent`, `verified`, `unanswered` and `failed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Messages {
-    /// Whose time came.
+    /// Their scheduled time came.
     pub due: u64,
-    /// That never went out.
+    /// Never sent.
     pub unsent: u64,
-    /// That came back right.
+    /// Came back intact.
     pub verified: u64,
-    /// That did not come back in time.
+    /// Did not come back before the timeout.
     pub unanswered: u64,
-    /// That came back wrong, or whose connection failed.
+    /// Came back corrupted, or the connection failed.
     pub failed: u64,
-    /// That waited because the pipeline was reached or the socket was full.
+    /// Waited because the pipeline or the socket was full. They are also counted by outcome.
     pub deferred: u64,
 }
 
@@ -235,11 +233,11 @@ pub struct Messages {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Summary {
-    /// Values recorded.
+    /// Number of values.
     pub count: u64,
-    /// Values among them that are the age of what was never answered.
+    /// Number of values that are the age of a message without a reply.
     pub censored: u64,
-    /// Values among them beyond the hour that a histogram spans, recorded as an hour.
+    /// Number of values over an hour, recorded as an hour.
     pub clipped: u64,
     /// The arithmetic mean.
     pub mean: Option<f64>,
@@ -255,88 +253,88 @@ pub struct Summary {
     pub p99_99: Option<u64>,
     /// The largest value.
     pub max: Option<u64>,
-    /// The whole histogram: `HdrHistogram` V2, compressed, in base64.
+    /// The histogram: `HdrHistogram` V2, compressed, in base64.
     pub hdr_v2: Option<String>,
 }
 
-/// Whether the messages went out when they were due.
+/// Whether messages were sent when they were due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ScheduleReport {
-    /// False over 1 ms of lateness at the 99th percentile, or with over 1 % unsent; `None` in a closed loop.
+    /// False if lateness is over 1 ms at the 99th percentile or over 1 % of messages are unsent; `None` in a closed loop.
     pub kept: Option<bool>,
 }
 
-/// How often something failed in one way.
+/// Number of errors of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ErrorCount {
-    /// What was being done.
+    /// What the connection was doing.
     pub phase: Phase,
-    /// What went wrong.
+    /// What failed.
     pub error: ErrorName,
-    /// The system's name of it, where the system said so.
+    /// The name of its errno, if it has one.
     pub errno: Option<String>,
-    /// How often.
+    /// Number of errors.
     pub count: u64,
 }
 
-/// What was wrong with the bytes that came back.
+/// Corruption of the bytes that came back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Verify {
-    /// Bytes that were not what was sent.
+    /// Bytes that differ from those sent.
     pub wrong_bytes: u64,
-    /// Bytes that provably did not come.
+    /// Bytes that provably did not arrive.
     pub lost_bytes: u64,
     /// Bytes beyond what was sent.
     pub extra_bytes: u64,
-    /// Connections with a finding.
+    /// Number of connections with a finding.
     pub connections_failed: u64,
-    /// The first finding of each of these connections.
+    /// The first finding of each of these connections, at most 1,000 per run.
     pub findings: Vec<Finding>,
 }
 
-/// Where the bytes of a connection first were wrong.
+/// The first corruption of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Finding {
-    /// How they were wrong.
+    /// How the bytes are corrupted.
     pub kind: FindingKind,
-    /// The connection's number in its run.
+    /// Number of the connection in its run.
     pub connection: u64,
-    /// Its own address.
+    /// Its local address.
     pub local: Option<SocketAddr>,
     /// The server's address.
     pub peer: SocketAddr,
-    /// Bytes of the answer before the place.
+    /// Offset of the first corrupted byte in the stream.
     pub offset: u64,
 }
 
-/// How the bytes of a connection were wrong.
+/// How the bytes of a connection are corrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// Bits changed.
+    /// Bytes have changed.
     Flipped,
-    /// Bytes missing, with later ones in their place.
+    /// Bytes are missing, with later ones in their place.
     Lost,
-    /// Bytes that had come before.
+    /// Bytes came twice.
     Duplicated,
-    /// Bytes in another order.
+    /// Bytes came in another order.
     Reordered,
-    /// Bytes of another connection.
+    /// Bytes of another connection came.
     Foreign,
-    /// Bytes beyond what was sent.
+    /// Bytes came that were not sent.
     Extra,
-    /// The end of the stream before all had come back.
+    /// The stream ended before all bytes came back.
     Truncated,
-    /// Bytes that nothing explains.
+    /// None of these explains the bytes.
     Unknown,
 }
 
 impl FindingKind {
-    /// The name as it stands in the report.
+    /// Returns the name that the report has for it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -352,56 +350,56 @@ impl FindingKind {
     }
 }
 
-/// What the generator itself needed, in the measured window.
+/// Resources that the load generator used, in the measured window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Generator {
-    /// CPU time a verified message.
+    /// CPU time per verified message, in microseconds.
     pub cpu_us_per_message: Option<f64>,
-    /// CPU time, in percent of one core; of merged runs the sum. `None` for a window of less than 0.1 s.
+    /// CPU time, in percent of one core; the sum if merged. `None` if the window is shorter than 0.1 s.
     pub cpu_percent: Option<f64>,
-    /// The 99th percentile of what one turn of the loop took.
+    /// The 99th percentile of the duration of a turn of the loop, in microseconds.
     pub turn_us_p99: Option<u64>,
-    /// Whether it needed over 90 % of a core, so that it may be itself what was measured.
+    /// Whether it used over 90 % of a core, so that it may be the bottleneck.
     pub saturated: Option<bool>,
 }
 
-/// What the server's process needed.
+/// Resources that the server's process used.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ServerSide {
-    /// The process.
+    /// Its process id.
     pub pid: u32,
-    /// CPU time a verified message, in the measured window.
+    /// CPU time per verified message of the measured window, in microseconds.
     pub cpu_us_per_message: Option<f64>,
-    /// Memory a held connection, against before connecting; `None` under 1,000 connections.
+    /// Growth of its resident memory since before the first connect, per connection; `None` under 1,000 connections.
     pub rss_bytes_per_connection: Option<u64>,
 }
 
-/// What the kernel counted (`/proc/net/sockstat`).
+/// Sockets counted by the kernel (`/proc/net/sockstat`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Sockstat {
-    /// Of [`Sockstat::tcp_inuse`], `namespace`: both ends are counted where both are in this network namespace, and everybody
-    /// else's.
+    /// Scope of [`Sockstat::tcp_inuse`]: `namespace` counts every socket of this network namespace, both ends of a connection
+    /// within it.
     pub scope: String,
-    /// TCP sockets in use.
+    /// Number of TCP sockets in use.
     pub tcp_inuse: u64,
-    /// Pages of memory that TCP's buffers hold, in all namespaces.
+    /// Pages of memory in TCP buffers, in all namespaces.
     pub tcp_mem_pages: u64,
 }
 
-/// A second of the run.
+/// A second of the measured window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Sample {
-    /// Which second.
+    /// End of the second, in seconds since the start of the window.
     pub t: u64,
-    /// Messages verified a second.
+    /// Messages verified in it.
     pub rate: u64,
     /// Connections open at its end.
     pub open: u64,
-    /// Errors in it.
+    /// Number of errors in it.
     pub errors: u64,
     /// The median latency, in microseconds.
     pub p50: Option<u64>,
@@ -409,23 +407,23 @@ pub struct Sample {
     pub p99: Option<u64>,
 }
 
-/// What had to hold, and whether it did.
+/// The result of a threshold.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ThresholdResult {
-    /// What makes the run fail.
+    /// The condition that makes the run fail.
     pub expr: String,
-    /// Whether it stands unasked.
+    /// Whether it is a default threshold.
     pub default: bool,
-    /// What was measured; times in microseconds.
+    /// The measured value; a duration in microseconds.
     #[serde(serialize_with = "number")]
     pub value: Option<f64>,
-    /// Whether the run failed by it.
+    /// Whether the condition is met, or there is no value.
     pub failed: bool,
 }
 
-/// Writes a whole number as one: 2000, not 2000.0.
-#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+/// Serializes a whole number without a fraction: 2000, not 2000.0.
+#[expect(clippy::ref_option, reason = "the signature that serde requires")]
 fn number<S: serde::Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     match *value {
         #[expect(clippy::cast_possible_truncation, reason = "whole, and within the range that a float counts exactly")]
@@ -442,7 +440,7 @@ mod rfc3339 {
     use serde::{Deserialize, Deserializer, Serializer, de, ser};
 
     pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        // Not `to_string`, which panics at a time that RFC 3339 cannot say.
+        // Not `to_string`, which panics if RFC 3339 cannot express the time.
         let mut text = String::new();
         write!(text, "{}", humantime::format_rfc3339_millis(*time)).map_err(ser::Error::custom)?;
         serializer.serialize_str(&text)
@@ -450,7 +448,7 @@ mod rfc3339 {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_rfc3339(&text).map_err(|error| de::Error::custom(format!("{text:?} is no time: {error}")))
+        humantime::parse_rfc3339(&text).map_err(|error| de::Error::custom(format!("{text:?} is not a time: {error}")))
     }
 }
 
@@ -459,7 +457,7 @@ mod rfc3339 {
 pub(super) mod tests {
     use super::*;
 
-    /// The contract's example, made consistent.
+    /// A consistent example.
     pub(in crate::load) const EXAMPLE: &str = include_str!("../../../tests/report.json");
 
     pub(in crate::load) fn example() -> Report {
@@ -467,7 +465,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_field_is_written_as_the_contract_shows_it_and_in_its_order() {
+    fn every_field_is_written_in_the_order_of_the_example() {
         let mut report = example();
         report.errors.push(ErrorCount {
             phase: Phase::Connect,
@@ -500,7 +498,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_names_are_those_of_the_report() {
+    fn names_are_those_of_the_report() {
         let phases =
             [Phase::Resolve, Phase::Bind, Phase::Connect, Phase::Send, Phase::Receive, Phase::Verify, Phase::Close];
         for phase in phases {
@@ -519,17 +517,17 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_report_is_refused_with_the_reason() {
+    fn an_invalid_report_is_rejected_with_the_reason() {
         for (text, reason) in [
             ("", "not a JSON document: EOF while parsing a value at line 1 column 0"),
-            ("{}", r#"not a report: it names no schema, such as "ecoloop.load/1""#),
-            (r#"{"schema":"ecoloop.load/2"}"#, r#"its schema is "ecoloop.load/2", not "ecoloop.load/1""#),
+            ("{}", r#"not a report: no field "schema""#),
+            (r#"{"schema":"ecoloop.load/2"}"#, r#"schema is "ecoloop.load/2", expected "ecoloop.load/1""#),
             (r#"{"schema":"ecoloop.load/1"}"#, "not a report: missing field `version`"),
         ] {
             assert_eq!(Report::from_json(text).unwrap_err().to_string(), reason, "{text}");
         }
         let broken = EXAMPLE.replace("08:00:00.250Z", "noon");
         let error = Report::from_json(&broken).unwrap_err().to_string();
-        assert!(error.starts_with("not a report: \"2026-11-22Tnoon\" is no time:"), "{error}");
+        assert!(error.starts_with("not a report: \"2026-11-22Tnoon\" is not a time:"), "{error}");
     }
 }

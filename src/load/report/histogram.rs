@@ -1,4 +1,4 @@
-//! How long things took: a histogram of microseconds.
+//! A histogram of durations in microseconds.
 
 use std::io;
 
@@ -9,11 +9,11 @@ use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerial
 use super::document::Summary;
 
 const NANOSECONDS_A_MICROSECOND: u64 = 1000;
-/// An hour: what lies beyond is recorded as this, and counted as clipped.
+/// An hour. A longer duration is recorded as an hour and counted as clipped.
 const MICROSECONDS_MAX: u64 = 3_600_000_000;
 const SIGNIFICANT_DIGITS: u8 = 3;
 
-/// Times from one microsecond to one hour with three significant digits, about 190 KB of memory whatever it holds.
+/// Durations from 1 µs to 1 h with three significant digits, in about 190 kB of memory.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     values: hdrhistogram::Histogram<u64>,
@@ -21,32 +21,32 @@ pub struct Histogram {
     clipped: u64,
 }
 
-/// A step of the distribution: so many values are at most this one.
+/// A step of the cumulative distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Percentile {
     /// The value, in microseconds.
     pub value_us: u64,
-    /// The share of values that it stands for, from 0 to 1.
+    /// The share of values up to it, from 0 to 1.
     pub quantile: f64,
-    /// Values up to it.
+    /// Number of values up to it.
     pub count: u64,
 }
 
 impl Histogram {
-    /// How often the range of the first sub-buckets doubles, itself included.
+    /// Number of buckets, each of twice the range of the one before.
     pub const BUCKETS: u32 = 22;
-    /// Sub-buckets of a bucket: what three significant digits need.
+    /// Number of sub-buckets in a bucket, which three significant digits require.
     pub const SUB_BUCKETS: u32 = 2048;
 
     pub(crate) fn new() -> Self {
         let values = hdrhistogram::Histogram::new_with_bounds(1, MICROSECONDS_MAX, SIGNIFICANT_DIGITS);
-        #[expect(clippy::expect_used, reason = "it refuses other bounds than these constants")]
-        let values = values.expect("bounds that a histogram can have");
+        #[expect(clippy::expect_used, reason = "these constants are valid bounds")]
+        let values = values.expect("valid bounds");
         Self { values, censored: 0, clipped: 0 }
     }
 
-    /// Records a time in nanoseconds, rounded up to whole microseconds: nothing took less than it did.
+    /// Records a duration in nanoseconds, rounded up to whole microseconds.
     #[inline]
     pub(crate) fn record(&mut self, nanoseconds: u64) {
         let mut microseconds = nanoseconds.div_ceil(NANOSECONDS_A_MICROSECOND).max(1);
@@ -57,7 +57,7 @@ impl Histogram {
         self.values.saturating_record(microseconds);
     }
 
-    /// Records the age of what was never answered: it would have taken at least so long.
+    /// Records the age of a message without a reply, which is less than its latency would be.
     pub(crate) fn record_censored(&mut self, nanoseconds: u64) {
         self.censored += 1;
         self.record(nanoseconds);
@@ -65,13 +65,13 @@ impl Histogram {
 
     /// Adds every value of `other`.
     pub(crate) fn add(&mut self, other: &Self) {
-        // It can only fail where the other spans more than this one, and all span the same.
+        // It only fails if the range of `other` is larger, and all have the same.
         let _ = self.values.add(&other.values);
         self.censored = self.censored.saturating_add(other.censored);
         self.clipped = self.clipped.saturating_add(other.clipped);
     }
 
-    /// Forgets every value, and keeps the memory.
+    /// Removes every value, and keeps the memory.
     pub(crate) fn clear(&mut self) {
         self.values.reset();
         self.censored = 0;
@@ -94,12 +94,12 @@ impl Histogram {
         }
     }
 
-    /// The whole of what `summary` was made of.
+    /// Returns the histogram that `summary` was made of.
     ///
     /// # Errors
     ///
-    /// - `InvalidData`: `hdr_v2` is missing although there are values, is broken, is of another range or precision than this
-    ///   crate's, or does not hold `count` values.
+    /// - `InvalidData`: `hdr_v2` is missing although there are values, cannot be decoded, has another range or precision, or
+    ///   does not have `count` values.
     pub fn from_summary(summary: &Summary) -> io::Result<Self> {
         let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
         let mut histogram = Self { censored: summary.censored, clipped: summary.clipped, ..Self::new() };
@@ -115,42 +115,42 @@ impl Histogram {
         }
         if histogram.count() != summary.count {
             let counts = (summary.count, histogram.count());
-            return Err(invalid(format!("count is {}, that of hdr_v2 {}", counts.0, counts.1)));
+            return Err(invalid(format!("count is {}, and {} in hdr_v2", counts.0, counts.1)));
         }
         Ok(histogram)
     }
 
-    /// Values recorded.
+    /// Returns the number of values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.values.len()
     }
 
-    /// The value that a share of `quantile` of all values does not exceed, in microseconds.
+    /// Returns the value that a share of `quantile` of the values does not exceed, in microseconds.
     #[must_use]
     pub fn quantile(&self, quantile: f64) -> Option<u64> {
         (self.count() > 0).then(|| self.values.value_at_quantile(quantile))
     }
 
-    /// The arithmetic mean, in microseconds.
+    /// Returns the arithmetic mean, in microseconds.
     #[must_use]
     pub fn mean(&self) -> Option<f64> {
         (self.count() > 0).then(|| self.values.mean())
     }
 
-    /// The standard deviation, in microseconds.
+    /// Returns the standard deviation, in microseconds.
     #[must_use]
     pub fn deviation(&self) -> Option<f64> {
         (self.count() > 0).then(|| self.values.stdev())
     }
 
-    /// The largest value, in microseconds.
+    /// Returns the largest value, in microseconds.
     #[must_use]
     pub fn max(&self) -> Option<u64> {
         (self.count() > 0).then(|| self.values.max())
     }
 
-    /// The distribution from its smallest value to its largest, with `ticks` steps each time the distance to 100 % halves.
+    /// Returns the cumulative distribution, in `ticks` steps each time the distance to 100 % halves.
     #[must_use]
     pub fn percentiles(&self, ticks: u32) -> Vec<Percentile> {
         if self.count() == 0 {
@@ -170,7 +170,7 @@ impl Histogram {
             return None;
         }
         let mut bytes = Vec::new();
-        // It can only fail by an address space too small for the histogram that is there.
+        // It only fails if the encoded size overflows a `usize`.
         V2DeflateSerializer::new().serialize(&self.values, &mut bytes).ok()?;
         Some(STANDARD.encode(bytes))
     }
@@ -192,21 +192,21 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_rounded_up_to_whole_microseconds() {
+    fn a_duration_is_rounded_up_to_whole_microseconds() {
         for (nanoseconds, microseconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (999_001, 1000)] {
             assert_eq!(of(&[nanoseconds]).quantile(0.5), Some(microseconds), "{nanoseconds} ns");
         }
     }
 
     #[test]
-    fn nothing_recorded_is_no_data() {
+    fn an_empty_histogram_has_no_data() {
         let summary = Histogram::new().summary();
         assert_eq!(summary, Summary::default());
         assert!(Histogram::from_summary(&summary).unwrap().percentiles(5).is_empty());
     }
 
     #[test]
-    fn the_buckets_are_as_many_as_it_says() {
+    fn the_bucket_constants_are_those_of_the_histogram() {
         let values = Histogram::new().values;
         assert_eq!(u32::from(values.buckets()), Histogram::BUCKETS);
         let half = u64::from(Histogram::SUB_BUCKETS / 2);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_an_hour_is_clipped_and_said() {
+    fn a_duration_over_an_hour_is_clipped_and_counted() {
         let hour = MICROSECONDS_MAX * NANOSECONDS_A_MICROSECOND;
         let summary = of(&[hour, hour + 1, u64::MAX]).summary();
         assert_eq!((summary.count, summary.clipped), (3, 2));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_answered_counts_with_its_age() {
+    fn a_censored_value_is_recorded_with_its_age() {
         let mut histogram = of(&[5000]);
         histogram.record_censored(10_000_000_000);
         let summary = histogram.summary();
@@ -234,30 +234,30 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_that_does_not_fit_its_histogram_is_refused() {
+    fn a_summary_that_contradicts_its_histogram_is_rejected() {
         let good = of(&[5000, 7000]).summary();
-        let refusal = |change: fn(&mut Summary)| {
+        let error = |change: fn(&mut Summary)| {
             let mut summary = good.clone();
             change(&mut summary);
             Histogram::from_summary(&summary).unwrap_err().to_string()
         };
-        assert_eq!(refusal(|summary| summary.count = 3), "count is 3, that of hdr_v2 2");
-        assert_eq!(refusal(|summary| summary.hdr_v2 = None), "count is 2, that of hdr_v2 0");
-        let error = refusal(|summary| summary.hdr_v2 = Some("!".to_owned()));
-        assert!(error.starts_with("hdr_v2 is not base64: "), "{error}");
-        let error = refusal(|summary| summary.hdr_v2 = Some("AAAA".to_owned()));
-        assert!(error.starts_with("hdr_v2 is not a histogram: "), "{error}");
-        let error = refusal(|summary| {
+        assert_eq!(error(|summary| summary.count = 3), "count is 3, and 2 in hdr_v2");
+        assert_eq!(error(|summary| summary.hdr_v2 = None), "count is 2, and 0 in hdr_v2");
+        let message = error(|summary| summary.hdr_v2 = Some("!".to_owned()));
+        assert!(message.starts_with("hdr_v2 is not base64: "), "{message}");
+        let message = error(|summary| summary.hdr_v2 = Some("AAAA".to_owned()));
+        assert!(message.starts_with("hdr_v2 is not a histogram: "), "{message}");
+        let message = error(|summary| {
             let mut bytes = Vec::new();
             let other = hdrhistogram::Histogram::<u64>::new_with_bounds(1, 1000, 2).unwrap();
             V2DeflateSerializer::new().serialize(&other, &mut bytes).unwrap();
             summary.hdr_v2 = Some(STANDARD.encode(bytes));
         });
-        assert_eq!(error, "hdr_v2 has another range or precision");
+        assert_eq!(message, "hdr_v2 has another range or precision");
     }
 
     proptest! {
-        // Each walks tens of thousands of buckets, which takes its time without optimisation.
+        // Each case walks tens of thousands of buckets, which is slow without optimization.
         #![proptest_config(ProptestConfig::with_cases(48))]
 
         #[test]
@@ -266,8 +266,8 @@ mod tests {
             values.sort_unstable();
             for (quantile, nth) in [(0.5, values.len().div_ceil(2)), (1.0, values.len())] {
                 let exact = values[nth - 1].div_ceil(1000).min(MICROSECONDS_MAX);
-                let told = histogram.quantile(quantile).unwrap();
-                prop_assert!(told >= exact && told <= exact + exact / 1000 + 1, "{told} for {exact} at {quantile}");
+                let found = histogram.quantile(quantile).unwrap();
+                prop_assert!(found >= exact && found <= exact + exact / 1000 + 1, "{found} for {exact} at {quantile}");
             }
             let steps = histogram.percentiles(5);
             prop_assert!(steps.is_sorted_by(|a, b| a.value_us <= b.value_us && a.count <= b.count));
@@ -276,7 +276,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_added_after_a_way_through_text_is_what_was_recorded_in_one(
+        fn decoded_histograms_add_up_to_one_of_all_values(
             ours in prop::collection::vec(0..5_000_000_000_000_u64, 0..100),
             theirs in prop::collection::vec(0..5_000_000_000_000_u64, 0..100),
         ) {

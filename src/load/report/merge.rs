@@ -1,4 +1,4 @@
-//! Puts the results of generators that ran together into one.
+//! Merges the reports of generators that ran at the same time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,36 +13,36 @@ use super::document::{
 use super::histogram::Histogram;
 use super::thresholds::{self, Threshold};
 
-/// How much of the longest window all must have in common.
+/// Share of the longest window that all windows must have in common.
 const OVERLAP_MIN: f64 = 0.9;
-/// What stands between the names of merged runs.
+/// Separates the identities of merged runs.
 const RUN_ID_SEPARATOR: char = '+';
 
-/// Puts the reports of runs that measured at the same time into one, each given with the name of its file.
+/// Merges the reports of runs that measured at the same time, each with the name of its file.
 ///
-/// Histograms are added and counts summed. What cannot be put together is `None`: the percentiles of a second or of a turn, the
-/// server's memory, the kernel's counts. The thresholds are judged anew: `asked`, and those that stand unasked.
+/// Adds the histograms and sums the counts. A value that cannot be merged is `None`: the percentiles of a second or of a turn, the
+/// memory of the server, the counts of the kernel. Evaluates the default thresholds and those `requested` for the whole.
 ///
 /// # Errors
 ///
-/// - `InvalidInput`: there is nothing to merge; a mode, loop or size differs from the first's; a run occurs twice; or the
-///   measured windows have less than 90 % of the longest in common. The text names the file.
-/// - `InvalidData`: a histogram is broken.
-pub fn merge(runs: &[(String, Report)], asked: &[Threshold]) -> io::Result<Report> {
-    let refuse = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
-    let (first, _) = runs.split_first().ok_or_else(|| refuse("nothing to merge".to_owned()))?;
+/// - `InvalidInput`: there is no report; the mode, loop or size of one differs from the first; a run occurs twice; or the
+///   measured windows have less than 90 % of the longest in common. The message names the file.
+/// - `InvalidData`: a histogram is invalid.
+pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Report> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
+    let (first, _) = runs.split_first().ok_or_else(|| invalid("there is no report to merge".to_owned()))?;
     for (name, run) in runs {
-        check_likeness(run, first).map_err(|reason| refuse(format!("{name}: {reason}")))?;
+        check_settings(run, first).map_err(|reason| invalid(format!("{name}: {reason}")))?;
     }
-    check_identity(runs).map_err(refuse)?;
-    check_overlap(runs).map_err(refuse)?;
+    check_run_ids(runs).map_err(invalid)?;
+    check_overlap(runs).map_err(invalid)?;
 
     let (_, first) = first;
     let reports: Vec<_> = runs.iter().map(|(_, report)| report).collect();
     let messages = messages(&reports);
     let mut merged = Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        run_id: reports.iter().map(|run| &run.run_id[..]).collect::<Vec<_>>().join("+"),
+        run_id: reports.iter().map(|run| &run.run_id[..]).collect::<Vec<_>>().join(&RUN_ID_SEPARATOR.to_string()),
         start: reports.iter().map(|run| run.start).min().unwrap_or(first.start),
         ended: reports.iter().map(|run| run.ended).find(|&ended| ended != Ended::Complete).unwrap_or(Ended::Complete),
         config: settings(&reports),
@@ -60,32 +60,32 @@ pub fn merge(runs: &[(String, Report)], asked: &[Threshold]) -> io::Result<Repor
         verify: verify(&reports),
         generator: generator(&reports, messages.verified),
         server: server(&reports, messages.verified),
-        // Of several machines, or of one counted several times: that cannot be told.
+        // The counts may be of several machines, or several times of one.
         sockstat: if let [only] = &reports[..] { only.sockstat.clone() } else { None },
         timeline: timeline(&reports),
         messages,
         ..first.clone()
     };
-    thresholds::evaluate(&mut merged, asked);
+    thresholds::evaluate(&mut merged, requested);
     Ok(merged)
 }
 
-fn check_likeness(run: &Report, (first_name, first): &(String, Report)) -> Result<(), String> {
+fn check_settings(run: &Report, (first_name, first): &(String, Report)) -> Result<(), String> {
     let words = |run: &Report| [json!(run.mode), json!(run.r#loop), json!(run.config.size)];
     for (what, (ours, theirs)) in ["mode", "loop", "size"].iter().zip(words(run).iter().zip(&words(first))) {
         if ours != theirs {
-            return Err(format!("its {what} is {ours}, that of {first_name} {theirs}"));
+            return Err(format!("{what} is {ours}, and {theirs} in {first_name}"));
         }
     }
     Ok(())
 }
 
-fn check_identity(runs: &[(String, Report)]) -> Result<(), String> {
+fn check_run_ids(runs: &[(String, Report)]) -> Result<(), String> {
     let mut seen = BTreeMap::new();
     for (name, run) in runs {
         for id in run.run_id.split(RUN_ID_SEPARATOR) {
             if let Some(other) = seen.insert(id, name) {
-                return Err(format!("{name}: its run {id:?} is in {other} already"));
+                return Err(format!("{name}: run {id:?} is also in {other}"));
             }
         }
     }
@@ -100,31 +100,33 @@ fn check_overlap(runs: &[(String, Report)]) -> Result<(), String> {
         longest = longest.max(window.end - window.start);
         let share = (end - start).max(0.0) / longest;
         if longest <= 0.0 {
-            return Err(format!("{name}: nothing was measured, its window is empty"));
+            return Err(format!("{name}: the measured window is empty"));
         }
         if share < OVERLAP_MIN {
             let percent = share * 100.0;
-            return Err(format!("{name}: its window has {percent:.0} % in common with those before it, under 90 %"));
+            return Err(format!(
+                "{name}: the measured window has {percent:.0} % in common with those of the files before it, under 90 %"
+            ));
         }
     }
     Ok(())
 }
 
-/// The time in which a run measured, in seconds since 1970.
+/// The measured window of a run, in seconds since 1970.
 struct TimeSpan {
     start: f64,
     end: f64,
 }
 
 impl TimeSpan {
-    /// In floats, where no phase that a file may name can overflow.
+    /// Adds in floats, which no phase in a file can overflow.
     fn of(run: &Report) -> Self {
         let start = seconds(run) + run.phases_s.connect + run.phases_s.warmup;
         Self { start, end: start + run.phases_s.measure }
     }
 }
 
-/// When a run began, in seconds since 1970.
+/// Returns the start of a run, in seconds since 1970.
 fn seconds(run: &Report) -> f64 {
     run.start.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
@@ -134,7 +136,7 @@ fn settings(reports: &[&Report]) -> Settings {
     for Settings { targets, sources, pipeline, seed, labels, .. } in reports[1..].iter().map(|run| &run.config) {
         merged.targets.extend(targets);
         merged.sources.extend(sources);
-        // What the least bounded of them could have in flight.
+        // The deepest pipeline: `None` is unlimited.
         merged.pipeline = merged.pipeline.zip(*pipeline).map(|(ours, theirs)| ours.max(theirs));
         merged.seed = merged.seed.filter(|_| merged.seed == *seed);
         merged.labels.retain(|key, value| labels.get(key) == Some(value));
@@ -150,23 +152,23 @@ fn keep_first_of_each<T: Ord + Copy>(items: &mut Vec<T>) {
     items.retain(|&item| seen.insert(item));
 }
 
-/// From the first start to the last end, so that the merged window is where it was.
+/// Returns phases that place the measured window from the first start to the last end.
 fn phases(reports: &[&Report]) -> Phases {
     let most = |of: fn(&Report) -> f64| reports.iter().map(|run| of(run)).fold(f64::NEG_INFINITY, f64::max);
     let least = |of: fn(&Report) -> f64| reports.iter().map(|run| of(run)).fold(f64::INFINITY, f64::min);
     let window = TimeSpan { start: least(|run| TimeSpan::of(run).start), end: most(|run| TimeSpan::of(run).end) };
     let warmup = least(|run| run.phases_s.warmup);
     Phases {
-        connect: microseconds_of(window.start - least(seconds) - warmup),
+        connect: round_to_microseconds(window.start - least(seconds) - warmup),
         warmup,
-        measure: microseconds_of(window.end - window.start),
+        measure: round_to_microseconds(window.end - window.start),
         drain: most(|run| run.phases_s.drain),
         close: most(|run| run.phases_s.close),
     }
 }
 
-/// Without what the large numbers of a date leave behind in a small difference.
-fn microseconds_of(seconds: f64) -> f64 {
+/// Rounds to microseconds: the difference of two dates in floats has noise below.
+fn round_to_microseconds(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }
 
@@ -251,12 +253,12 @@ fn generator(reports: &[&Report], messages: u64) -> Generator {
             .and_then(|cpu_us| per_message(cpu_us, messages)),
         cpu_percent: sum_of(reports, |run| run.generator.cpu_percent),
         turn_us_p99: None,
-        // One that was makes it true; one that does not know leaves the others' no in doubt.
+        // True if one is; unknown if none is and one is unknown.
         saturated: if saturated.clone().any(|one| one == Some(true)) { Some(true) } else { saturated.min().flatten() },
     }
 }
 
-/// One server that all drove: whoever looked at its process saw the work for all.
+/// Returns the server if all runs drove the same one. The process that a run reads did the work of all runs.
 fn server(reports: &[&Report], messages: u64) -> Option<ServerSide> {
     if let [only] = reports {
         return only.server;
@@ -265,22 +267,22 @@ fn server(reports: &[&Report], messages: u64) -> Option<ServerSide> {
     let is_one = reports.iter().all(|run| {
         run.config.targets == reports[0].config.targets && run.server.is_none_or(|server| server.pid == pid)
     });
-    let seen = reports.iter().filter_map(|run| cpu_us(run, run.server?.cpu_us_per_message));
-    let cpu_us_per_message = seen.reduce(f64::max).and_then(|cpu_us| per_message(cpu_us, messages));
+    let cpu_us = reports.iter().filter_map(|run| cpu_us(run, run.server?.cpu_us_per_message));
+    let cpu_us_per_message = cpu_us.reduce(f64::max).and_then(|cpu_us| per_message(cpu_us, messages));
     is_one.then_some(ServerSide { pid, cpu_us_per_message, rss_bytes_per_connection: None })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "exact as far as anybody counts")]
+#[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
 fn cpu_us(run: &Report, per_message: Option<f64>) -> Option<f64> {
     Some(per_message? * run.messages.verified as f64)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "exact as far as anybody counts")]
+#[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
 fn per_message(cpu_us: f64, messages: u64) -> Option<f64> {
     (messages > 0).then(|| (cpu_us / messages as f64 * 1000.0).round() / 1000.0)
 }
 
-/// By the second of the first that measured.
+/// Adds up the samples of a second, which is counted from the start of the first window.
 fn timeline(reports: &[&Report]) -> Vec<Sample> {
     let start = reports.iter().map(|run| TimeSpan::of(run).start).fold(f64::INFINITY, f64::min);
     let mut merged: BTreeMap<u64, Sample> = BTreeMap::new();
@@ -293,7 +295,7 @@ fn timeline(reports: &[&Report]) -> Vec<Sample> {
                 sum.rate = sum.rate.saturating_add(point.rate);
                 sum.open = sum.open.saturating_add(point.open);
                 sum.errors = sum.errors.saturating_add(point.errors);
-                // Percentiles of parts say nothing of the whole, and a second has no histogram.
+                // Percentiles cannot be merged, and a sample has no histogram.
                 (sum.p50, sum.p99) = (None, None);
             };
             merged.entry(point.t).and_modify(add).or_insert(point);
@@ -306,7 +308,7 @@ fn total(counts: impl Iterator<Item = u64>) -> u64 {
     counts.fold(0, u64::saturating_add)
 }
 
-/// The sum, if every report has a value.
+/// Returns the sum if every report has a value.
 fn sum_of(reports: &[&Report], of: fn(&Report) -> Option<f64>) -> Option<f64> {
     reports.iter().map(|run| of(run)).sum()
 }

@@ -1,4 +1,4 @@
-//! What must hold for a run to succeed.
+//! The conditions that make a run fail.
 
 use std::str::FromStr;
 
@@ -18,21 +18,20 @@ pub struct Threshold {
     text: String,
     metric: Metric,
     comparison: Comparison,
-    /// Times in microseconds.
+    /// In microseconds if the metric is a duration.
     bound: f64,
 }
 
 impl Threshold {
-    /// One that stands unasked.
-    fn standing(name: &str, metric: Metric, comparison: Comparison, bound: u64) -> Self {
+    fn new(name: &str, metric: Metric, comparison: Comparison, bound: u64) -> Self {
         let text = format!("{name}{}{bound}", comparison.sign());
-        #[expect(clippy::cast_precision_loss, reason = "exact as far as anybody counts")]
+        #[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
         Self { text, metric, comparison, bound: bound as f64 }
     }
 
     fn evaluate(&self, report: &Report, default: bool) -> ThresholdResult {
         let value = self.metric.value(report);
-        // What could not be measured cannot be told to hold.
+        // A quantity without a value fails: nobody can tell that it is within the bound.
         let failed = value.is_none_or(|value| self.comparison.holds(value, self.bound));
         ThresholdResult { expr: self.text.clone(), default, value, failed }
     }
@@ -50,27 +49,29 @@ impl FromStr for Threshold {
         let found = signs.into_iter().find_map(|sign| Some((sign, rest.strip_prefix(sign.sign())?)));
         let (comparison, value) = found.ok_or(EXPECTED)?;
         let (metric, unit) = Metric::from_name(name.trim())?;
-        let bound = unit.parse(value.trim()).ok_or_else(|| format!("{} takes {}", name.trim(), unit.expected()))?;
+        let bound = unit.parse(value.trim()).ok_or_else(|| format!("{} requires {}", name.trim(), unit.expected()))?;
         Ok(Self { text: text.to_owned(), metric, comparison, bound })
     }
 }
 
-/// Fills in `thresholds` and `exit`: what stands unasked where no threshold of `asked` is on the same quantity, then `asked`.
-pub(crate) fn evaluate(report: &mut Report, asked: &[Threshold]) {
-    let standing = [
-        Threshold::standing("connections", Metric::Connections, Comparison::Less, report.connections.requested),
-        Threshold::standing("errors", Metric::Errors, Comparison::More, 0),
-        Threshold::standing("unanswered", Metric::Unanswered, Comparison::More, 0),
-        Threshold::standing("findings", Metric::Findings, Comparison::More, 0),
-        Threshold::standing("verified", Metric::Verified, Comparison::Less, 1),
+/// Evaluates the default thresholds and those `requested`, and sets `thresholds` and `verdict` of the report.
+///
+/// A requested threshold replaces the default one on the same quantity.
+pub(super) fn evaluate(report: &mut Report, requested: &[Threshold]) {
+    let defaults = [
+        Threshold::new("connections", Metric::Connections, Comparison::Less, report.connections.requested),
+        Threshold::new("errors", Metric::Errors, Comparison::More, 0),
+        Threshold::new("unanswered", Metric::Unanswered, Comparison::More, 0),
+        Threshold::new("findings", Metric::Findings, Comparison::More, 0),
+        Threshold::new("verified", Metric::Verified, Comparison::Less, 1),
     ];
-    let is_replaced = |threshold: &Threshold| asked.iter().any(|other| other.metric == threshold.metric);
-    // In churn connections come and go: those between two are no failure.
-    let is_without_meaning =
-        |threshold: &Threshold| report.mode == Mode::Churn && threshold.metric == Metric::Connections;
-    let standing = standing.iter().filter(|threshold| !is_replaced(threshold) && !is_without_meaning(threshold));
-    let standing = standing.map(|threshold| threshold.evaluate(report, true));
-    let thresholds: Vec<_> = standing.chain(asked.iter().map(|threshold| threshold.evaluate(report, false))).collect();
+    let is_replaced = |default: &Threshold| requested.iter().any(|threshold| threshold.metric == default.metric);
+    // In churn a connection that is closed is replaced a moment later, which is no failure.
+    let applies = |default: &Threshold| report.mode != Mode::Churn || default.metric != Metric::Connections;
+    let defaults = defaults.iter().filter(|default| applies(default) && !is_replaced(default));
+    let defaults = defaults.map(|threshold| threshold.evaluate(report, true));
+    let requested = requested.iter().map(|threshold| threshold.evaluate(report, false));
+    let thresholds: Vec<_> = defaults.chain(requested).collect();
     report.verdict = if thresholds.iter().any(|threshold| threshold.failed) { Verdict::Fail } else { Verdict::Pass };
     report.thresholds = thresholds;
 }
@@ -90,9 +91,9 @@ enum Metric {
     Connections,
     Errors,
     Unanswered,
-    /// Not for the command line: no threshold can be put in its place.
+    /// Has no name on the command line, so that its default cannot be replaced.
     Findings,
-    /// Neither.
+    /// Has no name on the command line either.
     Verified,
 }
 
@@ -116,11 +117,11 @@ impl Metric {
         let found = NAMES.iter().find(|(known, ..)| *known == name);
         found.map(|&(_, metric, unit)| (metric, unit)).ok_or_else(|| {
             let names: Vec<_> = NAMES.iter().map(|(name, ..)| *name).collect();
-            format!("{name:?} is no metric; these are: {}", names.join(" "))
+            format!("unknown metric {name:?}; the metrics are {}", names.join(" "))
         })
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "exact as far as anybody counts")]
+    #[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
     fn value(self, report: &Report) -> Option<f64> {
         let latency = &report.latency_us;
         let whole = match self {

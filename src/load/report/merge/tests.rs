@@ -15,7 +15,7 @@ fn histogram(microseconds: impl Iterator<Item = u64>) -> Histogram {
     histogram
 }
 
-/// A run of this name, beside the example's.
+/// Returns the file name and the report of a run: the example with another identity and `change`.
 fn run(name: &str, change: impl FnOnce(&mut Report)) -> (String, Report) {
     let mut report = example();
     name.clone_into(&mut report.run_id);
@@ -24,12 +24,12 @@ fn run(name: &str, change: impl FnOnce(&mut Report)) -> (String, Report) {
 }
 
 #[track_caller]
-fn refusal(runs: &[(String, Report)]) -> String {
+fn merge_error(runs: &[(String, Report)]) -> String {
     merge(runs, &[]).unwrap_err().to_string()
 }
 
 #[test]
-fn percentiles_are_those_of_all_values_and_no_average() {
+fn percentiles_are_of_all_values_and_not_averaged() {
     let a = run("a", |run| run.latency_us = histogram(1..=99).summary());
     let b = run("b", |run| run.latency_us = histogram(std::iter::once(1_000_000)).summary());
     let merged = merge(&[a, b], &[]).unwrap();
@@ -53,7 +53,7 @@ fn counts_and_rates_are_summed() {
 }
 
 #[test]
-fn errors_of_one_kind_are_one_line_and_findings_are_all_kept() {
+fn equal_errors_are_summed_and_all_findings_kept() {
     let error = |error, count| ErrorCount { phase: Phase::Connect, error, errno: None, count };
     let finding = |connection| Finding {
         kind: FindingKind::Lost,
@@ -77,7 +77,7 @@ fn errors_of_one_kind_are_one_line_and_findings_are_all_kept() {
 }
 
 #[test]
-fn settings_are_united_and_what_differs_is_no_data() {
+fn settings_are_merged_and_differing_ones_dropped() {
     let a = run("a", |run| run.config.pipeline = Some(4));
     let b = run("b", |run| {
         run.config.targets = vec!["127.0.0.1:5001".parse().unwrap(), "127.0.0.1:5000".parse().unwrap()];
@@ -94,13 +94,13 @@ fn settings_are_united_and_what_differs_is_no_data() {
 }
 
 #[test]
-fn what_cannot_be_put_together_is_no_data() {
+fn values_that_cannot_be_merged_are_none() {
     let merged = merge(&[run("a", |_| ()), run("b", |_| ())], &[]).unwrap();
     assert_eq!(merged.sockstat, None);
     let generator =
         Generator { cpu_us_per_message: Some(5.1), cpu_percent: Some(62.0), turn_us_p99: None, saturated: Some(false) };
     assert_eq!(merged.generator, generator);
-    // Both saw the same process, which worked for both.
+    // Both read the same process, which worked for both.
     let server = ServerSide { pid: 4711, cpu_us_per_message: Some(2.5), rss_bytes_per_connection: None };
     assert_eq!(merged.server, Some(server));
     let other = run("b", |run| run.server.as_mut().unwrap().pid = 1);
@@ -108,7 +108,7 @@ fn what_cannot_be_put_together_is_no_data() {
 }
 
 #[test]
-fn seconds_are_added_by_when_they_were() {
+fn samples_are_added_by_time() {
     let point = |t, rate, p50| Sample { t, rate, open: 50, errors: 1, p50, p99: p50 };
     let a = run("a", |run| run.timeline = vec![point(1, 10, Some(1)), point(2, 20, Some(1))]);
     let b = run("b", |run| {
@@ -121,7 +121,7 @@ fn seconds_are_added_by_when_they_were() {
 }
 
 #[test]
-fn one_broken_schedule_breaks_that_of_all() {
+fn the_schedule_is_kept_if_every_run_kept_it() {
     let kept = |schedules: [Option<bool>; 2]| {
         let runs: Vec<_> = ["a", "b"]
             .into_iter()
@@ -136,28 +136,28 @@ fn one_broken_schedule_breaks_that_of_all() {
 }
 
 #[test]
-fn runs_that_are_not_alike_are_refused() {
+fn runs_with_other_settings_are_rejected() {
     let a = run("a", |_| ());
-    let refusal = |change: fn(&mut Report)| refusal(&[a.clone(), run("b", change)]);
-    assert_eq!(refusal(|run| run.mode = Mode::Hold), "b.json: its mode is \"hold\", that of a.json \"echo\"");
-    assert_eq!(refusal(|run| run.r#loop = Loop::Closed), "b.json: its loop is \"closed\", that of a.json \"open\"");
-    assert_eq!(refusal(|run| run.config.size = 65), "b.json: its size is 65, that of a.json 64");
-    assert_eq!(refusal(|run| run.latency_us.count = 1), "b.json: latency_us: count is 1, that of hdr_v2 0");
-    assert_eq!(merge(&[], &[]).unwrap_err().to_string(), "nothing to merge");
+    let error = |change: fn(&mut Report)| merge_error(&[a.clone(), run("b", change)]);
+    assert_eq!(error(|run| run.mode = Mode::Hold), "b.json: mode is \"hold\", and \"echo\" in a.json");
+    assert_eq!(error(|run| run.r#loop = Loop::Closed), "b.json: loop is \"closed\", and \"open\" in a.json");
+    assert_eq!(error(|run| run.config.size = 65), "b.json: size is 65, and 64 in a.json");
+    assert_eq!(error(|run| run.latency_us.count = 1), "b.json: latency_us: count is 1, and 0 in hdr_v2");
+    assert_eq!(merge(&[], &[]).unwrap_err().to_string(), "there is no report to merge");
 }
 
 #[test]
-fn a_run_counts_once_even_inside_a_merged_one() {
+fn a_run_that_occurs_twice_is_rejected_even_in_a_merged_report() {
     let (a, b) = (run("a", |_| ()), run("b", |_| ()));
-    assert_eq!(refusal(&[a.clone(), a.clone()]), "a.json: its run \"a\" is in a.json already");
+    assert_eq!(merge_error(&[a.clone(), a.clone()]), "a.json: run \"a\" is also in a.json");
     let ab = ("ab.json".to_owned(), merge(&[a, b.clone()], &[]).unwrap());
-    assert_eq!(refusal(&[ab.clone(), b]), "b.json: its run \"b\" is in ab.json already");
+    assert_eq!(merge_error(&[ab.clone(), b]), "b.json: run \"b\" is also in ab.json");
     let c = run("c", |_| ());
     assert_eq!(merge(&[ab, c], &[]).unwrap().messages.due, 60000);
 }
 
 #[test]
-fn a_window_of_less_than_a_millisecond_stays_one() {
+fn a_merged_window_shorter_than_a_millisecond_is_not_empty() {
     let short = run("a", |run| run.phases_s.measure = 0.000_3);
     let merged = ("merged.json".to_owned(), merge(&[short], &[]).unwrap());
     assert!((merged.1.phases_s.measure - 0.000_3).abs() < 1e-9, "{:?}", merged.1.phases_s);
@@ -168,7 +168,7 @@ fn a_window_of_less_than_a_millisecond_stays_one() {
 fn windows_must_have_nine_tenths_in_common() {
     let later = |milliseconds| {
         run("b", move |run| {
-            // The window opens by connecting as well as by starting.
+            // The window begins after the connect phase.
             run.start += Duration::from_millis(milliseconds);
             run.phases_s.connect += 0.5;
         })
@@ -178,22 +178,22 @@ fn windows_must_have_nine_tenths_in_common() {
     assert_eq!(merged.start, a.start);
     let phases = Phases { measure: 10.9, ..a.phases_s };
     assert_eq!(merged.phases_s, phases);
-    let refused = refusal(&[run("a", |_| ()), later(600)]);
-    assert_eq!(refused, "b.json: its window has 89 % in common with those before it, under 90 %");
+    let error = merge_error(&[run("a", |_| ()), later(600)]);
+    assert_eq!(error, "b.json: the measured window has 89 % in common with those of the files before it, under 90 %");
     let short = run("b", |run| run.phases_s.measure = 5.0);
-    let refused = refusal(&[run("a", |_| ()), short]);
-    assert_eq!(refused, "b.json: its window has 50 % in common with those before it, under 90 %");
+    let error = merge_error(&[run("a", |_| ()), short]);
+    assert_eq!(error, "b.json: the measured window has 50 % in common with those of the files before it, under 90 %");
     let empty = run("a", |run| run.phases_s.measure = 0.0);
-    assert_eq!(refusal(&[empty]), "a.json: nothing was measured, its window is empty");
+    assert_eq!(merge_error(&[empty]), "a.json: the measured window is empty");
 }
 
 #[test]
-fn gates_are_judged_on_the_whole() {
+fn thresholds_are_evaluated_on_the_whole() {
     let slow = |name| run(name, |run| run.latency_us = histogram(1..=100).summary());
-    let asked = ["p99>98us".parse().unwrap(), "rate<4k".parse().unwrap()];
-    let merged = merge(&[slow("a"), slow("b")], &asked).unwrap();
-    let fallen: Vec<_> =
+    let requested = ["p99>98us".parse().unwrap(), "rate<4k".parse().unwrap()];
+    let merged = merge(&[slow("a"), slow("b")], &requested).unwrap();
+    let failed: Vec<_> =
         merged.thresholds.iter().filter(|threshold| threshold.failed).map(|threshold| &threshold.expr[..]).collect();
-    assert_eq!(fallen, ["p99>98us"]);
+    assert_eq!(failed, ["p99>98us"]);
     assert_eq!(merged.verdict, Verdict::Fail);
 }

@@ -9,18 +9,18 @@ fn threshold(text: &str) -> Threshold {
     text.parse().unwrap()
 }
 
-/// The report with these thresholds judged: whether each failed, by its text.
-fn judged(mut report: Report, asked: &[&str]) -> (Verdict, Vec<(String, bool)>) {
-    let asked: Vec<_> = asked.iter().map(|text| threshold(text)).collect();
-    evaluate(&mut report, &asked);
+/// Evaluates the default thresholds and those `requested`. Returns the verdict, and whether each threshold failed.
+fn evaluated(mut report: Report, requested: &[&str]) -> (Verdict, Vec<(String, bool)>) {
+    let requested: Vec<_> = requested.iter().map(|text| threshold(text)).collect();
+    evaluate(&mut report, &requested);
     (report.verdict, report.thresholds.into_iter().map(|threshold| (threshold.expr, threshold.failed)).collect())
 }
 
-fn fallen(report: Report, asked: &[&str]) -> Vec<String> {
-    let (verdict, thresholds) = judged(report, asked);
-    let fallen: Vec<_> = thresholds.into_iter().filter(|(_, failed)| *failed).map(|(text, _)| text).collect();
-    assert_eq!(verdict == Verdict::Pass, fallen.is_empty());
-    fallen
+fn failed(report: Report, requested: &[&str]) -> Vec<String> {
+    let (verdict, thresholds) = evaluated(report, requested);
+    let failed: Vec<_> = thresholds.into_iter().filter(|(_, has_failed)| *has_failed).map(|(text, _)| text).collect();
+    assert_eq!(verdict == Verdict::Pass, failed.is_empty());
+    failed
 }
 
 #[test]
@@ -48,9 +48,9 @@ fn every_metric_takes_its_unit() {
 }
 
 #[test]
-fn what_is_no_gate_is_refused_with_the_reason() {
+fn an_invalid_threshold_is_rejected_with_the_reason() {
     const FORM: &str = "expected METRIC, one of < > <= >=, and a value, such as p99>5ms";
-    const DURATION: &str = "p99 takes a duration such as 300us, 5ms or 1.5s";
+    const DURATION: &str = "p99 requires a duration such as 300us, 5ms or 1.5s";
     for (text, reason) in [
         ("", FORM),
         ("p99", FORM),
@@ -62,77 +62,77 @@ fn what_is_no_gate_is_refused_with_the_reason() {
         ("p99>1.2.3ms", DURATION),
         (
             "p99=>5ms",
-            "\"p99=\" is no metric; these are: p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99 rate connections errors unanswered",
+            "unknown metric \"p99=\"; the metrics are p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99 rate connections errors unanswered",
         ),
         (
             "findings>3",
-            "\"findings\" is no metric; these are: p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99 rate connections errors unanswered",
+            "unknown metric \"findings\"; the metrics are p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99 rate connections errors unanswered",
         ),
-        ("errors>5ms", "errors takes a count such as 0, 100 or 10k"),
-        ("errors>5/s", "errors takes a count such as 0, 100 or 10k"),
-        ("errors>inf", "errors takes a count such as 0, 100 or 10k"),
-        ("rate<5k/m", "rate takes a rate such as 2000, 10k or 10k/s"),
+        ("errors>5ms", "errors requires a count such as 0, 100 or 10k"),
+        ("errors>5/s", "errors requires a count such as 0, 100 or 10k"),
+        ("errors>inf", "errors requires a count such as 0, 100 or 10k"),
+        ("rate<5k/m", "rate requires a rate such as 2000, 10k or 10k/s"),
     ] {
         assert_eq!(text.parse::<Threshold>().unwrap_err(), reason, "{text}");
     }
 }
 
 #[test]
-fn a_sound_run_passes_what_stands_unasked() {
-    let (verdict, thresholds) = judged(example(), &[]);
+fn a_good_run_passes_the_default_thresholds() {
+    let (verdict, thresholds) = evaluated(example(), &[]);
     let thresholds: Vec<_> = thresholds.iter().map(|(text, failed)| (&text[..], *failed)).collect();
     let expected = ["connections<50", "errors>0", "unanswered>0", "findings>0", "verified<1"];
     assert_eq!((verdict, thresholds), (Verdict::Pass, expected.map(|text| (text, false)).to_vec()));
 }
 
 #[test]
-fn each_gate_falls_by_its_own_quantity() {
-    let fallen_by = |change: fn(&mut Report)| {
+fn each_default_threshold_fails_by_its_own_quantity() {
+    let failed_by = |change: fn(&mut Report)| {
         let mut report = example();
         change(&mut report);
-        fallen(report, &[])
+        failed(report, &[])
     };
-    assert_eq!(fallen_by(|report| report.connections.held = 49), ["connections<50"]);
-    assert_eq!(fallen_by(|report| report.messages.unanswered = 1), ["unanswered>0"]);
-    assert_eq!(fallen_by(|report| report.messages.verified = 0), ["verified<1"]);
-    assert_eq!(fallen_by(|report| report.verify.connections_failed = 1), ["findings>0"]);
+    assert_eq!(failed_by(|report| report.connections.held = 49), ["connections<50"]);
+    assert_eq!(failed_by(|report| report.messages.unanswered = 1), ["unanswered>0"]);
+    assert_eq!(failed_by(|report| report.messages.verified = 0), ["verified<1"]);
+    assert_eq!(failed_by(|report| report.verify.connections_failed = 1), ["findings>0"]);
     let error = |report: &mut Report| {
         let error = ErrorCount { phase: Phase::Connect, error: ErrorName::Refused, errno: None, count: 2 };
         report.errors = vec![error];
     };
-    assert_eq!(fallen_by(error), ["errors>0"]);
+    assert_eq!(failed_by(error), ["errors>0"]);
 }
 
 #[test]
-fn asking_replaces_what_stands_on_the_same_quantity_but_never_the_findings() {
+fn a_requested_threshold_replaces_the_default_one_but_never_the_findings() {
     let mut report = example();
     report.connections.held = 40;
     report.messages.unanswered = 3;
     report.verify.connections_failed = 1;
     assert_eq!(
-        fallen(report.clone(), &["connections<40", "unanswered>2"]),
+        failed(report.clone(), &["connections<40", "unanswered>2"]),
         ["findings>0", "unanswered>2"],
-        "40 are enough here, 3 too many"
+        "40 connections are allowed, 3 unanswered are not"
     );
-    let (_, thresholds) = judged(report, &["unanswered>5"]);
+    let (_, thresholds) = evaluated(report, &["unanswered>5"]);
     assert!(!thresholds.iter().any(|(text, _)| text == "unanswered>0"), "{thresholds:?}");
 }
 
 #[test]
-fn a_bound_is_met_as_its_sign_says() {
+fn a_bound_is_compared_by_its_sign() {
     let mut report = example();
     report.latency_us.p99 = Some(5000);
-    let asked = ["p99>5ms", "p99>=5ms", "p99<5ms", "p99<=5ms", "p99>4999us", "rate<2k", "rate<=2k/s"];
-    assert_eq!(fallen(report, &asked), ["p99>=5ms", "p99<=5ms", "p99>4999us", "rate<=2k/s"]);
+    let requested = ["p99>5ms", "p99>=5ms", "p99<5ms", "p99<=5ms", "p99>4999us", "rate<2k", "rate<=2k/s"];
+    assert_eq!(failed(report, &requested), ["p99>=5ms", "p99<=5ms", "p99>4999us", "rate<=2k/s"]);
 }
 
 #[test]
-fn a_gate_on_what_has_no_value_falls() {
+fn a_threshold_without_a_value_fails() {
     let mut report = example();
     report.rate_per_s = None;
     evaluate(&mut report, &[threshold("lateness_p99>1h"), threshold("mean>1h"), threshold("rate<0")]);
-    let asked: Vec<_> = report.thresholds.iter().filter(|threshold| !threshold.default).collect();
-    assert_eq!(asked.len(), 3);
-    assert!(asked.iter().all(|threshold| threshold.failed && threshold.value.is_none()), "{asked:?}");
+    let requested: Vec<_> = report.thresholds.iter().filter(|threshold| !threshold.default).collect();
+    assert_eq!(requested.len(), 3);
+    assert!(requested.iter().all(|threshold| threshold.failed && threshold.value.is_none()), "{requested:?}");
     assert_eq!(report.verdict, Verdict::Fail);
 }
