@@ -32,6 +32,7 @@ compile_error!("the load generator paces with timerfd(2), of Linux: build with `
 pub mod host;
 #[cfg(feature = "load")]
 pub mod load;
+mod log_target;
 mod reactor;
 mod ready;
 mod server;
@@ -45,6 +46,3 @@ pub use server::{
     CloseReason, ClosedStats, Config, Connection, Handle, Observer, Outcome, Peer, Report, Running, Served, Server,
     Stats, Turn,
 };
-
-/// The target of every log record of this crate.
-const LOG_TARGET: &str = "ecoloop";

@@ -28,6 +28,7 @@ use self::accept::{Acceptor, Listener};
 use self::config::{DRAIN_PERIOD, TRIM_THRESHOLD};
 use self::handle::Command;
 use self::listen::ACCEPTED_INHERITS;
+use crate::log_target::LOG_TARGET;
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
 use crate::socket::Socket;
@@ -425,7 +426,7 @@ impl<O: Observer> Server<O> {
         for mut listener in self.echo.core.acceptor.close() {
             self.reactor.remove(listener.key);
             if let Err(error) = self.reactor.deregister(&mut listener.socket) {
-                log::debug!(target: crate::LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
+                log::debug!(target: LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
             }
         }
     }

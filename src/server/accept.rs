@@ -7,7 +7,7 @@ use std::time::Instant;
 use mio::net::{TcpListener, TcpStream};
 
 use super::config::{ACCEPT_RETRY, WARN_INTERVAL};
-use crate::LOG_TARGET;
+use crate::log_target::LOG_TARGET;
 
 /// A listening socket, registered under `key`.
 #[derive(Debug)]

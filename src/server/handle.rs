@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use mio::Waker;
 
 use super::stats::{Counters, Stats};
+use crate::log_target::LOG_TARGET;
 
 /// Commands a [`Server`](crate::Server) from any thread, and reads its counters.
 ///
@@ -76,7 +77,7 @@ impl Handle {
         // Before the wake: the loop reads the command after its wait.
         self.0.command.fetch_max(command as u8, Ordering::Release);
         if let Err(error) = self.0.waker.wake() {
-            log::warn!(target: crate::LOG_TARGET, "cannot wake the loop: {error}; the command takes effect at the next event");
+            log::warn!(target: LOG_TARGET, "cannot wake the loop: {error}; the command takes effect at the next event");
         }
     }
 

@@ -7,7 +7,7 @@ use mio::net::TcpListener;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::config::Config;
-use crate::LOG_TARGET;
+use crate::log_target::LOG_TARGET;
 
 /// Whether an accepted socket inherits its listener's buffer sizes and `TCP_NODELAY`. tcp(7) promises it on Linux alone.
 pub(super) const ACCEPTED_INHERITS: bool = cfg!(any(target_os = "linux", target_os = "android"));
