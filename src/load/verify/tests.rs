@@ -116,11 +116,15 @@ impl Echo {
         corruption
     }
 
-    /// The corruption; checks its kind, where so many bytes tell it.
-    fn corruption_of_kind(&self, kind: FindingKind, telling: usize) -> Option<Corruption> {
-        let corruption = self.corruption().filter(|_| self.visible() >= telling)?;
-        assert_eq!(corruption.kind, kind, "{corruption:?}");
-        Some(corruption)
+    /// Returns the corruption, which must be of `kind`. Rejects the case if fewer than `telling` bytes are left to decide by.
+    fn corruption_of_kind(&self, kind: FindingKind, telling: usize) -> Result<Corruption, TestCaseError> {
+        let corruption = self.corruption();
+        if self.visible() < telling {
+            return Err(TestCaseError::reject("too few bytes to decide by"));
+        }
+        let corruption = corruption.ok_or_else(|| TestCaseError::fail("no corruption"))?;
+        prop_assert_eq!(corruption.kind, kind, "{:?}", corruption);
+        Ok(corruption)
     }
 }
 
@@ -178,9 +182,8 @@ proptest! {
         // as well be lost, if it ends with the same bytes.
         let looks_repeated = at > 0 && echo.came[at] == sent.bytes[at - 1];
         let telling = if follows == Follows::Stall { TELLING } else { 1 + usize::from(looks_repeated) };
-        if let Some(corruption) = echo.corruption_of_kind(FindingKind::Flipped, telling) {
-            prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (1, 0, 0));
-        }
+        let corruption = echo.corruption_of_kind(FindingKind::Flipped, telling)?;
+        prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (1, 0, 0));
     }
 
     #[test]
@@ -193,9 +196,8 @@ proptest! {
         let echo = Echo::new(&sent, last, follows, &reads, |came| drop(came.drain(at..at + count)));
         // Unless more was sent, as much is missing as was dropped.
         let telling = if follows == Follows::Stall { TELLING } else { 1 };
-        if let Some(corruption) = echo.corruption_of_kind(FindingKind::Lost, telling) {
-            prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (0, count as u64, 0));
-        }
+        let corruption = echo.corruption_of_kind(FindingKind::Lost, telling)?;
+        prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (0, count as u64, 0));
     }
 
     #[test]
@@ -216,16 +218,15 @@ proptest! {
         });
         if echo.first_wrong() == echo.sent.bytes.len() {
             let kind = if echo.surplus_read() >= 8 { FindingKind::Duplicated } else { FindingKind::Extra };
-            let corruption = echo.corruption_of_kind(kind, 0).unwrap();
+            let corruption = echo.corruption_of_kind(kind, 0)?;
             prop_assert_eq!(corruption.extra_bytes, echo.surplus_read() as u64);
         } else {
             let telling = if count > SHIFT_MAX { HOLDS_A_WORD } else { TELLING };
-            if let Some(corruption) = echo.corruption_of_kind(FindingKind::Duplicated, telling) {
-                // As much of it as came, when all that was sent is accounted for by count.
-                let seen = count.min(echo.visible() as u64);
-                prop_assert!((seen..=count).contains(&corruption.extra_bytes), "{:?}", corruption);
-                prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes), (0, 0));
-            }
+            let corruption = echo.corruption_of_kind(FindingKind::Duplicated, telling)?;
+            // As much of it as came, when all that was sent is accounted for by count.
+            let seen = count.min(echo.visible() as u64);
+            prop_assert!((seen..=count).contains(&corruption.extra_bytes), "{:?}", corruption);
+            prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes), (0, 0));
         }
     }
 
@@ -242,7 +243,7 @@ proptest! {
             let (left, right) = came.split_at_mut(second * 8);
             left[first * 8..][..8].swap_with_slice(&mut right[..8]);
         });
-        prop_assert!(echo.corruption_of_kind(FindingKind::Reordered, 0).is_some());
+        echo.corruption_of_kind(FindingKind::Reordered, 0)?;
     }
 
     #[test]
@@ -257,7 +258,7 @@ proptest! {
             let (left, right) = came.split_at_mut(second);
             left[first..][..sent.size].swap_with_slice(&mut right[..sent.size]);
         });
-        echo.corruption_of_kind(FindingKind::Reordered, TELLING);
+        echo.corruption_of_kind(FindingKind::Reordered, TELLING)?;
     }
 
     #[test]
@@ -273,9 +274,9 @@ proptest! {
         let at = at.index(sent.bytes.len());
         let foreign = stream(&sent.pattern, (sent.connection + other) % OPENED, offset, count);
         let echo = Echo::new(&sent, at, follows, &reads, |came| drop(came.splice(at..at, foreign)));
-        if let Some(corruption) = echo.corruption_of_kind(FindingKind::Foreign, HOLDS_A_WORD)
-            && echo.visible() >= count + HOLDS_A_WORD
-        {
+        let corruption = echo.corruption_of_kind(FindingKind::Foreign, HOLDS_A_WORD)?;
+        // The count is known once the stream goes on.
+        if echo.visible() >= count + HOLDS_A_WORD {
             prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (0, 0, count as u64));
         }
     }
@@ -291,7 +292,7 @@ proptest! {
         let echo = Echo::new(&sent, start, follows, &reads, |came| {
             came[start..start + sent.size].copy_from_slice(&foreign);
         });
-        let corruption = echo.corruption_of_kind(FindingKind::Foreign, HOLDS_A_WORD).unwrap();
+        let corruption = echo.corruption_of_kind(FindingKind::Foreign, HOLDS_A_WORD)?;
         prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (differ as u64, 0, 0));
     }
 
@@ -299,7 +300,7 @@ proptest! {
     fn a_byte_too_many_is_extra(sent in sent(), byte: u8, follows in follows(), reads in reads()) {
         prop_assume!(follows != Follows::Stall);
         let echo = Echo::new(&sent, 0, follows, &reads, |came| came.push(byte));
-        let corruption = echo.corruption_of_kind(FindingKind::Extra, 0).unwrap();
+        let corruption = echo.corruption_of_kind(FindingKind::Extra, 0)?;
         prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (0, 0, 1));
     }
 
@@ -316,9 +317,8 @@ proptest! {
         let echo = Echo::new(&sent, at, follows, &reads, |came| drop(came.splice(at..at, bytes)));
         // By chance the first bytes are those that should be there: then the last may be one of the stream again.
         if echo.first_wrong() == at && (at == 0 || echo.came[at] != sent.bytes[at - 1]) {
-            if let Some(corruption) = echo.corruption_of_kind(FindingKind::Extra, count + HOLDS_A_WORD) {
-                prop_assert_eq!((corruption.lost_bytes, corruption.extra_bytes), (0, count as u64));
-            }
+            let corruption = echo.corruption_of_kind(FindingKind::Extra, count + HOLDS_A_WORD)?;
+            prop_assert_eq!((corruption.lost_bytes, corruption.extra_bytes), (0, count as u64));
         } else {
             echo.corruption();
         }
