@@ -1,6 +1,6 @@
 //! Parses numbers with units, as options and thresholds have them.
 
-/// Parses a count, in thousands (`k`) or millions (`M`) if it says so: `4096`, `10k`, `1.5M`.
+/// Parses a count, with `k` for thousands and `M` for millions: `4096`, `10k`, `1.5M`.
 ///
 /// # Examples
 ///

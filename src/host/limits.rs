@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::procfs::{self, SocketStatistics, parse_ports};
 
-/// Descriptors that a process needs besides its connections, with a margin.
+/// Descriptors of a process that are not connections, with a margin.
 const DESCRIPTORS_KEPT: u64 = 64;
 /// Bytes of kernel memory of one idle end: its socket, its file and its epoll entry.
 const END_BYTES: u64 = 4096;

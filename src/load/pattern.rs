@@ -1,17 +1,17 @@
-//! The bytes that the connections of a run send: each word of them says where it belongs.
+//! The bytes that the connections of a run send. A word identifies its connection and its place there.
 
-/// Bytes of a word.
+/// Size of a word in bytes.
 pub(crate) const WORD: u64 = size_of::<Word>() as u64;
 
 pub(crate) type Word = [u8; 8];
 
-/// Bits of a word's index; those above them are its connection's.
+/// Bits of the index of a word; the bits above are the connection's number.
 const INDEX_BITS: u32 = 38;
 
-/// The streams of a run, one a connection, made from its seed.
+/// The byte streams of a run, one for each connection, generated from a seed.
 ///
-/// Word i of connection c is an invertible mix of (seed, c, i), in little-endian order. So no word comes twice in a run, and from a
-/// word alone follows which stream it is of and its place there.
+/// Word i of connection c is an invertible mix of (seed, c, i), in little-endian order. So every word of a run is different, and a
+/// word alone identifies its connection and its index.
 #[derive(Debug)]
 pub(crate) struct Pattern {
     key: u64,
@@ -19,15 +19,15 @@ pub(crate) struct Pattern {
 
 impl Pattern {
     pub(crate) fn new(seed: u64) -> Self {
-        // Mixed, since a small seed would only exchange words with their neighbours.
+        // Mixed, because a small seed would only permute neighboring words.
         Self { key: splitmix64(seed) }
     }
 
-    /// Writes the stream's bytes from byte `offset` on.
+    /// Writes the bytes of a stream from byte `offset` on.
     pub(crate) fn fill(&self, connection: u64, offset: u64, out: &mut [u8]) {
         let (head, skipped) = split_at_word(offset, out.len());
         let (head, out) = out.split_at_mut(head);
-        // Messages are mostly of whole words, and a copy of no bytes is a call all the same.
+        // A message is mostly whole words, and copying no bytes is still a call.
         if !head.is_empty() {
             head.copy_from_slice(&self.bytes(connection, offset / WORD)[skipped..][..head.len()]);
         }
@@ -42,9 +42,9 @@ impl Pattern {
         }
     }
 
-    /// How many of the first bytes of `data` are the stream's from byte `offset` on.
+    /// Returns the number of leading bytes of `data` that equal the stream from byte `offset` on.
     ///
-    /// It makes the words as it compares them, which is faster than to write them out for `memcmp`.
+    /// Generates the words while it compares them, which is faster than filling a buffer for `memcmp`.
     pub(crate) fn count_right(&self, connection: u64, offset: u64, data: &[u8]) -> usize {
         let (head, skipped) = split_at_word(offset, data.len());
         let (head, data) = data.split_at(head);
@@ -68,7 +68,7 @@ impl Pattern {
         if tail.is_empty() { right } else { right + common_prefix(tail, &self.bytes(connection, index)) }
     }
 
-    /// The connection that a word belongs to, and its index in that stream.
+    /// Returns the connection of a word, and its index there.
     pub(crate) fn locate(&self, word: u64) -> (u64, u64) {
         let place = unmix(word) ^ self.key;
         (place >> INDEX_BITS, place & ((1 << INDEX_BITS) - 1))
@@ -79,7 +79,7 @@ impl Pattern {
     }
 }
 
-/// How many of `length` bytes from byte `offset` on stand before the first whole word, and where in their own word.
+/// Returns how many of `length` bytes from byte `offset` on are before the first whole word, and the offset within their word.
 fn split_at_word(offset: u64, length: usize) -> (usize, usize) {
     let within = (offset % WORD) as usize;
     if within == 0 { (0, 0) } else { (length.min(size_of::<Word>() - within), within) }
@@ -94,15 +94,15 @@ pub(crate) fn splitmix64(value: u64) -> u64 {
     mix(value.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }
 
-/// The finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators"): every bit of the result
-/// depends on every bit of the argument.
+/// Returns the finalizer of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators"): every bit of the
+/// result depends on every bit of the argument.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-/// Inverts [`mix`]: the multipliers are the inverses of its own modulo 2^64.
+/// Inverts [`mix`], with the inverses of its multipliers modulo 2^64.
 fn unmix(mut z: u64) -> u64 {
     z = (z ^ (z >> 31) ^ (z >> 62)).wrapping_mul(0x3196_42b2_d24d_8ec3);
     z = (z ^ (z >> 27) ^ (z >> 54)).wrapping_mul(0x96de_1b17_3f11_9089);
@@ -117,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_word_says_where_it_belongs(seed: u64, connection in 0..1_u64 << 26, index in 0..1_u64 << INDEX_BITS) {
+        fn a_word_identifies_its_connection_and_index(seed: u64, connection in 0..1_u64 << 26, index in 0..1_u64 << INDEX_BITS) {
             let pattern = Pattern::new(seed);
             let mut word = [0; 8];
             pattern.fill(connection, index * WORD, &mut word);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn seeds_and_connections_have_streams_of_their_own() {
+    fn streams_differ_by_seed_and_connection() {
         let first_words = |seed, connection| {
             let mut words = [0; 64];
             Pattern::new(seed).fill(connection, 0, &mut words);

@@ -1,7 +1,7 @@
-//! Where connections come from: the addresses of `--source`, and the ports that are chosen for them.
+//! The source addresses of connections, and the local ports chosen for them.
 //!
-//! A kernel that chooses the port of a bound socket takes it from every target at once. Chosen here, with `SO_REUSEADDR`, one port
-//! serves each target, and one that waits in `TIME_WAIT` serves again at once (Linux looks at the peer's timestamps, tcp(7)).
+//! A port that the kernel chooses for a bound socket is taken for every target. A port that is chosen here, with `SO_REUSEADDR`,
+//! can be used once for each target, and again while its last connection is in `TIME_WAIT` (Linux compares timestamps, tcp(7)).
 
 mod pairs;
 mod ports;
@@ -23,53 +23,54 @@ use super::error::ErrorName;
 use super::pattern::splitmix64;
 use crate::host::local_ports;
 
-/// A socket that connects, or has connected already.
+/// A socket that is connecting or connected.
 #[derive(Debug)]
 pub(crate) struct Connecting {
     pub(crate) stream: TcpStream,
-    /// To be given back with `port` when the connection has ended.
+    /// To be passed to [`Sources::release`] with `port` when the connection is closed.
     pub(crate) pair: u32,
-    /// `None`: the system chose it.
+    /// The local port; `None` if the system chose it.
     pub(crate) port: Option<u16>,
 }
 
-/// Deals connections to the source-target pairs, and keeps the ports of each.
+/// Connects from all source/target pairs in turn, and keeps the ports of each.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     groups: Vec<Group>,
     pairs: u32,
-    /// Whose turn it is.
+    /// The pair of the next connection.
     next: u32,
     seed: u64,
-    /// What every pair chooses from; empty where the system chooses.
+    /// The ports that each pair can use; empty if the system chooses.
     ports: Box<[u16]>,
-    /// Of the pairs that have been used: there may be more pairs than connections.
+    /// The ports of each pair up to the last one used: there may be more pairs than connections.
     used: Vec<PairPorts>,
 }
 
 impl Sources {
-    /// Without sources, the system chooses each connection's address and port.
+    /// Pairs `sources` with `targets`. Without sources, the system chooses the local address and port of each connection.
     ///
     /// # Errors
     ///
-    /// - There is no target, an address that has nothing to pair with, or no port that connections may use.
+    /// - `InvalidInput`: there is no target, or an address without a counterpart of its family.
+    /// - `Other`: the port range is empty.
     pub(crate) fn new(sources: &[IpAddr], targets: &[SocketAddr], seed: u64) -> io::Result<Self> {
         let ports = if sources.is_empty() { Vec::new() } else { local_ports() };
         if !sources.is_empty() && ports.is_empty() {
-            return Err(io::Error::other("net.ipv4.ip_local_port_range leaves no port to connect from"));
+            return Err(io::Error::other("net.ipv4.ip_local_port_range has no port that is not reserved"));
         }
         Self::with_ports(sources, targets, seed, ports)
     }
 
     fn with_ports(sources: &[IpAddr], targets: &[SocketAddr], seed: u64, ports: Vec<u16>) -> io::Result<Self> {
-        let groups = pair_up(sources, targets).map_err(|words| io::Error::new(io::ErrorKind::InvalidInput, words))?;
+        let groups = pair_up(sources, targets).map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, reason))?;
         let pairs = groups.iter().map(Group::pairs).sum();
         Ok(Self { groups, pairs, next: 0, seed, ports: ports.into(), used: Vec::new() })
     }
 
-    /// Opens a non-blocking socket for the next pair that has a port, and starts to connect it.
+    /// Opens a non-blocking socket for the next pair with a free port, and starts to connect it.
     ///
-    /// The pairs take turns. One whose ports are all in use is passed over; when all are, it is `no_ports`.
+    /// Fails with `no_ports` if no pair has a free port.
     pub(crate) fn connect(&mut self, options: &SocketOptions) -> Result<Connecting, ConnectFailure> {
         let mut no_ports = None;
         for _ in 0..self.pairs {
@@ -83,8 +84,9 @@ impl Sources {
         Err(no_ports.unwrap_or(NO_PORTS))
     }
 
-    /// The connect of this port has failed later, with an error that [`is_port_taken`]: gives the port back, and tries another
-    /// of the same pair on a new socket, within one round of the ports.
+    /// Connects again from another port of the pair, on a new socket, after a connect has failed because `port` is taken.
+    ///
+    /// Fails with `no_ports` if every port of the pair has been tried.
     pub(crate) fn retry(
         &mut self,
         pair: u32,
@@ -102,7 +104,7 @@ impl Sources {
         self.connect_pair(pair, options)
     }
 
-    /// The connection has ended: its port may be used again, after all others.
+    /// Returns the port of a closed connection, to be used again after all others.
     pub(crate) fn release(&mut self, pair: u32, port: Option<u16>) {
         if let Some(port) = port
             && let Some(used) = self.used.get_mut(pair as usize)
@@ -113,7 +115,7 @@ impl Sources {
         }
     }
 
-    /// The two ends of a pair; `None` where the system chooses the address.
+    /// Returns the source and the target of a pair. The source is `None` if the system chooses it.
     pub(crate) fn pair(&self, pair: u32) -> (Option<IpAddr>, SocketAddr) {
         let first = &self.groups[0];
         if pair < first.pairs() { first.pair(pair) } else { self.groups[1].pair(pair - first.pairs()) }
@@ -128,8 +130,8 @@ impl Sources {
             };
         };
         let used = self.pair_state(pair);
-        // After a round that found none, one port for each connection goes on with the next round: a storm of connections
-        // shall not try every port each time.
+        // After a round without a free port each connect tries one port only, so that a burst of connects does not try all
+        // ports each time.
         let tries = if used.exhausted { used.available().min(1) } else { used.available() };
         let mut failure = NO_PORTS;
         for _ in 0..tries {

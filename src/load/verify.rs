@@ -1,4 +1,4 @@
-//! The verification of what comes back on one connection, and what a server did to it that is not an echo.
+//! Verifies the bytes that come back on a connection.
 
 mod diagnosis;
 
@@ -7,46 +7,47 @@ use self::diagnosis::Diagnosis;
 use super::pattern::Pattern;
 use super::report::FindingKind;
 
-/// So much evidence is certain, unless more is missing than this.
+/// Bytes of evidence that decide, unless more than this is missing.
 const EVIDENCE: usize = 4 << 10;
-/// No more evidence is kept than this.
+/// Maximum bytes of evidence.
 const EVIDENCE_MAX: usize = 64 << 10;
-/// Compares what comes back on a connection with what it sent.
+/// Compares the bytes that come back on a connection with those sent.
 ///
-/// One stands in every connection held: what a mismatch needs is allocated when there is one.
+/// Every connection has one, so the memory for a mismatch is allocated only when there is one.
 #[derive(Debug)]
 pub(crate) struct Verifier {
     connection: u64,
-    /// Bytes that came back right.
+    /// Number of bytes that came back intact.
     verified: u64,
     suspicion: Option<Box<Suspicion>>,
 }
 
-/// What came in from the first wrong byte on.
+/// The bytes received from the first wrong one on.
 #[derive(Debug, Default)]
 struct Suspicion {
     evidence: Vec<u8>,
-    /// How much of it is enough to decide.
+    /// Number of bytes that decide.
     enough: usize,
 }
 
-/// What was read is ...
+/// The result of verifying the bytes of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Checked {
-    /// ... what was sent.
+    /// They are those sent.
     Right,
-    /// ... wrong, and what comes next will say in which way.
+    /// They are wrong; the following bytes decide in which way.
     Undecided,
+    /// They are corrupted.
     Wrong(Corruption),
 }
 
-/// Why no more will come.
+/// Why no more bytes will come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The peer ended its direction: what is missing now is lost.
+    /// The server sent FIN: bytes that are missing are lost.
     Fin,
-    /// A timeout, a reset or an interruption: it may have been on its way.
+    /// A timeout, a reset or an interruption: bytes that are missing may be on their way.
     Cut,
 }
 
@@ -59,22 +60,22 @@ impl Verifier {
         self.connection
     }
 
-    /// Whether wrong bytes came, and it is not decided yet what they are.
+    /// Returns whether wrong bytes came whose kind is still undecided.
     pub(crate) fn is_suspicious(&self) -> bool {
         self.suspicion.is_some()
     }
 
-    /// How many bytes came back right; at a corruption, its offset.
+    /// Returns the number of bytes that came back intact; after a corruption, its offset.
     pub(crate) fn verified(&self) -> u64 {
         self.verified
     }
 
-    /// Takes what was read next, when `sent` bytes of the stream have been sent, and `opened` connections were opened in this run.
+    /// Verifies the bytes of a read, when `sent` bytes of the stream are sent and the run has opened `opened` connections.
     pub(crate) fn receive(&mut self, pattern: &Pattern, data: &[u8], sent: u64, opened: u64) -> Checked {
         if self.suspicion.is_some() {
             return self.suspect(pattern, data, sent, opened);
         }
-        // What was not sent yet cannot come back, even if it is what the stream goes on with.
+        // Bytes that are not sent yet cannot come back, even if they continue the stream.
         let expected = usize::try_from(sent - self.verified).map_or(data.len(), |left| left.min(data.len()));
         let right = pattern.count_right(self.connection, self.verified, &data[..expected]);
         self.verified += right as u64;
@@ -84,7 +85,7 @@ impl Verifier {
         self.suspect(pattern, &data[right..], sent, opened)
     }
 
-    /// No more will come: what there is must do.
+    /// Decides with the bytes received, because no more will come.
     pub(crate) fn conclude(&mut self, pattern: &Pattern, sent: u64, opened: u64, end: End) -> Option<Corruption> {
         if let Some(suspicion) = self.suspicion.take() {
             return Some(self.diagnosis(pattern, &suspicion.evidence, sent, opened).classify());
@@ -110,7 +111,7 @@ impl Verifier {
             if accounted_for || evidence.len() >= follows {
                 return Checked::Wrong(corruption);
             }
-            // What seems lost may follow the bytes that came in its place, which are often as many.
+            // The bytes that seem lost may follow as many others: wait for these.
             suspicion.enough = follows;
         }
         self.suspicion = Some(suspicion);

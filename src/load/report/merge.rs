@@ -104,9 +104,7 @@ fn check_overlap(runs: &[(String, Report)]) -> Result<(), String> {
         }
         if share < OVERLAP_MIN {
             let percent = share * 100.0;
-            return Err(format!(
-                "{name}: the measured window has {percent:.0} % in common with those of the files before it, under 90 %"
-            ));
+            return Err(format!("{name}: the measured window overlaps the files before by {percent:.0} %, under 90 %"));
         }
     }
     Ok(())

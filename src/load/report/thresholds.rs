@@ -31,7 +31,7 @@ impl Threshold {
 
     fn evaluate(&self, report: &Report, default: bool) -> ThresholdResult {
         let value = self.metric.value(report);
-        // A quantity without a value fails: nobody can tell that it is within the bound.
+        // A quantity without a value fails: it may be beyond the bound.
         let failed = value.is_none_or(|value| self.comparison.holds(value, self.bound));
         ThresholdResult { expr: self.text.clone(), default, value, failed }
     }

@@ -1,23 +1,23 @@
-//! The pairs of a source and a target.
+//! Pairs of a source and a target address.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::ranges::distinct;
 
-/// How many source-target pairs there are: of IPv4 with IPv4, and of IPv6 with IPv6. Without sources, one for each target.
+/// Returns the number of source/target pairs: IPv4 with IPv4, IPv6 with IPv6. Without sources, one for each target.
 ///
 /// # Errors
 ///
-/// - There is no target, or an address that has nothing to pair with.
+/// - There is no target, or an address without a counterpart of its family.
 pub fn count_pairs(sources: &[IpAddr], targets: &[SocketAddr]) -> Result<u32, String> {
     let groups = pair_up(sources, targets)?;
     Ok(groups.iter().map(Group::pairs).sum())
 }
 
-/// Sources and targets that can reach each other.
+/// Sources and targets of one family.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// `None`: the system's choice.
+    /// `None` if the system chooses.
     sources: Vec<Option<IpAddr>>,
     targets: Vec<SocketAddr>,
 }
@@ -39,13 +39,13 @@ pub(super) fn pair_up(sources: &[IpAddr], targets: &[SocketAddr]) -> Result<Vec<
     };
     for group in &groups {
         match (&group.sources[..], &group.targets[..]) {
-            ([Some(source), ..], []) => return Err(format!("there is no target that {source} could connect to")),
-            ([], [target, ..]) => return Err(format!("there is no source that could connect to {target}")),
+            ([Some(source), ..], []) => return Err(format!("no target has the address family of source {source}")),
+            ([], [target, ..]) => return Err(format!("no source has the address family of target {target}")),
             _ => {}
         }
     }
     let pairs: usize = groups.iter().map(|group| group.sources.len() * group.targets.len()).sum();
-    u32::try_from(pairs).map_err(|_| format!("{pairs} pairs of a source and a target are too many"))?;
+    u32::try_from(pairs).map_err(|_| format!("{pairs} source/target pairs are too many"))?;
     Ok(groups)
 }
 
@@ -54,7 +54,7 @@ impl Group {
         u32::try_from(self.sources.len() * self.targets.len()).unwrap_or(u32::MAX)
     }
 
-    /// Diagonally, so that a few connections already come from several sources to several targets.
+    /// Returns pair `index`, diagonally, so that the first few connections use several sources and several targets.
     pub(super) fn pair(&self, index: u32) -> (Option<IpAddr>, SocketAddr) {
         let (row, column) = (index as usize / self.sources.len(), index as usize % self.sources.len());
         (self.sources[column], self.targets[(row + column) % self.targets.len()])
@@ -74,9 +74,9 @@ mod tests {
         assert_eq!(count_pairs(&sources, &targets), Ok(5));
         assert_eq!(count_pairs(&sources[..1], &targets[..2]), Ok(2));
         assert_eq!(count_pairs(&[], &targets), Ok(3));
-        assert_eq!(count_pairs(&[], &[targets[0], targets[0]]), Ok(1), "the same ports would be counted twice");
+        assert_eq!(count_pairs(&[], &[targets[0], targets[0]]), Ok(1), "a repeated target adds no ports");
         assert!(count_pairs(&sources, &[]).is_err());
-        assert_eq!(count_pairs(&sources, &targets[..2]).unwrap_err(), "there is no target that ::2 could connect to");
-        assert!(count_pairs(&sources[..2], &targets).unwrap_err().ends_with("connect to [::1]:5"));
+        assert_eq!(count_pairs(&sources, &targets[..2]).unwrap_err(), "no target has the address family of source ::2");
+        assert!(count_pairs(&sources[..2], &targets).unwrap_err().ends_with("family of target [::1]:5"));
     }
 }

@@ -1,18 +1,18 @@
-//! The ports of a pair: the one that was used least recently comes first.
+//! The local ports of a source/target pair. The least recently used port is taken first.
 
 use std::collections::VecDeque;
 
-/// The ports of one pair. Those that are neither untried nor free are in use.
+/// The ports of one pair. A port that is neither untried nor free is in use.
 #[derive(Debug)]
 pub(super) struct PairPorts {
-    /// The next port that was never used, as an index.
+    /// Index of the next port that was never used.
     next: usize,
     untried: usize,
-    /// Used before, the longest ago first.
+    /// Ports that were used and released, least recently used first.
     pub(super) free: VecDeque<u16>,
-    /// A full round of the ports has found none.
+    /// Whether a full round of the ports has found none.
     pub(super) exhausted: bool,
-    /// Connects that have failed later because their port was taken.
+    /// Number of connects that have failed since because their port was taken.
     pub(super) taken_later: usize,
 }
 
@@ -22,12 +22,12 @@ impl PairPorts {
         Self { next, untried: ports, free: VecDeque::new(), exhausted: false, taken_later: 0 }
     }
 
-    /// How many ports there are to try.
+    /// Returns the number of ports to try.
     pub(super) fn available(&self) -> usize {
         self.untried + self.free.len()
     }
 
-    /// The port that was used least recently.
+    /// Takes the least recently used port.
     pub(super) fn take(&mut self, ports: &[u16]) -> Option<u16> {
         if self.untried == 0 {
             return self.free.pop_front();
@@ -46,17 +46,16 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whatever is taken and given back: no port twice at once, each that is not in use can be had, and of those the one
-        /// that was used least recently.
+        /// In any order of takes and releases: no port is taken twice, and the least recently used one is taken first.
         #[test]
-        fn the_port_used_least_recently_is_taken(random: u64, takes in prop::collection::vec(any::<Option<u8>>(), 1..200)) {
+        fn the_least_recently_used_port_is_taken(random: u64, takes in prop::collection::vec(any::<Option<u8>>(), 1..200)) {
             let ports: Vec<u16> = (100..107).collect();
             let mut pair = PairPorts::new(random, ports.len());
             let mut in_use: Vec<u16> = Vec::new();
-            // A port that was never used was used at time 0.
+            // 0 for a port that was never used.
             let mut used_at = [0; 7];
-            for (now, given_back) in (1..).zip(takes) {
-                match given_back {
+            for (now, release) in (1..).zip(takes) {
+                match release {
                     Some(index) if !in_use.is_empty() => {
                         let port = in_use.remove(usize::from(index) % in_use.len());
                         used_at[usize::from(port) - 100] = now;

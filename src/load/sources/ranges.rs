@@ -6,10 +6,10 @@ use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// Addresses to connect from, at most, over all `--source`.
+/// Maximum number of source addresses, over all `--source`.
 const SOURCES_MAX: u32 = 1 << 16;
 
-/// Addresses to connect from: `IP`, `IP-IP` or `IPv4/LEN`, which leaves out the network's own and its broadcast address.
+/// A range of source addresses: `IP`, `IP-IP` or `IPv4/LEN`, without the network and the broadcast address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRange {
     first: IpAddr,
@@ -22,14 +22,14 @@ impl SourceRange {
         let steps = match (first, last) {
             (IpAddr::V4(first), IpAddr::V4(last)) => u128::from(last.to_bits()).checked_sub(first.to_bits().into()),
             (IpAddr::V6(first), IpAddr::V6(last)) => last.to_bits().checked_sub(first.to_bits()),
-            _ => return Err("a range is of IPv4 or of IPv6 addresses, not of both".to_owned()),
+            _ => return Err("both ends of a range must be IPv4 or IPv6".to_owned()),
         };
-        let steps = steps.ok_or("the range ends before it begins")?;
+        let steps = steps.ok_or("the last address is before the first")?;
         let Some(count) = u32::try_from(steps + 1).ok().filter(|&count| count <= SOURCES_MAX) else {
             return Err(too_many());
         };
         match [first, last].into_iter().find(|address| address.is_unspecified() || address.is_multicast()) {
-            Some(address) => Err(format!("nothing can connect from {address}")),
+            Some(address) => Err(format!("{address} cannot be a source")),
             None => Ok(Self { first, last, count }),
         }
     }
@@ -37,7 +37,7 @@ impl SourceRange {
     fn network(address: Ipv4Addr, length: u32) -> Result<Self, String> {
         let host_bits = u32::MAX.checked_shr(length).unwrap_or(0);
         let (first, last) = (address.to_bits() & !host_bits, address.to_bits() | host_bits);
-        // RFC 3021: of two addresses, neither is the network's own.
+        // RFC 3021: a network of two addresses has no network or broadcast address.
         let edge = u32::from(length < 31);
         Self::new(Ipv4Addr::from_bits(first + edge).into(), Ipv4Addr::from_bits(last - edge).into())
     }
@@ -49,7 +49,7 @@ impl SourceRange {
         })
     }
 
-    /// Every address of `ranges` once, in their order.
+    /// Returns every address of `ranges` once, in order.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ fn too_many() -> String {
     format!("there can be at most {SOURCES_MAX} source addresses")
 }
 
-/// Each of `items` once, where it stood first.
+/// Returns each of `items` once, in order of its first occurrence.
 pub(super) fn distinct<T: Copy + Eq + Hash>(items: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut seen = HashSet::new();
     items.into_iter().filter(|&item| seen.insert(item)).collect()
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_an_address_a_range_or_a_network() {
+    fn an_address_a_range_and_a_network_are_parsed() {
         assert_eq!(expand("127.0.0.1").unwrap(), ["127.0.0.1"]);
         assert_eq!(expand("10.0.0.254-10.0.1.1").unwrap(), ["10.0.0.254", "10.0.0.255", "10.0.1.0", "10.0.1.1"]);
         assert_eq!(expand("::1").unwrap(), ["::1"]);
@@ -125,13 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_is_none_is_refused() {
+    fn an_invalid_source_is_rejected() {
         for text in ["", "-", "10.0.0.1-", "host", "10.0.0.1:80", "10.0.0", "1-2", "fd00::/64", "10.0.0.0/x", "/8"] {
             assert!(text.parse::<SourceRange>().is_err(), "{text}");
         }
         for (text, why) in [
-            ("10.0.0.2-10.0.0.1", "before"),
-            ("10.0.0.1-::1", "not of both"),
+            ("10.0.0.2-10.0.0.1", "before the first"),
+            ("10.0.0.1-::1", "must be IPv4 or IPv6"),
             ("10.0.0.0/33", "0 to 32"),
             ("10.0.0.0/15", "65536"),
             ("0.0.0.0/0", "65536"),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn all_sources_together_are_bounded_and_each_stands_once() {
+    fn the_sum_of_ranges_is_limited_and_each_address_is_listed_once() {
         let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SourceRange>>();
         let addresses = SourceRange::expand(&ranges(&["10.0.0.2-10.0.0.3", "10.0.0.1-10.0.0.2"])).unwrap();
         assert_eq!(addresses, ["10.0.0.2", "10.0.0.3", "10.0.0.1"].map(|text| text.parse::<IpAddr>().unwrap()));

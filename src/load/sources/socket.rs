@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::error::{ErrorName, Phase, classify};
 
-/// What every socket is to have before it connects.
+/// The options of every socket, set before it connects.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SocketOptions {
     pub(crate) nodelay: bool,
@@ -16,7 +16,7 @@ pub(crate) struct SocketOptions {
     pub(crate) send_buffer: Option<usize>,
 }
 
-/// A connection that could not be begun.
+/// A connect that could not be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectFailure {
     pub(crate) phase: Phase,
@@ -30,11 +30,11 @@ impl ConnectFailure {
     }
 }
 
-/// All ports are in use by connections of this run: the system was not even asked.
+/// All ports are in use by connections of this run; no system call was made.
 pub(super) const NO_PORTS: ConnectFailure =
     ConnectFailure { phase: Phase::Bind, error: ErrorName::NoPorts, errno: None };
 
-/// Opens a socket and starts to connect it; a failure is with its phase.
+/// Opens a socket and starts to connect it. Returns an error with its phase.
 pub(super) fn open(
     local: Option<SocketAddr>,
     peer: SocketAddr,
@@ -45,7 +45,7 @@ pub(super) fn open(
         socket.bind(&local.into()).map_err(|error| (Phase::Bind, error))?;
     }
     match socket.connect(&peer.into()) {
-        // POSIX: an interrupted connect goes on like one of a non-blocking socket.
+        // POSIX: an interrupted connect continues in the background, as that of a non-blocking socket.
         Err(error) if !matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
             Err((Phase::Connect, error))
         }
@@ -55,10 +55,10 @@ pub(super) fn open(
 
 fn prepare(peer: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(peer), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    // Not only for a bind of its own: it stays with the port in TIME_WAIT, and lets a later run with sources bind it.
+    // Also without sources: the port keeps it in TIME_WAIT, so that a later run with sources can bind it.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(options.nodelay)?;
-    // Before the handshake, which fixes the window scale (tcp(7)).
+    // Before the handshake, which sets the window scale (tcp(7)).
     if let Some(bytes) = options.recv_buffer {
         socket.set_recv_buffer_size(bytes)?;
     }
@@ -68,7 +68,7 @@ fn prepare(peer: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Where the address was given: it is not this machine's, or the port is taken.
+/// Classifies a failure with a chosen address: `EADDRNOTAVAIL` of bind(2) means that the address is not local.
 pub(super) fn bound_failure(phase: Phase, error: &io::Error) -> ConnectFailure {
     let failure = ConnectFailure::new(phase, error);
     if phase == Phase::Bind && failure.errno == Some(libc::EADDRNOTAVAIL) {
@@ -77,8 +77,8 @@ pub(super) fn bound_failure(phase: Phase, error: &io::Error) -> ConnectFailure {
     failure
 }
 
-/// Where the system chose the address: EADDRNOTAVAIL means that it has no port left for this target, or no address to begin with
-/// (IPv6 turned off). A datagram socket tells the two apart, since it needs the address alone.
+/// Classifies a failure with an address that the system chose: `EADDRNOTAVAIL` means that there is no port left for the target, or
+/// no address (IPv6 is disabled). A datagram socket tells them apart: it needs the address alone.
 pub(super) fn unbound_failure(phase: Phase, error: &io::Error, peer: SocketAddr) -> ConnectFailure {
     let failure = ConnectFailure::new(phase, error);
     if failure.errno == Some(libc::EADDRNOTAVAIL) {

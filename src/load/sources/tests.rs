@@ -1,4 +1,4 @@
-#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream as StdStream};
 use std::process::Command;
@@ -10,21 +10,21 @@ use super::*;
 
 const OPTIONS: SocketOptions = SocketOptions { nodelay: true, recv_buffer: None, send_buffer: None };
 
-/// Addresses of loopback that no other test uses.
+/// Returns loopback addresses that no other test uses.
 fn loopback<const N: u8>() -> Vec<IpAddr> {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let first = NEXT.fetch_add(N, Ordering::Relaxed);
     (first..first + N).map(|last| Ipv4Addr::new(127, 81, 44, last).into()).collect()
 }
 
-/// So many ports in a row that nobody has on `sources`, outside of those that the system gives out.
+/// Returns `count` consecutive ports that are free on `sources`, outside the range of the system.
 fn free_ports(sources: &[IpAddr], count: u16) -> Vec<u16> {
     let is_free = |port| sources.iter().all(|&source| TcpListener::bind((source, port)).is_ok());
     let block = (0..100).map(|block| (20_000 + block * count..).take(count.into()).collect::<Vec<_>>());
     block.into_iter().find(|block| block.iter().copied().all(is_free)).unwrap()
 }
 
-/// Servers on a port each of one address.
+/// Starts `count` servers on ports of `address`.
 fn servers(address: IpAddr, count: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
     let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind((address, 0)).unwrap()).collect();
     let targets = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
@@ -37,7 +37,7 @@ struct Held {
     server: StdStream,
 }
 
-/// Connects and accepts until all are held or one cannot be.
+/// Connects and accepts until `count` connections are open or one fails.
 fn hold(sources: &mut Sources, servers: &[TcpListener], count: usize) -> (Vec<Held>, Option<ConnectFailure>) {
     let mut held = Vec::new();
     while held.len() < count {
@@ -57,7 +57,7 @@ fn hold(sources: &mut Sources, servers: &[TcpListener], count: usize) -> (Vec<He
 }
 
 #[test]
-fn a_source_without_a_target_is_refused() {
+fn a_source_without_a_target_is_rejected() {
     let sources = ["10.0.0.1", "::2"].map(|text| text.parse().unwrap());
     assert!(Sources::new(&sources, &["10.0.1.1:5".parse().unwrap()], 1).is_err());
 }
@@ -78,11 +78,11 @@ fn every_pair_is_used_evenly() {
     };
     assert_eq!((uses(0, 6), uses(6, 12), uses(12, 15)), (6, 6, 3));
     let first = held[..3].iter().map(|held| held.server.local_addr().unwrap());
-    assert_eq!(distinct(first).len(), 2, "the first few go to both targets");
+    assert_eq!(distinct(first).len(), 2, "the first three go to both targets");
 }
 
 #[test]
-fn pairs_hold_as_many_as_there_are_ports_of_each() {
+fn each_pair_holds_as_many_connections_as_there_are_ports() {
     for (sources_count, targets_count) in [(3, 1), (1, 2), (2, 2)] {
         let (servers, targets) = servers(loopback::<1>()[0], targets_count);
         let addresses = &loopback::<3>()[..sources_count];
@@ -96,13 +96,13 @@ fn pairs_hold_as_many_as_there_are_ports_of_each() {
         drop(closed.stream);
         sources.release(closed.pair, closed.port);
         let (again, failure) = hold(&mut sources, &servers, 2);
-        assert_eq!((again.len(), failure), (1, Some(NO_PORTS)), "the port that came free is found");
+        assert_eq!((again.len(), failure), (1, Some(NO_PORTS)), "the released port is found");
         assert_eq!((again[0].client.pair, again[0].client.port), (closed.pair, closed.port));
     }
 }
 
 #[test]
-fn ports_that_came_free_are_taken_in_the_order_they_did() {
+fn released_ports_are_used_in_the_order_of_their_release() {
     let (servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 5);
@@ -111,7 +111,7 @@ fn ports_that_came_free_are_taken_in_the_order_they_did() {
     let mut freed = Vec::new();
     for index in [3, 0, 1] {
         let Held { client, server } = held.remove(index);
-        // Closed first, the server's end is the one that lingers.
+        // The end that closes first is in TIME_WAIT: the server's.
         drop(server);
         drop(client.stream);
         sources.release(client.pair, client.port);
@@ -123,7 +123,7 @@ fn ports_that_came_free_are_taken_in_the_order_they_did() {
 }
 
 #[test]
-fn a_taken_port_is_passed_over_and_found_again_when_it_comes_free() {
+fn a_taken_port_is_skipped_and_found_when_it_is_free() {
     let (servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 10);
@@ -138,10 +138,10 @@ fn a_taken_port_is_passed_over_and_found_again_when_it_comes_free() {
 }
 
 #[test]
-fn a_connection_never_comes_from_the_address_it_goes_to() {
+fn a_connection_never_comes_from_its_own_target() {
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 3);
-    // Nobody listens: a connect from the target's own address would meet itself and succeed.
+    // Nothing listens: a connect from the target's own address would succeed, connected to itself.
     let target = SocketAddr::new(addresses[0], ports[1]);
     let mut sources = Sources::with_ports(&addresses, &[target], 3, ports.clone()).unwrap();
     let begun: Vec<_> = (0..9).map_while(|_| sources.connect(&OPTIONS).ok()).collect();
@@ -151,8 +151,8 @@ fn a_connection_never_comes_from_the_address_it_goes_to() {
 }
 
 #[test]
-fn a_source_that_is_not_local_is_said_to_be() {
-    // RFC 5737: for documentation, on no machine.
+fn a_source_that_is_not_local_is_reported() {
+    // RFC 5737: reserved for documentation.
     let addresses = ["192.0.2.1".parse().unwrap()];
     let target = "127.0.0.1:9".parse().unwrap();
     let mut sources = Sources::with_ports(&addresses, &[target], 3, vec![20_000, 20_001]).unwrap();
@@ -163,7 +163,7 @@ fn a_source_that_is_not_local_is_said_to_be() {
 }
 
 #[test]
-fn a_port_that_is_taken_later_is_replaced_within_one_round() {
+fn every_port_is_tried_once_if_connects_fail_later() {
     let (_servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 5);
@@ -208,8 +208,7 @@ fn a_socket_has_the_options_before_it_connects() {
     assert!(!stream.nodelay().unwrap());
 }
 
-/// Runs `test` of this file in a network namespace of its own, where the port range is 2000, and answers whether this is
-/// already that run.
+/// Runs `test` of this file in its own network namespace, with a range of 2,000 ports. Returns whether this is that run.
 fn is_in_namespace(test: &str) -> bool {
     const MARK: &str = "ECOLOOP_TEST_NAMESPACE";
     if std::env::var_os(MARK).is_some() {
@@ -227,15 +226,19 @@ fn is_in_namespace(test: &str) -> bool {
         .output();
     assert!(ip(&["netns", "delete", &namespace]));
     let inner = inner.unwrap();
-    let said = String::from_utf8_lossy(&inner.stdout);
-    assert!(inner.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&inner.stderr));
+    let stdout = String::from_utf8_lossy(&inner.stdout);
+    assert!(
+        inner.status.success() && stdout.contains("1 passed"),
+        "{stdout}{}",
+        String::from_utf8_lossy(&inner.stderr)
+    );
     false
 }
 
 #[test]
 #[ignore = "needs root, for a network namespace with a port range of 2000, and 14,100 descriptors"]
-fn a_port_range_of_2000_holds_what_its_pairs_allow() {
-    if !is_in_namespace("a_port_range_of_2000_holds_what_its_pairs_allow") {
+fn each_pair_holds_2000_connections_with_2000_ports() {
+    if !is_in_namespace("each_pair_holds_2000_connections_with_2000_ports") {
         return;
     }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
@@ -243,7 +246,7 @@ fn a_port_range_of_2000_holds_what_its_pairs_allow() {
         [(3, 1, 5500, 5500), (1, 2, 3500, 3500), (2, 2, 7000, 7000), (1, 1, 2500, 2000)]
     {
         let (servers, targets) = servers(loopback::<1>()[0], targets_count);
-        // No servers' ports: those are of another address.
+        // The servers have another address, so no port of these is taken.
         let addresses = loopback::<3>()[..sources_count].to_vec();
         let mut sources = Sources::new(&addresses, &targets, 5).unwrap();
         let (held, failure) = hold(&mut sources, &servers, asked);
@@ -254,8 +257,8 @@ fn a_port_range_of_2000_holds_what_its_pairs_allow() {
 
 #[test]
 #[ignore = "needs root, for a network namespace with a port range of 2000"]
-fn ports_in_time_wait_serve_again() {
-    if !is_in_namespace("ports_in_time_wait_serve_again") {
+fn ports_in_time_wait_are_used_again() {
+    if !is_in_namespace("ports_in_time_wait_are_used_again") {
         return;
     }
     let (servers, targets) = servers(loopback::<1>()[0], 1);
@@ -264,7 +267,7 @@ fn ports_in_time_wait_serve_again() {
         let (held, failure) = hold(&mut sources, &servers, 1);
         assert_eq!(failure, None, "connection {round}");
         for Held { client, server } in held {
-            // Closed first, it is the client's end that stays in TIME_WAIT.
+            // The end that closes first is in TIME_WAIT: the client's.
             drop(client.stream);
             sources.release(client.pair, client.port);
             drop(server);
@@ -272,13 +275,13 @@ fn ports_in_time_wait_serve_again() {
     }
     let sockets = std::fs::read_to_string("/proc/net/sockstat").unwrap();
     let waiting = sockets.split_once(" tw ").unwrap().1.split_once(' ').unwrap().0.parse::<u32>().unwrap();
-    assert!(waiting > 1000, "{waiting} in TIME_WAIT: this has shown nothing");
+    assert!(waiting > 1000, "only {waiting} in TIME_WAIT: nothing was tested");
 }
 
 #[test]
 #[ignore = "needs root, for a network namespace with a port range of 2000, and 4,100 descriptors"]
-fn the_system_runs_out_of_ports_in_its_own_choice() {
-    if !is_in_namespace("the_system_runs_out_of_ports_in_its_own_choice") {
+fn the_system_runs_out_of_the_ports_it_chooses() {
+    if !is_in_namespace("the_system_runs_out_of_the_ports_it_chooses") {
         return;
     }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
@@ -299,5 +302,5 @@ fn the_system_runs_out_of_ports_in_its_own_choice() {
     let failure = sources.connect(&OPTIONS).unwrap_err();
     let unreachable =
         ConnectFailure { phase: Phase::Connect, error: ErrorName::Unreachable, errno: Some(libc::EADDRNOTAVAIL) };
-    assert_eq!(failure, unreachable, "no address is not for want of ports");
+    assert_eq!(failure, unreachable, "no address is not no ports");
 }

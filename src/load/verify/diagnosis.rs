@@ -1,20 +1,20 @@
-//! What a server did to a stream that is not an echo, from the bytes that came back.
+//! Finds out from the bytes that came back how a stream was corrupted.
 
 use std::ops::Range;
 
 use super::super::pattern::{Pattern, WORD, Word};
 use super::super::report::FindingKind;
 
-/// Without a whole word to decode, the stream is looked for so many bytes further on and back.
+/// Without a whole word to decode, the bytes are searched up to this far ahead and back in the stream.
 pub(super) const SHIFT_MAX: u64 = 64;
-/// A repetition without a whole word of the stream is looked for so far back.
+/// A repetition without a whole word is searched up to this far back in the stream.
 const REPEATED_MAX: u64 = 64 << 10;
 
-/// What was done to the stream.
+/// How a stream was corrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Corruption {
     pub(crate) kind: FindingKind,
-    /// Of the first wrong byte in the stream.
+    /// Offset of the first wrong byte in the stream.
     pub(crate) offset: u64,
     pub(crate) wrong_bytes: u64,
     pub(crate) lost_bytes: u64,
@@ -27,24 +27,24 @@ impl Corruption {
     }
 }
 
-/// All that is known of a corruption.
+/// The evidence of a corruption, to be classified.
 pub(super) struct Diagnosis<'a> {
     pub(super) pattern: &'a Pattern,
     pub(super) connection: u64,
-    /// Of the first wrong byte.
+    /// Offset of the first wrong byte.
     pub(super) offset: u64,
-    /// What came from there on; never empty.
+    /// The bytes received from there on; never empty.
     pub(super) evidence: &'a [u8],
     pub(super) sent: u64,
     pub(super) opened: u64,
 }
 
-/// Bytes of a stream that came in one piece.
+/// Consecutive bytes of a stream, of this connection or another.
 #[derive(Clone, Debug)]
 struct Run {
-    /// Where in this connection's stream they came.
+    /// Where in the stream of this connection they came.
     place: Range<u64>,
-    /// The offset in their own stream of the first.
+    /// Offset of the first in the stream that they belong to.
     source: u64,
     is_foreign: bool,
 }
@@ -54,12 +54,12 @@ impl Run {
         !self.is_foreign && self.source == self.place.start
     }
 
-    /// How much further on they belong.
+    /// Returns how many bytes further ahead they belong.
     fn ahead(&self) -> u64 {
         self.source.saturating_sub(self.place.start)
     }
 
-    /// How much further back they belong.
+    /// Returns how many bytes further back they belong.
     fn behind(&self) -> u64 {
         self.place.start.saturating_sub(self.source)
     }
@@ -89,7 +89,7 @@ impl Diagnosis<'_> {
             };
         }
         let in_place = runs.iter().rfind(|run| run.is_in_place());
-        // What has moved by one place as a whole is the same but for a byte, which equals the missing one once in 256.
+        // A shift by one has the bytes of a reordering if the new one equals the missing one, which is so once in 256.
         let unexplained = self.evidence.len() as u64 - runs.iter().map(Run::length).sum::<u64>();
         let ends =
             [Some(self.end()).filter(|_| in_place.is_some() || unexplained >= WORD), in_place.map(|run| run.place.end)];
@@ -97,7 +97,7 @@ impl Diagnosis<'_> {
             return self.reordered();
         }
         if let Some(last) = in_place {
-            // The stream goes on where it should, so these came in place of others.
+            // The stream continues in place, so these bytes replaced others.
             let kind = match first {
                 run if run.ahead() > 0 => FindingKind::Reordered,
                 run if run.behind() > 0 => FindingKind::Duplicated,
@@ -118,11 +118,11 @@ impl Diagnosis<'_> {
         self.classify_inserted(first, own().find(|run| run.sources().contains(&self.offset)))
     }
 
-    /// `first` holds earlier bytes, or goes on later than it should; `next` goes on with the stream.
+    /// Classifies inserted bytes: `first` has earlier bytes, or continues the stream too late; `next` continues it.
     fn classify_inserted(&self, first: &Run, next: Option<&Run>) -> Corruption {
         let extra_bytes = next.map_or(first.place.end - self.offset, Run::behind);
         let repeated = first.place.end.min(self.offset + extra_bytes).saturating_sub(first.place.start);
-        // One inserted byte in 256 equals the one that stands before those it was inserted before.
+        // An inserted byte equals the one before it once in 256.
         let is_repetition = first.place.start == self.offset || repeated >= WORD;
         Corruption {
             extra_bytes,
@@ -130,7 +130,7 @@ impl Diagnosis<'_> {
         }
     }
 
-    /// Everything that was sent has come before.
+    /// Classifies bytes that came after everything that was sent.
     pub(super) fn classify_surplus(&self) -> Corruption {
         let kind = match self.runs().first() {
             Some(run) if run.is_foreign => FindingKind::Foreign,
@@ -141,16 +141,16 @@ impl Diagnosis<'_> {
         Corruption { extra_bytes: self.evidence.len() as u64, ..self.corruption(kind) }
     }
 
-    /// Whether the first bytes, as many as a word's, came before at any offset.
+    /// Returns whether the first bytes, as many as a word has, came before, at any offset.
     fn repeats_a_word(&self) -> bool {
         let before = self.stream(self.offset.saturating_sub(REPEATED_MAX)..self.offset);
         let first = self.evidence.first_chunk::<{ size_of::<Word>() }>();
         first.is_some_and(|first| before.windows(first.len()).any(|bytes| bytes == first))
     }
 
-    /// Every piece of the evidence that holds a whole word of a stream, at whatever place.
+    /// Returns every part of the evidence that has a whole word of a stream, in place or not.
     fn runs(&self) -> Vec<Run> {
-        // A word out of place may begin with bytes that happen to be right.
+        // A word out of place may begin with bytes that are right by chance.
         let begin = self.offset - self.offset.min(WORD - 1);
         let mut bytes = self.stream(begin..self.offset);
         let mut end = bytes.len();
@@ -176,7 +176,7 @@ impl Diagnosis<'_> {
                 start -= 1;
                 source -= 1;
             }
-            // The run before may have gone on too far, over bytes that happen to be equal.
+            // The run before may extend too far, over bytes that are equal by chance.
             source += end.saturating_sub(start) as u64;
             start = start.max(end);
             end = at + self.pattern.count_right(connection, index * WORD, &bytes[at..][..length]);
@@ -186,21 +186,21 @@ impl Diagnosis<'_> {
         runs
     }
 
-    /// Whether a word can be what it decodes to. Random bytes decode to any of 2^26 connections and 2^38 indices.
+    /// Returns whether a word can be what it decodes to: random bytes decode to any of 2^26 connections and 2^38 indices.
     fn is_plausible(&self, connection: u64, index: u64) -> bool {
         if connection == self.connection {
             (index + 1) * WORD <= self.sent
         } else {
-            // How much the others have sent is not known here: sixteen times as much, and a mebibyte for the start.
+            // How much other connections have sent is unknown here: assume at most 16 times as much, plus 1 MiB.
             connection < self.opened && index * WORD < 16 * self.sent + (1 << 20)
         }
     }
 
-    /// There is no whole word: too few bytes, or too many of them wrong. Each corruption is tried, the most telling one first.
+    /// Classifies evidence without a whole word: too few bytes, or too many wrong ones. Tries the most certain kind first.
     fn guess(&self) -> Corruption {
         let length = self.evidence.len() as u64;
         let expected = self.sent - self.offset;
-        // All of the end is there.
+        // The end of the stream is complete.
         if length < expected && self.is_stream(0, self.sent - length) {
             return Corruption { lost_bytes: expected - length, ..self.corruption(FindingKind::Lost) };
         }
@@ -212,7 +212,7 @@ impl Diagnosis<'_> {
         if wrong_bytes == 1 && length > 1 {
             return flipped;
         }
-        // A single byte equals one of so many others too easily.
+        // A single byte is likely to equal one of many others.
         for shift in 1..=if length == 1 { 1 } else { SHIFT_MAX } {
             if self.offset + shift + length <= self.sent && self.is_stream(0, self.offset + shift) {
                 return Corruption { lost_bytes: shift, ..self.corruption(FindingKind::Lost) };
@@ -227,9 +227,9 @@ impl Diagnosis<'_> {
         if self.is_reordered(self.end()) {
             return self.reordered();
         }
-        // One byte alone says something after one that was inserted, but not after more.
-        let goes_on = |&extra: &u64| (extra == 1 || length - extra > 1) && self.is_stream(extra, self.offset);
-        if let Some(extra) = (1..length).find(goes_on) {
+        // One byte is enough evidence after one inserted byte, but not after more.
+        let continues = |&extra: &u64| (extra == 1 || length - extra > 1) && self.is_stream(extra, self.offset);
+        if let Some(extra) = (1..length).find(continues) {
             return self.inserted(extra);
         }
         if length == 1 || 2 * wrong_bytes <= length {
@@ -238,7 +238,7 @@ impl Diagnosis<'_> {
         Corruption { wrong_bytes, ..self.corruption(FindingKind::Unknown) }
     }
 
-    /// Bytes were inserted, and as many of them came as there is evidence.
+    /// Returns the corruption of `count` inserted bytes, of which the evidence may have fewer.
     fn inserted(&self, count: u64) -> Corruption {
         let extra_bytes = count.min(self.evidence.len() as u64);
         let is_repetition = count <= self.offset && {
@@ -255,29 +255,29 @@ impl Diagnosis<'_> {
         Corruption { wrong_bytes: self.count_wrong(self.end()), ..self.corruption(FindingKind::Reordered) }
     }
 
-    /// Whether the evidence after its first `skipped` bytes is the stream from `source` on.
+    /// Returns whether the evidence after its first `skipped` bytes equals the stream from `source` on.
     fn is_stream(&self, skipped: u64, source: u64) -> bool {
         let rest = &self.evidence[index(skipped)..];
         self.pattern.count_right(self.connection, source, rest) == rest.len()
     }
 
-    /// Where the evidence ends in the stream.
+    /// Returns the end of the evidence in the stream.
     fn end(&self) -> u64 {
         self.sent.min(self.offset + self.evidence.len() as u64)
     }
 
-    /// How many bytes up to `end` differ from those that should be there.
+    /// Returns how many bytes up to `end` differ from the expected ones.
     fn count_wrong(&self, end: u64) -> u64 {
-        let right = self.stream(self.offset..end);
-        self.evidence.iter().zip(&right).filter(|(left, right)| left != right).count() as u64
+        let expected = self.stream(self.offset..end);
+        self.evidence.iter().zip(&expected).filter(|(came, expected)| came != expected).count() as u64
     }
 
-    /// Whether the bytes up to `end` are those that should be there, in another order.
+    /// Returns whether the bytes up to `end` are the expected ones in another order.
     fn is_reordered(&self, end: u64) -> bool {
         let mut counts = [0_i64; 256];
-        for (&came, should) in self.evidence.iter().zip(self.stream(self.offset..end)) {
+        for (&came, expected) in self.evidence.iter().zip(self.stream(self.offset..end)) {
             counts[usize::from(came)] += 1;
-            counts[usize::from(should)] -= 1;
+            counts[usize::from(expected)] -= 1;
         }
         counts.iter().all(|&count| count == 0)
     }
@@ -293,7 +293,7 @@ impl Diagnosis<'_> {
     }
 }
 
-/// A length within what is in memory.
+/// Converts a length of bytes in memory.
 #[expect(clippy::cast_possible_truncation, reason = "no longer than a slice")]
 fn index(length: u64) -> usize {
     length as usize

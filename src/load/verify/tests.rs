@@ -1,4 +1,4 @@
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::rc::Rc;
 
@@ -9,7 +9,7 @@ use super::*;
 
 const OPENED: u64 = 1000;
 
-/// A connection, and the messages that it sent.
+/// A connection and the messages that it sent.
 #[derive(Clone, Debug)]
 struct Sent {
     pattern: Rc<Pattern>,
@@ -18,18 +18,18 @@ struct Sent {
     bytes: Vec<u8>,
 }
 
-/// What comes after the message that is wrong.
+/// What follows the corrupted message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Follows {
-    /// The rest of the stream, and then this.
+    /// The rest of the stream, then this end.
     Rest(End),
-    /// Nothing, and there was no more to come.
+    /// Nothing: no more was sent.
     Silence,
-    /// Nothing, though more was sent.
+    /// Nothing, although more was sent.
     Stall,
 }
 
-/// What the server sends back, and how it is read.
+/// The bytes that the server sends back, and how they are read.
 #[derive(Debug)]
 struct Echo {
     sent: Sent,
@@ -45,7 +45,7 @@ fn stream(pattern: &Pattern, connection: u64, offset: u64, length: usize) -> Vec
 }
 
 impl Echo {
-    /// What `change` makes of the stream, when the last message that it touches is that of byte `last`.
+    /// Applies `change` to the stream; byte `last` is in the last message that it touches.
     fn new(sent: &Sent, last: usize, follows: Follows, reads: &[usize], change: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut sent = sent.clone();
         let message_end = (last / sent.size + 1) * sent.size;
@@ -63,17 +63,17 @@ impl Echo {
         Self { sent, came, reads: reads.to_vec(), end }
     }
 
-    /// Where the first byte is that differs, or that is missing or too much.
+    /// Returns the offset of the first byte that differs, is missing or is extra.
     fn first_wrong(&self) -> usize {
         self.sent.bytes.iter().zip(&self.came).take_while(|(left, right)| left == right).count()
     }
 
-    /// How many bytes there are to decide by, at least: byte by byte, no more come than were sent.
+    /// Returns the minimum number of bytes to decide by: if read byte by byte, no more come than were sent.
     fn visible(&self) -> usize {
         self.came.len().min(self.sent.bytes.len()) - self.first_wrong()
     }
 
-    /// How many bytes are in the read that goes beyond what was sent, from there on.
+    /// Returns how many bytes of the read that exceeds what was sent are beyond it.
     fn surplus_read(&self) -> usize {
         let mut end = 0_usize;
         for &read in self.reads.iter().cycle() {
@@ -85,8 +85,8 @@ impl Echo {
         end - self.sent.bytes.len()
     }
 
-    /// Reads it all, or until the corruption, and checks what holds for each: up to its first wrong byte all is right, none behind
-    /// it is, and that is its offset. Where nothing came that is wrong, this is all there is to say, and the answer is `None`.
+    /// Reads up to the corruption, and asserts that every byte before the first wrong one is verified, none after it, and that the
+    /// corruption has its offset. Returns `None` if no byte is wrong: the stream is intact or truncated.
     fn corruption(&self) -> Option<Corruption> {
         let (sent, first_wrong) = (self.sent.bytes.len() as u64, self.first_wrong());
         let pattern = &*self.sent.pattern;
@@ -136,7 +136,7 @@ fn sent() -> impl Strategy<Value = Sent> {
     })
 }
 
-/// Lengths of reads, over and over: byte by byte, of any length, or all at once.
+/// Lengths of reads, repeated: single bytes, any length, or the whole stream.
 fn reads() -> impl Strategy<Value = Vec<usize>> {
     prop_oneof![
         Just(vec![1]),
@@ -159,14 +159,14 @@ fn place() -> impl Strategy<Value = prop::sample::Index> {
     any::<prop::sample::Index>()
 }
 
-/// So many bytes hold a whole word, whatever its alignment.
+/// Bytes that have a whole word at any alignment.
 const HOLDS_A_WORD: usize = 15;
-/// Less than a word, and yet too much to be equal by chance.
+/// Bytes that are too many to be equal by chance, though less than a word.
 const TELLING: usize = 6;
 
 proptest! {
     #[test]
-    fn a_right_stream_is_right_in_any_pieces(sent in sent(), reads in reads(), fin: bool) {
+    fn an_intact_stream_is_right_in_any_pieces(sent in sent(), reads in reads(), fin: bool) {
         let end = if fin { End::Fin } else { End::Cut };
         let echo = Echo::new(&sent, 0, Follows::Rest(end), &reads, |_| {});
         prop_assert_eq!(echo.corruption(), None);
@@ -178,8 +178,8 @@ proptest! {
     ) {
         let at = at.index(sent.bytes.len());
         let echo = Echo::new(&sent, at, follows, &reads, |came| came[at] ^= difference);
-        // The last byte alone may as well be one of its neighbours again, if it equals it. What was sent and did not come may
-        // as well be lost, if it ends with the same bytes.
+        // A last byte that equals its neighbor may be a repetition. Bytes that did not come may be lost, if they end with the
+        // same bytes.
         let looks_repeated = at > 0 && echo.came[at] == sent.bytes[at - 1];
         let telling = if follows == Follows::Stall { TELLING } else { 1 + usize::from(looks_repeated) };
         let corruption = echo.corruption_of_kind(FindingKind::Flipped, telling)?;
@@ -194,7 +194,7 @@ proptest! {
         let count = count.min(sent.bytes.len() - at);
         let last = at + count - 1;
         let echo = Echo::new(&sent, last, follows, &reads, |came| drop(came.drain(at..at + count)));
-        // Unless more was sent, as much is missing as was dropped.
+        // Unless more was sent, the number of missing bytes is known.
         let telling = if follows == Follows::Stall { TELLING } else { 1 };
         let corruption = echo.corruption_of_kind(FindingKind::Lost, telling)?;
         prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes, corruption.extra_bytes), (0, count as u64, 0));
@@ -223,7 +223,7 @@ proptest! {
         } else {
             let telling = if count > SHIFT_MAX { HOLDS_A_WORD } else { TELLING };
             let corruption = echo.corruption_of_kind(FindingKind::Duplicated, telling)?;
-            // As much of it as came, when all that was sent is accounted for by count.
+            // Only what came counts, if it is decided as soon as as many bytes came as were sent.
             let seen = count.min(echo.visible() as u64);
             prop_assert!((seen..=count).contains(&corruption.extra_bytes), "{:?}", corruption);
             prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes), (0, 0));
@@ -297,7 +297,7 @@ proptest! {
     }
 
     #[test]
-    fn a_byte_too_many_is_extra(sent in sent(), byte: u8, follows in follows(), reads in reads()) {
+    fn one_byte_more_is_extra(sent in sent(), byte: u8, follows in follows(), reads in reads()) {
         prop_assume!(follows != Follows::Stall);
         let echo = Echo::new(&sent, 0, follows, &reads, |came| came.push(byte));
         let corruption = echo.corruption_of_kind(FindingKind::Extra, 0)?;
@@ -305,7 +305,7 @@ proptest! {
     }
 
     #[test]
-    fn what_nobody_sent_is_extra(
+    fn inserted_random_bytes_are_extra(
         sent in sent(),
         at in place(),
         bytes in prop::collection::vec(any::<u8>(), 1..40),
@@ -315,7 +315,7 @@ proptest! {
         let at = at.index(sent.bytes.len());
         let count = bytes.len();
         let echo = Echo::new(&sent, at, follows, &reads, |came| drop(came.splice(at..at, bytes)));
-        // By chance the first bytes are those that should be there: then the last may be one of the stream again.
+        // If the first bytes are the expected ones by chance, the last may be a repetition.
         if echo.first_wrong() == at && (at == 0 || echo.came[at] != sent.bytes[at - 1]) {
             let corruption = echo.corruption_of_kind(FindingKind::Extra, count + HOLDS_A_WORD)?;
             prop_assert_eq!((corruption.lost_bytes, corruption.extra_bytes), (0, count as u64));
@@ -325,7 +325,7 @@ proptest! {
     }
 
     #[test]
-    fn an_early_end_truncates_and_silence_does_not(sent in sent(), at in place(), fin: bool, reads in reads()) {
+    fn fin_truncates_and_silence_does_not(sent in sent(), at in place(), fin: bool, reads in reads()) {
         let at = at.index(sent.bytes.len());
         let end = if fin { End::Fin } else { End::Cut };
         let echo = Echo::new(&sent, 0, Follows::Rest(end), &reads, |came| came.truncate(at));
@@ -333,7 +333,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_has_its_offset(
+    fn random_bytes_have_their_offset(
         sent in sent(),
         at in place(),
         bytes in prop::collection::vec(any::<u8>(), 1..3000),
@@ -362,7 +362,7 @@ proptest! {
     }
 }
 
-/// A connection that sent so much.
+/// Returns a connection that sent one message of `length` bytes.
 fn one(length: usize) -> Sent {
     let pattern = Pattern::new(1);
     Sent { bytes: stream(&pattern, 7, 0, length), pattern: Rc::new(pattern), connection: 7, size: length }
@@ -374,12 +374,12 @@ fn kind_of(sent: &Sent, came: Vec<u8>, reads: &[usize]) -> FindingKind {
 }
 
 #[test]
-fn a_connection_held_pays_for_three_words() {
+fn a_verifier_is_three_words() {
     assert_eq!(size_of::<Verifier>(), 24);
 }
 
 #[test]
-fn what_comes_late_is_waited_for() {
+fn bytes_that_come_later_are_waited_for() {
     let sent = one(200_000);
     let mut swapped = sent.bytes.clone();
     swapped[1000..41_000].rotate_left(20_000);
@@ -390,7 +390,7 @@ fn what_comes_late_is_waited_for() {
 }
 
 #[test]
-fn a_corruption_is_decided_within_bounds() {
+fn a_corruption_is_decided_within_a_limit() {
     let pattern = Pattern::new(1);
     let mut verifier = Verifier::new(0);
     let garbage = stream(&Pattern::new(2), 0, 0, EVIDENCE);
@@ -408,7 +408,7 @@ fn a_corruption_is_decided_within_bounds() {
 }
 
 #[test]
-fn a_corruption_is_decided_when_all_that_was_sent_is_accounted_for() {
+fn a_corruption_is_decided_when_as_many_bytes_came_as_were_sent() {
     let sent = one(64);
     let mut verifier = Verifier::new(sent.connection);
     let mut came = sent.bytes.clone();
@@ -420,7 +420,7 @@ fn a_corruption_is_decided_when_all_that_was_sent_is_accounted_for() {
 }
 
 #[test]
-fn an_answer_again_in_place_of_the_next_is_duplicated() {
+fn a_repeated_reply_in_place_of_the_next_is_duplicated() {
     let sent = one(128);
     let mut verifier = Verifier::new(sent.connection);
     assert_eq!(verifier.receive(&sent.pattern, &sent.bytes[..64], 64, OPENED), Checked::Right);
@@ -444,19 +444,19 @@ fn a_foreign_word_may_begin_with_a_right_byte() {
 }
 
 #[test]
-fn one_byte_that_equals_the_one_that_has_not_come_is_no_other_order() {
+fn an_inserted_byte_that_equals_the_missing_one_is_not_reordered() {
     let sent = one(64);
     let mut came = sent.bytes.clone();
     came.insert(20, sent.bytes[63]);
-    // Byte by byte, all that was sent is accounted for before the last one comes.
+    // Byte by byte, as many bytes came as were sent before the last one comes.
     assert_eq!(kind_of(&sent, came, &[1]), FindingKind::Extra);
 }
 
 #[test]
-fn what_is_more_than_was_sent_is_told_apart() {
+fn bytes_after_the_stream_are_classified() {
     let sent = one(100);
     let and = |more: &[u8]| [&sent.bytes[..], more].concat();
-    // The stream goes on like this, but has not been sent.
+    // The continuation of the stream, which is not sent.
     let next = stream(&sent.pattern, sent.connection, 100, 64);
     assert_eq!(kind_of(&sent, and(&next), &[200]), FindingKind::Extra);
     assert_eq!(kind_of(&sent, and(&sent.bytes[..64]), &[200]), FindingKind::Duplicated);

@@ -179,10 +179,10 @@ fn windows_must_have_nine_tenths_in_common() {
     let phases = Phases { measure: 10.9, ..a.phases_s };
     assert_eq!(merged.phases_s, phases);
     let error = merge_error(&[run("a", |_| ()), later(600)]);
-    assert_eq!(error, "b.json: the measured window has 89 % in common with those of the files before it, under 90 %");
+    assert_eq!(error, "b.json: the measured window overlaps the files before by 89 %, under 90 %");
     let short = run("b", |run| run.phases_s.measure = 5.0);
     let error = merge_error(&[run("a", |_| ()), short]);
-    assert_eq!(error, "b.json: the measured window has 50 % in common with those of the files before it, under 90 %");
+    assert_eq!(error, "b.json: the measured window overlaps the files before by 50 %, under 90 %");
     let empty = run("a", |run| run.phases_s.measure = 0.0);
     assert_eq!(merge_error(&[empty]), "a.json: the measured window is empty");
 }
