@@ -8,11 +8,11 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Interest, Waker};
 
-use super::Interrupt;
 use super::client::Client;
 use super::config::Config;
 use super::driver::{Driver, Registered, Removal};
 use super::error::{ErrorName, Phase};
+use super::interrupt::Interrupt;
 use super::mode::Traffic;
 use super::progress::{Progress, ProgressCell, Step};
 use super::report::{Histogram, Sample};
@@ -58,7 +58,7 @@ impl Engine {
         let timer = Timer::new()?;
         reactor.insert(SourceFd(&timer.descriptor()), Interest::READABLE, |_| Registered::Timer)?;
         let waker = Arc::new(reactor.waker()?);
-        interrupt.wakes(&waker);
+        interrupt.register(&waker);
         reactor.reserve(config.connections as usize);
         let mut driver = Driver::new(&config)?;
         if config.unresolved > 0 {

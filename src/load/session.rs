@@ -3,10 +3,10 @@
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use super::Interrupt;
 use super::config::Config;
 use super::engine::Engine;
 use super::error::errno_name;
+use super::interrupt::Interrupt;
 use super::progress::{ProgressCell, Step};
 use super::report::{
     self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Mode, Phases, Readings, Report, Settings,

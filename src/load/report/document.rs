@@ -120,15 +120,15 @@ pub enum Verdict {
     Interrupted,
 }
 
-/// What the connections do.
+/// What each connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Messages are exchanged for the measured window.
+    /// Exchanges messages for the measured window.
     Echo,
-    /// A first message is exchanged, nothing during the window, and a last message after it.
+    /// Sends one message at its opening, none in the measured window, and one after it.
     Hold,
-    /// Connect, exchange messages, close, and repeat.
+    /// Sends its messages and closes, and another connection replaces it.
     Churn,
 }
 

@@ -1,0 +1,45 @@
+//! Ends runs from another thread.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use mio::Waker;
+
+/// Ends one or several runs early, from any thread. Each reports what it has measured until then.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<Signal>);
+
+#[derive(Debug, Default)]
+struct Signal {
+    is_set: AtomicBool,
+    /// The wakers of the runs that are not over.
+    wakers: Mutex<Vec<Weak<Waker>>>,
+}
+
+impl Interrupt {
+    /// Ends the runs.
+    pub fn set(&self) {
+        // Before the wake: a run looks for it after its wait.
+        self.0.is_set.store(true, Ordering::Release);
+        for waker in self.wakers().iter().filter_map(Weak::upgrade) {
+            // If it fails, the run sees the flag at its next event: it looks for timeouts at least every 0.25 s.
+            let _ = waker.wake();
+        }
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.is_set.load(Ordering::Acquire)
+    }
+
+    /// Registers the waker of a run.
+    pub(super) fn register(&self, waker: &Arc<Waker>) {
+        let mut wakers = self.wakers();
+        wakers.retain(|waker| waker.strong_count() > 0);
+        wakers.push(Arc::downgrade(waker));
+    }
+
+    fn wakers(&self) -> MutexGuard<'_, Vec<Weak<Waker>>> {
+        // The list is whole even if a thread panicked while it held the lock.
+        self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
