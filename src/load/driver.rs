@@ -12,7 +12,7 @@ use super::client::{BUFFER_BYTES, Client, Message, Received};
 use super::config::{Close, Config};
 use super::connector::Connector;
 use super::error::{ErrorName, Phase, classify, is_port_taken};
-use super::mode::{Reaction, Status, Workload, workload};
+use super::mode::{Reaction, Status, Workload, new_workload};
 use super::pattern::Pattern;
 use super::progress::Step;
 use super::report::Finding;
@@ -73,7 +73,7 @@ impl Driver {
     ///
     /// - The errors of [`Connector::new`].
     pub(super) fn new(config: &Config) -> io::Result<Self> {
-        let workload = workload(config);
+        let workload = new_workload(config);
         let connector = Connector::new(config, workload.retry_pause())?;
         let pipeline = config.in_flight_max();
         Ok(Self {

@@ -1,6 +1,6 @@
 //! `echo`: the same connections exchange messages for the whole window.
 
-use super::{Reaction, Status, Traffic, Workload};
+use super::workload::{Reaction, Status, Traffic, Workload};
 use crate::load::client::{Message, MessageCounts};
 use crate::load::config::Config;
 use crate::load::progress::Step;

@@ -1,9 +1,10 @@
 //! `hold`: each connection sends one message at its opening, none in the window, and one after it.
 
-use super::{Reaction, Status, Traffic, Workload};
+use super::workload::{Reaction, Status, Traffic, Workload};
 use crate::load::client::{Message, MessageCounts};
 use crate::load::config::Config;
-use crate::load::report::{ErrorName, Hold};
+use crate::load::error::ErrorName;
+use crate::load::report::Hold;
 use crate::load::schedule::Window;
 use crate::load::stage::Counts;
 
