@@ -1,0 +1,112 @@
+//! Whatever a server does, each message is accounted for once.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use ecoloop::load::report::Verdict;
+use ecoloop::load::{Close, Config, Mode};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::faulty_server::{echo, end_with_reset, liar};
+use super::run;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_becomes_of_the_answers_each_message_is_accounted_for(
+        config in configs(), scripts in vec(vec(acts(), 0..12), 1..6)
+    ) {
+        let mut config = config;
+        config.targets = vec![liar(move |number, stream| play(stream, &scripts[number % scripts.len()]))];
+        // `run` checks the sums, and that it ends.
+        let report = run(config);
+        prop_assert!(report.connections.held <= report.connections.verified);
+        prop_assert!(report.connections.verified <= report.connections.established);
+        prop_assert!(report.connections.established <= report.connections.opened_total);
+        let bad = !report.errors.is_empty() || !report.verify.findings.is_empty() || report.messages.unanswered > 0;
+        prop_assert!(!bad || report.verdict == Verdict::Fail);
+    }
+}
+
+/// What a server does with what it reads next.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Echo,
+    Delay(u64),
+    Drop,
+    Half,
+    Flip,
+    Twice,
+    Close,
+    Reset,
+}
+
+fn acts() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        12 => Just(Act::Echo),
+        4 => (0..40_u64).prop_map(Act::Delay),
+        1 => (200..400_u64).prop_map(Act::Delay),
+        1 => Just(Act::Drop),
+        1 => Just(Act::Half),
+        1 => Just(Act::Flip),
+        1 => Just(Act::Twice),
+        1 => Just(Act::Close),
+        1 => Just(Act::Reset),
+    ]
+}
+
+/// Plays the acts, each on what one read brings, then echoes.
+fn play(stream: &mut TcpStream, acts: &[Act]) -> std::io::Result<()> {
+    let mut buffer = [0; 1000];
+    for act in acts {
+        let n = stream.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        let data = &mut buffer[..n];
+        match *act {
+            Act::Echo => stream.write_all(data)?,
+            Act::Delay(milliseconds) => {
+                thread::sleep(Duration::from_millis(milliseconds));
+                stream.write_all(data)?;
+            }
+            Act::Drop => {}
+            Act::Half => stream.write_all(&data[..n / 2])?,
+            Act::Flip => {
+                data[n / 2] ^= 1;
+                stream.write_all(data)?;
+            }
+            Act::Twice => stream.write_all(&data.repeat(2))?,
+            Act::Close => return Ok(()),
+            Act::Reset => return end_with_reset(stream),
+        }
+    }
+    echo(stream)
+}
+
+fn configs() -> impl Strategy<Value = Config> {
+    let mode = prop::sample::select(&[Mode::Echo, Mode::Echo, Mode::Hold, Mode::Churn]);
+    let rate = prop::option::of(100.0..5000.0_f64);
+    let messages = prop::option::of(1..60_u64);
+    let close = prop::sample::select(&[Close::Fin, Close::Rst]);
+    let shape = (1..6_u32, prop::option::of(1..9_u32), 1..200_usize, 0..80_u64);
+    (mode, rate, messages, close, shape).prop_map(|(mode, rate, messages, close, shape)| {
+        let mut config = Config::new(vec![]);
+        config.mode = mode;
+        config.rate = rate.filter(|_| mode != Mode::Churn);
+        config.messages_per_connection = messages.filter(|_| mode != Mode::Hold);
+        config.close = close;
+        config.connections = shape.0;
+        config.pipeline = shape.1;
+        config.size = shape.2;
+        config.warmup = Duration::from_millis(shape.3);
+        config.duration = Duration::from_millis(150);
+        config.timeout = Duration::from_millis(150);
+        config.connect_timeout = Duration::from_secs(1);
+        config
+    })
+}

@@ -1,0 +1,94 @@
+//! `--mode churn`: connections that are replaced by others all the time.
+
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
+use ecoloop::load::{self, Close, Interrupt, Mode, ProgressCell};
+
+use super::faulty_server::{echo_messages, liar, read_message, swallow};
+use super::{SIZE, assert_clean, assert_sums, config, errors, run, run_on_server};
+use crate::support::{TIMEOUT, reserve_port};
+
+#[test]
+fn churn_connects_anew_for_the_whole_window() {
+    for close in [Close::Fin, Close::Rst] {
+        for messages in [None, Some(3)] {
+            let (report, stats) = run_on_server(|config| {
+                config.mode = Mode::Churn;
+                config.connections = 4;
+                config.close = close;
+                config.messages_per_connection = messages;
+                config.duration = Duration::from_millis(200);
+            });
+            assert_clean(&report);
+            let opened = report.connections.opened_total;
+            assert!(opened > 4, "{opened}");
+            assert_eq!([report.connections.established, report.connections.verified], [opened; 2]);
+            assert_eq!(stats.bytes_in, report.messages.verified * SIZE as u64);
+            // At the end of the window a connection goes on with none of its other messages.
+            let most = opened * messages.unwrap_or(1);
+            assert!(
+                (most.saturating_sub(4 * 2)..=most).contains(&report.messages.due),
+                "{opened} {:?}",
+                report.messages
+            );
+        }
+    }
+}
+
+#[test]
+fn messages_of_the_warm_up_are_left_out_in_churn_too() {
+    let (report, stats) = run_on_server(|config| {
+        config.mode = Mode::Churn;
+        config.warmup = Duration::from_millis(200);
+        config.duration = Duration::from_millis(100);
+    });
+    assert_clean(&report);
+    assert!(report.phases_s.warmup >= 0.2, "{:?}", report.phases_s);
+    assert!(report.messages.due * (SIZE as u64) < stats.bytes_in, "{:?} {stats:?}", report.messages);
+}
+
+#[test]
+fn churn_on_a_port_without_a_listener_ends_with_its_window() {
+    let (_port, address) = reserve_port();
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.connections = 3;
+    config.duration = Duration::from_millis(200);
+    let report = run(config);
+    let [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), count)] = errors(&report)[..] else {
+        panic!("{:?}", report.errors);
+    };
+    assert_eq!((count, report.verdict), (report.connections.opened_total, Verdict::Fail));
+}
+
+#[test]
+fn what_churn_held_at_the_end_of_its_window_is_not_counted_anew_by_an_interrupt() {
+    let interrupt = Interrupt::default();
+    let of_server = interrupt.clone();
+    let address = liar(move |number, stream| {
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        if number > 0 {
+            return swallow(stream);
+        }
+        // After the window, which is over for both at once.
+        thread::sleep(Duration::from_millis(1500));
+        stream.write_all(&message)?;
+        swallow(stream)?;
+        of_server.set();
+        Ok(())
+    });
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.connections = 2;
+    config.messages_per_connection = Some(2);
+    config.timeout = TIMEOUT;
+    config.duration = Duration::from_secs(1);
+    let report = load::run(config, &interrupt, &ProgressCell::default()).unwrap();
+    assert_sums(&report);
+    assert_eq!((report.ended, report.connections.held), (RunEnded::Interrupted, 2));
+    assert_eq!((report.messages.verified, report.messages.unanswered), (3, 1));
+}

@@ -1,0 +1,146 @@
+//! Usage errors, outputs that cannot be written, and interrupts.
+
+use std::fs;
+use std::net::TcpListener;
+
+use ecoloop::Config as ServerConfig;
+use ecoloop::load::report::{Ended as RunEnded, Verdict};
+use rustix::process::Signal;
+
+use super::{SIZE, document, run_command};
+use crate::support::{Process, Scratch, ecoloop, eventually, join, reserve_port, serve};
+
+#[test]
+fn wrong_use_has_an_exit_status_of_its_own() {
+    let wrong: [&[&str]; 26] = [
+        &[],
+        &["-d", "1s", "-m", "1"],
+        &["--mode", "hold", "-m", "1"],
+        &["--mode", "churn", "--rate", "1"],
+        &["--mode", "echoes"],
+        &["--rate", "0"],
+        &["--connect-rate", "0"],
+        &["--rate", "-1"],
+        &["--fail-if", "p99"],
+        &["--fail-if", "p98>1ms"],
+        &["--fail-if", "p99>5"],
+        &["--fail-if", "rate<1ms"],
+        &["--close", "reset"],
+        &["-c", "100M"],
+        &["-c", "2", "-p", "2000M"],
+        &["-d", "0s"],
+        &["--connect-timeout", "0s"],
+        &["--interval", "0s"],
+        &["--rate", "1001M"],
+        &["--connect-rate", "999999999999999999999999M"],
+        &["--repeat"],
+        &["--repeat", "--json", "file.json"],
+        &["--repeat", "--json", "-", "--plot", "file.svg"],
+        &["--repeat", "--json", "-", "--mode", "hold"],
+        &["--repeat", "--json", "-", "--mode", "churn"],
+        &["--repeat", "--json", "-", "--start-at", "2100-01-01T00:00:00Z"],
+    ];
+    let (_port, address) = reserve_port();
+    let address = address.to_string();
+    for arguments in wrong {
+        let target: &[&str] = if arguments.is_empty() { &[] } else { &[&address] };
+        let ended = run_command(&[arguments, target].concat());
+        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
+        assert!(ended.stdout.is_empty() && !ended.stderr.is_empty(), "{arguments:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn wrong_use_that_the_parser_cannot_see_prints_the_usage_of_the_subcommand() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    for (arguments, usage) in [
+        (&["load", "-d", "1s", "-m", "1"][..], "Usage: ecoloop load [OPTIONS] <ADDR>..."),
+        (&["load", "--source", "::1"], "Usage: ecoloop load [OPTIONS] <ADDR>..."),
+        (&["doctor", "-c", "1", "--source", "::1"], "Usage: ecoloop doctor [OPTIONS] --connections <COUNT> [ADDR]..."),
+    ] {
+        let ended = Process::start(ecoloop(&[arguments, &[&address]].concat())).wait();
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(ended.stderr.iter().any(|line| line == usage), "{ended:?}");
+    }
+    server.handle().drain();
+    assert_eq!(join(server).stats.accepted, 0);
+}
+
+#[test]
+fn an_output_that_cannot_be_created_ends_it_before_any_connect() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let missing = Scratch::new("load-missing");
+    for option in ["--json", "--hgrm", "--plot"] {
+        let path = format!("{}/file.svg", missing.path());
+        let ended = run_command(&["-m", "1", option, &path, &address]);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
+        assert!(line.starts_with(&format!("ecoloop: cannot create {path}: ")), "{line}");
+        assert!(ended.stdout.is_empty(), "{ended:?}");
+    }
+    server.handle().drain();
+    assert_eq!(join(server).stats.accepted, 0);
+}
+
+#[test]
+fn who_reads_a_part_of_the_output_gets_no_complaint() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    for arguments in [&["doctor", "-c", "1"][..], &["load", "-m", "1", &address]] {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let ended = ecoloop(arguments).stdout(writer).output().unwrap();
+        assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &b""[..]), "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_interrupted_run_reports_what_it_has_seen() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let server = serve(ServerConfig::default());
+        let address = server.local_addr().to_string();
+        let process = Process::start(ecoloop(&["load", "-c", "3", "-d", "1h", "--json", "-", &address]));
+        eventually("traffic", || server.handle().stats().bytes_in > 100 * SIZE as u64);
+        process.signal(signal);
+        let ended = process.wait();
+        assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+        let (_, report) = document(&ended);
+        assert_eq!((report.ended, report.verdict), (RunEnded::Interrupted, Verdict::Interrupted));
+        assert!(report.messages.verified > 0);
+        assert_eq!((report.verify.findings.len(), report.connections.held), (0, 3));
+    }
+}
+
+#[test]
+fn a_run_is_interrupted_in_every_step() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().map(|address| (silent, address.to_string())).unwrap();
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    // While it waits for the first message, in the warm-up, in a hold, and in churn.
+    let runs: [&[&str]; 4] = [
+        &[&silent.1, "--timeout", "1h"],
+        &[&address, "--warmup", "5000y", "-d", "5000y", "--timeout", "5000y"],
+        &[&address, "--mode", "hold", "-d", "1h"],
+        &[&address, "--mode", "churn", "-d", "1h"],
+    ];
+    for arguments in runs {
+        let before = server.handle().stats().bytes_in;
+        let process = Process::start(ecoloop(&[&["load", "--json", "-"], arguments].concat()));
+        if arguments[0] == address {
+            eventually("the first message", || server.handle().stats().bytes_in > before);
+        } else {
+            // Its end of the connection is established at once, without anybody to see it but the kernel.
+            // Another loopback address may have the same port.
+            let end = format!("0100007F:{:04X} ", silent.0.local_addr().unwrap().port());
+            eventually("a connection", || {
+                fs::read_to_string("/proc/net/tcp").unwrap().lines().filter(|row| row.contains(&end)).count() == 3
+            });
+        }
+        process.signal(Signal::INT);
+        let (_, report) = document(&process.wait());
+        assert_eq!((report.ended, report.verdict), (RunEnded::Interrupted, Verdict::Interrupted), "{arguments:?}");
+    }
+}

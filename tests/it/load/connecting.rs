@@ -1,0 +1,82 @@
+//! Opening and closing connections: sources and pace.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use ecoloop::Config as ServerConfig;
+use ecoloop::load::report::Ended as RunEnded;
+use ecoloop::load::{self, Interrupt, ProgressCell, Step};
+
+use super::faulty_server::{echo, liar};
+use super::{assert_clean, config, document, run, run_command};
+use crate::support::{eventually, serve};
+
+#[test]
+fn connections_come_from_the_sources_that_are_given() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let of_server = Arc::clone(&seen);
+    let address = liar(move |_, stream| {
+        of_server.lock().unwrap().push(stream.peer_addr()?);
+        echo(stream)
+    });
+    let sources = ["--source", "127.0.0.2-127.0.0.3", "--source", "127.0.0.9"];
+    let target = address.to_string();
+    let ended = run_command(&[&["-c", "6", "-m", "3", "--json", "-", &target], &sources[..]].concat());
+    let (_, report) = document(&ended);
+    assert_clean(&report);
+    let addresses = ["127.0.0.2", "127.0.0.3", "127.0.0.9"].map(|address| address.parse::<IpAddr>().unwrap());
+    assert_eq!(report.config.sources, addresses);
+    let seen = seen.lock().unwrap();
+    for source in addresses {
+        let ports: BTreeSet<_> = seen.iter().filter(|peer| peer.ip() == source).map(SocketAddr::port).collect();
+        assert_eq!(ports.len(), 2, "{seen:?}");
+    }
+}
+
+#[test]
+fn no_more_are_closed_at_once_than_are_connected_at_once() {
+    static CLOSING: AtomicUsize = AtomicUsize::new(0);
+    static CLOSING_MOST: AtomicUsize = AtomicUsize::new(0);
+    let address = liar(|_, stream| {
+        echo(stream)?;
+        CLOSING_MOST.fetch_max(CLOSING.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(600));
+        CLOSING.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    });
+    let mut config = config(address);
+    config.connections = 8;
+    config.max_connecting = 2;
+    config.duration = Duration::from_millis(50);
+    // Less than all of them take, and more than each: those whose turn has yet to come are not late.
+    config.timeout = Duration::from_secs(2);
+    let report = run(config);
+    assert_clean(&report);
+    assert_eq!(CLOSING_MOST.load(Ordering::SeqCst), 2);
+    assert!(report.phases_s.close >= 2.4, "{:?}", report.phases_s);
+}
+
+#[test]
+fn the_connects_are_told_of_while_they_last() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.connections = 1000;
+    // Ten seconds for all: there is time to see some.
+    config.connect_rate = Some(100.0);
+    let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
+    let run = {
+        let (interrupt, progress) = (interrupt.clone(), progress.clone());
+        thread::spawn(move || load::run(config, &interrupt, &progress).unwrap())
+    };
+    let mut seen = None;
+    eventually("a few connections", || {
+        seen = progress.take().or(seen);
+        seen.is_some_and(|progress| progress.open > 1)
+    });
+    interrupt.set();
+    assert_eq!((seen.unwrap().step, run.join().unwrap().ended), (Step::Connect, RunEnded::Interrupted));
+}

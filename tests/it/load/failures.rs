@@ -1,0 +1,157 @@
+//! Connections that fail without a wrong byte.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ecoloop::Config as ServerConfig;
+use ecoloop::load::Mode;
+use ecoloop::load::report::{ErrorName, Phase, Verdict};
+use socket2::{Domain, Socket, Type};
+
+use super::faulty_server::{Lie, assert_victims_messages, end_with_reset, run_on_liar, swallow};
+use super::{CONNECTIONS, ErrorRow, config, document, errors, run, run_command};
+use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve_port, serve};
+
+#[test]
+fn an_end_instead_of_an_answer_is_closed_early() {
+    let lie: Lie = |stream, _| {
+        half_close(stream);
+        swallow(stream)
+    };
+    assert_error(lie, (Phase::Receive, ErrorName::ClosedEarly, None, 1), false);
+}
+
+#[test]
+fn a_reset_within_an_answer_is_a_reset() {
+    let lie: Lie = |stream, message| {
+        stream.write_all(&message[..24])?;
+        end_with_reset(stream)
+    };
+    assert_error(lie, (Phase::Receive, ErrorName::Reset, Some("ECONNRESET"), 1), true);
+}
+
+#[test]
+fn silence_is_a_timeout() {
+    assert_error(|stream, _| swallow(stream), (Phase::Receive, ErrorName::Timeout, None, 1), true);
+    let report = run_on_liar(3, |stream, _| swallow(stream));
+    assert!(report.latency_us.max.unwrap() >= 1_000_000, "{:?}", report.latency_us);
+}
+
+#[test]
+fn an_answer_whose_end_does_not_come_is_not_lost_but_unanswered() {
+    let lie: Lie = |stream, message| {
+        stream.write_all(&message[..24])?;
+        swallow(stream)
+    };
+    assert_error(lie, (Phase::Receive, ErrorName::Timeout, None, 1), true);
+}
+
+/// An end without a wrong byte is an error, and no finding.
+#[track_caller]
+fn assert_error(lie: Lie, error: ErrorRow<'_>, is_unanswered: bool) {
+    for right in [0, 3] {
+        let report = run_on_liar(right, lie);
+        assert_eq!(errors(&report), [error]);
+        assert_eq!(report.verify.findings, []);
+        assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
+        let messages = report.messages;
+        let (missing, none) =
+            if is_unanswered { (messages.unanswered, messages.failed) } else { (messages.failed, messages.unanswered) };
+        assert_eq!((missing, none), (u64::from(right > 0), 0), "{messages:?}");
+        assert_victims_messages(&report, right, missing);
+    }
+}
+
+#[test]
+fn a_server_that_never_accepts_lets_all_be_established_and_none_verified() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = config(listener.local_addr().unwrap());
+    config.connections = 3;
+    config.duration = Duration::from_millis(100);
+    let report = run(config);
+    let connections = report.connections;
+    assert_eq!([connections.established, connections.verified, connections.held], [3, 0, 0]);
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Timeout, None, 3)]);
+    assert_eq!((report.verdict, report.messages.due, report.latency_us.p50), (Verdict::Fail, 0, None));
+}
+
+#[test]
+fn a_full_backlog_is_a_timeout_of_the_connect() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    // One more than the backlog fits in (listen(2) on Linux).
+    socket.listen(0).unwrap();
+    let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
+    config.connections = 3;
+    config.duration = Duration::from_millis(100);
+    let report = run(config);
+    assert_eq!((report.connections.established, report.connections.verified), (1, 0));
+    let expected = [(Phase::Connect, ErrorName::Timeout, None, 2), (Phase::Receive, ErrorName::Timeout, None, 1)];
+    assert_eq!((report.verdict, errors(&report)), (Verdict::Fail, expected.to_vec()));
+}
+
+#[test]
+fn a_port_without_a_listener_refuses() {
+    for mode in [Mode::Echo, Mode::Hold] {
+        let (_port, address) = reserve_port();
+        let mut config = config(address);
+        config.mode = mode;
+        config.connections = 3;
+        config.duration = Duration::from_millis(100);
+        let report = run(config);
+        assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 3)]);
+        assert_eq!((report.verdict, report.connections.established, report.connect_us.p50), (Verdict::Fail, 0, None));
+    }
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_in_the_report_and_nothing_is_connected() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    // RFC 6761: no such name ever resolves.
+    let ended =
+        run_command(&["-c", "3", "--start-at", "2999-01-01T00:00:00Z", "--json", "-", "no.invalid:5", &address]);
+    let (_, report) = document(&ended);
+    assert_eq!(errors(&report), [(Phase::Resolve, ErrorName::Other, None, 1)]);
+    assert_eq!((report.verdict, report.connections.requested, report.connections.opened_total), (Verdict::Fail, 3, 0));
+    assert_eq!((report.rate_per_s, report.generator.cpu_percent), (None, None));
+    let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
+    assert!(line.starts_with("ecoloop: cannot resolve no.invalid:5: "), "{line}");
+    server.handle().drain();
+    assert_eq!(join(server).stats.accepted, 0);
+}
+
+#[test]
+fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let limited = |address: &str| {
+        let load = ecoloop(&["load", "-c", "100", "-m", "2", "--json", "-", address]);
+        let mut command = Command::new("sh");
+        // Both the soft limit and the hard one, which it would raise itself to.
+        command.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(load.get_program()).args(load.get_args());
+        Process::start(command).wait()
+    };
+    let ended = limited(&address);
+    let (_, report) = document(&ended);
+    let [(Phase::Connect, ErrorName::NoDescriptors, Some("EMFILE"), count)] = errors(&report)[..] else {
+        panic!("{:?}", report.errors);
+    };
+    let connections = report.connections;
+    assert_eq!((report.verdict, connections.held + count, connections.opened_total), (Verdict::Fail, 100, 100));
+    // Those that are open are as good as ever.
+    assert!(connections.held > 0);
+    assert_eq!((report.messages.verified, report.messages.due), (connections.held * 2, connections.held * 2));
+    let remedy = |ended: &Ended, words: &str| ended.stderr.iter().any(|line| line.contains(words));
+    assert!(remedy(&ended, "no_descriptors") && remedy(&ended, "ulimit -n"), "{ended:?}");
+
+    let (_port, address) = reserve_port();
+    let start = Instant::now();
+    let ended = run_command(&["-c", "100", "-m", "2", "--json", "-", &address.to_string()]);
+    let (_, report) = document(&ended);
+    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 100)]);
+    assert!(remedy(&ended, "refused") && !remedy(&ended, "no_descriptors"), "{ended:?}");
+    assert!(start.elapsed() < TIMEOUT);
+}

@@ -1,0 +1,106 @@
+//! A server that does not echo one message of one connection as it should, and the parts of others.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use ecoloop::load::Report;
+use ecoloop::load::report::{Ended as RunEnded, Verdict};
+use socket2::SockRef;
+
+use super::{CONNECTIONS, SIZE, VICTIM, config, run};
+
+/// Messages of a connection, besides the first.
+pub(super) const MESSAGES: u64 = 20;
+
+/// A server whose connections are each given to `answer`, on a thread of their own, with their number.
+pub(super) fn liar(
+    answer: impl Fn(usize, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let answer = Arc::clone(&answer);
+            let mut stream = stream.unwrap();
+            stream.set_nodelay(true).unwrap();
+            // That the client goes away ends it, and is no failure.
+            thread::spawn(move || answer(number, &mut stream));
+        }
+    });
+    address
+}
+
+/// What a liar does with the connection once it has the message that it lies about.
+pub(super) type Lie = fn(&mut TcpStream, Vec<u8>) -> std::io::Result<()>;
+
+/// Runs against a server that echoes all but one message of the victim, of which it has echoed `right` before.
+#[track_caller]
+pub(super) fn run_on_liar(right: usize, lie: Lie) -> Report {
+    let address = liar(move |number, stream| {
+        if number != VICTIM {
+            return echo(stream);
+        }
+        echo_messages(stream, right)?;
+        let message = read_message(stream)?;
+        lie(stream, message)
+    });
+    let mut config = config(address);
+    config.connections = u32::try_from(CONNECTIONS).unwrap();
+    // One after the other, so that both ends number them alike.
+    config.max_connecting = 1;
+    config.messages_per_connection = Some(MESSAGES);
+    let report = run(config);
+    assert_eq!(report.verdict, Verdict::Fail);
+    assert_eq!(report.connections.established, CONNECTIONS as u64);
+    assert_eq!(report.ended, RunEnded::Complete);
+    report
+}
+
+/// The victim was answered `whole` messages, and one more is `missing`, unless that is its first, which is not reported.
+#[track_caller]
+pub(super) fn assert_victims_messages(report: &Report, whole: usize, missing: u64) {
+    let of_others = (CONNECTIONS as u64 - 1) * MESSAGES;
+    assert_eq!(report.messages.verified, of_others + (whole as u64).saturating_sub(1), "{:?}", report.messages);
+    assert_eq!(report.messages.due, report.messages.verified + missing, "{:?}", report.messages);
+    assert!(missing <= 1, "{:?}", report.messages);
+}
+
+/// Echoes so many messages.
+pub(super) fn echo_messages(stream: &mut TcpStream, count: usize) -> std::io::Result<()> {
+    for _ in 0..count {
+        let message = read_message(stream)?;
+        stream.write_all(&message)?;
+    }
+    Ok(())
+}
+
+/// Echoes to the end.
+pub(super) fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => stream.write_all(&buffer[..n])?,
+        }
+    }
+}
+
+/// Reads to the end, and answers nothing.
+pub(super) fn swallow(stream: &mut TcpStream) -> std::io::Result<()> {
+    std::io::copy(stream, &mut std::io::sink()).map(drop)
+}
+
+/// Lets the close that follows send RST.
+pub(super) fn end_with_reset(stream: &TcpStream) -> std::io::Result<()> {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+pub(super) fn read_message(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut message = vec![0; SIZE];
+    stream.read_exact(&mut message)?;
+    Ok(message)
+}

@@ -1,0 +1,131 @@
+//! `--mode hold`: which connections are still alive at the end.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use ecoloop::load::report::{ErrorName, Phase, Verdict};
+use ecoloop::load::{Mode, Report};
+use socket2::{Domain, Socket, Type};
+
+use super::faulty_server::{Lie, echo, echo_messages, end_with_reset, liar, read_message, swallow};
+use super::{CONNECTIONS, SIZE, VICTIM, assert_clean, config, errors, run, run_on_server};
+use crate::support::{TIMEOUT, half_close};
+
+#[test]
+fn hold_sends_one_message_at_each_end() {
+    let (report, stats) = run_on_server(|config| {
+        config.mode = Mode::Hold;
+        config.connections = 20;
+        config.duration = Duration::from_millis(100);
+    });
+    assert_clean(&report);
+    let hold = report.hold.unwrap();
+    assert_eq!([hold.alive, hold.late, hold.reset, hold.closed, hold.silent], [20, 0, 0, 0, 0]);
+    assert_eq!((report.messages.due, stats.bytes_in), (40, 40 * SIZE as u64));
+}
+
+#[test]
+fn a_late_answer_leaves_a_connection_held_and_late() {
+    let report = hold_on_liar(|stream, message| {
+        thread::sleep(LATE);
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    assert_eq!(outcomes(&report), [2, 1, 0, 0, 0]);
+    assert_clean(&report);
+    assert!(report.latency_us.max.unwrap() >= 1_000_000);
+}
+
+#[test]
+fn every_outcome_of_hold_is_counted_once() {
+    let closed: Lie = |stream, _| {
+        half_close(stream);
+        swallow(stream)
+    };
+    assert_eq!(outcomes(&hold_on_liar(closed)), [2, 0, 0, 1, 0]);
+    let is_reset: Lie = |stream, _| end_with_reset(stream);
+    assert_eq!(outcomes(&hold_on_liar(is_reset)), [2, 0, 1, 0, 0]);
+    assert_eq!(outcomes(&hold_on_liar(|stream, _| swallow(stream))), [2, 0, 0, 0, 1]);
+}
+
+#[test]
+fn a_connect_that_times_out_has_no_outcome_of_hold() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    // One more than the backlog fits in (listen(2) on Linux).
+    socket.listen(0).unwrap();
+    let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
+    config.mode = Mode::Hold;
+    config.connections = 3;
+    config.duration = Duration::from_millis(50);
+    let report = run(config);
+    let timeouts = [(Phase::Connect, ErrorName::Timeout, None, 2), (Phase::Receive, ErrorName::Timeout, None, 1)];
+    assert_eq!(errors(&report), timeouts);
+    assert_eq!(outcomes(&report), [0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn a_connection_that_was_late_and_then_ended_is_not_counted_twice() {
+    // The others' answers come later still, so that the measurement is not over when the victim ends.
+    let address = liar(move |number, stream| {
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        thread::sleep(if number == VICTIM { LATE } else { LATE * 2 });
+        stream.write_all(&message)?;
+        if number == VICTIM {
+            half_close(stream);
+            return swallow(stream);
+        }
+        echo(stream)
+    });
+    let mut config = config(address);
+    config.mode = Mode::Hold;
+    config.connections = 2;
+    config.max_connecting = 1;
+    config.timeout = TIMEOUT;
+    config.duration = Duration::from_millis(50);
+    let report = run(config);
+    assert_eq!(outcomes(&report), [0, 1, 0, 1, 0]);
+    assert_eq!((report.connections.held, report.verdict), (1, Verdict::Fail));
+}
+
+#[test]
+fn a_reset_after_the_measurement_does_not_take_back_that_a_connection_was_alive() {
+    let report = hold_on_liar(|stream, message| {
+        stream.write_all(&message)?;
+        swallow(stream)?;
+        end_with_reset(stream)
+    });
+    assert_eq!(outcomes(&report)[0], 3, "{:?}", report.hold);
+    assert_eq!(outcomes(&report)[1..], [0; 4], "{:?}", report.hold);
+}
+
+/// Over the second from which on an answer is late.
+const LATE: Duration = Duration::from_millis(1100);
+
+/// Holds connections of which the victim's last message is answered by `lie`.
+#[track_caller]
+fn hold_on_liar(lie: Lie) -> Report {
+    let address = liar(move |number, stream| {
+        if number != VICTIM {
+            return echo(stream);
+        }
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        lie(stream, message)
+    });
+    let mut config = config(address);
+    config.mode = Mode::Hold;
+    config.connections = u32::try_from(CONNECTIONS).unwrap();
+    config.max_connecting = 1;
+    config.timeout = Duration::from_secs(3);
+    config.duration = Duration::from_millis(50);
+    run(config)
+}
+
+fn outcomes(report: &Report) -> [u64; 5] {
+    let hold = report.hold.unwrap();
+    [hold.alive, hold.late, hold.reset, hold.closed, hold.silent]
+}

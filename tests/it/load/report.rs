@@ -1,0 +1,240 @@
+//! The report: its JSON document, its thresholds, its table, and several merged into one.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use ecoloop::Config as ServerConfig;
+use ecoloop::load::Report;
+use ecoloop::load::report::Verdict;
+use serde_json::Value;
+
+use super::faulty_server::{echo, echo_messages, liar, read_message, swallow};
+use super::{VICTIM, assert_clean, document, run_command};
+use crate::support::{Process, Scratch, TIMEOUT, ecoloop, half_close, reserve_port, serve};
+
+#[test]
+fn json_on_standard_output_is_one_document_with_the_fields_of_the_contract() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let pid = std::process::id().to_string();
+    let ended = run_command(&[
+        "-c",
+        "3",
+        "-r",
+        "200",
+        "-d",
+        "1100ms",
+        "--label",
+        "a=b",
+        "--seed",
+        "7",
+        "--server-pid",
+        &pid,
+        "--json",
+        "-",
+        &address,
+    ]);
+    let (json, report) = document(&ended);
+    assert_clean(&report);
+    assert!(!ended.stderr.iter().any(|line| line.contains('\x1b')), "{ended:?}");
+    let expected = "schema version run_id start ended verdict mode loop config phases_s connections hold messages rate_per_s \
+                    latency_us connect_us lateness_us schedule errors verify generator server sockstat timeline thresholds";
+    assert_eq!(keys(&json), expected.split_ascii_whitespace().collect());
+    let summary = "count censored clipped mean p50 p90 p99 p99_9 p99_99 max hdr_v2";
+    let of = [
+        ("config", "targets sources size pipeline rate seed labels"),
+        ("phases_s", "connect warmup measure drain close"),
+        ("connections", "requested established verified held opened_total"),
+        ("messages", "due unsent verified unanswered failed deferred"),
+        ("latency_us", summary),
+        ("connect_us", summary),
+        ("lateness_us", summary),
+        ("schedule", "kept"),
+        ("verify", "wrong_bytes lost_bytes extra_bytes connections_failed findings"),
+        ("generator", "cpu_us_per_message cpu_percent turn_us_p99 saturated"),
+        ("server", "pid cpu_us_per_message rss_bytes_per_connection"),
+        ("sockstat", "scope tcp_inuse tcp_mem_pages"),
+    ];
+    for (name, expected) in of {
+        assert_eq!(keys(&json[name]), expected.split_ascii_whitespace().collect(), "{name}");
+    }
+    assert_eq!(keys(&json["timeline"][0]), ["t", "rate", "open", "errors", "p50", "p99"].into());
+    assert_eq!(keys(&json["thresholds"][0]), ["expr", "default", "value", "failed"].into());
+    assert_eq!(
+        (&json["schema"], &json["ended"], &json["loop"]),
+        (&"ecoloop.load/1".into(), &"complete".into(), &"open".into())
+    );
+    assert_eq!(
+        (&json["hold"], &json["config"]["pipeline"], &json["config"]["labels"]["a"]),
+        (&Value::Null, &Value::Null, &"b".into())
+    );
+    assert_eq!(
+        (&json["config"]["rate"], &json["config"]["seed"], &json["verdict"]),
+        (&200.into(), &7.into(), &"pass".into())
+    );
+    // Memory of fewer than a thousand connections says nothing of one.
+    assert_eq!(json["server"]["rss_bytes_per_connection"], Value::Null);
+    assert_eq!(json["sockstat"]["scope"], "namespace");
+}
+
+#[test]
+fn findings_and_errors_stand_in_the_document_by_their_names() {
+    let address = liar(|number, stream| {
+        let mut message = read_message(stream)?;
+        if number == 0 {
+            message[9] ^= 1;
+            stream.write_all(&message)?;
+            return echo(stream);
+        }
+        half_close(stream);
+        swallow(stream)
+    });
+    let ended = run_command(&["-c", "2", "--max-connecting", "1", "-m", "1", "--json", "-", &address.to_string()]);
+    let (json, report) = document(&ended);
+    assert_eq!(report.verdict, Verdict::Fail);
+    let finding = &json["verify"]["findings"][0];
+    assert_eq!(keys(finding), ["kind", "connection", "local", "peer", "offset"].into());
+    let told = (&finding["kind"], &finding["connection"], &finding["offset"], &finding["peer"]);
+    assert_eq!(told, (&"flipped".into(), &0.into(), &9.into(), &address.to_string().into()));
+    let errors = serde_json::json!([
+        {"phase": "receive", "error": "closed_early", "errno": null, "count": 1},
+        {"phase": "verify", "error": "bad_bytes", "errno": null, "count": 1},
+    ]);
+    assert_eq!(json["errors"], errors);
+    // Nothing was measured, which is not the same as zero.
+    assert_eq!((&json["latency_us"]["p50"], &json["latency_us"]["mean"]), (&Value::Null, &Value::Null));
+}
+
+#[test]
+fn a_gate_that_falls_fails_the_run_and_one_that_holds_does_not() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let gated = |threshold: &str| {
+        let ended = run_command(&["-m", "10", "--fail-if", threshold, "--json", "-", &address]);
+        let (_, report) = document(&ended);
+        let thresholds: Vec<_> = report.thresholds.iter().filter(|row| !row.default).collect();
+        let [row] = thresholds[..] else { panic!("{thresholds:?}") };
+        assert_eq!(row.expr, threshold);
+        assert_eq!(report.verdict == Verdict::Fail, row.failed, "{:?}", report.thresholds);
+        (report.verdict, row.value)
+    };
+    for threshold in ["p99<1h", "max>0us", "connections<2", "rate<1M", "errors>=0", "mean<1h", "connect_p99<1h"] {
+        assert!(matches!(gated(threshold), (Verdict::Fail, Some(_))), "{threshold}");
+    }
+    for threshold in ["p99>1h", "max<0us", "connections<1", "rate>100M/s", "unanswered>0", "p99.99>=1h"] {
+        assert!(matches!(gated(threshold), (Verdict::Pass, Some(_))), "{threshold}");
+    }
+    // A closed loop has no lateness: what has no value falls.
+    assert_eq!(gated("lateness_p99>1h"), (Verdict::Fail, None));
+}
+
+#[test]
+fn a_gate_takes_the_place_of_the_one_that_stands_but_never_of_the_findings() {
+    let closing = || {
+        liar(|number, stream| {
+            if number != VICTIM {
+                return echo(stream);
+            }
+            echo_messages(stream, 3)?;
+            half_close(stream);
+            swallow(stream)
+        })
+    };
+    let flipping = liar(|number, stream| {
+        echo_messages(stream, 3)?;
+        let mut message = read_message(stream)?;
+        message[0] ^= u8::from(number == VICTIM);
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    let verdict = |address: SocketAddr, thresholds: &[&str]| {
+        let address = address.to_string();
+        let mut arguments = vec!["-c", "3", "-m", "10", "--json", "-", &address];
+        arguments.extend(thresholds.iter().flat_map(|threshold| ["--fail-if", threshold]));
+        document(&run_command(&arguments)).1.verdict
+    };
+    // The liars number their connections over their whole life: there is a victim in the first run alone.
+    assert_eq!(verdict(closing(), &[]), Verdict::Fail);
+    assert_eq!(verdict(closing(), &["errors>1"]), Verdict::Fail);
+    assert_eq!(verdict(closing(), &["errors>1", "connections<2"]), Verdict::Pass);
+    assert_eq!(verdict(flipping, &["errors>1", "connections<1", "unanswered>9"]), Verdict::Fail);
+}
+
+#[test]
+fn a_file_of_json_comes_beside_the_table() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let file = Scratch::new("load-json");
+    let ended = run_command(&["-m", "5", "--json", file.path(), &address]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert_eq!(file.json()["messages"]["verified"], 5);
+    assert!(!ended.stdout.is_empty());
+    assert!(!ended.stdout.iter().chain(&ended.stderr).any(|line| line.contains('\x1b')), "{ended:?}");
+    let ended = run_command(&["-m", "5", "--quiet", &address]);
+    assert_eq!((ended.status.code(), ended.stdout.len()), (Some(0), 0), "{ended:?}");
+}
+
+#[test]
+fn what_never_measured_claims_no_window_and_no_share_of_a_core() {
+    let (_port, address) = reserve_port();
+    let ended = run_command(&["-d", "7s", &address.to_string()]);
+    let settings = format!("run          echo, closed loop, 1 connection, 64 B a message, 1 in flight, to {address}");
+    assert_eq!(ended.stdout[0], settings);
+    let generator = ended.stdout.iter().find(|line| line.starts_with("generator ")).unwrap();
+    assert!(generator.starts_with("generator    - CPU a message, - of a core, "), "{generator}");
+    let advice = "ecoloop: connect refused 1 time: nobody listens there, or its backlog is full";
+    assert_eq!(ended.stderr, [advice]);
+}
+
+#[test]
+fn runs_that_start_together_are_merged_on_the_command_line() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let start = SystemTime::now() + Duration::from_secs(1);
+    let start_at = humantime::format_rfc3339_millis(start).to_string();
+    let files = [Scratch::new("merge-one"), Scratch::new("merge-two")];
+    let runs = files.each_ref().map(|file| {
+        let options = ["-q", "-c", "2", "-r", "100", "-d", "2s", "--start-at", &start_at, "--json", file.path()];
+        Process::start(ecoloop(&[&["load"], &options[..], &[&address]].concat()))
+    });
+    for run in runs {
+        let ended = run.wait();
+        assert_eq!((ended.status.code(), ended.stdout), (Some(0), vec![]), "{:?}", ended.stderr);
+    }
+    let reports = files.each_ref().map(|file| Report::from_json(&file.json().to_string()).unwrap());
+    for report in &reports {
+        // The time is given in milliseconds.
+        let late = report.start.duration_since(start - Duration::from_millis(1)).unwrap();
+        assert!(late < TIMEOUT, "{late:?}");
+    }
+
+    let merge = |arguments: &[&str]| Process::start(ecoloop(&[&["merge"], arguments].concat())).wait();
+    let [one, two] = files.each_ref().map(Scratch::path);
+    let ended = merge(&["--json", "-", "--fail-if", "p99>1h", one, two]);
+    let (_, merged) = document(&ended);
+    assert_eq!(
+        (merged.messages.due, merged.connections.held, merged.verdict),
+        (400, 4, Verdict::Pass),
+        "{:?}",
+        merged.thresholds
+    );
+    assert_eq!(merged.run_id, format!("{}+{}", reports[0].run_id, reports[1].run_id));
+    assert_eq!(merge(&["-q", "--fail-if", "connections<5", one, two]).status.code(), Some(1));
+    let refused = merge(&[one, one]);
+    let expected = format!("ecoloop: cannot merge {one}: run {:?} is also in {one}", reports[0].run_id);
+    assert_eq!((refused.status.code(), refused.stderr), (Some(1), vec![expected]));
+}
+
+#[test]
+fn a_file_without_an_end_is_not_read_for_ever() {
+    let ended = Process::start(ecoloop(&["merge", "/dev/zero"])).wait();
+    let expected = "ecoloop: cannot read /dev/zero: it is longer than a report may be, 64 MiB";
+    assert_eq!((ended.status.code(), ended.stderr), (Some(1), vec![expected.to_owned()]));
+}
+
+#[track_caller]
+fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}

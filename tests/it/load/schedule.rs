@@ -1,0 +1,178 @@
+//! When messages are due, and which of them the report counts.
+
+use std::time::Duration;
+
+use ecoloop::Stats;
+use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
+use ecoloop::load::{Mode, Report};
+
+use super::faulty_server::{echo, echo_messages, liar, read_message, swallow};
+use super::{SIZE, VICTIM, assert_clean, config, errors, run, run_on_server};
+use crate::support::half_close;
+
+#[test]
+fn a_closed_loop_for_a_time_is_clean() {
+    let (report, stats) = run_on_server(|config| {
+        config.connections = 7;
+        config.duration = Duration::from_millis(200);
+    });
+    assert_clean(&report);
+    assert_all_bytes_seen(&report, stats);
+    let connections = report.connections;
+    assert_eq!([connections.requested, connections.established, connections.verified, connections.held], [7; 4]);
+    assert_eq!((report.mode, report.r#loop), (Mode::Echo, Loop::Closed));
+    assert_eq!((report.schedule.kept, report.lateness_us.count, report.lateness_us.p99), (None, 0, None));
+    assert!(report.messages.verified > 0);
+    assert_eq!(report.connect_us.count, 7);
+    assert!(report.phases_s.measure >= 0.2);
+}
+
+#[test]
+fn every_connection_sends_its_number_of_messages_at_any_depth() {
+    for pipeline in [1, 3, 64] {
+        let (report, stats) = run_on_server(|config| {
+            config.connections = 5;
+            config.pipeline = Some(pipeline);
+            config.messages_per_connection = Some(40);
+        });
+        assert_clean(&report);
+        assert_all_bytes_seen(&report, stats);
+        assert_eq!((report.messages.due, report.messages.verified), (200, 200));
+        assert_eq!(report.config.pipeline, Some(pipeline));
+    }
+}
+
+#[test]
+fn messages_larger_than_every_buffer_come_back_right() {
+    let (report, stats) = run_on_server(|config| {
+        config.connections = 2;
+        config.size = 5_000_001;
+        config.pipeline = Some(2);
+        config.messages_per_connection = Some(3);
+    });
+    assert_clean(&report);
+    assert_all_bytes_seen(&report, stats);
+    assert_eq!(report.messages.verified, 6);
+}
+
+#[test]
+fn an_open_loop_sends_what_is_due_and_no_more() {
+    let (report, stats) = run_on_server(|config| {
+        config.connections = 3;
+        config.rate = Some(1000.0);
+        config.duration = Duration::from_millis(300);
+    });
+    assert_clean(&report);
+    assert_all_bytes_seen(&report, stats);
+    assert_eq!((report.messages.due, report.messages.verified), (300, 300));
+    assert_eq!((report.r#loop, report.config.pipeline, report.config.rate), (Loop::Open, None, Some(1000.0)));
+    assert_eq!(report.lateness_us.count, 300);
+    let lateness_p99 = report.lateness_us.p99.unwrap();
+    assert_eq!(report.schedule.kept, Some(lateness_p99 <= 1000), "lateness of {lateness_p99} us at p99, all sent");
+}
+
+#[test]
+fn an_open_loop_with_a_depth_and_a_number_of_messages_ends_by_itself() {
+    let (report, _) = run_on_server(|config| {
+        config.connections = 3;
+        config.rate = Some(5000.0);
+        config.pipeline = Some(1);
+        config.messages_per_connection = Some(50);
+    });
+    assert_clean(&report);
+    assert_eq!(report.messages.verified, 150);
+}
+
+#[test]
+fn messages_of_the_warm_up_are_left_out_of_the_report() {
+    let (report, stats) = run_on_server(|config| {
+        config.connections = 2;
+        config.rate = Some(1000.0);
+        config.warmup = Duration::from_millis(200);
+        config.duration = Duration::from_millis(100);
+    });
+    assert_clean(&report);
+    assert_eq!(report.messages.due, 100);
+    // And the first message of each connection.
+    assert_eq!(stats.bytes_in, (300 + 2) * SIZE as u64);
+    assert!(report.phases_s.warmup >= 0.2);
+}
+
+#[test]
+fn the_warm_up_uses_up_no_messages_of_a_connection() {
+    for rate in [None, Some(700.0)] {
+        let (report, stats) = run_on_server(|config| {
+            config.connections = 3;
+            config.rate = rate;
+            config.warmup = Duration::from_millis(200);
+            config.messages_per_connection = Some(10);
+        });
+        assert_clean(&report);
+        assert_eq!((report.messages.due, report.messages.verified), (30, 30));
+        assert!(stats.bytes_in > (30 + 3) * SIZE as u64, "{stats:?}");
+        assert!(report.phases_s.warmup >= 0.2, "{:?}", report.phases_s);
+    }
+}
+
+#[test]
+fn the_warm_up_is_not_in_the_lateness() {
+    let (report, _) = run_on_server(|config| {
+        config.rate = Some(1000.0);
+        config.warmup = Duration::from_millis(200);
+        config.duration = Duration::from_millis(100);
+    });
+    assert_eq!((report.lateness_us.count, report.messages.due), (100, 100));
+}
+
+/// In an echo without warm-up, the first message of each connection is the only one that is not reported.
+#[track_caller]
+fn assert_all_bytes_seen(report: &Report, stats: Stats) {
+    let messages = report.messages.verified + report.connections.established;
+    assert_eq!(stats.bytes_in, messages * report.config.size);
+}
+
+#[test]
+fn an_open_loop_does_not_move_messages_to_another_connection() {
+    let address = liar(|number, stream| {
+        if number != VICTIM {
+            return echo(stream);
+        }
+        echo_messages(stream, 3)?;
+        read_message(stream)?;
+        half_close(stream);
+        swallow(stream)
+    });
+    let mut config = config(address);
+    config.connections = 2;
+    config.max_connecting = 1;
+    config.rate = Some(200.0);
+    config.duration = Duration::from_millis(500);
+    let report = run(config);
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
+    let messages = report.messages;
+    // Half of what is due is the victim's, of which two came back.
+    assert_eq!((messages.due, messages.verified), (100, 50 + 2), "{messages:?}");
+    assert_eq!(messages.unanswered, 0);
+    assert_eq!((report.schedule.kept, report.verdict), (Some(false), Verdict::Fail));
+}
+
+#[test]
+fn what_is_due_after_the_last_connection_has_ended_stays_unsent() {
+    let address = liar(|_, stream| {
+        echo_messages(stream, 3)?;
+        read_message(stream)?;
+        half_close(stream);
+        swallow(stream)
+    });
+    let mut config = config(address);
+    config.rate = Some(200.0);
+    config.duration = Duration::from_millis(500);
+    let report = run(config);
+    let messages = report.messages;
+    // Those that went out before the end was known have failed.
+    assert_eq!((messages.due, messages.verified, messages.failed + messages.unsent), (100, 2, 98), "{messages:?}");
+    assert!(messages.failed > 0 && messages.unanswered == 0, "{messages:?}");
+    // The rate is that of the window, not of the part in which somebody answered.
+    assert!(report.phases_s.measure >= 0.49, "{:?}", report.phases_s);
+    assert!(report.rate_per_s.unwrap() < 5.0, "{:?}", report.rate_per_s);
+}

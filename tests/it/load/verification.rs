@@ -1,0 +1,182 @@
+//! Each kind of corruption is found, at its byte and on its connection alone.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::{Mutex, mpsc};
+
+use ecoloop::load::Report;
+use ecoloop::load::report::{ErrorName, Finding, FindingKind, Phase, Verdict};
+use socket2::SockRef;
+
+use super::faulty_server::{
+    Lie, MESSAGES, assert_victims_messages, echo, echo_messages, liar, read_message, run_on_liar, swallow,
+};
+use super::{CONNECTIONS, ErrorRow, SIZE, VICTIM, assert_clean, config, document, errors, run};
+use crate::support::{Process, await_unread, ecoloop, half_close};
+
+#[test]
+fn a_flipped_byte_is_found() {
+    let lie: Lie = |stream, mut message| {
+        message[5] ^= 0x10;
+        stream.write_all(&message)?;
+        echo(stream)
+    };
+    assert_found(lie, FindingKind::Flipped, 5, [1, 0, 0]);
+}
+
+#[test]
+fn dropped_bytes_are_lost_once_later_ones_have_come() {
+    let lie: Lie = |stream, mut message| {
+        message.drain(16..24);
+        stream.write_all(&message)?;
+        echo(stream)
+    };
+    assert_found(lie, FindingKind::Lost, 16, [0, 8, 0]);
+}
+
+#[test]
+fn a_message_that_comes_twice_is_duplicated() {
+    let lie: Lie = |stream, message| {
+        stream.write_all(&message.repeat(2))?;
+        echo(stream)
+    };
+    assert_found(lie, FindingKind::Duplicated, SIZE, [0, 0, SIZE as u64]);
+}
+
+#[test]
+fn swapped_words_are_reordered() {
+    let lie: Lie = |stream, mut message| {
+        let (left, right) = message.split_at_mut(32);
+        left[8..16].swap_with_slice(&mut right[..8]);
+        stream.write_all(&message)?;
+        echo(stream)
+    };
+    let report = run_on_liar(3, lie);
+    let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
+    assert_is(&finding, &report, FindingKind::Reordered, VICTIM, 3 * SIZE + 8);
+    let report = run_on_liar(0, lie);
+    let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
+    assert_is(&finding, &report, FindingKind::Reordered, VICTIM, 8);
+}
+
+#[test]
+fn one_byte_more_is_extra() {
+    let lie: Lie = |stream, mut message| {
+        message.push(0);
+        stream.write_all(&message)?;
+        echo(stream)
+    };
+    assert_found(lie, FindingKind::Extra, SIZE, [0, 0, 1]);
+}
+
+#[test]
+fn one_byte_more_behind_the_last_message_is_extra() {
+    let report = run_on_liar(0, |stream, message| {
+        stream.write_all(&message)?;
+        echo(stream)?;
+        stream.write_all(b"x")
+    });
+    let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
+    assert_is(&finding, &report, FindingKind::Extra, VICTIM, (1 + usize::try_from(MESSAGES).unwrap()) * SIZE);
+    assert_eq!(report.verify.extra_bytes, 1);
+    assert_eq!(report.messages.verified, MESSAGES * CONNECTIONS as u64);
+    // It was held all the time that was measured.
+    assert_eq!(report.connections.held, CONNECTIONS as u64);
+}
+
+#[test]
+fn half_an_answer_before_the_end_is_truncated() {
+    let lie: Lie = |stream, message| {
+        stream.write_all(&message[..24])?;
+        half_close(stream);
+        swallow(stream)
+    };
+    assert_found(lie, FindingKind::Truncated, 24, [0, 40, 0]);
+}
+
+#[test]
+fn answers_of_two_connections_that_are_crossed_are_foreign() {
+    for right in [0, 3, 3] {
+        // The message of each of the two goes to the other.
+        let ((to_one, of_one), (to_two, of_two)) = (mpsc::channel(), mpsc::channel());
+        let ends = BTreeMap::from([(VICTIM, (to_two, of_one)), (VICTIM + 1, (to_one, of_two))]);
+        let ends = Mutex::new(ends);
+        let address = liar(move |number, stream| {
+            let end = ends.lock().unwrap().remove(&number);
+            if let Some((other, own)) = end {
+                echo_messages(stream, right)?;
+                other.send(read_message(stream)?).unwrap();
+                stream.write_all(&own.recv().unwrap())?;
+            }
+            echo(stream)
+        });
+        let mut config = config(address);
+        config.connections = 4;
+        // Both must be open at once, and yet be numbered alike at both ends.
+        config.max_connecting = 4;
+        config.connect_rate = Some(20.0);
+        config.messages_per_connection = Some(MESSAGES);
+        let report = run(config);
+        assert_eq!((report.verdict, errors(&report)), (Verdict::Fail, bad_bytes(2)));
+        let mut findings = report.verify.findings.clone();
+        findings.sort_by_key(|finding| finding.connection);
+        let [one, two] = findings[..] else { panic!("{findings:?}") };
+        assert_is(&one, &report, FindingKind::Foreign, VICTIM, right * SIZE);
+        assert_is(&two, &report, FindingKind::Foreign, VICTIM + 1, right * SIZE);
+        assert_eq!(report.verify.wrong_bytes / (2 * SIZE as u64 - 8), 1, "{:?}", report.verify);
+        assert_eq!((report.connections.held, report.verify.connections_failed), (2, 2));
+    }
+}
+
+/// A read stops at the mark: short, and yet not the last.
+#[test]
+fn urgent_data_in_an_answer_hides_nothing_behind_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let process = Process::start(ecoloop(&["load", "-m", "1", "--json", "-", &address]));
+    let (mut stream, _) = listener.accept().unwrap();
+    let message = read_message(&mut stream).unwrap();
+    process.pause();
+    let (before, after) = message.split_at(SIZE / 2);
+    stream.write_all(before).unwrap();
+    assert_eq!(SockRef::from(&stream).send_out_of_band(b"!").unwrap(), 1);
+    stream.write_all(after).unwrap();
+    await_unread(&stream, SIZE + 1);
+    process.resume();
+    // Where the load generator gives up, its report says why.
+    let _ = echo(&mut stream);
+    drop(stream);
+    let (_, report) = document(&process.wait());
+    assert_clean(&report);
+}
+
+/// The lie must be found on the victim alone, and the others not suffer from it.
+#[track_caller]
+fn assert_found(lie: Lie, kind: FindingKind, offset_in_message: usize, bytes: [u64; 3]) {
+    for right in [0, 3, 3, 3] {
+        let report = run_on_liar(right, lie);
+        let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
+        assert_is(&finding, &report, kind, VICTIM, right * SIZE + offset_in_message);
+        let verify = &report.verify;
+        assert_eq!([verify.wrong_bytes, verify.lost_bytes, verify.extra_bytes], bytes, "{verify:?}");
+        assert_eq!((verify.connections_failed, errors(&report)), (1, bad_bytes(1)));
+        assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
+        // Of a message that came back right before the lie, that is known.
+        let whole = right + offset_in_message / SIZE;
+        assert_eq!(report.connections.verified, CONNECTIONS as u64 - u64::from(whole == 0));
+        assert_victims_messages(&report, whole, report.messages.failed);
+    }
+}
+
+#[track_caller]
+fn assert_is(finding: &Finding, report: &Report, kind: FindingKind, connection: usize, offset: usize) {
+    assert_eq!((finding.kind, finding.connection, finding.offset), (kind, connection as u64, offset as u64));
+    assert_eq!(finding.peer, report.config.targets[0]);
+    assert!(finding.local.is_some_and(|local| local != finding.peer && local.port() != 0), "{finding:?}");
+}
+
+/// The errors of a run in which so many connections ended by a finding, and none otherwise.
+fn bad_bytes(connections: u64) -> Vec<ErrorRow<'static>> {
+    vec![(Phase::Verify, ErrorName::BadBytes, None, connections)]
+}

@@ -1,0 +1,233 @@
+//! Several windows over the same connections: `Session` and `--repeat`.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::{ChildStdin, Stdio};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ecoloop::Config as ServerConfig;
+use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
+use ecoloop::load::{Config, Interrupt, Mode, ProgressCell, Report, Session};
+use rustix::process::Signal;
+
+use super::faulty_server::{echo, echo_messages, liar, swallow};
+use super::{ANSWER_TIMEOUT, CONNECTIONS, SIZE, VICTIM, assert_clean, assert_sums, config, document, errors};
+use crate::support::{Process, TIMEOUT, ecoloop, eventually, half_close, join, reserve_port, serve};
+
+#[test]
+fn windows_share_their_connections_and_nothing_else() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.timeout = TIMEOUT;
+    config.connections = 5;
+    config.pipeline = Some(3);
+    config.messages_per_connection = Some(40);
+    let mut session = connect_session(config);
+    let mut runs = BTreeSet::new();
+    for window in 1..=4 {
+        let report = session.measure().unwrap();
+        assert_sums(&report);
+        assert_clean(&report);
+        assert_eq!((report.messages.due, report.messages.verified), (200, 200));
+        let connections = report.connections;
+        let counts =
+            [connections.requested, connections.established, connections.verified, connections.held].map(|n| n == 5);
+        assert_eq!((counts, connections.opened_total), ([true; 4], 5));
+        assert_eq!(report.connect_us.count, 5);
+        assert_eq!((report.phases_s.connect, report.phases_s.close), (0.0, 0.0));
+        assert_eq!(report.timeline.iter().map(|point| point.rate).sum::<u64>(), 200);
+        assert!(runs.insert(report.run_id), "a run's name comes twice");
+        assert_eq!(server.handle().stats().bytes_in, (5 + window * 200) * SIZE as u64);
+    }
+    assert_eq!(session.close().unwrap().errors, []);
+    server.handle().drain();
+    let stats = join(server).stats;
+    assert_eq!((stats.accepted, stats.closed.end_of_stream), (5, 5));
+}
+
+#[test]
+fn each_window_of_an_open_loop_has_its_own_schedule() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.timeout = TIMEOUT;
+    // No lane has as many messages as the next one, so that each window starts from other counts.
+    config.connections = 7;
+    config.rate = Some(1000.0);
+    config.warmup = Duration::from_millis(50);
+    config.duration = Duration::from_millis(150);
+    let mut session = connect_session(config);
+    for _ in 0..3 {
+        let before = Instant::now();
+        let report = session.measure().unwrap();
+        assert_sums(&report);
+        assert_clean(&report);
+        assert_eq!((report.messages.due, report.lateness_us.count), (150, 150));
+        // A message is due in its window: neither before it began, nor after it was answered.
+        assert!(report.latency_us.max.unwrap() <= u64::try_from(before.elapsed().as_micros()).unwrap());
+        assert!(report.latency_us.mean.unwrap() > 1.0, "{:?}", report.latency_us.mean);
+    }
+}
+
+#[test]
+fn nothing_is_sent_and_nothing_expires_between_windows() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.connections = 3;
+    config.duration = Duration::from_millis(50);
+    let mut session = connect_session(config);
+    assert_clean(&session.measure().unwrap());
+    let before = server.handle().stats();
+    // That nothing comes of it, only time can tell.
+    thread::sleep(ANSWER_TIMEOUT + ANSWER_TIMEOUT / 4);
+    let after = server.handle().stats();
+    assert_eq!((before.bytes_in, before.closed), (after.bytes_in, after.closed));
+    let report = session.measure().unwrap();
+    assert_clean(&report);
+    assert!(report.phases_s.measure < ANSWER_TIMEOUT.as_secs_f64(), "{:?}", report.phases_s);
+}
+
+#[test]
+fn a_connection_that_ends_between_windows_is_an_error_of_the_next() {
+    let (end, ended) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    let both = Mutex::new((ended, tell));
+    let address = liar(move |number, stream| {
+        if number != VICTIM {
+            return echo(stream);
+        }
+        echo_messages(stream, 1 + 4)?;
+        let (ended, tell) = &*both.lock().unwrap();
+        let _ = ended.recv();
+        half_close(stream);
+        tell.send(()).unwrap();
+        swallow(stream)
+    });
+    let mut config = config(address);
+    config.connections = u32::try_from(CONNECTIONS).unwrap();
+    config.max_connecting = 1;
+    config.messages_per_connection = Some(4);
+    let mut session = connect_session(config);
+    assert_clean(&session.measure().unwrap());
+    end.send(()).unwrap();
+    told.recv_timeout(TIMEOUT).unwrap();
+    let report = session.measure().unwrap();
+    assert_sums(&report);
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
+    assert_eq!((report.connections.held, report.connections.established, report.verdict), (2, 3, Verdict::Fail));
+    // It is no error of the one after it, in which it is missing all the same.
+    let report = session.measure().unwrap();
+    assert_eq!((errors(&report), report.messages.verified), (vec![], 8));
+    assert_eq!((report.connections.held, report.verdict), (2, Verdict::Fail));
+}
+
+#[test]
+fn other_modes_have_no_connections_that_outlast_a_window() {
+    let (_port, address) = reserve_port();
+    for mode in [Mode::Hold, Mode::Churn] {
+        let mut config = config(address);
+        config.mode = mode;
+        let refused = Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn a_line_of_standard_input_asks_for_a_window_and_its_end_for_the_end() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let (mut process, mut input) = repeat(&["-c", "3", "-m", "7", "--fail-if", "max<1h", &address]);
+    // All are connected and verified before the first is asked for.
+    eventually("the first messages", || server.handle().stats().bytes_out == 3 * SIZE as u64);
+    let mut documents = Vec::new();
+    for _ in 0..3 {
+        input.write_all(b"go\n").unwrap();
+        // It comes while the connections are open, and the input too.
+        documents.push(Report::from_json(&process.line_with("ecoloop.load/1")).unwrap());
+    }
+    assert_eq!((server.handle().stats().accepted, server.handle().stats().open()), (3, 3));
+    drop(input);
+    let ended = process.wait();
+    assert_eq!((ended.status.code(), &ended.stdout[..], &ended.stderr[..]), (Some(1), &[][..], &[][..]));
+    for report in &documents {
+        assert_sums(report);
+        assert_eq!((report.messages.verified, report.connections.held), (21, 3));
+        let failed: Vec<_> = report
+            .thresholds
+            .iter()
+            .filter(|threshold| threshold.failed)
+            .map(|threshold| &threshold.expr[..])
+            .collect();
+        assert_eq!((failed, report.verdict), (vec!["max<1h"], Verdict::Fail));
+    }
+    server.handle().drain();
+    let stats = join(server).stats;
+    assert_eq!((stats.accepted, stats.closed.end_of_stream, stats.bytes_in), (3, 3, (3 + 3 * 21) * SIZE as u64));
+}
+
+#[test]
+fn what_only_the_close_shows_is_told_and_fails_the_run() {
+    let address = liar(|_, stream| {
+        echo(stream)?;
+        stream.write_all(b"x")
+    });
+    let (mut process, mut input) = repeat(&["-m", "2", &address.to_string()]);
+    input.write_all(b"\n").unwrap();
+    let report = Report::from_json(&process.line_with("ecoloop.load/1")).unwrap();
+    assert_clean(&report);
+    drop(input);
+    let ended = process.wait();
+    assert_eq!((ended.status.code(), ended.stdout.len()), (Some(1), 0), "{ended:?}");
+    assert_eq!(ended.stderr[0], "ecoloop: after the last window: verify bad_bytes: 1");
+    let finding = "ecoloop: after the last window: extra at byte 192 of connection 0, ";
+    assert!(ended.stderr[1].starts_with(finding), "{ended:?}");
+}
+
+#[test]
+fn a_repeated_load_without_a_window_says_what_failed_and_what_to_do() {
+    let (_reserved, address) = reserve_port();
+    let (process, input) = repeat(&["-c", "2", &address.to_string()]);
+    drop(input);
+    let ended = process.wait();
+    assert_eq!((ended.status.code(), ended.stdout.len()), (Some(1), 0), "{ended:?}");
+    let remedy = "ecoloop: connect refused 2 times: nobody listens there, or its backlog is full";
+    assert_eq!(ended.stderr, ["ecoloop: connect refused (ECONNREFUSED): 2", remedy]);
+}
+
+#[test]
+fn a_repeated_load_is_interrupted_in_a_window_and_between_them() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    for signal in [Signal::INT, Signal::TERM] {
+        let before = server.handle().stats().bytes_in;
+        let (process, mut input) = repeat(&["-d", "1h", &address]);
+        input.write_all(b"\n").unwrap();
+        eventually("traffic", || server.handle().stats().bytes_in > before + 100 * SIZE as u64);
+        process.signal(signal);
+        let (_, report) = document(&process.wait());
+        assert_eq!((report.ended, report.verdict), (RunEnded::Interrupted, Verdict::Interrupted));
+
+        let (mut process, mut input) = repeat(&["-m", "1", &address]);
+        input.write_all(b"\n").unwrap();
+        process.line_with("ecoloop.load/1");
+        process.signal(signal);
+        let ended = process.wait();
+        assert_eq!((ended.status.code(), ended.stdout.len()), (Some(130), 0), "{ended:?}");
+    }
+}
+
+#[track_caller]
+fn connect_session(config: Config) -> Session {
+    Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap()
+}
+
+/// `ecoloop load --repeat`, and its standard input.
+#[track_caller]
+fn repeat(arguments: &[&str]) -> (Process, ChildStdin) {
+    let mut command = ecoloop(&[&["load", "--repeat", "--json", "-"], arguments].concat());
+    command.stdin(Stdio::piped());
+    let mut process = Process::start(command);
+    let input = process.take_input();
+    (process, input)
+}
