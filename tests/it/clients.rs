@@ -67,9 +67,9 @@ fn socat_shows_the_echo_and_ends() {
     let server = serve(Config::default());
     let target = format!("TCP:{}", server.local_addr());
     // How long it waits for the other end after its own input has ended.
-    let patience = TIMEOUT.as_secs().to_string();
-    assert_shows_the_echo(start("socat", &["-t", &patience, "-", &target]));
-    let (mut client, mut input) = start("socat", &["-t", &patience, "-", &target]);
+    let timeout = TIMEOUT.as_secs().to_string();
+    assert_shows_the_echo(start("socat", &["-t", &timeout, "-", &target]));
+    let (mut client, mut input) = start("socat", &["-t", &timeout, "-", &target]);
     assert!(drive(&mut client, &mut input).is_empty());
     drop(input);
     assert_succeeds(&client.wait(), &[]);

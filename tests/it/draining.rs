@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use socket2::SockRef;
 
 use crate::support::{
-    Process, Recorder, TIMEOUT, TcpState, Told, assert_echoes, assert_ended, assert_receives, await_state,
+    Event, Process, Recorder, TIMEOUT, TcpState, assert_echoes, assert_ended, assert_receives, await_state,
     await_unread, connect, connect_narrow, connect_with_buffers, ecoloop, eventually, half_close, join, narrow,
     pattern, reset, stall,
 };
@@ -133,7 +133,7 @@ fn a_drain_goes_on_echoing_those_who_are_not_silent() {
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(500) {
         client.write_all(b"hola").unwrap();
-        turn_until(&mut server, || recorder.take().iter().any(|(_, told)| *told == Told::Received(4)));
+        turn_until(&mut server, || recorder.take().iter().any(|(_, event)| *event == Event::Received(4)));
         assert_receives(&mut client, b"hola");
     }
     let server = server.spawn().unwrap();
@@ -296,9 +296,9 @@ fn those_on_which_nothing_moves_for_the_idle_timeout_are_closed_and_no_others() 
     let mut echo = |server: &mut Server<_>, closed: &mut Vec<_>| {
         moves.write_all(b"a").unwrap();
         turn_until(server, || {
-            let told = recorder.take();
-            closed.extend(told.iter().filter(|(_, told)| matches!(told, Told::Closed(_))));
-            told.iter().any(|(_, told)| *told == Told::Received(1))
+            let events = recorder.take();
+            closed.extend(events.iter().filter(|(_, event)| matches!(event, Event::Closed(_))));
+            events.iter().any(|(_, event)| *event == Event::Received(1))
         });
         assert_receives(&mut moves, b"a");
     };
@@ -310,12 +310,12 @@ fn those_on_which_nothing_moves_for_the_idle_timeout_are_closed_and_no_others() 
             assert!(start.elapsed() >= idle_timeout);
         }
     }
-    let closed: Vec<_> = closed.into_iter().map(|(peer, told)| (peer.address, told)).collect();
-    assert_eq!(closed, [(silent_address, Told::Closed(CloseReason::Idle))]);
+    let closed: Vec<_> = closed.into_iter().map(|(peer, event)| (peer.address, event)).collect();
+    assert_eq!(closed, [(silent_address, Event::Closed(CloseReason::Idle))]);
     assert_ended(&mut silent);
 
     // Once it moves nothing more, it goes too.
-    turn_until(&mut server, || recorder.take().iter().any(|(_, told)| *told == Told::Closed(CloseReason::Idle)));
+    turn_until(&mut server, || recorder.take().iter().any(|(_, event)| *event == Event::Closed(CloseReason::Idle)));
     assert_ended(&mut moves);
     assert_eq!(server.report().stats.closed.idle, 2);
 }

@@ -6,7 +6,7 @@ use ecoloop::{CloseReason, Config, Server};
 use rustix::process::Signal;
 
 use crate::support::{
-    Process, Recorder, TcpState, Told, assert_echoes, assert_ended, assert_receives, await_state, await_unread,
+    Event, Process, Recorder, TcpState, assert_echoes, assert_ended, assert_receives, await_state, await_unread,
     connect, connect_narrow, eventually, half_close, narrow, pattern, reset, serve, stall,
 };
 
@@ -26,9 +26,9 @@ fn the_end_of_a_stream_closes_that_connection_alone() {
     eventually("the end of it", || server.handle().stats().closed.end_of_stream == 1);
     assert_echoes(&mut other, b"adios");
 
-    let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
-    let closed = Told::Closed(CloseReason::EndOfStream);
-    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Ended, closed, Told::Received(5)]);
+    let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
+    let closed = Event::Closed(CloseReason::EndOfStream);
+    assert_eq!(events, [Event::Opened, Event::Received(4), Event::Ended, closed, Event::Received(5)]);
     assert_eq!(server.handle().stats().open(), 1);
 }
 
@@ -47,8 +47,8 @@ fn a_reset_closes_that_connection_alone() {
     eventually("the end of it", || server.handle().stats().closed.reset == 1);
     assert_echoes(&mut other, b"adios");
 
-    let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
-    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Closed(CloseReason::Reset), Told::Received(5)]);
+    let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
+    assert_eq!(events, [Event::Opened, Event::Received(4), Event::Closed(CloseReason::Reset), Event::Received(5)]);
     assert_eq!(server.handle().stats().open(), 1);
 }
 

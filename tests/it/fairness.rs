@@ -9,7 +9,7 @@ use std::time::Instant;
 use ecoloop::{CloseReason, Config, Observer, Server, Turn};
 
 use crate::support::{
-    Recorder, TIMEOUT, TcpState, Told, assert_echoes, assert_receives, await_state, await_unread, connect, eventually,
+    Event, Recorder, TIMEOUT, TcpState, assert_echoes, assert_receives, await_state, await_unread, connect, eventually,
     half_close, pattern, serve,
 };
 
@@ -32,10 +32,10 @@ fn a_turn_gives_each_connection_its_reads_and_the_next_goes_on_without_an_event(
 
     for turns_left in (0..5).rev() {
         turn(&mut server);
-        let told = recorder.take();
-        assert_eq!(told.len(), 8);
+        let events = recorder.take();
+        assert_eq!(events.len(), 8);
         for &key in &keys {
-            let reads = told.iter().filter(|(peer, told)| peer.key == key && *told == Told::Received(100));
+            let reads = events.iter().filter(|(peer, event)| peer.key == key && *event == Event::Received(100));
             assert_eq!(reads.count(), 4);
         }
         if turns_left > 0 {
@@ -63,7 +63,7 @@ fn a_turn_accepts_one_burst_and_the_next_goes_on_without_an_event() {
     }
     for burst in [3, 3, 3, 1] {
         turn(&mut server);
-        assert_eq!(recorder.take().iter().filter(|(_, told)| *told == Told::Opened).count(), burst);
+        assert_eq!(recorder.take().iter().filter(|(_, event)| *event == Event::Opened).count(), burst);
     }
 }
 
@@ -85,9 +85,9 @@ fn a_storm_of_connects_does_not_hold_up_a_connection() {
         client.write_all(b"hola").unwrap();
         await_unread(&client, 4);
         turn(&mut server);
-        let told = recorder.take();
-        assert!(told.contains(&(peer, Told::Received(4))), "{told:?}");
-        assert_eq!(told.iter().filter(|(_, told)| *told == Told::Opened).count(), 1);
+        let events = recorder.take();
+        assert!(events.contains(&(peer, Event::Received(4))), "{events:?}");
+        assert_eq!(events.iter().filter(|(_, event)| *event == Event::Opened).count(), 1);
         assert_receives(&mut client, b"hola");
     }
 }
@@ -107,17 +107,17 @@ fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
     new.write_all(b"hola").unwrap();
     await_unread(&new, 4);
     turn(&mut server);
-    let told = recorder.take();
-    let (new_peer, _) = *told.last().unwrap();
+    let events = recorder.take();
+    let (new_peer, _) = *events.last().unwrap();
     assert_eq!(
-        told,
-        [(old_peer, Told::Ended), (old_peer, Told::Closed(CloseReason::EndOfStream)), (new_peer, Told::Opened)],
+        events,
+        [(old_peer, Event::Ended), (old_peer, Event::Closed(CloseReason::EndOfStream)), (new_peer, Event::Opened)],
         "the premise: closed and accepted in one turn"
     );
     assert_ne!(new_peer.key, old_peer.key);
 
     turn(&mut server);
-    assert_eq!(recorder.take(), [(new_peer, Told::Received(4))]);
+    assert_eq!(recorder.take(), [(new_peer, Event::Received(4))]);
     assert_receives(&mut new, b"hola");
     // From the next turn on it is: the slab does not grow with every connection.
     let mut newest = connect(server.local_addr());
@@ -125,10 +125,10 @@ fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
     await_unread(&newest, 13);
     turn(&mut server);
     turn(&mut server);
-    let told = recorder.take();
-    let (newest_peer, _) = told[0];
+    let events = recorder.take();
+    let (newest_peer, _) = events[0];
     assert_eq!(newest_peer.key, old_peer.key);
-    assert_eq!(told, [(newest_peer, Told::Opened), (newest_peer, Told::Received(13))]);
+    assert_eq!(events, [(newest_peer, Event::Opened), (newest_peer, Event::Received(13))]);
     assert_receives(&mut newest, b"hola de nuevo");
 }
 

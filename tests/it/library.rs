@@ -15,7 +15,7 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::support::{
-    Recorder, TIMEOUT, Told, assert_echoes, assert_ended, assert_receives, await_unread, connect, connect_narrow,
+    Event, Recorder, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_unread, connect, connect_narrow,
     ends_by_itself, eventually, half_close, is_listening, join, narrow, pattern, reset, serve,
 };
 
@@ -358,8 +358,8 @@ fn with_an_idle_timeout_a_turn_waits_no_longer_than_for_the_next_look() {
     });
     while turn(&mut server) == Turn::Running {}
     client.join().unwrap();
-    let told: Vec<_> = recorder.take().into_iter().map(|(_, told)| told).collect();
-    assert_eq!(told, [Told::Opened, Told::Received(4), Told::Closed(CloseReason::Idle)]);
+    let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
+    assert_eq!(events, [Event::Opened, Event::Received(4), Event::Closed(CloseReason::Idle)]);
 }
 
 #[test]
@@ -607,7 +607,7 @@ fn a_handle_goes_to_any_thread_and_outlives_its_server() {
 
 /// What is told of one connection that echoes four bytes and then ends as `end` makes it; what `end` answers stays open.
 #[track_caller]
-fn life(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream>) -> Vec<Told> {
+fn life(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream>) -> Vec<Event> {
     let recorder = Recorder::default();
     let server = bind(config).with_observer(recorder.clone()).spawn().unwrap();
     let handle = server.handle();
@@ -620,50 +620,50 @@ fn life(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream
     join(server);
     drop(kept);
 
-    let told = recorder.take();
-    let peer = told[0].0;
+    let events = recorder.take();
+    let peer = events[0].0;
     assert_eq!(peer.address, address);
-    assert!(told.iter().all(|(of, _)| *of == peer), "{told:?}");
-    told.into_iter().map(|(_, told)| told).collect()
+    assert!(events.iter().all(|(of, _)| *of == peer), "{events:?}");
+    events.into_iter().map(|(_, event)| event).collect()
 }
 
 #[test]
 fn each_connection_is_told_in_order_and_why_it_closed() {
-    use Told::{Closed as ClosedFor, Ended, Opened, Received};
+    use Event::{Closed as ClosedFor, Ended, Opened, Received};
 
-    let told = life(Config::default(), |client, _| {
+    let events = life(Config::default(), |client, _| {
         half_close(&client);
         Some(client)
     });
-    assert_eq!(told, [Opened, Received(4), Ended, ClosedFor(CloseReason::EndOfStream)]);
+    assert_eq!(events, [Opened, Received(4), Ended, ClosedFor(CloseReason::EndOfStream)]);
 
-    let told = life(Config::default(), |client, _| {
+    let events = life(Config::default(), |client, _| {
         reset(client);
         None
     });
-    assert_eq!(told, [Opened, Received(4), ClosedFor(CloseReason::Reset)]);
+    assert_eq!(events, [Opened, Received(4), ClosedFor(CloseReason::Reset)]);
 
-    let told = life(patient(), |mut client, handle| {
+    let events = life(patient(), |mut client, handle| {
         handle.drain();
         assert_ended(&mut client);
         half_close(&client);
         Some(client)
     });
-    assert_eq!(told, [Opened, Received(4), Ended, ClosedFor(CloseReason::Drained)]);
+    assert_eq!(events, [Opened, Received(4), Ended, ClosedFor(CloseReason::Drained)]);
 
     let mut config = Config::default();
     config.drain_timeout = Duration::ZERO;
-    let told = life(config, |client, handle| {
+    let events = life(config, |client, handle| {
         handle.drain();
         Some(client)
     });
-    assert_eq!(told, [Opened, Received(4), ClosedFor(CloseReason::Cut)]);
+    assert_eq!(events, [Opened, Received(4), ClosedFor(CloseReason::Cut)]);
 
-    let told = life(Config::default(), |client, handle| {
+    let events = life(Config::default(), |client, handle| {
         handle.stop();
         Some(client)
     });
-    assert_eq!(told, [Opened, Received(4), ClosedFor(CloseReason::Stopped)]);
+    assert_eq!(events, [Opened, Received(4), ClosedFor(CloseReason::Stopped)]);
 }
 
 /// The kernel gives up on a peer that takes nothing for so long (tcp(7), `TCP_USER_TIMEOUT`).
@@ -684,7 +684,7 @@ fn a_timeout_of_the_network_is_told_as_a_failure() {
     let writer = thread::spawn(move || (&writer).write_all(&pattern(4 << 20)).unwrap_err());
     eventually("its end", || handle.stats().closed.total() == 1);
     assert_eq!(handle.stats().closed.failed, 1);
-    assert_eq!(recorder.take().last().unwrap().1, Told::Closed(CloseReason::Failed(ErrorKind::TimedOut)));
+    assert_eq!(recorder.take().last().unwrap().1, Event::Closed(CloseReason::Failed(ErrorKind::TimedOut)));
     // It may be over already.
     let _ = client.shutdown(Shutdown::Both);
     writer.join().unwrap();

@@ -26,11 +26,11 @@ use crate::support::{Ended, Process, TIMEOUT, ecoloop, join, serve};
 
 /// Bytes of a message.
 const SIZE: usize = 64;
-/// What a liar waits out, where only time can tell.
+/// The timeouts of a run against a faulty server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// The connections of a run against a liar, and the one among them that is lied to.
+/// Connections of a run against a faulty server, and which of them has the fault.
 const CONNECTIONS: usize = 3;
-const VICTIM: usize = 1;
+const FAULTY_CONNECTION: usize = 1;
 
 fn config(address: SocketAddr) -> Config {
     let mut config = Config::new(vec![address]);
@@ -61,7 +61,7 @@ fn assert_sums(report: &Report) {
     assert_eq!(report.latency_us.censored, messages.unanswered, "{messages:?}");
     if let Some(hold) = report.hold {
         assert_eq!(hold.alive + hold.late, report.connections.held, "{hold:?}");
-        // A connection has one outcome, or none where it never connected or was lied to.
+        // A connection has one outcome, or none where it never connected or had a finding.
         let outcomes = hold.alive + hold.late + hold.reset + hold.closed + hold.silent;
         assert!(outcomes <= report.connections.requested, "{hold:?}");
     }

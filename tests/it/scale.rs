@@ -16,8 +16,8 @@ use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, connect, eventual
 /// Descriptors that are left to the tests beside these.
 const DESCRIPTORS_KEPT: u64 = 200;
 
-/// Holds up the other tests of this file: two at once would need more descriptors than the process has.
-fn alone() -> MutexGuard<'static, ()> {
+/// Runs the tests of this file one after the other: two together would need more descriptors than the process has.
+fn serial() -> MutexGuard<'static, ()> {
     static HEAVY: Mutex<()> = Mutex::new(());
     HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -45,7 +45,7 @@ fn assert_all_echo(clients: &mut [TcpStream]) {
 
 #[test]
 fn ten_thousand_connections_are_all_echoed_and_leave_nothing_behind() {
-    let _alone = alone();
+    let _serial = serial();
     let report = Scratch::new("ten-thousand");
     let (process, address) = Process::serve(&["--report", report.path()]);
     let before = process.descriptors();
@@ -107,7 +107,7 @@ fn assert_sleeps(process: &Process) {
 
 #[test]
 fn an_idle_server_sleeps_with_no_connection_and_with_ten_thousand() {
-    let _alone = alone();
+    let _serial = serial();
     let (process, address) = Process::serve(&[]);
     let descriptors = process.descriptors();
     assert_sleeps(&process);
@@ -136,7 +136,7 @@ const HEAP_TOP_BYTES: usize = 256 * 1024;
 
 #[test]
 fn an_idle_connection_costs_at_most_64_bytes() {
-    let _alone = alone();
+    let _serial = serial();
     let (process, address) = Process::serve(&[]);
     let descriptors = process.descriptors();
     // The first peak fills the log's queue, which keeps its memory: up to 1 MiB, as documented.
@@ -182,7 +182,7 @@ fn stall(process: &Process, clients: &[TcpStream]) {
 
 #[test]
 fn pending_output_costs_at_most_a_buffer_which_serves_the_next() {
-    let _alone = alone();
+    let _serial = serial();
     let (process, address) = Process::serve(&["--send-buffer", "4KiB", "--recv-buffer", "4KiB"]);
     let before = resident(&process);
     // What was not given back in one round would add to the next.
@@ -203,7 +203,7 @@ const RETRANSMISSION: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_burst_on_the_servers_own_core_waits_for_no_retransmission() {
-    let _alone = alone();
+    let _serial = serial();
     // A thread of its own, since what it does to itself lasts; the server that it starts inherits it.
     thread::spawn(|| {
         let allowed = sched_getaffinity(None).unwrap();

@@ -241,45 +241,45 @@ pub(crate) fn join(running: Running) -> Report {
     report.recv_timeout(TIMEOUT).expect("the end of the server")
 }
 
-/// What an observer is told.
+/// A call of an observer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum Event {
     Opened,
     Received(usize),
     Ended,
     Closed(CloseReason),
 }
 
-/// Keeps what it is told, in order. Its clones share it.
+/// Records every event, in order. Its clones share the record.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Recorder(Arc<Mutex<Vec<(Peer, Told)>>>);
+pub(crate) struct Recorder(Arc<Mutex<Vec<(Peer, Event)>>>);
 
 impl Recorder {
-    /// All that it was told since the last call.
-    pub(crate) fn take(&self) -> Vec<(Peer, Told)> {
+    /// Returns the events since the last call.
+    pub(crate) fn take(&self) -> Vec<(Peer, Event)> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 
-    fn tell(&self, peer: Peer, told: Told) {
-        self.0.lock().unwrap().push((peer, told));
+    fn record(&self, peer: Peer, event: Event) {
+        self.0.lock().unwrap().push((peer, event));
     }
 }
 
 impl Observer for Recorder {
     fn opened(&mut self, peer: Peer) {
-        self.tell(peer, Told::Opened);
+        self.record(peer, Event::Opened);
     }
 
     fn received(&mut self, peer: Peer, data: &[u8]) {
-        self.tell(peer, Told::Received(data.len()));
+        self.record(peer, Event::Received(data.len()));
     }
 
     fn ended(&mut self, peer: Peer) {
-        self.tell(peer, Told::Ended);
+        self.record(peer, Event::Ended);
     }
 
     fn closed(&mut self, peer: Peer, why: CloseReason) {
-        self.tell(peer, Told::Closed(why));
+        self.record(peer, Event::Closed(why));
     }
 }
 

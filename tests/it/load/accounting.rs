@@ -10,7 +10,7 @@ use ecoloop::load::{Close, Config, Mode};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::faulty_server::{echo, end_with_reset, liar};
+use super::faulty_server::{echo, end_with_reset, faulty_server};
 use super::run;
 
 proptest! {
@@ -21,7 +21,7 @@ proptest! {
         config in configs(), scripts in vec(vec(acts(), 0..12), 1..6)
     ) {
         let mut config = config;
-        config.targets = vec![liar(move |number, stream| play(stream, &scripts[number % scripts.len()]))];
+        config.targets = vec![faulty_server(move |number, stream| play(stream, &scripts[number % scripts.len()]))];
         // `run` checks the sums, and that it ends.
         let report = run(config);
         prop_assert!(report.connections.held <= report.connections.verified);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
 use ecoloop::load::{self, Close, Interrupt, Mode, ProgressCell};
 
-use super::faulty_server::{echo_messages, liar, read_message, swallow};
+use super::faulty_server::{echo_messages, faulty_server, read_message, swallow};
 use super::{SIZE, assert_clean, assert_sums, config, errors, run, run_on_server};
 use crate::support::{TIMEOUT, reserve_port};
 
@@ -68,7 +68,7 @@ fn churn_on_a_port_without_a_listener_ends_with_its_window() {
 fn what_churn_held_at_the_end_of_its_window_is_not_counted_anew_by_an_interrupt() {
     let interrupt = Interrupt::default();
     let of_server = interrupt.clone();
-    let address = liar(move |number, stream| {
+    let address = faulty_server(move |number, stream| {
         echo_messages(stream, 1)?;
         let message = read_message(stream)?;
         if number > 0 {

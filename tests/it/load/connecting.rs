@@ -11,7 +11,7 @@ use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::Ended as RunEnded;
 use ecoloop::load::{self, Interrupt, ProgressCell, Step};
 
-use super::faulty_server::{echo, liar};
+use super::faulty_server::{echo, faulty_server};
 use super::{assert_clean, config, document, run, run_command};
 use crate::support::{eventually, serve};
 
@@ -19,7 +19,7 @@ use crate::support::{eventually, serve};
 fn connections_come_from_the_sources_that_are_given() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let of_server = Arc::clone(&seen);
-    let address = liar(move |_, stream| {
+    let address = faulty_server(move |_, stream| {
         of_server.lock().unwrap().push(stream.peer_addr()?);
         echo(stream)
     });
@@ -41,7 +41,7 @@ fn connections_come_from_the_sources_that_are_given() {
 fn no_more_are_closed_at_once_than_are_connected_at_once() {
     static CLOSING: AtomicUsize = AtomicUsize::new(0);
     static CLOSING_MOST: AtomicUsize = AtomicUsize::new(0);
-    let address = liar(|_, stream| {
+    let address = faulty_server(|_, stream| {
         echo(stream)?;
         CLOSING_MOST.fetch_max(CLOSING.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         thread::sleep(Duration::from_millis(600));

@@ -10,49 +10,49 @@ use ecoloop::load::Mode;
 use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{Lie, assert_victims_messages, end_with_reset, run_on_liar, swallow};
+use super::faulty_server::{Fault, assert_messages, end_with_reset, run_on_faulty_server, swallow};
 use super::{CONNECTIONS, ErrorRow, config, document, errors, run, run_command};
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve_port, serve};
 
 #[test]
 fn an_end_instead_of_an_answer_is_closed_early() {
-    let lie: Lie = |stream, _| {
+    let fault: Fault = |stream, _| {
         half_close(stream);
         swallow(stream)
     };
-    assert_error(lie, (Phase::Receive, ErrorName::ClosedEarly, None, 1), false);
+    assert_error(fault, (Phase::Receive, ErrorName::ClosedEarly, None, 1), false);
 }
 
 #[test]
 fn a_reset_within_an_answer_is_a_reset() {
-    let lie: Lie = |stream, message| {
+    let fault: Fault = |stream, message| {
         stream.write_all(&message[..24])?;
         end_with_reset(stream)
     };
-    assert_error(lie, (Phase::Receive, ErrorName::Reset, Some("ECONNRESET"), 1), true);
+    assert_error(fault, (Phase::Receive, ErrorName::Reset, Some("ECONNRESET"), 1), true);
 }
 
 #[test]
 fn silence_is_a_timeout() {
     assert_error(|stream, _| swallow(stream), (Phase::Receive, ErrorName::Timeout, None, 1), true);
-    let report = run_on_liar(3, |stream, _| swallow(stream));
+    let report = run_on_faulty_server(3, |stream, _| swallow(stream));
     assert!(report.latency_us.max.unwrap() >= 1_000_000, "{:?}", report.latency_us);
 }
 
 #[test]
 fn an_answer_whose_end_does_not_come_is_not_lost_but_unanswered() {
-    let lie: Lie = |stream, message| {
+    let fault: Fault = |stream, message| {
         stream.write_all(&message[..24])?;
         swallow(stream)
     };
-    assert_error(lie, (Phase::Receive, ErrorName::Timeout, None, 1), true);
+    assert_error(fault, (Phase::Receive, ErrorName::Timeout, None, 1), true);
 }
 
 /// An end without a wrong byte is an error, and no finding.
 #[track_caller]
-fn assert_error(lie: Lie, error: ErrorRow<'_>, is_unanswered: bool) {
+fn assert_error(fault: Fault, error: ErrorRow<'_>, is_unanswered: bool) {
     for right in [0, 3] {
-        let report = run_on_liar(right, lie);
+        let report = run_on_faulty_server(right, fault);
         assert_eq!(errors(&report), [error]);
         assert_eq!(report.verify.findings, []);
         assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
@@ -60,7 +60,7 @@ fn assert_error(lie: Lie, error: ErrorRow<'_>, is_unanswered: bool) {
         let (missing, none) =
             if is_unanswered { (messages.unanswered, messages.failed) } else { (messages.failed, messages.unanswered) };
         assert_eq!((missing, none), (u64::from(right > 0), 0), "{messages:?}");
-        assert_victims_messages(&report, right, missing);
+        assert_messages(&report, right, missing);
     }
 }
 

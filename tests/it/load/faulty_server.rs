@@ -10,13 +10,13 @@ use ecoloop::load::Report;
 use ecoloop::load::report::{Ended as RunEnded, Verdict};
 use socket2::SockRef;
 
-use super::{CONNECTIONS, SIZE, VICTIM, config, run};
+use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, config, run};
 
 /// Messages of a connection, besides the first.
 pub(super) const MESSAGES: u64 = 20;
 
 /// A server whose connections are each given to `answer`, on a thread of their own, with their number.
-pub(super) fn liar(
+pub(super) fn faulty_server(
     answer: impl Fn(usize, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -34,19 +34,19 @@ pub(super) fn liar(
     address
 }
 
-/// What a liar does with the connection once it has the message that it lies about.
-pub(super) type Lie = fn(&mut TcpStream, Vec<u8>) -> std::io::Result<()>;
+/// What the server does with the faulty connection from the first message that it does not echo.
+pub(super) type Fault = fn(&mut TcpStream, Vec<u8>) -> std::io::Result<()>;
 
-/// Runs against a server that echoes all but one message of the victim, of which it has echoed `right` before.
+/// Runs against a server that echoes every connection except one, on which it echoes `right` messages before the fault.
 #[track_caller]
-pub(super) fn run_on_liar(right: usize, lie: Lie) -> Report {
-    let address = liar(move |number, stream| {
-        if number != VICTIM {
+pub(super) fn run_on_faulty_server(right: usize, fault: Fault) -> Report {
+    let address = faulty_server(move |number, stream| {
+        if number != FAULTY_CONNECTION {
             return echo(stream);
         }
         echo_messages(stream, right)?;
         let message = read_message(stream)?;
-        lie(stream, message)
+        fault(stream, message)
     });
     let mut config = config(address);
     config.connections = u32::try_from(CONNECTIONS).unwrap();
@@ -60,9 +60,9 @@ pub(super) fn run_on_liar(right: usize, lie: Lie) -> Report {
     report
 }
 
-/// The victim was answered `whole` messages, and one more is `missing`, unless that is its first, which is not reported.
+/// The faulty connection must have had `whole` messages echoed and `missing` not. Its first message is not reported.
 #[track_caller]
-pub(super) fn assert_victims_messages(report: &Report, whole: usize, missing: u64) {
+pub(super) fn assert_messages(report: &Report, whole: usize, missing: u64) {
     let of_others = (CONNECTIONS as u64 - 1) * MESSAGES;
     assert_eq!(report.messages.verified, of_others + (whole as u64).saturating_sub(1), "{:?}", report.messages);
     assert_eq!(report.messages.due, report.messages.verified + missing, "{:?}", report.messages);

@@ -9,8 +9,8 @@ use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use ecoloop::load::{Mode, Report};
 use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{Lie, echo, echo_messages, end_with_reset, liar, read_message, swallow};
-use super::{CONNECTIONS, SIZE, VICTIM, assert_clean, config, errors, run, run_on_server};
+use super::faulty_server::{Fault, echo, echo_messages, end_with_reset, faulty_server, read_message, swallow};
+use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, assert_clean, config, errors, run, run_on_server};
 use crate::support::{TIMEOUT, half_close};
 
 #[test]
@@ -28,7 +28,7 @@ fn hold_sends_one_message_at_each_end() {
 
 #[test]
 fn a_late_answer_leaves_a_connection_held_and_late() {
-    let report = hold_on_liar(|stream, message| {
+    let report = hold_on_faulty_server(|stream, message| {
         thread::sleep(LATE);
         stream.write_all(&message)?;
         echo(stream)
@@ -40,14 +40,14 @@ fn a_late_answer_leaves_a_connection_held_and_late() {
 
 #[test]
 fn every_outcome_of_hold_is_counted_once() {
-    let closed: Lie = |stream, _| {
+    let closed: Fault = |stream, _| {
         half_close(stream);
         swallow(stream)
     };
-    assert_eq!(outcomes(&hold_on_liar(closed)), [2, 0, 0, 1, 0]);
-    let is_reset: Lie = |stream, _| end_with_reset(stream);
-    assert_eq!(outcomes(&hold_on_liar(is_reset)), [2, 0, 1, 0, 0]);
-    assert_eq!(outcomes(&hold_on_liar(|stream, _| swallow(stream))), [2, 0, 0, 0, 1]);
+    assert_eq!(outcomes(&hold_on_faulty_server(closed)), [2, 0, 0, 1, 0]);
+    let is_reset: Fault = |stream, _| end_with_reset(stream);
+    assert_eq!(outcomes(&hold_on_faulty_server(is_reset)), [2, 0, 1, 0, 0]);
+    assert_eq!(outcomes(&hold_on_faulty_server(|stream, _| swallow(stream))), [2, 0, 0, 0, 1]);
 }
 
 #[test]
@@ -68,13 +68,13 @@ fn a_connect_that_times_out_has_no_outcome_of_hold() {
 
 #[test]
 fn a_connection_that_was_late_and_then_ended_is_not_counted_twice() {
-    // The others' answers come later still, so that the measurement is not over when the victim ends.
-    let address = liar(move |number, stream| {
+    // The others' answers come later still, so that the measurement is not over when the faulty connection ends.
+    let address = faulty_server(move |number, stream| {
         echo_messages(stream, 1)?;
         let message = read_message(stream)?;
-        thread::sleep(if number == VICTIM { LATE } else { LATE * 2 });
+        thread::sleep(if number == FAULTY_CONNECTION { LATE } else { LATE * 2 });
         stream.write_all(&message)?;
-        if number == VICTIM {
+        if number == FAULTY_CONNECTION {
             half_close(stream);
             return swallow(stream);
         }
@@ -93,7 +93,7 @@ fn a_connection_that_was_late_and_then_ended_is_not_counted_twice() {
 
 #[test]
 fn a_reset_after_the_measurement_does_not_take_back_that_a_connection_was_alive() {
-    let report = hold_on_liar(|stream, message| {
+    let report = hold_on_faulty_server(|stream, message| {
         stream.write_all(&message)?;
         swallow(stream)?;
         end_with_reset(stream)
@@ -105,16 +105,16 @@ fn a_reset_after_the_measurement_does_not_take_back_that_a_connection_was_alive(
 /// Over the second from which on an answer is late.
 const LATE: Duration = Duration::from_millis(1100);
 
-/// Holds connections of which the victim's last message is answered by `lie`.
+/// Holds connections; on one of them the server has `fault` in place of the last echo.
 #[track_caller]
-fn hold_on_liar(lie: Lie) -> Report {
-    let address = liar(move |number, stream| {
-        if number != VICTIM {
+fn hold_on_faulty_server(fault: Fault) -> Report {
+    let address = faulty_server(move |number, stream| {
+        if number != FAULTY_CONNECTION {
             return echo(stream);
         }
         echo_messages(stream, 1)?;
         let message = read_message(stream)?;
-        lie(stream, message)
+        fault(stream, message)
     });
     let mut config = config(address);
     config.mode = Mode::Hold;

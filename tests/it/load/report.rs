@@ -10,8 +10,8 @@ use ecoloop::load::Report;
 use ecoloop::load::report::Verdict;
 use serde_json::Value;
 
-use super::faulty_server::{echo, echo_messages, liar, read_message, swallow};
-use super::{VICTIM, assert_clean, document, run_command};
+use super::faulty_server::{echo, echo_messages, faulty_server, read_message, swallow};
+use super::{FAULTY_CONNECTION, assert_clean, document, run_command};
 use crate::support::{Process, Scratch, TIMEOUT, ecoloop, half_close, reserve_port, serve};
 
 #[test]
@@ -81,7 +81,7 @@ fn json_on_standard_output_is_one_document_with_the_fields_of_the_contract() {
 
 #[test]
 fn findings_and_errors_stand_in_the_document_by_their_names() {
-    let address = liar(|number, stream| {
+    let address = faulty_server(|number, stream| {
         let mut message = read_message(stream)?;
         if number == 0 {
             message[9] ^= 1;
@@ -133,8 +133,8 @@ fn a_gate_that_falls_fails_the_run_and_one_that_holds_does_not() {
 #[test]
 fn a_gate_takes_the_place_of_the_one_that_stands_but_never_of_the_findings() {
     let closing = || {
-        liar(|number, stream| {
-            if number != VICTIM {
+        faulty_server(|number, stream| {
+            if number != FAULTY_CONNECTION {
                 return echo(stream);
             }
             echo_messages(stream, 3)?;
@@ -142,10 +142,10 @@ fn a_gate_takes_the_place_of_the_one_that_stands_but_never_of_the_findings() {
             swallow(stream)
         })
     };
-    let flipping = liar(|number, stream| {
+    let flipping = faulty_server(|number, stream| {
         echo_messages(stream, 3)?;
         let mut message = read_message(stream)?;
-        message[0] ^= u8::from(number == VICTIM);
+        message[0] ^= u8::from(number == FAULTY_CONNECTION);
         stream.write_all(&message)?;
         echo(stream)
     });
@@ -155,7 +155,7 @@ fn a_gate_takes_the_place_of_the_one_that_stands_but_never_of_the_findings() {
         arguments.extend(thresholds.iter().flat_map(|threshold| ["--fail-if", threshold]));
         document(&run_command(&arguments)).1.verdict
     };
-    // The liars number their connections over their whole life: there is a victim in the first run alone.
+    // A faulty server numbers its connections over all runs: only in its first run is one of them faulty.
     assert_eq!(verdict(closing(), &[]), Verdict::Fail);
     assert_eq!(verdict(closing(), &["errors>1"]), Verdict::Fail);
     assert_eq!(verdict(closing(), &["errors>1", "connections<2"]), Verdict::Pass);

@@ -6,8 +6,8 @@ use ecoloop::Stats;
 use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
 use ecoloop::load::{Mode, Report};
 
-use super::faulty_server::{echo, echo_messages, liar, read_message, swallow};
-use super::{SIZE, VICTIM, assert_clean, config, errors, run, run_on_server};
+use super::faulty_server::{echo, echo_messages, faulty_server, read_message, swallow};
+use super::{FAULTY_CONNECTION, SIZE, assert_clean, config, errors, run, run_on_server};
 use crate::support::half_close;
 
 #[test]
@@ -133,8 +133,8 @@ fn assert_all_bytes_seen(report: &Report, stats: Stats) {
 
 #[test]
 fn an_open_loop_does_not_move_messages_to_another_connection() {
-    let address = liar(|number, stream| {
-        if number != VICTIM {
+    let address = faulty_server(|number, stream| {
+        if number != FAULTY_CONNECTION {
             return echo(stream);
         }
         echo_messages(stream, 3)?;
@@ -150,7 +150,7 @@ fn an_open_loop_does_not_move_messages_to_another_connection() {
     let report = run(config);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
     let messages = report.messages;
-    // Half of what is due is the victim's, of which two came back.
+    // Half of what is due is the faulty connection's, of which two came back.
     assert_eq!((messages.due, messages.verified), (100, 50 + 2), "{messages:?}");
     assert_eq!(messages.unanswered, 0);
     assert_eq!((report.schedule.kept, report.verdict), (Some(false), Verdict::Fail));
@@ -158,7 +158,7 @@ fn an_open_loop_does_not_move_messages_to_another_connection() {
 
 #[test]
 fn what_is_due_after_the_last_connection_has_ended_stays_unsent() {
-    let address = liar(|_, stream| {
+    let address = faulty_server(|_, stream| {
         echo_messages(stream, 3)?;
         read_message(stream)?;
         half_close(stream);

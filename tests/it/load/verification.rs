@@ -10,75 +10,81 @@ use ecoloop::load::report::{ErrorName, Finding, FindingKind, Phase, Verdict};
 use socket2::SockRef;
 
 use super::faulty_server::{
-    Lie, MESSAGES, assert_victims_messages, echo, echo_messages, liar, read_message, run_on_liar, swallow,
+    Fault, MESSAGES, assert_messages, echo, echo_messages, faulty_server, read_message, run_on_faulty_server, swallow,
 };
-use super::{CONNECTIONS, ErrorRow, SIZE, VICTIM, assert_clean, config, document, errors, run};
+use super::{CONNECTIONS, ErrorRow, FAULTY_CONNECTION, SIZE, assert_clean, config, document, errors, run};
 use crate::support::{Process, await_unread, ecoloop, half_close};
 
 #[test]
 fn a_flipped_byte_is_found() {
-    let lie: Lie = |stream, mut message| {
+    let fault: Fault = |stream, mut message| {
         message[5] ^= 0x10;
         stream.write_all(&message)?;
         echo(stream)
     };
-    assert_found(lie, FindingKind::Flipped, 5, [1, 0, 0]);
+    assert_found(fault, FindingKind::Flipped, 5, [1, 0, 0]);
 }
 
 #[test]
 fn dropped_bytes_are_lost_once_later_ones_have_come() {
-    let lie: Lie = |stream, mut message| {
+    let fault: Fault = |stream, mut message| {
         message.drain(16..24);
         stream.write_all(&message)?;
         echo(stream)
     };
-    assert_found(lie, FindingKind::Lost, 16, [0, 8, 0]);
+    assert_found(fault, FindingKind::Lost, 16, [0, 8, 0]);
 }
 
 #[test]
 fn a_message_that_comes_twice_is_duplicated() {
-    let lie: Lie = |stream, message| {
+    let fault: Fault = |stream, message| {
         stream.write_all(&message.repeat(2))?;
         echo(stream)
     };
-    assert_found(lie, FindingKind::Duplicated, SIZE, [0, 0, SIZE as u64]);
+    assert_found(fault, FindingKind::Duplicated, SIZE, [0, 0, SIZE as u64]);
 }
 
 #[test]
 fn swapped_words_are_reordered() {
-    let lie: Lie = |stream, mut message| {
+    let fault: Fault = |stream, mut message| {
         let (left, right) = message.split_at_mut(32);
         left[8..16].swap_with_slice(&mut right[..8]);
         stream.write_all(&message)?;
         echo(stream)
     };
-    let report = run_on_liar(3, lie);
+    let report = run_on_faulty_server(3, fault);
     let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
-    assert_is(&finding, &report, FindingKind::Reordered, VICTIM, 3 * SIZE + 8);
-    let report = run_on_liar(0, lie);
+    assert_is(&finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 3 * SIZE + 8);
+    let report = run_on_faulty_server(0, fault);
     let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
-    assert_is(&finding, &report, FindingKind::Reordered, VICTIM, 8);
+    assert_is(&finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 8);
 }
 
 #[test]
 fn one_byte_more_is_extra() {
-    let lie: Lie = |stream, mut message| {
+    let fault: Fault = |stream, mut message| {
         message.push(0);
         stream.write_all(&message)?;
         echo(stream)
     };
-    assert_found(lie, FindingKind::Extra, SIZE, [0, 0, 1]);
+    assert_found(fault, FindingKind::Extra, SIZE, [0, 0, 1]);
 }
 
 #[test]
 fn one_byte_more_behind_the_last_message_is_extra() {
-    let report = run_on_liar(0, |stream, message| {
+    let report = run_on_faulty_server(0, |stream, message| {
         stream.write_all(&message)?;
         echo(stream)?;
         stream.write_all(b"x")
     });
     let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
-    assert_is(&finding, &report, FindingKind::Extra, VICTIM, (1 + usize::try_from(MESSAGES).unwrap()) * SIZE);
+    assert_is(
+        &finding,
+        &report,
+        FindingKind::Extra,
+        FAULTY_CONNECTION,
+        (1 + usize::try_from(MESSAGES).unwrap()) * SIZE,
+    );
     assert_eq!(report.verify.extra_bytes, 1);
     assert_eq!(report.messages.verified, MESSAGES * CONNECTIONS as u64);
     // It was held all the time that was measured.
@@ -87,12 +93,12 @@ fn one_byte_more_behind_the_last_message_is_extra() {
 
 #[test]
 fn half_an_answer_before_the_end_is_truncated() {
-    let lie: Lie = |stream, message| {
+    let fault: Fault = |stream, message| {
         stream.write_all(&message[..24])?;
         half_close(stream);
         swallow(stream)
     };
-    assert_found(lie, FindingKind::Truncated, 24, [0, 40, 0]);
+    assert_found(fault, FindingKind::Truncated, 24, [0, 40, 0]);
 }
 
 #[test]
@@ -100,9 +106,9 @@ fn answers_of_two_connections_that_are_crossed_are_foreign() {
     for right in [0, 3, 3] {
         // The message of each of the two goes to the other.
         let ((to_one, of_one), (to_two, of_two)) = (mpsc::channel(), mpsc::channel());
-        let ends = BTreeMap::from([(VICTIM, (to_two, of_one)), (VICTIM + 1, (to_one, of_two))]);
+        let ends = BTreeMap::from([(FAULTY_CONNECTION, (to_two, of_one)), (FAULTY_CONNECTION + 1, (to_one, of_two))]);
         let ends = Mutex::new(ends);
-        let address = liar(move |number, stream| {
+        let address = faulty_server(move |number, stream| {
             let end = ends.lock().unwrap().remove(&number);
             if let Some((other, own)) = end {
                 echo_messages(stream, right)?;
@@ -122,8 +128,8 @@ fn answers_of_two_connections_that_are_crossed_are_foreign() {
         let mut findings = report.verify.findings.clone();
         findings.sort_by_key(|finding| finding.connection);
         let [one, two] = findings[..] else { panic!("{findings:?}") };
-        assert_is(&one, &report, FindingKind::Foreign, VICTIM, right * SIZE);
-        assert_is(&two, &report, FindingKind::Foreign, VICTIM + 1, right * SIZE);
+        assert_is(&one, &report, FindingKind::Foreign, FAULTY_CONNECTION, right * SIZE);
+        assert_is(&two, &report, FindingKind::Foreign, FAULTY_CONNECTION + 1, right * SIZE);
         assert_eq!(report.verify.wrong_bytes / (2 * SIZE as u64 - 8), 1, "{:?}", report.verify);
         assert_eq!((report.connections.held, report.verify.connections_failed), (2, 2));
     }
@@ -151,21 +157,21 @@ fn urgent_data_in_an_answer_hides_nothing_behind_it() {
     assert_clean(&report);
 }
 
-/// The lie must be found on the victim alone, and the others not suffer from it.
+/// The fault must be found on its connection, and no other connection be affected.
 #[track_caller]
-fn assert_found(lie: Lie, kind: FindingKind, offset_in_message: usize, bytes: [u64; 3]) {
+fn assert_found(fault: Fault, kind: FindingKind, offset_in_message: usize, bytes: [u64; 3]) {
     for right in [0, 3, 3, 3] {
-        let report = run_on_liar(right, lie);
+        let report = run_on_faulty_server(right, fault);
         let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
-        assert_is(&finding, &report, kind, VICTIM, right * SIZE + offset_in_message);
+        assert_is(&finding, &report, kind, FAULTY_CONNECTION, right * SIZE + offset_in_message);
         let verify = &report.verify;
         assert_eq!([verify.wrong_bytes, verify.lost_bytes, verify.extra_bytes], bytes, "{verify:?}");
         assert_eq!((verify.connections_failed, errors(&report)), (1, bad_bytes(1)));
         assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
-        // Of a message that came back right before the lie, that is known.
+        // A message that came back right before the fault is verified.
         let whole = right + offset_in_message / SIZE;
         assert_eq!(report.connections.verified, CONNECTIONS as u64 - u64::from(whole == 0));
-        assert_victims_messages(&report, whole, report.messages.failed);
+        assert_messages(&report, whole, report.messages.failed);
     }
 }
 

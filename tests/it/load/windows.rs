@@ -12,8 +12,10 @@ use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
 use ecoloop::load::{Config, Interrupt, Mode, ProgressCell, Report, Session};
 use rustix::process::Signal;
 
-use super::faulty_server::{echo, echo_messages, liar, swallow};
-use super::{ANSWER_TIMEOUT, CONNECTIONS, SIZE, VICTIM, assert_clean, assert_sums, config, document, errors};
+use super::faulty_server::{echo, echo_messages, faulty_server, swallow};
+use super::{
+    ANSWER_TIMEOUT, CONNECTIONS, FAULTY_CONNECTION, SIZE, assert_clean, assert_sums, config, document, errors,
+};
 use crate::support::{Process, TIMEOUT, ecoloop, eventually, half_close, join, reserve_port, serve};
 
 #[test]
@@ -91,17 +93,17 @@ fn nothing_is_sent_and_nothing_expires_between_windows() {
 #[test]
 fn a_connection_that_ends_between_windows_is_an_error_of_the_next() {
     let (end, ended) = mpsc::channel::<()>();
-    let (tell, told) = mpsc::channel();
-    let both = Mutex::new((ended, tell));
-    let address = liar(move |number, stream| {
-        if number != VICTIM {
+    let (sender, half_closed) = mpsc::channel();
+    let both = Mutex::new((ended, sender));
+    let address = faulty_server(move |number, stream| {
+        if number != FAULTY_CONNECTION {
             return echo(stream);
         }
         echo_messages(stream, 1 + 4)?;
-        let (ended, tell) = &*both.lock().unwrap();
+        let (ended, sender) = &*both.lock().unwrap();
         let _ = ended.recv();
         half_close(stream);
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         swallow(stream)
     });
     let mut config = config(address);
@@ -111,7 +113,7 @@ fn a_connection_that_ends_between_windows_is_an_error_of_the_next() {
     let mut session = connect_session(config);
     assert_clean(&session.measure().unwrap());
     end.send(()).unwrap();
-    told.recv_timeout(TIMEOUT).unwrap();
+    half_closed.recv_timeout(TIMEOUT).unwrap();
     let report = session.measure().unwrap();
     assert_sums(&report);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
@@ -168,7 +170,7 @@ fn a_line_of_standard_input_asks_for_a_window_and_its_end_for_the_end() {
 
 #[test]
 fn what_only_the_close_shows_is_told_and_fails_the_run() {
-    let address = liar(|_, stream| {
+    let address = faulty_server(|_, stream| {
         echo(stream)?;
         stream.write_all(b"x")
     });
