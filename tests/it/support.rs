@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -17,6 +16,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
+use tempfile::{NamedTempFile, TempPath};
 
 /// How long anything may take that is bound to happen. Far above what it takes, so that a loaded machine fails no test.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
@@ -475,27 +475,24 @@ pub(crate) fn ends_by_itself<T>(wake: impl FnOnce() + Send + 'static, wait: impl
     answer
 }
 
-/// A file of this test alone, which is deleted at the end.
-pub(crate) struct Scratch(PathBuf);
+/// A temporary file, which is deleted when dropped.
+pub(crate) struct Scratch(TempPath);
 
 impl Scratch {
+    /// Creates an empty one, whose name begins with `name`.
+    #[track_caller]
     pub(crate) fn new(name: &str) -> Self {
-        Self(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id())))
+        Self(NamedTempFile::with_prefix(name).unwrap().into_temp_path())
     }
 
     pub(crate) fn path(&self) -> &str {
         self.0.to_str().unwrap()
     }
 
+    /// Parses its content.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&fs::read(&self.0).unwrap()).unwrap()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
     }
 }
 

@@ -71,9 +71,9 @@ fn wrong_use_that_the_parser_cannot_see_prints_the_usage_of_the_subcommand() {
 fn an_output_that_cannot_be_created_ends_it_before_any_connect() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
-    let missing = Scratch::new("load-missing");
+    let file = Scratch::new("not-a-directory");
     for option in ["--json", "--hgrm", "--plot"] {
-        let path = format!("{}/file.svg", missing.path());
+        let path = format!("{}/file.svg", file.path());
         let ended = run_command(&["-m", "1", option, &path, &address]);
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
         let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
