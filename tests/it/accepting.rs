@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 #[test]
-fn every_address_is_served() {
+fn every_listening_address_accepts() {
     let addresses: [SocketAddr; 3] = ["127.0.0.1:0", "[::1]:0", "127.0.0.1:0"].map(|address| address.parse().unwrap());
     let server = Server::bind(&addresses[..], Config::default()).unwrap().spawn().unwrap();
     assert_eq!(server.local_addrs().len(), 3);
@@ -31,7 +31,7 @@ fn every_address_is_served() {
 }
 
 #[test]
-fn more_at_once_than_a_turn_accepts_are_all_served() {
+fn more_connects_than_accepts_per_turn_are_all_accepted() {
     let mut config = Config::default();
     config.accepts_per_turn = 4;
     let addresses: [SocketAddr; 2] = ["127.0.0.1:0", "127.0.0.1:0"].map(|address| address.parse().unwrap());
@@ -45,7 +45,7 @@ fn more_at_once_than_a_turn_accepts_are_all_served() {
 }
 
 #[test]
-fn those_above_the_limit_wait_in_the_backlog_until_one_closes() {
+fn connections_above_max_connections_wait_in_the_backlog() {
     let mut config = Config::default();
     config.max_connections = 2;
     let addresses: [SocketAddr; 2] = ["127.0.0.1:0", "127.0.0.1:0"].map(|address| address.parse().unwrap());
@@ -84,7 +84,7 @@ fn those_above_the_limit_wait_in_the_backlog_until_one_closes() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn those_who_wait_for_descriptors_are_served_once_the_limit_is_raised() {
+fn accepting_resumes_when_the_descriptor_limit_is_raised() {
     let (server, answered, mut waiting) = run_out_of_descriptors(3, 5);
     limit_descriptors(&server, getrlimit(Resource::Nofile).maximum);
     for client in &mut waiting {
@@ -98,7 +98,7 @@ fn those_who_wait_for_descriptors_are_served_once_the_limit_is_raised() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn those_who_wait_for_descriptors_are_served_as_others_close() {
+fn accepting_resumes_when_a_descriptor_is_freed() {
     let (server, answered, mut waiting) = run_out_of_descriptors(3, 5);
     for (left, next) in answered.into_iter().zip(&mut waiting) {
         drop(left);
@@ -161,7 +161,7 @@ fn shortages_said(lines: &[String]) -> usize {
 #[test]
 #[cfg(target_os = "linux")]
 #[ignore = "needs pidfd_getfd(2), which containers often refuse"]
-fn each_connection_has_the_options_of_the_configuration() {
+fn accepted_sockets_have_the_configured_options() {
     let given = ["--recv-buffer", "24KiB", "--send-buffer", "48KiB"];
     for (arguments, nodelay, sizes) in [
         (&[][..], true, None),

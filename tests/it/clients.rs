@@ -51,7 +51,7 @@ fn host_and_port(address: SocketAddr) -> [String; 2] {
 
 #[test]
 #[ignore = "needs nc of OpenBSD, for its -N"]
-fn nc_shows_the_echo_and_ends() {
+fn nc_receives_the_echo_and_exits() {
     let server = serve(Config::default());
     let [ip, port] = host_and_port(server.local_addr());
     assert_shows_the_echo(start("nc", &["-N", &ip, &port]));
@@ -63,7 +63,7 @@ fn nc_shows_the_echo_and_ends() {
 
 #[test]
 #[ignore = "needs socat"]
-fn socat_shows_the_echo_and_ends() {
+fn socat_receives_the_echo_and_exits() {
     let server = serve(Config::default());
     let target = format!("TCP:{}", server.local_addr());
     // How long it waits for the other end after its own input has ended.
@@ -77,7 +77,7 @@ fn socat_shows_the_echo_and_ends() {
 
 #[test]
 #[ignore = "needs telnet"]
-fn telnet_shows_the_echo() {
+fn telnet_receives_the_echo() {
     let server = serve(Config::default());
     let [ip, port] = host_and_port(server.local_addr());
     let (mut client, mut input) = start("telnet", &[&ip, &port]);
@@ -102,7 +102,7 @@ fn assert_runs_in_python(script: &str) {
 
 #[test]
 #[ignore = "needs python3"]
-fn a_client_of_pythons_socket_is_echoed() {
+fn python_socket_receives_the_echo() {
     assert_runs_in_python(
         r#"
 import socket, sys, threading
@@ -128,7 +128,7 @@ print("echoed")
 
 #[test]
 #[ignore = "needs python3"]
-fn clients_of_pythons_asyncio_are_echoed() {
+fn python_asyncio_receives_the_echo() {
     assert_runs_in_python(
         r#"
 import asyncio, sys

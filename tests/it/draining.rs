@@ -28,7 +28,7 @@ fn bind(drain_timeout: Duration) -> Server {
 }
 
 #[test]
-fn a_drain_takes_in_those_who_wait_and_refuses_others() {
+fn draining_accepts_queued_connections_and_refuses_new_ones() {
     let server = bind(NEVER);
     let address = server.local_addr();
     let mut waiting: Vec<_> = (0..3).map(|_| connect(address)).collect();
@@ -50,7 +50,7 @@ fn a_drain_takes_in_those_who_wait_and_refuses_others() {
 }
 
 #[test]
-fn a_drain_takes_in_no_more_than_its_limits() {
+fn draining_accepts_at_most_max_connections_and_the_backlog() {
     let mut two_at_once = Config::default();
     two_at_once.max_connections = 2;
     let mut backlog_of_two = Config::default();
@@ -76,7 +76,7 @@ fn a_drain_takes_in_no_more_than_its_limits() {
 }
 
 #[test]
-fn a_drain_with_nothing_open_is_over_in_one_turn() {
+fn draining_without_connections_finishes_in_one_turn() {
     let mut server = bind(NEVER);
     server.handle().drain();
     assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Finished);
@@ -87,7 +87,7 @@ fn a_drain_with_nothing_open_is_over_in_one_turn() {
 }
 
 #[test]
-fn a_drain_ends_those_who_have_been_silent_and_only_then_them() {
+fn draining_closes_a_connection_after_100_ms_of_silence() {
     let server = bind(NEVER);
     let mut client = connect(server.local_addr());
     let server = server.spawn().unwrap();
@@ -103,7 +103,7 @@ fn a_drain_ends_those_who_have_been_silent_and_only_then_them() {
 
 /// The looks for idleness count silence too, at another pace.
 #[test]
-fn a_silence_before_the_drain_does_not_count() {
+fn silence_before_the_drain_does_not_count() {
     let mut config = Config::default();
     config.drain_timeout = NEVER;
     config.idle_timeout = Some(Duration::from_millis(200));
@@ -124,7 +124,7 @@ fn a_silence_before_the_drain_does_not_count() {
 
 /// On one thread, so that a loaded machine holds up the client no longer than the server.
 #[test]
-fn a_drain_goes_on_echoing_those_who_are_not_silent() {
+fn draining_keeps_echoing_active_connections() {
     let recorder = Recorder::default();
     let mut server = bind(NEVER).with_observer(recorder.clone());
     let mut client = connect(server.local_addr());
@@ -143,7 +143,7 @@ fn a_drain_goes_on_echoing_those_who_are_not_silent() {
 }
 
 #[test]
-fn a_drain_waits_for_output_that_is_pending() {
+fn draining_flushes_pending_output_before_closing() {
     let server = bind(NEVER).spawn().unwrap();
     let mut other = connect(server.local_addr());
     let mut client = connect_narrow(server.local_addr());
@@ -162,7 +162,7 @@ fn a_drain_waits_for_output_that_is_pending() {
 
 /// Closing with unread input would send RST, and take with it what the peer has not read yet.
 #[test]
-fn what_comes_after_the_end_is_thrown_away_and_what_is_on_its_way_arrives() {
+fn input_after_the_servers_fin_is_discarded_and_no_output_is_lost() {
     let server = bind(NEVER).spawn().unwrap();
     let stats = || server.handle().stats();
     // More than the client's buffer holds, and less than the server's: all of it is sent, and some waits in the kernel.
@@ -186,7 +186,7 @@ fn what_comes_after_the_end_is_thrown_away_and_what_is_on_its_way_arrives() {
 }
 
 #[test]
-fn a_peer_that_answers_the_end_with_a_reset_is_counted_so() {
+fn a_reset_after_the_servers_fin_counts_as_a_reset() {
     let server = bind(NEVER).spawn().unwrap();
     let mut client = connect(server.local_addr());
     assert_echoes(&mut client, b"hola");
@@ -198,7 +198,7 @@ fn a_peer_that_answers_the_end_with_a_reset_is_counted_so() {
 }
 
 #[test]
-fn a_drain_cuts_at_its_timeout_those_who_have_not_ended() {
+fn the_drain_timeout_closes_the_remaining_connections() {
     let drain_timeout = Duration::from_millis(300);
     let server = bind(drain_timeout).spawn().unwrap();
     let mut holds = connect(server.local_addr());
@@ -214,7 +214,7 @@ fn a_drain_cuts_at_its_timeout_those_who_have_not_ended() {
 }
 
 #[test]
-fn a_stop_closes_at_once() {
+fn stop_closes_all_connections_immediately() {
     for drains_first in [false, true] {
         let server = bind(NEVER).spawn().unwrap();
         let mut clients: [_; 3] = std::array::from_fn(|_| connect(server.local_addr()));
@@ -241,7 +241,7 @@ fn a_stop_closes_at_once() {
 }
 
 #[test]
-fn a_signal_drains() {
+fn sigint_and_sigterm_drain() {
     for signal in [Signal::INT, Signal::TERM] {
         let (server, address) = serve(NEVER);
         let mut client = connect(address);
@@ -270,7 +270,7 @@ fn a_second_signal_stops() {
 }
 
 #[test]
-fn a_drain_that_is_cut_ends_in_success_too() {
+fn the_exit_status_is_0_after_the_drain_timeout() {
     let (server, address) = serve(Duration::from_millis(200));
     let mut client = connect(address);
     assert_echoes(&mut client, b"hola");
@@ -281,7 +281,7 @@ fn a_drain_that_is_cut_ends_in_success_too() {
 
 /// On one thread, so that a loaded machine holds up the client no longer than the server.
 #[test]
-fn those_on_which_nothing_moves_for_the_idle_timeout_are_closed_and_no_others() {
+fn the_idle_timeout_closes_only_idle_connections() {
     let idle_timeout = Duration::from_millis(200);
     let mut config = Config::default();
     config.idle_timeout = Some(idle_timeout);

@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 #[test]
-fn every_message_comes_back_whole() {
+fn messages_of_any_length_are_echoed() {
     let server = serve(Config::default());
     let mut client = connect(server.local_addr());
     for length in [1, 64, 1023, 1024, 1025, 3000, 100_000] {
@@ -24,7 +24,7 @@ fn every_message_comes_back_whole() {
 }
 
 #[test]
-fn a_buffer_of_any_size_echoes_the_same() {
+fn any_buffer_size_echoes_the_same_bytes() {
     for (buffer_size, length) in [(1, 5000), (3, 5000), (7, 7), (1000, 100_000), (1023, 100_000), (100_001, 1_000_000)]
     {
         let mut config = Config::default();
@@ -36,7 +36,7 @@ fn a_buffer_of_any_size_echoes_the_same() {
 }
 
 #[test]
-fn the_smallest_turns_serve_everybody_all_the_same() {
+fn one_event_one_accept_and_one_read_per_turn_serve_all_clients() {
     let mut config = Config::default();
     config.events_per_turn = 1;
     config.accepts_per_turn = 1;
@@ -55,7 +55,7 @@ fn the_smallest_turns_serve_everybody_all_the_same() {
 }
 
 #[test]
-fn megabytes_pending_at_a_half_close_all_come_back() {
+fn all_data_before_a_half_close_is_echoed() {
     let server = serve(Config::default());
     let mut client = connect(server.local_addr());
     let message = pattern(16 << 20);
@@ -71,7 +71,7 @@ fn megabytes_pending_at_a_half_close_all_come_back() {
 }
 
 #[test]
-fn a_peer_that_half_closes_before_it_reads_gets_all_of_it() {
+fn pending_output_is_flushed_after_a_half_close() {
     // The system's own buffers: there is room for megabytes in them.
     let server = serve(Config::default());
     let mut other = connect(server.local_addr());
@@ -84,7 +84,7 @@ fn a_peer_that_half_closes_before_it_reads_gets_all_of_it() {
 }
 
 #[test]
-fn a_peer_that_never_reads_stalls_itself_and_nobody_else() {
+fn a_client_that_never_reads_stalls_only_itself() {
     let server = serve(narrow());
     let handle = server.handle();
     let mut other = connect(server.local_addr());
@@ -126,7 +126,7 @@ fn exchange(client: &TcpStream, message: &[u8], sent: usize) {
 }
 
 #[test]
-fn urgent_data_stops_nothing() {
+fn data_after_urgent_data_is_echoed() {
     let server = serve(Config::default());
     let mut client = connect(server.local_addr());
     for _ in 0..100 {
@@ -139,7 +139,7 @@ fn urgent_data_stops_nothing() {
 
 /// A read stops at the mark: short, and yet not the last.
 #[test]
-fn what_follows_urgent_data_is_echoed_though_all_came_at_once() {
+fn data_after_urgent_data_in_the_same_edge_is_echoed() {
     let (server, address) = Process::serve(&[]);
     let mut known = connect(address);
     assert_echoes(&mut known, b"hola");

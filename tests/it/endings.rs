@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[test]
-fn the_end_of_a_stream_closes_that_connection_alone() {
+fn end_of_stream_closes_only_that_connection() {
     let recorder = Recorder::default();
     let server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(recorder.clone());
     let server = server.spawn().unwrap();
@@ -33,7 +33,7 @@ fn the_end_of_a_stream_closes_that_connection_alone() {
 }
 
 #[test]
-fn a_reset_closes_that_connection_alone() {
+fn a_reset_closes_only_that_connection() {
     let recorder = Recorder::default();
     let server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(recorder.clone());
     let server = server.spawn().unwrap();
@@ -53,7 +53,7 @@ fn a_reset_closes_that_connection_alone() {
 }
 
 #[test]
-fn a_reset_with_output_pending_closes_that_connection_alone() {
+fn a_reset_with_pending_output_closes_only_that_connection() {
     let server = serve(narrow());
     let handle = server.handle();
     let mut other = connect(server.local_addr());
@@ -66,7 +66,7 @@ fn a_reset_with_output_pending_closes_that_connection_alone() {
 }
 
 #[test]
-fn a_reset_behind_a_half_close_with_output_pending_closes_that_connection_alone() {
+fn a_reset_after_a_half_close_with_pending_output_closes_only_that_connection() {
     let server = serve(narrow());
     let handle = server.handle();
     let mut other = connect(server.local_addr());
@@ -80,7 +80,7 @@ fn a_reset_behind_a_half_close_with_output_pending_closes_that_connection_alone(
 }
 
 #[test]
-fn two_thousand_resets_before_any_data_leave_nothing_behind() {
+fn two_thousand_resets_before_any_data_leak_no_descriptor() {
     let (server, address) = Process::serve(&[]);
     let mut other = connect(address);
     assert_echoes(&mut other, b"hola");
@@ -102,7 +102,7 @@ fn two_thousand_resets_before_any_data_leave_nothing_behind() {
 
 /// The edge tells of both at once, and of nothing after.
 #[test]
-fn data_and_the_end_that_come_in_one_edge_are_both_seen() {
+fn data_and_fin_in_one_edge_are_both_handled() {
     let (server, address) = Process::serve(&[]);
     let lengths = [1, 1023, 1024, 1025, 2048, 20_000];
     for length in lengths {
@@ -128,7 +128,7 @@ fn data_and_the_end_that_come_in_one_edge_are_both_seen() {
 
 /// The peer's FIN came first, so its RST makes the write fail with `EPIPE`.
 #[test]
-fn a_broken_pipe_is_a_reset_and_ends_nothing_else() {
+fn a_broken_pipe_counts_as_a_reset_of_that_connection_only() {
     let (server, address) = Process::serve(&[]);
     let mut other = connect(address);
     let mut client = connect(address);
@@ -147,7 +147,7 @@ fn a_broken_pipe_is_a_reset_and_ends_nothing_else() {
 }
 
 #[test]
-fn a_reset_behind_unread_data_is_seen() {
+fn a_reset_after_unread_data_is_detected() {
     let (server, address) = Process::serve(&[]);
     let mut other = connect(address);
     let mut client = connect(address);
@@ -164,7 +164,7 @@ fn a_reset_behind_unread_data_is_seen() {
 }
 
 #[test]
-fn signals_that_ask_for_no_end_change_nothing() {
+fn sighup_sigpipe_and_sigcont_do_not_disturb_the_echo() {
     let (server, address) = Process::serve(&[]);
     let mut client = connect(address);
     for message in [b"uno", b"dos"] {

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[test]
-fn a_turn_gives_each_connection_its_reads_and_the_next_goes_on_without_an_event() {
+fn a_turn_reads_reads_per_turn_times_and_the_next_continues_without_an_event() {
     let recorder = Recorder::default();
     let mut config = Config::default();
     config.buffer_size = 100;
@@ -52,7 +52,7 @@ fn a_turn_gives_each_connection_its_reads_and_the_next_goes_on_without_an_event(
 }
 
 #[test]
-fn a_turn_accepts_one_burst_and_the_next_goes_on_without_an_event() {
+fn a_turn_accepts_accepts_per_turn_connections_and_the_next_continues_without_an_event() {
     let recorder = Recorder::default();
     let mut config = Config::default();
     config.accepts_per_turn = 3;
@@ -68,7 +68,7 @@ fn a_turn_accepts_one_burst_and_the_next_goes_on_without_an_event() {
 }
 
 #[test]
-fn a_storm_of_connects_does_not_hold_up_a_connection() {
+fn a_connect_storm_does_not_starve_open_connections() {
     let recorder = Recorder::default();
     let mut config = Config::default();
     config.accepts_per_turn = 1;
@@ -93,7 +93,7 @@ fn a_storm_of_connects_does_not_hold_up_a_connection() {
 }
 
 #[test]
-fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
+fn a_key_is_not_reused_in_the_turn_that_freed_it() {
     let recorder = Recorder::default();
     let mut server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(recorder.clone());
     let old = connect(server.local_addr());
@@ -133,7 +133,7 @@ fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
 }
 
 #[test]
-fn a_hundred_others_go_on_beside_one_that_never_pauses() {
+fn a_flooding_client_does_not_starve_a_hundred_others() {
     let server = serve(Config::default());
     let blaster = connect(server.local_addr());
     let mut pingers: Vec<_> = (0..100).map(|_| connect(server.local_addr())).collect();

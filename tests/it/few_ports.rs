@@ -72,7 +72,7 @@ fn errors(report: &Report) -> Vec<(Phase, ErrorName, u64)> {
 
 #[test]
 #[ignore = "needs root, for a network namespace with a single port"]
-fn a_connection_to_itself_is_no_echo() {
+fn a_self_connect_is_an_error() {
     let namespace = Namespace::new("self", "20000 20000");
     // Nobody listens, and the system has but the port of the target to connect from.
     let report = namespace.load(&["-d", "100ms", "127.0.0.1:20000"]);
@@ -102,7 +102,7 @@ fn churn_never_runs_out_of_ports() {
 
 #[test]
 #[ignore = "needs root, for a network namespace with a port range of 200"]
-fn churn_that_finds_no_port_at_all_says_so() {
+fn churn_without_a_free_port_reports_no_ports() {
     let namespace = Namespace::new("none", "20000 20199");
     let _server = namespace.serve(&[ADDRESS]);
     let churn = |more: &[&str]| namespace.load(&[&["--mode", "churn", "-c", "50", "-d", "1s", ADDRESS], more].concat());
@@ -115,7 +115,7 @@ fn churn_that_finds_no_port_at_all_says_so() {
 
 #[test]
 #[ignore = "needs root, for a network namespace with a port range of 200"]
-fn every_pair_of_a_source_and_a_target_has_all_ports() {
+fn each_source_and_target_pair_uses_the_whole_port_range() {
     let namespace = Namespace::new("pairs", "20000 20199");
     let targets = [ADDRESS, "127.0.0.1:5001"];
     let _server = namespace.serve(&targets);

@@ -13,7 +13,7 @@ const EVERY_OTHER: &str = "when=1+2";
 
 #[test]
 #[ignore = "needs strace"]
-fn an_accept_error_of_one_connection_is_passed_over() {
+fn accept_errors_of_a_single_connection_are_ignored() {
     for error in [
         "ECONNABORTED",
         "EPROTO",
@@ -34,7 +34,7 @@ fn an_accept_error_of_one_connection_is_passed_over() {
 
 #[test]
 #[ignore = "needs strace"]
-fn any_other_accept_error_is_said_once_and_tried_again() {
+fn other_accept_errors_are_logged_once_and_retried() {
     for error in ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EINVAL", "EIO"] {
         let ended = serve_all_though(&format!("accept4:error={error}:{EVERY_OTHER}"));
         let warnings = warnings(&ended);
@@ -45,7 +45,7 @@ fn any_other_accept_error_is_said_once_and_tried_again() {
 #[test]
 #[ignore = "needs strace"]
 #[cfg(target_os = "linux")]
-fn a_shortage_is_said_even_if_another_failure_was_said_just_before() {
+fn running_out_of_descriptors_is_logged_right_after_another_accept_error() {
     let (mut server, address) = serve("accept4:error=EINVAL:when=1", &[]);
     let mut client = connect(address);
     assert_echoes(&mut client, b"hola");
@@ -58,7 +58,7 @@ fn a_shortage_is_said_even_if_another_failure_was_said_just_before() {
 
 #[test]
 #[ignore = "needs strace"]
-fn interrupted_calls_are_tried_again() {
+fn interrupted_system_calls_are_retried() {
     let calls = "accept4,recvfrom,sendto,?epoll_wait,?epoll_pwait";
     // The last calls are spared: SIGTERM's handler may send from the same thread, and does not expect what never happens to it.
     let ended = serve_all_though(&format!("{calls}:error=EINTR:when=1..19+2"));
@@ -85,7 +85,7 @@ fn serve_all_though(fault: &str) -> Ended {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_failure_of_one_connection_closes_it_alone() {
+fn a_failed_read_or_write_closes_only_that_connection() {
     for (fault, said) in [
         ("recvfrom:error=ETIMEDOUT:when=3", "The connection failed: timed out"),
         ("sendto:error=ETIMEDOUT:when=3", "The connection failed: timed out"),
@@ -116,7 +116,7 @@ fn a_failure_of_one_connection_closes_it_alone() {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_connection_that_cannot_be_registered_is_dropped_and_leaves_nothing_behind() {
+fn a_connection_that_cannot_be_registered_leaks_neither_descriptor_nor_key() {
     // The calls before: the waker, the listener, the first connection.
     let (mut server, address) = serve("epoll_ctl:error=ENOSPC:when=4", &["--max-connections", "2"]);
     let mut first = connect(address);
@@ -144,7 +144,7 @@ fn a_connection_that_cannot_be_registered_is_dropped_and_leaves_nothing_behind()
 #[test]
 #[ignore = "needs strace"]
 #[cfg(feature = "load")]
-fn churn_pauses_after_a_connection_that_cannot_be_registered() {
+fn churn_pauses_after_a_failed_registration() {
     use ecoloop::load::Report;
     use ecoloop::load::report::{Phase, Verdict};
 

@@ -61,7 +61,7 @@ fn turn<O: Observer>(server: &mut Server<O>) -> Turn {
 // ---- where it listens ----
 
 #[test]
-fn a_name_serves_every_address_that_it_resolves_to() {
+fn bind_listens_on_every_address_of_a_name() {
     let server = Server::bind(("localhost", 0), Config::default()).unwrap().spawn().unwrap();
     let addresses = server.local_addrs();
     let resolved: BTreeSet<_> = ("localhost", 0).to_socket_addrs().unwrap().map(|address| address.ip()).collect();
@@ -72,7 +72,7 @@ fn a_name_serves_every_address_that_it_resolves_to() {
 }
 
 #[test]
-fn the_first_address_is_the_one_named_and_all_have_their_real_ports() {
+fn local_addrs_are_in_the_order_of_bind_with_their_actual_ports() {
     let addresses: [SocketAddr; 2] = ["127.0.0.4:0", ADDRESS].map(|address| address.parse().unwrap());
     let server = Server::bind(&addresses[..], Config::default()).unwrap();
     let bound = server.local_addrs().to_vec();
@@ -86,7 +86,7 @@ fn the_first_address_is_the_one_named_and_all_have_their_real_ports() {
 }
 
 #[test]
-fn if_the_second_address_fails_neither_is_served() {
+fn if_one_address_cannot_be_bound_none_is_served() {
     let taken = TcpListener::bind(ADDRESS).unwrap();
     let second = taken.local_addr().unwrap();
     let first = SocketAddr::new(Ipv4Addr::new(127, 0, 0, 4).into(), second.port());
@@ -101,7 +101,7 @@ fn if_the_second_address_fails_neither_is_served() {
 }
 
 #[test]
-fn an_address_of_another_machine_is_refused_by_name() {
+fn the_error_of_bind_names_the_address() {
     // Of the block that is for documentation (RFC 5737): nobody has it.
     let error = Server::bind("192.0.2.1:0", Config::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
@@ -109,13 +109,13 @@ fn an_address_of_another_machine_is_refused_by_name() {
 }
 
 #[test]
-fn no_address_at_all_is_invalid() {
+fn bind_without_an_address_is_invalid_input() {
     let error = Server::bind(&[][..], Config::default()).unwrap_err();
     assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::InvalidInput, "no address to listen on"));
 }
 
 #[test]
-fn ipv4_and_ipv6_stand_side_by_side_on_one_port() {
+fn ipv4_and_ipv6_wildcards_share_a_port() {
     // A port that is free for the one may be taken for the other.
     let servers = (0..100).find_map(|_| {
         let six = Server::bind((Ipv6Addr::UNSPECIFIED, 0), Config::default()).unwrap();
@@ -138,7 +138,7 @@ fn ipv4_and_ipv6_stand_side_by_side_on_one_port() {
 }
 
 #[test]
-fn with_reuse_port_two_servers_share_a_port_and_without_it_they_do_not() {
+fn two_servers_share_a_port_only_with_reuse_port() {
     let mut config = Config::default();
     config.reuse_port = true;
     let one = bind(config.clone()).spawn().unwrap();
@@ -153,7 +153,7 @@ fn with_reuse_port_two_servers_share_a_port_and_without_it_they_do_not() {
 }
 
 #[test]
-fn a_server_that_is_dropped_gives_its_port_back() {
+fn dropping_a_server_closes_its_listener() {
     let server = bind(Config::default());
     let address = server.local_addr();
     assert!(is_listening(address));
@@ -162,7 +162,7 @@ fn a_server_that_is_dropped_gives_its_port_back() {
 }
 
 #[test]
-fn a_listener_that_blocks_is_set_not_to_and_served() {
+fn from_listener_sets_the_listener_non_blocking() {
     let listener = TcpListener::bind(ADDRESS).unwrap();
     let address = listener.local_addr().unwrap();
     let same = listener.try_clone().unwrap();
@@ -184,7 +184,7 @@ fn a_listener_that_blocks_is_set_not_to_and_served() {
 type Refused = (&'static str, fn(&mut Config));
 
 #[test]
-fn each_zero_is_refused_by_name() {
+fn a_zero_is_invalid_and_the_error_names_the_option() {
     let zeros: [Refused; 9] = [
         ("buffer_size", |config| config.buffer_size = 0),
         ("backlog", |config| config.backlog = 0),
@@ -201,7 +201,7 @@ fn each_zero_is_refused_by_name() {
 
 #[test]
 #[cfg(target_pointer_width = "64")]
-fn what_the_system_cannot_be_told_is_refused_by_name() {
+fn a_value_above_the_systems_range_is_invalid_and_the_error_names_the_option() {
     let too_much: [Refused; 5] = [
         ("buffer_size", |config| config.buffer_size = (1 << 30) + 1),
         ("backlog", |config| config.backlog = 1 << 31),
@@ -229,7 +229,7 @@ fn assert_each_is_refused(refused: &[Refused]) {
 // ---- run, turn, and the deadline ----
 
 #[test]
-fn it_runs_until_a_handle_says_so() {
+fn run_returns_after_drain_and_after_stop() {
     for end in [Handle::drain, Handle::stop] {
         let mut server = bind(Config::default());
         let (address, handle) = (server.local_addr(), server.handle());
@@ -257,7 +257,7 @@ fn it_runs_until_a_handle_says_so() {
 }
 
 #[test]
-fn turns_that_never_wait_serve_all_the_same() {
+fn turns_with_a_zero_timeout_echo() {
     let mut server = bind(Config::default());
     let mut client = connect(server.local_addr());
     client.write_all(b"hola").unwrap();
@@ -272,7 +272,7 @@ fn turns_that_never_wait_serve_all_the_same() {
 }
 
 #[test]
-fn a_turn_waits_no_longer_than_it_is_told_to() {
+fn a_turn_returns_at_its_timeout() {
     let mut server = bind(Config::default());
     let handle = server.handle();
     let wait = || server.turn(Some(Duration::from_millis(1))).unwrap();
@@ -280,7 +280,7 @@ fn a_turn_waits_no_longer_than_it_is_told_to() {
 }
 
 #[test]
-fn with_nothing_to_do_it_has_no_deadline() {
+fn an_idle_server_has_no_deadline() {
     let mut server = bind(Config::default());
     assert_eq!(server.next_deadline(), None);
     let mut client = connect(server.local_addr());
@@ -293,7 +293,7 @@ fn with_nothing_to_do_it_has_no_deadline() {
 }
 
 #[test]
-fn while_work_is_left_over_its_deadline_is_now_and_a_turn_does_not_wait() {
+fn with_work_left_over_the_deadline_is_now_and_a_turn_does_not_wait() {
     let mut server = bind(one_small_read_a_turn());
     let mut client = connect(server.local_addr());
     client.write_all(&pattern(64)).unwrap();
@@ -312,7 +312,7 @@ fn while_work_is_left_over_its_deadline_is_now_and_a_turn_does_not_wait() {
 /// On a socket that does not listen yet every accept fails, and not for lack of descriptors.
 #[test]
 #[cfg(target_os = "linux")]
-fn accepting_that_failed_is_tried_again_at_the_deadline() {
+fn a_failed_accept_is_retried_at_the_deadline() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&ADDRESS.parse::<SocketAddr>().unwrap().into()).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -337,7 +337,7 @@ fn accepting_that_failed_is_tried_again_at_the_deadline() {
 
 /// The server alone counts the time, so what the client has sent is served before it, however loaded the machine is.
 #[test]
-fn with_an_idle_timeout_a_turn_waits_no_longer_than_for_the_next_look() {
+fn with_an_idle_timeout_the_deadline_is_the_next_idle_check() {
     let mut config = Config::default();
     config.idle_timeout = Some(Duration::from_millis(40));
     let recorder = Recorder::default();
@@ -363,7 +363,7 @@ fn with_an_idle_timeout_a_turn_waits_no_longer_than_for_the_next_look() {
 }
 
 #[test]
-fn while_it_drains_a_turn_waits_no_longer_than_for_the_next_look() {
+fn while_draining_the_deadline_is_the_next_idle_check() {
     let mut server = bind(patient());
     let mut client = connect(server.local_addr());
     turn_until(&mut server, |server| server.report().stats.accepted == 1);
@@ -378,7 +378,7 @@ fn while_it_drains_a_turn_waits_no_longer_than_for_the_next_look() {
 }
 
 #[test]
-fn the_end_of_a_drain_is_its_deadline_if_that_comes_before_the_next_look() {
+fn while_draining_the_deadline_is_the_drain_timeout_if_that_is_earlier() {
     let mut config = Config::default();
     config.drain_timeout = Duration::from_millis(1);
     let mut server = bind(config);
@@ -392,7 +392,7 @@ fn the_end_of_a_drain_is_its_deadline_if_that_comes_before_the_next_look() {
 }
 
 #[test]
-fn once_finished_it_stays_finished_and_has_no_deadline() {
+fn a_finished_server_stays_finished_and_has_no_deadline() {
     let mut config = one_small_read_a_turn();
     config.drain_timeout = Duration::ZERO;
     let mut server = bind(config);
@@ -452,7 +452,7 @@ impl Outer {
 }
 
 #[test]
-fn nested_it_serves_all_that_one_edge_announced() {
+fn a_nested_server_reads_all_data_of_one_outer_edge() {
     let mut server = bind(one_small_read_a_turn());
     let mut outer = Outer::around(&server);
     for _ in 0..3 {
@@ -474,7 +474,7 @@ fn nested_it_serves_all_that_one_edge_announced() {
 }
 
 #[test]
-fn nested_it_accepts_all_that_one_edge_announced() {
+fn a_nested_server_accepts_all_connections_of_one_outer_edge() {
     let mut config = Config::default();
     config.accepts_per_turn = 1;
     config.events_per_turn = 2;
@@ -493,7 +493,7 @@ fn nested_it_accepts_all_that_one_edge_announced() {
 }
 
 #[test]
-fn nested_it_drains() {
+fn a_nested_server_drains() {
     let mut server = bind(patient());
     let (address, handle) = (server.local_addr(), server.handle());
     let client = thread::spawn(move || {
@@ -512,7 +512,7 @@ fn nested_it_drains() {
 }
 
 #[test]
-fn nested_it_stops() {
+fn a_nested_server_stops() {
     let mut server = bind(Config::default());
     let handle = server.handle();
     let mut outer = Outer::around(&server);
@@ -529,7 +529,7 @@ fn nested_it_stops() {
 // ---- on a thread of its own ----
 
 #[test]
-fn dropped_it_stops_ends_its_thread_and_gives_the_port_back() {
+fn dropping_a_running_server_stops_it_and_joins_its_thread() {
     let server = bind(Config::default()).spawn().unwrap();
     let (address, handle) = (server.local_addr(), server.handle());
     let mut client = connect(address);
@@ -544,7 +544,7 @@ fn dropped_it_stops_ends_its_thread_and_gives_the_port_back() {
 }
 
 #[test]
-fn joined_it_ends_when_a_handle_says_so_and_reports() {
+fn join_returns_the_report_after_a_drain() {
     let server = bind(Config::default()).spawn().unwrap();
     let handle = server.handle();
     let mut client = connect(server.local_addr());
@@ -559,7 +559,7 @@ fn joined_it_ends_when_a_handle_says_so_and_reports() {
 }
 
 #[test]
-fn a_panic_of_the_observer_is_passed_on_by_join_and_swallowed_by_drop() {
+fn join_propagates_a_panic_of_the_observer_and_drop_does_not() {
     struct Panics(Sender<()>);
     impl Observer for Panics {
         fn opened(&mut self, _: Peer) {
@@ -583,7 +583,7 @@ fn a_panic_of_the_observer_is_passed_on_by_join_and_swallowed_by_drop() {
 }
 
 #[test]
-fn a_handle_goes_to_any_thread_and_outlives_its_server() {
+fn a_handle_is_send_and_sync_and_outlives_its_server() {
     fn goes_anywhere<T: Clone + Send + Sync + 'static>(_: &T) {}
     fn moves_anywhere<T: Send + 'static>(_: &T) {}
     let server = bind(Config::default());
@@ -628,7 +628,7 @@ fn life(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream
 }
 
 #[test]
-fn each_connection_is_told_in_order_and_why_it_closed() {
+fn the_observer_gets_the_events_in_order_and_the_close_reason() {
     use Event::{Closed as ClosedFor, Ended, Opened, Received};
 
     let events = life(Config::default(), |client, _| {
@@ -669,7 +669,7 @@ fn each_connection_is_told_in_order_and_why_it_closed() {
 /// The kernel gives up on a peer that takes nothing for so long (tcp(7), `TCP_USER_TIMEOUT`).
 #[test]
 #[cfg(target_os = "linux")]
-fn a_timeout_of_the_network_is_told_as_a_failure() {
+fn tcp_user_timeout_is_reported_as_a_failure() {
     let server = {
         let listener = TcpListener::bind(ADDRESS).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -715,7 +715,7 @@ impl Observer for Keys {
 }
 
 #[test]
-fn a_key_is_one_open_connections_own() {
+fn open_connections_have_distinct_keys() {
     let keys = Keys::default();
     let server = bind(Config::default()).with_observer(keys.clone()).spawn().unwrap();
     let address = server.local_addr();
@@ -743,7 +743,7 @@ fn a_key_is_one_open_connections_own() {
 }
 
 #[test]
-fn an_observer_that_says_nothing_changes_nothing() {
+fn an_observer_without_methods_does_not_change_the_echo() {
     struct Silent;
     impl Observer for Silent {}
     let mut server = bind(Config::default()).with_observer(());
@@ -759,7 +759,7 @@ fn an_observer_that_says_nothing_changes_nothing() {
 }
 
 #[test]
-fn the_counters_agree_with_what_the_clients_saw() {
+fn the_counters_agree_with_the_clients() {
     let server = serve(patient());
     let handle = server.handle();
     let mut clients: Vec<_> = (0..6).map(|_| connect(server.local_addr())).collect();
@@ -798,7 +798,7 @@ fn spinning() -> Config {
 }
 
 #[test]
-fn a_server_that_spins_echoes_and_obeys() {
+fn a_busy_polling_server_echoes_and_stops() {
     let server = bind(spinning()).spawn().unwrap();
     assert_echoes(&mut connect(server.local_addr()), b"hola");
     let handle = server.handle();
@@ -808,7 +808,7 @@ fn a_server_that_spins_echoes_and_obeys() {
 }
 
 #[test]
-fn a_turn_that_spins_ends_in_time() {
+fn a_busy_polling_turn_returns_at_its_timeout() {
     let mut server = bind(spinning());
     let handle = server.handle();
     let timeout = Duration::from_millis(20);
@@ -819,7 +819,7 @@ fn a_turn_that_spins_ends_in_time() {
 }
 
 #[test]
-fn a_server_that_has_spun_waits() {
+fn after_busy_polling_a_turn_blocks_until_an_event() {
     let mut config = patient();
     config.spin = Duration::from_millis(1);
     let mut server = bind(config);

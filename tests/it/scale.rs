@@ -44,7 +44,7 @@ fn assert_all_echo(clients: &mut [TcpStream]) {
 }
 
 #[test]
-fn ten_thousand_connections_are_all_echoed_and_leave_nothing_behind() {
+fn ten_thousand_connections_are_echoed_and_leak_no_descriptor() {
     let _serial = serial();
     let report = Scratch::new("ten-thousand");
     let (process, address) = Process::serve(&["--report", report.path()]);
@@ -106,7 +106,7 @@ fn assert_sleeps(process: &Process) {
 }
 
 #[test]
-fn an_idle_server_sleeps_with_no_connection_and_with_ten_thousand() {
+fn an_idle_server_never_wakes_up_with_ten_thousand_connections_or_none() {
     let _serial = serial();
     let (process, address) = Process::serve(&[]);
     let descriptors = process.descriptors();
@@ -181,7 +181,7 @@ fn stall(process: &Process, clients: &[TcpStream]) {
 }
 
 #[test]
-fn pending_output_costs_at_most_a_buffer_which_serves_the_next() {
+fn pending_output_costs_at_most_one_buffer_and_its_memory_is_reused() {
     let _serial = serial();
     let (process, address) = Process::serve(&["--send-buffer", "4KiB", "--recv-buffer", "4KiB"]);
     let before = resident(&process);
@@ -202,7 +202,7 @@ fn pending_output_costs_at_most_a_buffer_which_serves_the_next() {
 const RETRANSMISSION: Duration = Duration::from_secs(1);
 
 #[test]
-fn a_burst_on_the_servers_own_core_waits_for_no_retransmission() {
+fn a_burst_of_connects_on_the_servers_core_causes_no_syn_retransmission() {
     let _serial = serial();
     // A thread of its own, since what it does to itself lasts; the server that it starts inherits it.
     thread::spawn(|| {

@@ -17,7 +17,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_becomes_of_the_answers_each_message_is_accounted_for(
+    fn each_message_is_accounted_for_with_any_server_behavior(
         config in configs(), scripts in vec(vec(acts(), 0..12), 1..6)
     ) {
         let mut config = config;

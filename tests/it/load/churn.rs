@@ -12,7 +12,7 @@ use super::{SIZE, assert_clean, assert_sums, config, errors, run, run_on_server}
 use crate::support::{TIMEOUT, reserve_port};
 
 #[test]
-fn churn_connects_anew_for_the_whole_window() {
+fn churn_replaces_connections_for_the_whole_window() {
     for close in [Close::Fin, Close::Rst] {
         for messages in [None, Some(3)] {
             let (report, stats) = run_on_server(|config| {
@@ -39,7 +39,7 @@ fn churn_connects_anew_for_the_whole_window() {
 }
 
 #[test]
-fn messages_of_the_warm_up_are_left_out_in_churn_too() {
+fn churn_excludes_the_warmup_from_the_report() {
     let (report, stats) = run_on_server(|config| {
         config.mode = Mode::Churn;
         config.warmup = Duration::from_millis(200);
@@ -51,7 +51,7 @@ fn messages_of_the_warm_up_are_left_out_in_churn_too() {
 }
 
 #[test]
-fn churn_on_a_port_without_a_listener_ends_with_its_window() {
+fn churn_against_a_closed_port_ends_with_its_window() {
     let (_port, address) = reserve_port();
     let mut config = config(address);
     config.mode = Mode::Churn;
@@ -65,7 +65,7 @@ fn churn_on_a_port_without_a_listener_ends_with_its_window() {
 }
 
 #[test]
-fn what_churn_held_at_the_end_of_its_window_is_not_counted_anew_by_an_interrupt() {
+fn an_interrupt_after_the_churn_window_does_not_change_the_held_count() {
     let interrupt = Interrupt::default();
     let of_server = interrupt.clone();
     let address = faulty_server(move |number, stream| {

@@ -11,7 +11,7 @@ use super::{SIZE, document, run_command};
 use crate::support::{Process, Scratch, ecoloop, eventually, join, reserve_port, serve};
 
 #[test]
-fn wrong_use_has_an_exit_status_of_its_own() {
+fn usage_errors_exit_with_2() {
     let wrong: [&[&str]; 26] = [
         &[],
         &["-d", "1s", "-m", "1"],
@@ -51,7 +51,7 @@ fn wrong_use_has_an_exit_status_of_its_own() {
 }
 
 #[test]
-fn wrong_use_that_the_parser_cannot_see_prints_the_usage_of_the_subcommand() {
+fn usage_errors_found_after_parsing_print_the_usage_of_the_subcommand() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     for (arguments, usage) in [
@@ -68,7 +68,7 @@ fn wrong_use_that_the_parser_cannot_see_prints_the_usage_of_the_subcommand() {
 }
 
 #[test]
-fn an_output_that_cannot_be_created_ends_it_before_any_connect() {
+fn an_output_file_that_cannot_be_created_is_an_error_before_the_first_connect() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let file = Scratch::new("not-a-directory");
@@ -85,7 +85,7 @@ fn an_output_that_cannot_be_created_ends_it_before_any_connect() {
 }
 
 #[test]
-fn who_reads_a_part_of_the_output_gets_no_complaint() {
+fn a_closed_standard_output_is_no_error() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     for arguments in [&["doctor", "-c", "1"][..], &["load", "-m", "1", &address]] {
@@ -97,7 +97,7 @@ fn who_reads_a_part_of_the_output_gets_no_complaint() {
 }
 
 #[test]
-fn an_interrupted_run_reports_what_it_has_seen() {
+fn an_interrupted_run_reports_its_results() {
     for signal in [Signal::INT, Signal::TERM] {
         let server = serve(ServerConfig::default());
         let address = server.local_addr().to_string();
@@ -114,7 +114,7 @@ fn an_interrupted_run_reports_what_it_has_seen() {
 }
 
 #[test]
-fn a_run_is_interrupted_in_every_step() {
+fn a_run_can_be_interrupted_in_every_phase() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = silent.local_addr().map(|address| (silent, address.to_string())).unwrap();
     let server = serve(ServerConfig::default());

@@ -16,7 +16,7 @@ use super::{assert_clean, config, document, run, run_command};
 use crate::support::{eventually, serve};
 
 #[test]
-fn connections_come_from_the_sources_that_are_given() {
+fn connections_rotate_over_the_source_addresses() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let of_server = Arc::clone(&seen);
     let address = faulty_server(move |_, stream| {
@@ -38,7 +38,7 @@ fn connections_come_from_the_sources_that_are_given() {
 }
 
 #[test]
-fn no_more_are_closed_at_once_than_are_connected_at_once() {
+fn max_connecting_limits_closes_in_progress_too() {
     static CLOSING: AtomicUsize = AtomicUsize::new(0);
     static CLOSING_MOST: AtomicUsize = AtomicUsize::new(0);
     let address = faulty_server(|_, stream| {
@@ -61,7 +61,7 @@ fn no_more_are_closed_at_once_than_are_connected_at_once() {
 }
 
 #[test]
-fn the_connects_are_told_of_while_they_last() {
+fn progress_is_published_while_connecting() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
     config.connections = 1000;

@@ -15,7 +15,7 @@ use super::{CONNECTIONS, ErrorRow, config, document, errors, run, run_command};
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve_port, serve};
 
 #[test]
-fn an_end_instead_of_an_answer_is_closed_early() {
+fn fin_instead_of_a_reply_is_closed_early() {
     let fault: Fault = |stream, _| {
         half_close(stream);
         swallow(stream)
@@ -24,7 +24,7 @@ fn an_end_instead_of_an_answer_is_closed_early() {
 }
 
 #[test]
-fn a_reset_within_an_answer_is_a_reset() {
+fn a_reset_within_a_reply_is_reported_as_a_reset() {
     let fault: Fault = |stream, message| {
         stream.write_all(&message[..24])?;
         end_with_reset(stream)
@@ -33,14 +33,14 @@ fn a_reset_within_an_answer_is_a_reset() {
 }
 
 #[test]
-fn silence_is_a_timeout() {
+fn no_reply_is_reported_as_a_timeout() {
     assert_error(|stream, _| swallow(stream), (Phase::Receive, ErrorName::Timeout, None, 1), true);
     let report = run_on_faulty_server(3, |stream, _| swallow(stream));
     assert!(report.latency_us.max.unwrap() >= 1_000_000, "{:?}", report.latency_us);
 }
 
 #[test]
-fn an_answer_whose_end_does_not_come_is_not_lost_but_unanswered() {
+fn a_partial_reply_is_unanswered_and_not_lost() {
     let fault: Fault = |stream, message| {
         stream.write_all(&message[..24])?;
         swallow(stream)
@@ -65,7 +65,7 @@ fn assert_error(fault: Fault, error: ErrorRow<'_>, is_unanswered: bool) {
 }
 
 #[test]
-fn a_server_that_never_accepts_lets_all_be_established_and_none_verified() {
+fn connections_that_are_never_accepted_are_established_and_not_verified() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut config = config(listener.local_addr().unwrap());
     config.connections = 3;
@@ -78,7 +78,7 @@ fn a_server_that_never_accepts_lets_all_be_established_and_none_verified() {
 }
 
 #[test]
-fn a_full_backlog_is_a_timeout_of_the_connect() {
+fn a_full_backlog_is_reported_as_a_connect_timeout() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     // One more than the backlog fits in (listen(2) on Linux).
@@ -93,7 +93,7 @@ fn a_full_backlog_is_a_timeout_of_the_connect() {
 }
 
 #[test]
-fn a_port_without_a_listener_refuses() {
+fn a_closed_port_is_reported_as_refused() {
     for mode in [Mode::Echo, Mode::Hold] {
         let (_port, address) = reserve_port();
         let mut config = config(address);
@@ -107,7 +107,7 @@ fn a_port_without_a_listener_refuses() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_is_in_the_report_and_nothing_is_connected() {
+fn an_unresolvable_name_is_reported_and_nothing_is_connected() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     // RFC 6761: no such name ever resolves.
@@ -124,7 +124,7 @@ fn a_name_that_does_not_resolve_is_in_the_report_and_nothing_is_connected() {
 }
 
 #[test]
-fn running_out_of_descriptors_is_told_apart_from_a_refusal_and_names_the_remedy() {
+fn running_out_of_descriptors_is_distinct_from_a_refusal_and_prints_a_hint() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let limited = |address: &str| {

@@ -14,7 +14,7 @@ use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, assert_clean, config, errors, 
 use crate::support::{TIMEOUT, half_close};
 
 #[test]
-fn hold_sends_one_message_at_each_end() {
+fn hold_sends_one_message_at_the_start_and_one_at_the_end() {
     let (report, stats) = run_on_server(|config| {
         config.mode = Mode::Hold;
         config.connections = 20;
@@ -27,7 +27,7 @@ fn hold_sends_one_message_at_each_end() {
 }
 
 #[test]
-fn a_late_answer_leaves_a_connection_held_and_late() {
+fn a_late_reply_counts_as_held_and_late() {
     let report = hold_on_faulty_server(|stream, message| {
         thread::sleep(LATE);
         stream.write_all(&message)?;
@@ -39,7 +39,7 @@ fn a_late_answer_leaves_a_connection_held_and_late() {
 }
 
 #[test]
-fn every_outcome_of_hold_is_counted_once() {
+fn each_hold_outcome_is_counted_once() {
     let closed: Fault = |stream, _| {
         half_close(stream);
         swallow(stream)
@@ -51,7 +51,7 @@ fn every_outcome_of_hold_is_counted_once() {
 }
 
 #[test]
-fn a_connect_that_times_out_has_no_outcome_of_hold() {
+fn a_connect_timeout_has_no_hold_outcome() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     // One more than the backlog fits in (listen(2) on Linux).
@@ -67,7 +67,7 @@ fn a_connect_that_times_out_has_no_outcome_of_hold() {
 }
 
 #[test]
-fn a_connection_that_was_late_and_then_ended_is_not_counted_twice() {
+fn a_late_connection_that_then_closes_is_counted_once() {
     // The others' answers come later still, so that the measurement is not over when the faulty connection ends.
     let address = faulty_server(move |number, stream| {
         echo_messages(stream, 1)?;
@@ -92,7 +92,7 @@ fn a_connection_that_was_late_and_then_ended_is_not_counted_twice() {
 }
 
 #[test]
-fn a_reset_after_the_measurement_does_not_take_back_that_a_connection_was_alive() {
+fn a_reset_after_the_measurement_does_not_change_the_hold_outcome() {
     let report = hold_on_faulty_server(|stream, message| {
         stream.write_all(&message)?;
         swallow(stream)?;

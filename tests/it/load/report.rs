@@ -15,7 +15,7 @@ use super::{FAULTY_CONNECTION, assert_clean, document, run_command};
 use crate::support::{Process, Scratch, TIMEOUT, ecoloop, half_close, reserve_port, serve};
 
 #[test]
-fn json_on_standard_output_is_one_document_with_the_fields_of_the_contract() {
+fn json_on_standard_output_is_one_document_with_the_documented_fields() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let pid = std::process::id().to_string();
@@ -80,7 +80,7 @@ fn json_on_standard_output_is_one_document_with_the_fields_of_the_contract() {
 }
 
 #[test]
-fn findings_and_errors_stand_in_the_document_by_their_names() {
+fn findings_and_errors_are_in_the_document_by_name() {
     let address = faulty_server(|number, stream| {
         let mut message = read_message(stream)?;
         if number == 0 {
@@ -108,7 +108,7 @@ fn findings_and_errors_stand_in_the_document_by_their_names() {
 }
 
 #[test]
-fn a_gate_that_falls_fails_the_run_and_one_that_holds_does_not() {
+fn only_a_failed_threshold_fails_the_run() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let gated = |threshold: &str| {
@@ -131,7 +131,7 @@ fn a_gate_that_falls_fails_the_run_and_one_that_holds_does_not() {
 }
 
 #[test]
-fn a_gate_takes_the_place_of_the_one_that_stands_but_never_of_the_findings() {
+fn a_threshold_replaces_the_default_on_its_metric_but_never_the_findings() {
     let closing = || {
         faulty_server(|number, stream| {
             if number != FAULTY_CONNECTION {
@@ -163,7 +163,7 @@ fn a_gate_takes_the_place_of_the_one_that_stands_but_never_of_the_findings() {
 }
 
 #[test]
-fn a_file_of_json_comes_beside_the_table() {
+fn json_to_a_file_still_prints_the_table() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let file = Scratch::new("load-json");
@@ -177,7 +177,7 @@ fn a_file_of_json_comes_beside_the_table() {
 }
 
 #[test]
-fn what_never_measured_claims_no_window_and_no_share_of_a_core() {
+fn a_run_without_a_window_reports_no_duration_and_no_cpu_share() {
     let (_port, address) = reserve_port();
     let ended = run_command(&["-d", "7s", &address.to_string()]);
     let settings = format!("run          echo, closed loop, 1 connection, 64 B a message, 1 in flight, to {address}");
@@ -189,7 +189,7 @@ fn what_never_measured_claims_no_window_and_no_share_of_a_core() {
 }
 
 #[test]
-fn runs_that_start_together_are_merged_on_the_command_line() {
+fn merge_combines_runs_with_the_same_start_at() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let start = SystemTime::now() + Duration::from_secs(1);
@@ -228,7 +228,7 @@ fn runs_that_start_together_are_merged_on_the_command_line() {
 }
 
 #[test]
-fn a_file_without_an_end_is_not_read_for_ever() {
+fn merge_limits_the_size_of_a_report() {
     let ended = Process::start(ecoloop(&["merge", "/dev/zero"])).wait();
     let expected = "ecoloop: cannot read /dev/zero: it is longer than a report may be, 64 MiB";
     assert_eq!((ended.status.code(), ended.stderr), (Some(1), vec![expected.to_owned()]));

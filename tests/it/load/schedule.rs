@@ -11,7 +11,7 @@ use super::{FAULTY_CONNECTION, SIZE, assert_clean, config, errors, run, run_on_s
 use crate::support::half_close;
 
 #[test]
-fn a_closed_loop_for_a_time_is_clean() {
+fn a_closed_loop_with_a_duration_passes() {
     let (report, stats) = run_on_server(|config| {
         config.connections = 7;
         config.duration = Duration::from_millis(200);
@@ -28,7 +28,7 @@ fn a_closed_loop_for_a_time_is_clean() {
 }
 
 #[test]
-fn every_connection_sends_its_number_of_messages_at_any_depth() {
+fn every_connection_sends_messages_per_connection_at_any_pipeline() {
     for pipeline in [1, 3, 64] {
         let (report, stats) = run_on_server(|config| {
             config.connections = 5;
@@ -43,7 +43,7 @@ fn every_connection_sends_its_number_of_messages_at_any_depth() {
 }
 
 #[test]
-fn messages_larger_than_every_buffer_come_back_right() {
+fn messages_larger_than_the_socket_buffers_are_verified() {
     let (report, stats) = run_on_server(|config| {
         config.connections = 2;
         config.size = 5_000_001;
@@ -56,7 +56,7 @@ fn messages_larger_than_every_buffer_come_back_right() {
 }
 
 #[test]
-fn an_open_loop_sends_what_is_due_and_no_more() {
+fn an_open_loop_sends_exactly_the_due_messages() {
     let (report, stats) = run_on_server(|config| {
         config.connections = 3;
         config.rate = Some(1000.0);
@@ -72,7 +72,7 @@ fn an_open_loop_sends_what_is_due_and_no_more() {
 }
 
 #[test]
-fn an_open_loop_with_a_depth_and_a_number_of_messages_ends_by_itself() {
+fn an_open_loop_with_messages_per_connection_completes() {
     let (report, _) = run_on_server(|config| {
         config.connections = 3;
         config.rate = Some(5000.0);
@@ -84,7 +84,7 @@ fn an_open_loop_with_a_depth_and_a_number_of_messages_ends_by_itself() {
 }
 
 #[test]
-fn messages_of_the_warm_up_are_left_out_of_the_report() {
+fn the_report_excludes_the_warmup() {
     let (report, stats) = run_on_server(|config| {
         config.connections = 2;
         config.rate = Some(1000.0);
@@ -99,7 +99,7 @@ fn messages_of_the_warm_up_are_left_out_of_the_report() {
 }
 
 #[test]
-fn the_warm_up_uses_up_no_messages_of_a_connection() {
+fn warmup_messages_do_not_count_towards_messages_per_connection() {
     for rate in [None, Some(700.0)] {
         let (report, stats) = run_on_server(|config| {
             config.connections = 3;
@@ -115,7 +115,7 @@ fn the_warm_up_uses_up_no_messages_of_a_connection() {
 }
 
 #[test]
-fn the_warm_up_is_not_in_the_lateness() {
+fn lateness_excludes_the_warmup() {
     let (report, _) = run_on_server(|config| {
         config.rate = Some(1000.0);
         config.warmup = Duration::from_millis(200);
@@ -157,7 +157,7 @@ fn an_open_loop_does_not_move_messages_to_another_connection() {
 }
 
 #[test]
-fn what_is_due_after_the_last_connection_has_ended_stays_unsent() {
+fn messages_due_after_the_last_connection_closed_are_unsent() {
     let address = faulty_server(|_, stream| {
         echo_messages(stream, 3)?;
         read_message(stream)?;

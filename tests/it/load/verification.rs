@@ -26,7 +26,7 @@ fn a_flipped_byte_is_found() {
 }
 
 #[test]
-fn dropped_bytes_are_lost_once_later_ones_have_come() {
+fn missing_bytes_before_later_ones_are_lost() {
     let fault: Fault = |stream, mut message| {
         message.drain(16..24);
         stream.write_all(&message)?;
@@ -36,7 +36,7 @@ fn dropped_bytes_are_lost_once_later_ones_have_come() {
 }
 
 #[test]
-fn a_message_that_comes_twice_is_duplicated() {
+fn a_repeated_message_is_duplicated() {
     let fault: Fault = |stream, message| {
         stream.write_all(&message.repeat(2))?;
         echo(stream)
@@ -61,7 +61,7 @@ fn swapped_words_are_reordered() {
 }
 
 #[test]
-fn one_byte_more_is_extra() {
+fn an_additional_byte_is_extra() {
     let fault: Fault = |stream, mut message| {
         message.push(0);
         stream.write_all(&message)?;
@@ -71,7 +71,7 @@ fn one_byte_more_is_extra() {
 }
 
 #[test]
-fn one_byte_more_behind_the_last_message_is_extra() {
+fn an_additional_byte_after_the_last_message_is_extra() {
     let report = run_on_faulty_server(0, |stream, message| {
         stream.write_all(&message)?;
         echo(stream)?;
@@ -92,7 +92,7 @@ fn one_byte_more_behind_the_last_message_is_extra() {
 }
 
 #[test]
-fn half_an_answer_before_the_end_is_truncated() {
+fn a_partial_reply_before_fin_is_truncated() {
     let fault: Fault = |stream, message| {
         stream.write_all(&message[..24])?;
         half_close(stream);
@@ -102,7 +102,7 @@ fn half_an_answer_before_the_end_is_truncated() {
 }
 
 #[test]
-fn answers_of_two_connections_that_are_crossed_are_foreign() {
+fn replies_swapped_between_two_connections_are_foreign() {
     for right in [0, 3, 3] {
         // The message of each of the two goes to the other.
         let ((to_one, of_one), (to_two, of_two)) = (mpsc::channel(), mpsc::channel());
@@ -137,7 +137,7 @@ fn answers_of_two_connections_that_are_crossed_are_foreign() {
 
 /// A read stops at the mark: short, and yet not the last.
 #[test]
-fn urgent_data_in_an_answer_hides_nothing_behind_it() {
+fn data_after_urgent_data_in_a_reply_is_read() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let process = Process::start(ecoloop(&["load", "-m", "1", "--json", "-", &address]));

@@ -19,7 +19,7 @@ use super::{
 use crate::support::{Process, TIMEOUT, ecoloop, eventually, half_close, join, reserve_port, serve};
 
 #[test]
-fn windows_share_their_connections_and_nothing_else() {
+fn windows_share_only_their_connections() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
     config.timeout = TIMEOUT;
@@ -73,7 +73,7 @@ fn each_window_of_an_open_loop_has_its_own_schedule() {
 }
 
 #[test]
-fn nothing_is_sent_and_nothing_expires_between_windows() {
+fn nothing_is_sent_and_no_timeout_expires_between_windows() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
     config.connections = 3;
@@ -91,7 +91,7 @@ fn nothing_is_sent_and_nothing_expires_between_windows() {
 }
 
 #[test]
-fn a_connection_that_ends_between_windows_is_an_error_of_the_next() {
+fn a_connection_closed_between_windows_is_an_error_of_the_next_window() {
     let (end, ended) = mpsc::channel::<()>();
     let (sender, half_closed) = mpsc::channel();
     let both = Mutex::new((ended, sender));
@@ -125,7 +125,7 @@ fn a_connection_that_ends_between_windows_is_an_error_of_the_next() {
 }
 
 #[test]
-fn other_modes_have_no_connections_that_outlast_a_window() {
+fn a_session_requires_echo_mode() {
     let (_port, address) = reserve_port();
     for mode in [Mode::Hold, Mode::Churn] {
         let mut config = config(address);
@@ -136,7 +136,7 @@ fn other_modes_have_no_connections_that_outlast_a_window() {
 }
 
 #[test]
-fn a_line_of_standard_input_asks_for_a_window_and_its_end_for_the_end() {
+fn repeat_measures_a_window_per_input_line_until_end_of_file() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let (mut process, mut input) = repeat(&["-c", "3", "-m", "7", "--fail-if", "max<1h", &address]);
@@ -169,7 +169,7 @@ fn a_line_of_standard_input_asks_for_a_window_and_its_end_for_the_end() {
 }
 
 #[test]
-fn what_only_the_close_shows_is_told_and_fails_the_run() {
+fn a_finding_at_the_close_of_a_repeated_load_is_printed_and_fails_it() {
     let address = faulty_server(|_, stream| {
         echo(stream)?;
         stream.write_all(b"x")
@@ -187,7 +187,7 @@ fn what_only_the_close_shows_is_told_and_fails_the_run() {
 }
 
 #[test]
-fn a_repeated_load_without_a_window_says_what_failed_and_what_to_do() {
+fn a_repeated_load_without_a_window_prints_its_errors_and_a_hint() {
     let (_reserved, address) = reserve_port();
     let (process, input) = repeat(&["-c", "2", &address.to_string()]);
     drop(input);
@@ -198,7 +198,7 @@ fn a_repeated_load_without_a_window_says_what_failed_and_what_to_do() {
 }
 
 #[test]
-fn a_repeated_load_is_interrupted_in_a_window_and_between_them() {
+fn a_repeated_load_can_be_interrupted_in_a_window_and_between_windows() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     for signal in [Signal::INT, Signal::TERM] {
