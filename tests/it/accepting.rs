@@ -1,4 +1,4 @@
-//! Accepting: several addresses, bursts, limits, and a lack of descriptors.
+//! Accepting: several addresses, bursts, `max_connections`, and running out of descriptors.
 
 use std::fs;
 use std::io::Write;
@@ -15,7 +15,7 @@ use socket2::SockRef;
 #[cfg(target_os = "linux")]
 use crate::support::limit_descriptors;
 use crate::support::{
-    Process, assert_echoes, assert_ended, assert_receives, await_unread, connect, eventually, far_end, half_close,
+    Process, assert_echoes, assert_ended, assert_receives, await_unread, connect, eventually, half_close, server_end,
 };
 
 #[test]
@@ -51,8 +51,8 @@ fn connections_above_max_connections_wait_in_the_backlog() {
     let addresses: [SocketAddr; 2] = ["127.0.0.1:0", "127.0.0.1:0"].map(|address| address.parse().unwrap());
     let server = Server::bind(&addresses[..], config).unwrap().spawn().unwrap();
     let stats = || server.handle().stats();
-    let mut answered: Vec<_> = server.local_addrs().iter().map(|&address| connect(address)).collect();
-    for client in &mut answered {
+    let mut accepted: Vec<_> = server.local_addrs().iter().map(|&address| connect(address)).collect();
+    for client in &mut accepted {
         assert_echoes(client, b"hola");
     }
     let mut waiting: Vec<_> = (0..4).map(|number| connect(server.local_addrs()[number % 2])).collect();
@@ -60,51 +60,51 @@ fn connections_above_max_connections_wait_in_the_backlog() {
         client.write_all(b"adios").unwrap();
         await_unread(client, 5);
     }
-    // By these round trips the loop has had the others' connects before it.
-    for client in &mut answered {
+    // During these round trips the loop has polled, with the queued connections waiting.
+    for client in &mut accepted {
         assert_echoes(client, b"hola");
     }
     assert_eq!(stats().accepted, 2);
 
-    for client in &answered {
+    for client in &accepted {
         half_close(client);
     }
-    eventually("two more, as two have gone", || (stats().closed.total(), stats().accepted) == (2, 4));
-    // Which two is not promised, only that nobody waits without a reason, and nobody is forgotten.
-    let (answered, waiting): (Vec<_>, Vec<_>) =
-        waiting.into_iter().partition(|client| far_end(client).is_some_and(|end| end.is_accepted));
-    assert_eq!((answered.len(), waiting.len()), (2, 2));
-    for mut client in answered.into_iter().chain(waiting) {
+    eventually("two closed and two more accepted", || (stats().closed.total(), stats().accepted) == (2, 4));
+    // Which of the queued connections come first is not specified.
+    let (accepted, waiting): (Vec<_>, Vec<_>) =
+        waiting.into_iter().partition(|client| server_end(client).is_some_and(|end| end.is_accepted));
+    assert_eq!((accepted.len(), waiting.len()), (2, 2));
+    for mut client in accepted.into_iter().chain(waiting) {
         assert_receives(&mut client, b"adios");
         half_close(&client);
         assert_ended(&mut client);
     }
-    eventually("the end of all", || stats().closed.end_of_stream == 6);
+    eventually("six connections closed", || stats().closed.end_of_stream == 6);
 }
 
 #[test]
 #[cfg(target_os = "linux")]
 fn accepting_resumes_when_the_descriptor_limit_is_raised() {
-    let (server, answered, mut waiting) = run_out_of_descriptors(3, 5);
+    let (server, accepted, mut waiting) = run_out_of_descriptors(3, 5);
     limit_descriptors(&server, getrlimit(Resource::Nofile).maximum);
     for client in &mut waiting {
         assert_receives(client, b"hola");
     }
-    drop((answered, waiting));
+    drop((accepted, waiting));
     let ended = server.terminate();
     assert!(ended.summary().contains("8 connections accepted, 8 closed (8 end of stream)"), "{}", ended.summary());
-    assert_eq!(shortages_said(&ended.stdout), 0, "said once, and once more: {:?}", ended.stdout);
+    assert_eq!(descriptor_warnings(&ended.stdout), 0, "logged more than once: {:?}", ended.stdout);
 }
 
 #[test]
 #[cfg(target_os = "linux")]
 fn accepting_resumes_when_a_descriptor_is_freed() {
-    let (server, answered, mut waiting) = run_out_of_descriptors(3, 5);
-    for (left, next) in answered.into_iter().zip(&mut waiting) {
+    let (server, accepted, mut waiting) = run_out_of_descriptors(3, 5);
+    for (left, next) in accepted.into_iter().zip(&mut waiting) {
         drop(left);
         assert_receives(next, b"hola");
     }
-    assert!(waiting[3..].iter().all(|client| !far_end(client).unwrap().is_accepted));
+    assert!(waiting[3..].iter().all(|client| !server_end(client).unwrap().is_accepted));
     for index in 3..5 {
         half_close(&waiting[index - 3]);
         assert_receives(&mut waiting[index], b"hola");
@@ -112,12 +112,12 @@ fn accepting_resumes_when_a_descriptor_is_freed() {
     drop(waiting);
     let ended = server.terminate();
     assert!(ended.summary().contains("8 connections accepted, 8 closed (8 end of stream)"), "{}", ended.summary());
-    assert_eq!(shortages_said(&ended.stdout), 0, "said once, and once more: {:?}", ended.stdout);
+    assert_eq!(descriptor_warnings(&ended.stdout), 0, "logged more than once: {:?}", ended.stdout);
 }
 
-/// A server whose descriptors are enough for the first clients answered, while the others have connected, and sent `hola`.
+/// Starts a server with descriptors for the first `enough_for` clients. `too_many` more have connected and sent `hola`.
 ///
-/// It has said so, once so far, and has tried again several times.
+/// Returns once the server has logged the shortage and has retried several times.
 #[cfg(target_os = "linux")]
 #[track_caller]
 fn run_out_of_descriptors(enough_for: usize, too_many: usize) -> (Process, Vec<TcpStream>, Vec<TcpStream>) {
@@ -126,8 +126,8 @@ fn run_out_of_descriptors(enough_for: usize, too_many: usize) -> (Process, Vec<T
     let limit = (0..).filter(|number| !open.contains(number)).nth(enough_for);
     limit_descriptors(&server, limit);
 
-    let mut answered: Vec<_> = (0..enough_for).map(|_| connect(address)).collect();
-    for client in &mut answered {
+    let mut accepted: Vec<_> = (0..enough_for).map(|_| connect(address)).collect();
+    for client in &mut accepted {
         assert_echoes(client, b"hola");
     }
     let mut waiting: Vec<_> = (0..too_many).map(|_| connect(address)).collect();
@@ -138,13 +138,13 @@ fn run_out_of_descriptors(enough_for: usize, too_many: usize) -> (Process, Vec<T
     let line = server.line_with("cannot accept on");
     assert!(line.contains(" WARN ") && line.contains("Too many open files"), "{line}");
     let before = waits(&server);
-    eventually("several tries", || waits(&server) >= before + 4);
-    assert_echoes(&mut answered[0], b"hola");
-    assert!(waiting.iter().all(|client| !far_end(client).unwrap().is_accepted));
-    (server, answered, waiting)
+    eventually("four retries", || waits(&server) >= before + 4);
+    assert_echoes(&mut accepted[0], b"hola");
+    assert!(waiting.iter().all(|client| !server_end(client).unwrap().is_accepted));
+    (server, accepted, waiting)
 }
 
-/// How often the loop has waited: it runs on the main thread.
+/// Returns how many times the loop, which is the main thread, has blocked.
 #[cfg(target_os = "linux")]
 #[track_caller]
 fn waits(server: &Process) -> u64 {
@@ -154,7 +154,7 @@ fn waits(server: &Process) -> u64 {
 }
 
 #[cfg(target_os = "linux")]
-fn shortages_said(lines: &[String]) -> usize {
+fn descriptor_warnings(lines: &[String]) -> usize {
     lines.iter().filter(|line| line.contains("cannot accept")).count()
 }
 
@@ -166,7 +166,7 @@ fn accepted_sockets_have_the_configured_options() {
     for (arguments, nodelay, sizes) in [
         (&[][..], true, None),
         (&["--nagle"], false, None),
-        // Linux doubles them, for its own bookkeeping (socket(7)).
+        // Linux doubles the sizes (socket(7)).
         (&given, true, Some((48 * 1024, 96 * 1024))),
     ] {
         let (server, address) = Process::serve(arguments);
@@ -182,7 +182,7 @@ fn accepted_sockets_have_the_configured_options() {
     }
 }
 
-/// The process's descriptor of the other end of `client`.
+/// Returns a copy of the server's socket of `client`.
 #[cfg(target_os = "linux")]
 #[track_caller]
 fn descriptor_of(server: &Process, client: &TcpStream) -> OwnedFd {
@@ -195,5 +195,5 @@ fn descriptor_of(server: &Process, client: &TcpStream) -> OwnedFd {
     let mut copies = numbers
         .iter()
         .map(|&number| pidfd_getfd(&process, i32::try_from(number).unwrap(), PidfdGetfdFlags::empty()).unwrap());
-    copies.find(has_address).expect("the other end")
+    copies.find(has_address).expect("the server's socket")
 }

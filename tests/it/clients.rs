@@ -1,4 +1,4 @@
-//! Clients that people have: each shows its echo, and ends.
+//! Common clients: each must receive its echo, and exit.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use ecoloop::Config;
 
 use crate::support::{Ended, Process, TIMEOUT, eventually, serve};
 
-/// Starts a client, with its input in the test's hands.
+/// Starts a client, and returns it with its standard input.
 #[track_caller]
 fn start(program: &str, arguments: &[&str]) -> (Process, ChildStdin) {
     let mut command = Command::new(program);
@@ -18,25 +18,25 @@ fn start(program: &str, arguments: &[&str]) -> (Process, ChildStdin) {
     (process, input)
 }
 
-/// Gives a client a message that ends without a line's end, and then the end of its input. It must show that, and end.
+/// Sends a message without a newline, then ends the input. The client must print the message and exit.
 #[track_caller]
-fn assert_shows_the_echo((process, mut input): (Process, ChildStdin)) {
+fn assert_prints_the_echo((process, mut input): (Process, ChildStdin)) {
     input.write_all(b"hello").unwrap();
     drop(input);
     assert_succeeds(&process.wait(), &["hello"]);
 }
 
-/// Types at a client, and waits for each echo before the next line. Answers what else it shows.
+/// Types lines at a client, and waits for the echo of each. Returns the other lines that the client prints.
 #[track_caller]
-fn drive(process: &mut Process, input: &mut ChildStdin) -> Vec<String> {
-    let mut others = Vec::new();
+fn type_lines(process: &mut Process, input: &mut ChildStdin) -> Vec<String> {
+    let mut other_lines = Vec::new();
     for line in ["hola", "¿qué tal?", "adiós"] {
         writeln!(input, "{line}").unwrap();
-        let mut shown = process.lines_through(line);
-        assert_eq!(shown.pop().unwrap(), line);
-        others.extend(shown);
+        let mut lines = process.lines_through(line);
+        assert_eq!(lines.pop().unwrap(), line);
+        other_lines.extend(lines);
     }
-    others
+    other_lines
 }
 
 #[track_caller]
@@ -50,13 +50,13 @@ fn host_and_port(address: SocketAddr) -> [String; 2] {
 }
 
 #[test]
-#[ignore = "needs nc of OpenBSD, for its -N"]
+#[ignore = "needs the nc of OpenBSD, which has -N"]
 fn nc_receives_the_echo_and_exits() {
     let server = serve(Config::default());
     let [ip, port] = host_and_port(server.local_addr());
-    assert_shows_the_echo(start("nc", &["-N", &ip, &port]));
+    assert_prints_the_echo(start("nc", &["-N", &ip, &port]));
     let (mut client, mut input) = start("nc", &["-N", &ip, &port]);
-    assert!(drive(&mut client, &mut input).is_empty());
+    assert!(type_lines(&mut client, &mut input).is_empty());
     drop(input);
     assert_succeeds(&client.wait(), &[]);
 }
@@ -66,11 +66,11 @@ fn nc_receives_the_echo_and_exits() {
 fn socat_receives_the_echo_and_exits() {
     let server = serve(Config::default());
     let target = format!("TCP:{}", server.local_addr());
-    // How long it waits for the other end after its own input has ended.
+    // -t: how long socat waits for the server's FIN after the end of its own input.
     let timeout = TIMEOUT.as_secs().to_string();
-    assert_shows_the_echo(start("socat", &["-t", &timeout, "-", &target]));
+    assert_prints_the_echo(start("socat", &["-t", &timeout, "-", &target]));
     let (mut client, mut input) = start("socat", &["-t", &timeout, "-", &target]);
-    assert!(drive(&mut client, &mut input).is_empty());
+    assert!(type_lines(&mut client, &mut input).is_empty());
     drop(input);
     assert_succeeds(&client.wait(), &[]);
 }
@@ -81,17 +81,17 @@ fn telnet_receives_the_echo() {
     let server = serve(Config::default());
     let [ip, port] = host_and_port(server.local_addr());
     let (mut client, mut input) = start("telnet", &[&ip, &port]);
-    let others = drive(&mut client, &mut input);
+    let others = type_lines(&mut client, &mut input);
     assert!(others.contains(&format!("Connected to {ip}.")), "{others:?}");
-    // It ends with its input, and calls that a failure.
+    // telnet exits at the end of its input, with status 1.
     drop(input);
     client.wait();
     let handle = server.handle();
-    eventually("the end of its connection", || handle.stats().open() == 0);
+    eventually("no open connection", || handle.stats().open() == 0);
     assert_eq!(handle.stats().closed.end_of_stream, 1);
 }
 
-/// Runs a Python client, which must end in order.
+/// Runs a Python client, which must exit with status 0.
 #[track_caller]
 fn assert_runs_in_python(script: &str) {
     let server = serve(Config::default());

@@ -1,4 +1,4 @@
-//! The server's own ends: drain, stop, and closing those on which nothing moves.
+//! What the server closes: drain, stop, and the idle timeout.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,11 +14,11 @@ use crate::support::{
     pattern, reset, stall,
 };
 
-/// An address that no other test listens on, and that a client does not send from: the port that a drain gives back stays
-/// free, and no connect to it can meet itself.
+/// An address of these tests alone: once a drain has released a port, no other test takes it, and no client gets it and
+/// connects to itself.
 const ADDRESS: &str = "127.0.0.2:0";
 
-/// Above what any test takes: what ends before it, ends for another reason.
+/// Longer than any test: what ends earlier ends for another reason.
 const NEVER: Duration = Duration::from_secs(3600);
 
 fn bind(drain_timeout: Duration) -> Server {
@@ -57,7 +57,7 @@ fn draining_accepts_at_most_max_connections_and_the_backlog() {
     backlog_of_two.backlog = 2;
     for config in [two_at_once, backlog_of_two] {
         let server = Server::bind(ADDRESS, config).unwrap();
-        // The kernel holds one more than the backlog.
+        // The kernel queues one connection more than the backlog (listen(2) on Linux).
         let mut waiting: Vec<_> = (0..3).map(|_| connect(server.local_addr())).collect();
         for client in &waiting {
             await_unread(client, 0);
@@ -65,7 +65,7 @@ fn draining_accepts_at_most_max_connections_and_the_backlog() {
         server.handle().drain();
         let server = server.spawn().unwrap();
         let mut dropped = waiting.pop().unwrap();
-        // Unlike `read` it tries again when interrupted, as where the machine is suspended (signal(7)).
+        // Unlike `read` it retries after EINTR, which suspending the machine causes (signal(7)).
         assert_eq!(dropped.read_to_end(&mut Vec::new()).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         for client in &mut waiting {
             assert_echoes(client, b"hola");
@@ -81,7 +81,7 @@ fn draining_without_connections_finishes_in_one_turn() {
     server.handle().drain();
     assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Finished);
     assert_refused(server.local_addr());
-    // And stays over.
+    // Further turns return the same.
     assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Finished);
     assert_eq!(server.report().stats.accepted, 0);
 }
@@ -101,7 +101,7 @@ fn draining_closes_a_connection_after_100_ms_of_silence() {
     assert_eq!((stats.closed.drained, stats.closed.total()), (1, 1));
 }
 
-/// The looks for idleness count silence too, at another pace.
+/// The idle timeout counts silence too, at another pace.
 #[test]
 fn silence_before_the_drain_does_not_count() {
     let mut config = Config::default();
@@ -109,7 +109,7 @@ fn silence_before_the_drain_does_not_count() {
     config.idle_timeout = Some(Duration::from_millis(200));
     let mut server = Server::bind(ADDRESS, config).unwrap();
     let mut client = connect(server.local_addr());
-    // The newcomer, its first event, and then a turn for each look: one fewer than would close it.
+    // The accept, the first event, and a turn for each idle check: one fewer than would close the connection.
     for _ in 0..5 {
         assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
     }
@@ -122,7 +122,7 @@ fn silence_before_the_drain_does_not_count() {
     assert_eq!(join(server).stats.closed.drained, 1);
 }
 
-/// On one thread, so that a loaded machine holds up the client no longer than the server.
+/// On one thread, so that a loaded machine delays the client no longer than the server.
 #[test]
 fn draining_keeps_echoing_active_connections() {
     let recorder = Recorder::default();
@@ -151,7 +151,7 @@ fn draining_flushes_pending_output_before_closing() {
     let sent = stall(&client, &message, &mut other, &server.handle());
     half_close(&client);
     server.handle().drain();
-    // The drain is past its silence.
+    // Once another connection is closed, 100 ms of silence have passed for this one too.
     assert_ended(&mut other);
     half_close(&other);
     assert_receives(&mut client, &message[..sent]);
@@ -160,21 +160,21 @@ fn draining_flushes_pending_output_before_closing() {
     assert_eq!((stats.closed.drained, stats.closed.end_of_stream, stats.discarded), (1, 1, 0));
 }
 
-/// Closing with unread input would send RST, and take with it what the peer has not read yet.
+/// Closing with unread input would send RST, and the client would lose what it has not read yet.
 #[test]
 fn input_after_the_servers_fin_is_discarded_and_no_output_is_lost() {
     let server = bind(NEVER).spawn().unwrap();
     let stats = || server.handle().stats();
-    // More than the client's buffer holds, and less than the server's: all of it is sent, and some waits in the kernel.
+    // More than the client's receive buffer holds and less than the server's send buffer: part of it waits in the kernel.
     let mut client = connect_with_buffers(server.local_addr(), 16 * 1024);
     let message = pattern(64_000);
     client.write_all(&message).unwrap();
-    eventually("its echo", || stats().bytes_out == message.len() as u64);
+    eventually("the echo written", || stats().bytes_out == message.len() as u64);
     server.handle().drain();
     await_state(&client, TcpState::FinWait1);
 
     client.write_all(b"too late").unwrap();
-    eventually("its end", || stats().discarded == 8);
+    eventually("eight bytes discarded", || stats().discarded == 8);
     assert_receives(&mut client, &message);
     assert_ended(&mut client);
     client.write_all(b"much too late").unwrap();
@@ -279,7 +279,7 @@ fn the_exit_status_is_0_after_the_drain_timeout() {
     assert_ended(&mut client);
 }
 
-/// On one thread, so that a loaded machine holds up the client no longer than the server.
+/// On one thread, so that a loaded machine delays the client no longer than the server.
 #[test]
 fn the_idle_timeout_closes_only_idle_connections() {
     let idle_timeout = Duration::from_millis(200);
@@ -314,13 +314,13 @@ fn the_idle_timeout_closes_only_idle_connections() {
     assert_eq!(closed, [(silent_address, Event::Closed(CloseReason::Idle))]);
     assert_ended(&mut silent);
 
-    // Once it moves nothing more, it goes too.
+    // Without traffic the other connection is closed too.
     turn_until(&mut server, || recorder.take().iter().any(|(_, event)| *event == Event::Closed(CloseReason::Idle)));
     assert_ended(&mut moves);
     assert_eq!(server.report().stats.closed.idle, 2);
 }
 
-/// The binary on [`ADDRESS`].
+/// Starts the binary on [`ADDRESS`].
 #[track_caller]
 fn serve(drain_timeout: Duration) -> (Process, SocketAddr) {
     let drain_timeout = format!("{}ms", drain_timeout.as_millis());
@@ -339,7 +339,7 @@ fn turn_until<O: Observer>(server: &mut Server<O>, mut condition: impl FnMut() -
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}");
-        // What the condition waits for may have come with the deadline, before the wait.
+        // A short wait: a deadline may have made the condition true before the poll.
         assert_eq!(server.turn(Some(Duration::from_millis(10))).unwrap(), Turn::Running);
     }
 }

@@ -1,4 +1,4 @@
-//! Readable, pending, writable, drained, end of stream: what comes in goes out.
+//! The echo: messages and buffers of any size, pending output, half-close, urgent data.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -72,7 +72,7 @@ fn all_data_before_a_half_close_is_echoed() {
 
 #[test]
 fn pending_output_is_flushed_after_a_half_close() {
-    // The system's own buffers: there is room for megabytes in them.
+    // With the default socket buffers, which hold megabytes.
     let server = serve(Config::default());
     let mut other = connect(server.local_addr());
     let mut client = connect(server.local_addr());
@@ -95,22 +95,22 @@ fn a_client_that_never_reads_stalls_only_itself() {
     for length in [1, 1000, 10_000] {
         for _ in 0..100 {
             assert_echoes(&mut other, &pattern(length));
-            // The other's own echo is on its way too, for all that the counters know.
+            // The counters may include the echo of `other`.
             assert!(pending(&handle) <= 1024 + length as u64, "{:?}", handle.stats());
         }
     }
 
-    // It reads after all, and nothing is lost.
+    // Once it reads, it receives every byte.
     exchange(&client, &message, sent);
 }
 
-/// How many bytes the server keeps at most.
+/// Returns the bytes that were received and not yet sent.
 fn pending(handle: &Handle) -> u64 {
     let stats = handle.stats();
     stats.bytes_in.saturating_sub(stats.bytes_out)
 }
 
-/// Sends what is left of `message` after the first `sent` bytes, then FIN, while all of it comes back, and then FIN.
+/// Sends `message[sent..]` and FIN, and at the same time reads the echo of the whole message and FIN.
 #[track_caller]
 fn exchange(client: &TcpStream, message: &[u8], sent: usize) {
     let mut reader = client.try_clone().unwrap();
@@ -137,7 +137,7 @@ fn data_after_urgent_data_is_echoed() {
     assert_ended(&mut client);
 }
 
-/// A read stops at the mark: short, and yet not the last.
+/// A read stops at the urgent mark: it is short, and yet more data follows.
 #[test]
 fn data_after_urgent_data_in_the_same_edge_is_echoed() {
     let (server, address) = Process::serve(&[]);
@@ -165,7 +165,7 @@ fn data_after_urgent_data_in_the_same_edge_is_echoed() {
     }
 }
 
-/// The urgent byte itself is not part of the stream (tcp(7), `SO_OOBINLINE` unset).
+/// The urgent byte is not part of the stream without `SO_OOBINLINE` (tcp(7)).
 #[track_caller]
 fn send_around_urgent_data(client: &mut TcpStream) {
     client.write_all(b"before").unwrap();

@@ -1,4 +1,4 @@
-//! End of stream, reset, broken pipe; and signals that end nothing.
+//! End of stream, reset, broken pipe; and signals that close nothing.
 
 use std::io::Write;
 
@@ -23,7 +23,7 @@ fn end_of_stream_closes_only_that_connection() {
     assert_echoes(&mut client, b"hola");
     half_close(&client);
     assert_ended(&mut client);
-    eventually("the end of it", || server.handle().stats().closed.end_of_stream == 1);
+    eventually("the close", || server.handle().stats().closed.end_of_stream == 1);
     assert_echoes(&mut other, b"adios");
 
     let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
@@ -44,7 +44,7 @@ fn a_reset_closes_only_that_connection() {
     let mut client = connect(server.local_addr());
     assert_echoes(&mut client, b"hola");
     reset(client);
-    eventually("the end of it", || server.handle().stats().closed.reset == 1);
+    eventually("the close", || server.handle().stats().closed.reset == 1);
     assert_echoes(&mut other, b"adios");
 
     let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
@@ -60,7 +60,7 @@ fn a_reset_with_pending_output_closes_only_that_connection() {
     let client = connect_narrow(server.local_addr());
     stall(&client, &pattern(2 << 20), &mut other, &handle);
     reset(client);
-    eventually("the end of it", || handle.stats().closed.reset == 1);
+    eventually("the close", || handle.stats().closed.reset == 1);
     assert_echoes(&mut other, b"hola");
     assert_eq!(handle.stats().closed.total(), 1);
 }
@@ -74,7 +74,7 @@ fn a_reset_after_a_half_close_with_pending_output_closes_only_that_connection() 
     stall(&client, &pattern(2 << 20), &mut other, &handle);
     half_close(&client);
     reset(client);
-    eventually("the end of it", || handle.stats().closed.reset == 1);
+    eventually("the close", || handle.stats().closed.reset == 1);
     assert_echoes(&mut other, b"hola");
     assert_eq!(handle.stats().closed.total(), 1);
 }
@@ -88,11 +88,11 @@ fn two_thousand_resets_before_any_data_leak_no_descriptor() {
     for _ in 0..2000 {
         reset(connect(address));
     }
-    // Whoever comes last is accepted last.
+    // Connections are accepted in their order: once this one is echoed, all resets were accepted.
     let mut last = connect(address);
     assert_echoes(&mut last, b"hola");
     drop(last);
-    eventually("the descriptors of before", || server.descriptors() == descriptors);
+    eventually("only the descriptors of before", || server.descriptors() == descriptors);
     assert_echoes(&mut other, b"hola");
     drop(other);
     let ended = server.terminate();
@@ -100,7 +100,7 @@ fn two_thousand_resets_before_any_data_leak_no_descriptor() {
     assert!(ended.summary().contains(counts), "{}", ended.summary());
 }
 
-/// The edge tells of both at once, and of nothing after.
+/// They make one readable event, and none follows.
 #[test]
 fn data_and_fin_in_one_edge_are_both_handled() {
     let (server, address) = Process::serve(&[]);
@@ -126,7 +126,7 @@ fn data_and_fin_in_one_edge_are_both_handled() {
     assert!(ended.summary().contains(", 12 closed (12 end of stream), "), "{}", ended.summary());
 }
 
-/// The peer's FIN came first, so its RST makes the write fail with `EPIPE`.
+/// The client's FIN arrives before its RST, so the write fails with `EPIPE`.
 #[test]
 fn a_broken_pipe_counts_as_a_reset_of_that_connection_only() {
     let (server, address) = Process::serve(&[]);
@@ -172,7 +172,7 @@ fn sighup_sigpipe_and_sigcont_do_not_disturb_the_echo() {
             server.signal(signal);
             assert_echoes(&mut client, message);
         }
-        // The wait for events ends with EINTR.
+        // SIGSTOP and SIGCONT interrupt epoll_wait(2) with EINTR.
         server.pause();
         server.resume();
         assert_echoes(&mut client, message);

@@ -1,4 +1,4 @@
-//! Turns: who is served in one, how much, and what is left for the next.
+//! Fairness of a turn: reads and accepts per turn, and what the next turn continues.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -45,7 +45,7 @@ fn a_turn_reads_reads_per_turn_times_and_the_next_continues_without_an_event() {
     for client in &mut clients {
         assert_receives(client, &message);
     }
-    // Each edge is spent, once that was found out: there is nothing to do but wait.
+    // Every connection has read `WouldBlock`: no work is left.
     turn(&mut server);
     assert_eq!(recorder.take(), []);
     assert_eq!(server.next_deadline(), None);
@@ -78,8 +78,8 @@ fn a_connect_storm_does_not_starve_open_connections() {
     let (peer, _) = recorder.take()[0];
 
     let storm: Vec<_> = (0..30).map(|_| connect(server.local_addr())).collect();
-    for newcomer in &storm {
-        await_unread(newcomer, 0);
+    for connection in &storm {
+        await_unread(connection, 0);
     }
     for _ in &storm {
         client.write_all(b"hola").unwrap();
@@ -100,7 +100,7 @@ fn a_key_is_not_reused_in_the_turn_that_freed_it() {
     turn(&mut server);
     let (old_peer, _) = recorder.take()[0];
 
-    // One turn finds the old one's end, and a newcomer.
+    // One turn sees the old connection's FIN and a new connection.
     half_close(&old);
     await_state(&old, TcpState::CloseWait);
     let mut new = connect(server.local_addr());
@@ -112,14 +112,14 @@ fn a_key_is_not_reused_in_the_turn_that_freed_it() {
     assert_eq!(
         events,
         [(old_peer, Event::Ended), (old_peer, Event::Closed(CloseReason::EndOfStream)), (new_peer, Event::Opened)],
-        "the premise: closed and accepted in one turn"
+        "not closed and accepted in one turn"
     );
     assert_ne!(new_peer.key, old_peer.key);
 
     turn(&mut server);
     assert_eq!(recorder.take(), [(new_peer, Event::Received(4))]);
     assert_receives(&mut new, b"hola");
-    // From the next turn on it is: the slab does not grow with every connection.
+    // The next turn reuses the key, so that the slab does not grow with every connection.
     let mut newest = connect(server.local_addr());
     newest.write_all(b"hola de nuevo").unwrap();
     await_unread(&newest, 13);
@@ -135,14 +135,14 @@ fn a_key_is_not_reused_in_the_turn_that_freed_it() {
 #[test]
 fn a_flooding_client_does_not_starve_a_hundred_others() {
     let server = serve(Config::default());
-    let blaster = connect(server.local_addr());
+    let flooder = connect(server.local_addr());
     let mut pingers: Vec<_> = (0..100).map(|_| connect(server.local_addr())).collect();
     let echoed = AtomicU64::new(0);
     let enough = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| blast(&blaster, &enough));
-        scope.spawn(|| count(&blaster, &echoed));
-        // So that a failure below ends the threads too, which the scope waits for.
+        scope.spawn(|| flood(&flooder, &enough));
+        scope.spawn(|| count(&flooder, &echoed));
+        // A failure below must end the threads too, because the scope joins them.
         let _enough = SetOnDrop(&enough);
         let another_megabyte = || {
             let before = echoed.load(Ordering::Relaxed);
@@ -150,12 +150,12 @@ fn a_flooding_client_does_not_starve_a_hundred_others() {
         };
 
         another_megabyte();
-        for round in 0..30_u8 {
+        for message in 0..30_u8 {
             for pinger in &mut pingers {
-                pinger.write_all(&[round; 64]).unwrap();
+                pinger.write_all(&[message; 64]).unwrap();
             }
             for pinger in &mut pingers {
-                assert_receives(pinger, &[round; 64]);
+                assert_receives(pinger, &[message; 64]);
             }
         }
         another_megabyte();
@@ -163,21 +163,21 @@ fn a_flooding_client_does_not_starve_a_hundred_others() {
     assert_echoes(&mut pingers[0], b"adios");
 }
 
-fn blast(mut blaster: &TcpStream, enough: &AtomicBool) {
+fn flood(mut flooder: &TcpStream, enough: &AtomicBool) {
     let message = pattern(64 * 1024);
     while !enough.load(Ordering::Relaxed) {
-        blaster.write_all(&message).unwrap();
+        flooder.write_all(&message).unwrap();
     }
-    half_close(blaster);
+    half_close(flooder);
 }
 
-fn count(mut blaster: &TcpStream, echoed: &AtomicU64) {
+fn count(mut flooder: &TcpStream, echoed: &AtomicU64) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        match blaster.read(&mut buffer) {
+        match flooder.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => drop(echoed.fetch_add(n as u64, Ordering::Relaxed)),
-            // A read with a timeout is, where the machine is suspended (signal(7)).
+            // Suspending the machine interrupts a read that has a timeout (signal(7)).
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => panic!("{error}"),
         }
@@ -192,10 +192,10 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// One turn, for which there must be a reason: without one it would wait for [`TIMEOUT`] to be out.
+/// Runs one turn, which must not block: without an event or work left over it would wait until [`TIMEOUT`].
 #[track_caller]
 fn turn<O: Observer>(server: &mut Server<O>) {
     let start = Instant::now();
     assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
-    assert!(start.elapsed() < TIMEOUT / 2, "nothing made this turn");
+    assert!(start.elapsed() < TIMEOUT / 2, "the turn has waited for its timeout");
 }

@@ -1,4 +1,4 @@
-//! `ecoloop load` where ports are few: in a network namespace with a range of its own.
+//! `ecoloop load` with few ports: in a network namespace with its own `ip_local_port_range`.
 
 use std::process::{Command, Stdio};
 
@@ -9,11 +9,11 @@ use crate::support::{Process, ecoloop};
 
 const ADDRESS: &str = "127.0.0.1:5000";
 
-/// A network namespace of one test. Dropped, it is gone.
+/// A network namespace of one test, which is deleted when dropped.
 struct Namespace(String);
 
 impl Namespace {
-    /// With these ports for connections.
+    /// Creates one with `ports` as its `ip_local_port_range`.
     #[track_caller]
     fn new(test: &str, ports: &str) -> Self {
         let namespace = Self(format!("ecoloop-{}-{test}", std::process::id()));
@@ -71,65 +71,66 @@ fn errors(report: &Report) -> Vec<(Phase, ErrorName, u64)> {
 }
 
 #[test]
-#[ignore = "needs root, for a network namespace with a single port"]
+#[ignore = "needs root: it makes a network namespace with a single port"]
 fn a_self_connect_is_an_error() {
     let namespace = Namespace::new("self", "20000 20000");
-    // Nobody listens, and the system has but the port of the target to connect from.
+    // There is no listener, and the only port to connect from is the target's.
     let report = namespace.load(&["-d", "100ms", "127.0.0.1:20000"]);
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::SelfConnect, 1)]);
     assert_eq!((report.verdict, report.connections.verified), (Verdict::Fail, 0));
-    // Chosen here, that port is passed over.
+    // With `--source` the load generator chooses the port, and skips the target's.
     let report = namespace.load(&["-d", "100ms", "--source", "127.0.0.1", "127.0.0.1:20000"]);
     assert_eq!(errors(&report), [(Phase::Bind, ErrorName::NoPorts, 1)]);
 }
 
 #[test]
-#[ignore = "needs root, for a network namespace with a port range of 2000"]
+#[ignore = "needs root: it makes a network namespace with 2000 ports"]
 fn churn_never_runs_out_of_ports() {
     let namespace = Namespace::new("churn", "20000 21999");
     let _server = namespace.serve(&[ADDRESS]);
-    // Those that the system chose wait before those that are chosen here, which take them over.
+    // First without `--source`: the ports that it leaves in TIME_WAIT can be reused by the runs with `--source`.
     for close in ["rst", "fin"] {
         for sources in [&[][..], &["--source", "127.0.0.1"], &["--source", "127.0.0.2-127.0.0.3"]] {
             let arguments = ["--mode", "churn", "-c", "50", "-d", "3s", "--close", close, ADDRESS];
             let report = namespace.load(&[&arguments, sources].concat());
             assert_eq!((errors(&report), report.verdict), (vec![], Verdict::Pass), "{close} {sources:?}");
             let connections = report.connections;
-            assert!(connections.verified > 2000, "this has shown nothing: {close} {sources:?} {connections:?}");
+            assert!(connections.verified > 2000, "no port was reused: {close} {sources:?} {connections:?}");
         }
     }
 }
 
 #[test]
-#[ignore = "needs root, for a network namespace with a port range of 200"]
+#[ignore = "needs root: it makes a network namespace with 200 ports"]
 fn churn_without_a_free_port_reports_no_ports() {
     let namespace = Namespace::new("none", "20000 20199");
     let _server = namespace.serve(&[ADDRESS]);
     let churn = |more: &[&str]| namespace.load(&[&["--mode", "churn", "-c", "50", "-d", "1s", ADDRESS], more].concat());
     assert!(churn(&["--source", "127.0.0.1"]).connections.verified > 200);
-    // The system gives nobody a port that was bound, while it waits.
+    // The kernel does not assign a port that was bound explicitly while it is in TIME_WAIT.
     let report = churn(&[]);
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::NoPorts, 1)]);
     assert_eq!((report.verdict, report.connections.opened_total), (Verdict::Fail, 0));
 }
 
 #[test]
-#[ignore = "needs root, for a network namespace with a port range of 200"]
+#[ignore = "needs root: it makes a network namespace with 200 ports"]
 fn each_source_and_target_pair_uses_the_whole_port_range() {
     let namespace = Namespace::new("pairs", "20000 20199");
     let targets = [ADDRESS, "127.0.0.1:5001"];
     let _server = namespace.serve(&targets);
-    for (source, targets, asked, held) in [
+    for (source, targets, requested, held) in [
         ("127.0.0.1-127.0.0.3", &targets[..1], 550, 550),
         ("127.0.0.1", &targets[..], 350, 350),
         ("127.0.0.0/30", &targets[..], 700, 700),
         ("127.0.0.1", &targets[..1], 250, 200),
     ] {
-        // RST, so that nothing waits for the next.
-        let count = asked.to_string();
+        // RST leaves no port in TIME_WAIT for the next run.
+        let count = requested.to_string();
         let arguments = ["-m", "2", "--close", "rst", "-c", &count, "--source", source];
         let report = namespace.load(&[&arguments, targets].concat());
-        let expected = if held < asked { vec![(Phase::Bind, ErrorName::NoPorts, asked - held)] } else { vec![] };
+        let expected =
+            if held < requested { vec![(Phase::Bind, ErrorName::NoPorts, requested - held)] } else { vec![] };
         assert_eq!((report.connections.held, errors(&report)), (held, expected), "{source} to {targets:?}");
         assert_eq!(report.messages.verified, held * 2);
     }

@@ -1,4 +1,4 @@
-//! Failures that the kernel shows nobody on demand: strace puts them in its place.
+//! System calls that fail, which strace injects.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::support::limit_descriptors;
 use crate::support::{Ended, Process, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, pattern};
 
-/// Of each two calls, the first fails.
+/// Every other call fails, from the first on.
 const EVERY_OTHER: &str = "when=1+2";
 
 #[test]
@@ -27,7 +27,7 @@ fn accept_errors_of_a_single_connection_are_ignored() {
         "EOPNOTSUPP",
         "ENETUNREACH",
     ] {
-        let ended = serve_all_though(&format!("accept4:error={error}:{EVERY_OTHER}"));
+        let ended = serve_five_clients_with(&format!("accept4:error={error}:{EVERY_OTHER}"));
         assert_eq!(warnings(&ended), [""; 0], "{error}");
     }
 }
@@ -36,7 +36,7 @@ fn accept_errors_of_a_single_connection_are_ignored() {
 #[ignore = "needs strace"]
 fn other_accept_errors_are_logged_once_and_retried() {
     for error in ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EINVAL", "EIO"] {
-        let ended = serve_all_though(&format!("accept4:error={error}:{EVERY_OTHER}"));
+        let ended = serve_five_clients_with(&format!("accept4:error={error}:{EVERY_OTHER}"));
         let warnings = warnings(&ended);
         assert!(matches!(warnings[..], [one] if one.contains("cannot accept on 127.0.0.1:")), "{error}: {warnings:?}");
     }
@@ -60,14 +60,14 @@ fn running_out_of_descriptors_is_logged_right_after_another_accept_error() {
 #[ignore = "needs strace"]
 fn interrupted_system_calls_are_retried() {
     let calls = "accept4,recvfrom,sendto,?epoll_wait,?epoll_pwait";
-    // The last calls are spared: SIGTERM's handler may send from the same thread, and does not expect what never happens to it.
-    let ended = serve_all_though(&format!("{calls}:error=EINTR:when=1..19+2"));
+    // The last calls do not fail: the handler of SIGTERM may send from the same thread, and does not retry.
+    let ended = serve_five_clients_with(&format!("{calls}:error=EINTR:when=1..19+2"));
     assert_eq!(warnings(&ended), [""; 0]);
 }
 
-/// Serves five clients, and ends in order.
+/// Serves five clients while `fault` is injected, and terminates the server.
 #[track_caller]
-fn serve_all_though(fault: &str) -> Ended {
+fn serve_five_clients_with(fault: &str) -> Ended {
     let (server, address) = serve(fault, &[]);
     let mut clients: [_; 5] = std::array::from_fn(|_| connect(address));
     for client in &mut clients {
@@ -117,7 +117,7 @@ fn a_failed_read_or_write_closes_only_that_connection() {
 #[test]
 #[ignore = "needs strace"]
 fn a_connection_that_cannot_be_registered_leaks_neither_descriptor_nor_key() {
-    // The calls before: the waker, the listener, the first connection.
+    // The earlier calls register the waker, the listener and the first connection.
     let (mut server, address) = serve("epoll_ctl:error=ENOSPC:when=4", &["--max-connections", "2"]);
     let mut first = connect(address);
     assert_echoes(&mut first, b"hola");
@@ -127,9 +127,9 @@ fn a_connection_that_cannot_be_registered_leaks_neither_descriptor_nor_key() {
     assert_ended(&mut dropped);
     let said = server.line_with(" WARN ");
     assert!(said.contains(&format!("cannot serve {}", dropped.local_addr().unwrap())), "{said}");
-    eventually("its descriptor closed", || server.descriptors() == descriptors);
+    eventually("the descriptor closed", || server.descriptors() == descriptors);
 
-    // The next takes its place: below the limit of two, and under the same key.
+    // The next connection is accepted within the limit of two, and gets the key of the dropped one.
     let mut next = connect(address);
     assert_echoes(&mut next, b"hola");
     half_close(&first);
@@ -150,24 +150,24 @@ fn churn_pauses_after_a_failed_registration() {
 
     let server = crate::support::serve(ecoloop::Config::default());
     let address = server.local_addr().to_string();
-    // The calls before: the timer, the waker.
+    // The earlier calls register the timer and the waker.
     let churn = ["load", "--mode", "churn", "-c", "5", "-d", "500ms", "--json", "-", &address];
     let ended = Process::start(strace("epoll_ctl:error=ENOSPC:when=3+", &churn)).wait();
     let report = Report::from_json(&ended.stdout[0]).unwrap();
     let [error] = &report.errors[..] else { panic!("not one error: {:?}", report.errors) };
     assert_eq!((report.verdict, error.phase), (Verdict::Fail, Phase::Connect));
-    // 10 ms, as docs/load-testing.md has it.
+    // The pause is 10 ms (docs/load-testing.md).
     assert!((2..=51).contains(&error.count), "{error:?}");
 }
 
-/// The key that a line of `-vv` names.
+/// Returns the key that a line of `-vv` names.
 #[track_caller]
 fn key(line: &str) -> usize {
     let (key, _) = line.split_once("key ").unwrap().1.split_once(':').unwrap();
     key.parse().unwrap()
 }
 
-/// Serves, with a fault in its system calls.
+/// Starts a server with `fault` injected into its system calls.
 #[track_caller]
 fn serve(fault: &str, arguments: &[&str]) -> (Process, SocketAddr) {
     let mut process = Process::start(strace(fault, &[&["127.0.0.1:0", "-vv"], arguments].concat()));
@@ -175,10 +175,9 @@ fn serve(fault: &str, arguments: &[&str]) -> (Process, SocketAddr) {
     (process, address)
 }
 
-/// The binary with a fault of strace(1), `--inject`, in its system calls.
+/// Returns a command that runs the binary under `strace --inject`.
 ///
-/// strace stands aside (`-D`), so that the process started here is the binary; and it follows no thread but the first, which is
-/// the loop.
+/// With `-D` the child process is the binary, not strace. Without `-f` strace traces only the main thread, which is the loop.
 fn strace(fault: &str, arguments: &[&str]) -> Command {
     let ecoloop = ecoloop(arguments);
     let mut command = Command::new("strace");
@@ -195,7 +194,7 @@ fn strace(fault: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// What it has warned of, and nobody has waited for.
+/// Returns the warnings that the test has not waited for.
 fn warnings(ended: &Ended) -> Vec<&str> {
     ended.stdout.iter().map(String::as_str).filter(|line| line.contains(" WARN ")).collect()
 }

@@ -1,4 +1,4 @@
-//! What the library promises to those who embed it.
+//! The library: `bind`, `run`, `turn` and its deadline, `spawn`, handles, observers and counters.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
@@ -19,11 +19,11 @@ use crate::support::{
     ends_by_itself, eventually, half_close, is_listening, join, narrow, pattern, reset, serve,
 };
 
-/// An address that no other test listens on, and that no client sends from: a port of it that was given back stays free.
+/// An address of these tests alone: once a server has released a port, no other test or client takes it.
 const ADDRESS: &str = "127.0.0.3:0";
 
-/// A drain that is not over before the test is.
-fn patient() -> Config {
+/// A drain timeout that no test reaches.
+fn long_drain() -> Config {
     let mut config = Config::default();
     config.drain_timeout = TIMEOUT;
     config
@@ -34,15 +34,15 @@ fn bind(config: Config) -> Server {
     Server::bind(ADDRESS, config).unwrap()
 }
 
-/// Echoes sixteen bytes at a time, and one such time a turn.
-fn one_small_read_a_turn() -> Config {
+/// Reads at most 16 bytes per turn and connection.
+fn one_small_read_per_turn() -> Config {
     let mut config = Config::default();
     config.buffer_size = 16;
     config.reads_per_turn = 1;
     config
 }
 
-/// Turns, each of which waits as long as the server has reason to, until `condition` holds.
+/// Runs turns without a timeout until `condition` holds.
 #[track_caller]
 fn turn_until<O: Observer>(server: &mut Server<O>, mut condition: impl FnMut(&Server<O>) -> bool) {
     let start = Instant::now();
@@ -58,7 +58,7 @@ fn turn<O: Observer>(server: &mut Server<O>) -> Turn {
     ends_by_itself(move || handle.stop(), || server.turn(None).unwrap())
 }
 
-// ---- where it listens ----
+// ---- bind and from_listener ----
 
 #[test]
 fn bind_listens_on_every_address_of_a_name() {
@@ -95,14 +95,14 @@ fn if_one_address_cannot_be_bound_none_is_served() {
     assert!(error.to_string().starts_with(&format!("cannot listen on {second}: ")), "{error}");
 
     assert_eq!(TcpStream::connect(first).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    // Without SO_REUSEADDR it would not do if any socket had it still.
+    // Without SO_REUSEADDR this fails if any socket still has the address.
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&first.into()).unwrap();
 }
 
 #[test]
 fn the_error_of_bind_names_the_address() {
-    // Of the block that is for documentation (RFC 5737): nobody has it.
+    // An address of the documentation block, which no machine has (RFC 5737).
     let error = Server::bind("192.0.2.1:0", Config::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
     assert!(error.to_string().starts_with("cannot listen on 192.0.2.1:0: "), "{error}");
@@ -116,7 +116,7 @@ fn bind_without_an_address_is_invalid_input() {
 
 #[test]
 fn ipv4_and_ipv6_wildcards_share_a_port() {
-    // A port that is free for the one may be taken for the other.
+    // A port that is free for IPv6 may be taken for IPv4.
     let servers = (0..100).find_map(|_| {
         let six = Server::bind((Ipv6Addr::UNSPECIFIED, 0), Config::default()).unwrap();
         match Server::bind((Ipv4Addr::UNSPECIFIED, six.local_addr().port()), Config::default()) {
@@ -127,7 +127,7 @@ fn ipv4_and_ipv6_wildcards_share_a_port() {
             }
         }
     });
-    let (four, six) = servers.expect("a port that is free for both");
+    let (four, six) = servers.expect("no port is free for both");
     let (four, six) = (four.spawn().unwrap(), six.spawn().unwrap());
     let port = four.local_addr().port();
     let mut clients = [connect((Ipv4Addr::LOCALHOST, port).into()), connect((Ipv6Addr::LOCALHOST, port).into())];
@@ -144,8 +144,8 @@ fn two_servers_share_a_port_only_with_reuse_port() {
     let one = bind(config.clone()).spawn().unwrap();
     let address = one.local_addr();
     let other = Server::bind(address, config).unwrap().spawn().unwrap();
-    // Which of them gets a connection, the kernel decides by the client's port.
-    eventually("a connection for each", || {
+    // The kernel chooses the server by a hash of the addresses and ports.
+    eventually("a connection on each server", || {
         assert_echoes(&mut connect(address), b"hola");
         one.handle().stats().accepted > 0 && other.handle().stats().accepted > 0
     });
@@ -178,14 +178,14 @@ fn from_listener_sets_the_listener_non_blocking() {
     assert_eq!(server.handle().stats().open(), 2);
 }
 
-// ---- what it refuses ----
+// ---- invalid configurations ----
 
-/// An option by its name, and how to set it to what is refused.
-type Refused = (&'static str, fn(&mut Config));
+/// The name of an option, and how to set it to an invalid value.
+type InvalidOption = (&'static str, fn(&mut Config));
 
 #[test]
 fn a_zero_is_invalid_and_the_error_names_the_option() {
-    let zeros: [Refused; 9] = [
+    let zeros: [InvalidOption; 9] = [
         ("buffer_size", |config| config.buffer_size = 0),
         ("backlog", |config| config.backlog = 0),
         ("max_connections", |config| config.max_connections = 0),
@@ -196,25 +196,25 @@ fn a_zero_is_invalid_and_the_error_names_the_option() {
         ("send_buffer", |config| config.send_buffer = Some(0)),
         ("idle_timeout", |config| config.idle_timeout = Some(Duration::ZERO)),
     ];
-    assert_each_is_refused(&zeros);
+    assert_each_is_invalid(&zeros);
 }
 
 #[test]
 #[cfg(target_pointer_width = "64")]
 fn a_value_above_the_systems_range_is_invalid_and_the_error_names_the_option() {
-    let too_much: [Refused; 5] = [
+    let too_much: [InvalidOption; 5] = [
         ("buffer_size", |config| config.buffer_size = (1 << 30) + 1),
         ("backlog", |config| config.backlog = 1 << 31),
         ("events_per_turn", |config| config.events_per_turn = (1 << 20) + 1),
         ("recv_buffer", |config| config.recv_buffer = Some(1 << 31)),
         ("send_buffer", |config| config.send_buffer = Some(1 << 31)),
     ];
-    assert_each_is_refused(&too_much);
+    assert_each_is_invalid(&too_much);
 }
 
 #[track_caller]
-fn assert_each_is_refused(refused: &[Refused]) {
-    for (name, change) in refused {
+fn assert_each_is_invalid(options: &[InvalidOption]) {
+    for (name, change) in options {
         let mut config = Config::default();
         change(&mut config);
         let listener = TcpListener::bind(ADDRESS).unwrap();
@@ -235,7 +235,7 @@ fn run_returns_after_drain_and_after_stop() {
         let (address, handle) = (server.local_addr(), server.handle());
         let thread = thread::spawn(move || {
             let report = server.run().unwrap();
-            // At its end it stays.
+            // Further runs return the same.
             assert_eq!(server.run().unwrap().stats, report.stats);
             report
         });
@@ -248,7 +248,7 @@ fn run_returns_after_drain_and_after_stop() {
 
         end(&handle);
         assert!(handle.is_ending());
-        eventually("the end of the run", || thread.is_finished());
+        eventually("the return of `run`", || thread.is_finished());
         let stats = thread.join().unwrap().stats;
         assert_eq!((stats.accepted, stats.closed.end_of_stream), (1, 1));
         assert_eq!((stats.bytes_in, stats.bytes_out), (4, 4));
@@ -263,7 +263,7 @@ fn turns_with_a_zero_timeout_echo() {
     client.write_all(b"hola").unwrap();
     half_close(&client);
     let handle = server.handle();
-    eventually("the end of the stream", || {
+    eventually("the close", || {
         assert_eq!(server.turn(Some(Duration::ZERO)).unwrap(), Turn::Running);
         handle.stats().closed.end_of_stream == 1
     });
@@ -294,7 +294,7 @@ fn an_idle_server_has_no_deadline() {
 
 #[test]
 fn with_work_left_over_the_deadline_is_now_and_a_turn_does_not_wait() {
-    let mut server = bind(one_small_read_a_turn());
+    let mut server = bind(one_small_read_per_turn());
     let mut client = connect(server.local_addr());
     client.write_all(&pattern(64)).unwrap();
     await_unread(&client, 64);
@@ -304,12 +304,12 @@ fn with_work_left_over_the_deadline_is_now_and_a_turn_does_not_wait() {
         assert!(server.next_deadline().is_some_and(|at| at <= Instant::now()));
         assert_eq!(turn(&mut server), Turn::Running);
     }
-    // The last read has found nothing more.
+    // The last read has returned `WouldBlock`.
     assert_eq!(server.next_deadline(), None);
     assert_receives(&mut client, &pattern(64));
 }
 
-/// On a socket that does not listen yet every accept fails, and not for lack of descriptors.
+/// On a socket that does not listen, accept(2) fails with EINVAL.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_failed_accept_is_retried_at_the_deadline() {
@@ -322,7 +322,7 @@ fn a_failed_accept_is_retried_at_the_deadline() {
     let first = server.next_deadline().unwrap();
     assert!(first > start && first <= Instant::now() + Duration::from_millis(100));
 
-    // Nothing happens meanwhile that could end the turn, and it fails again.
+    // There is no event: only the deadline ends the turn, and the accept fails again.
     turn_until(&mut server, |server| server.next_deadline() != Some(first));
     assert!(Instant::now() >= first);
     assert!(server.next_deadline() > Some(first));
@@ -335,14 +335,14 @@ fn a_failed_accept_is_retried_at_the_deadline() {
     assert_eq!(server.next_deadline(), None);
 }
 
-/// The server alone counts the time, so what the client has sent is served before it, however loaded the machine is.
+/// The data has arrived before the first turn, so that a loaded machine cannot make the connection idle before its echo.
 #[test]
 fn with_an_idle_timeout_the_deadline_is_the_next_idle_check() {
     let mut config = Config::default();
     config.idle_timeout = Some(Duration::from_millis(40));
     let recorder = Recorder::default();
     let mut server = bind(config).with_observer(recorder.clone());
-    assert_eq!(server.next_deadline(), None, "there is nobody to look at");
+    assert_eq!(server.next_deadline(), None, "there is no connection to check");
     let mut client = connect(server.local_addr());
     client.write_all(b"hola").unwrap();
     await_unread(&client, 4);
@@ -353,7 +353,7 @@ fn with_an_idle_timeout_the_deadline_is_the_next_idle_check() {
     let client = thread::spawn(move || {
         assert_receives(&mut client, b"hola");
         assert_ended(&mut client);
-        // With the last connection went the last deadline.
+        // Without a connection there is no deadline that would end the turn.
         handle.stop();
     });
     while turn(&mut server) == Turn::Running {}
@@ -364,7 +364,7 @@ fn with_an_idle_timeout_the_deadline_is_the_next_idle_check() {
 
 #[test]
 fn while_draining_the_deadline_is_the_next_idle_check() {
-    let mut server = bind(patient());
+    let mut server = bind(long_drain());
     let mut client = connect(server.local_addr());
     turn_until(&mut server, |server| server.report().stats.accepted == 1);
     server.handle().drain();
@@ -393,7 +393,7 @@ fn while_draining_the_deadline_is_the_drain_timeout_if_that_is_earlier() {
 
 #[test]
 fn a_finished_server_stays_finished_and_has_no_deadline() {
-    let mut config = one_small_read_a_turn();
+    let mut config = one_small_read_per_turn();
     config.drain_timeout = Duration::ZERO;
     let mut server = bind(config);
     let mut client = connect(server.local_addr());
@@ -401,7 +401,7 @@ fn a_finished_server_stays_finished_and_has_no_deadline() {
     await_unread(&client, 64);
     turn_until(&mut server, |server| server.report().stats.bytes_in > 0);
     server.handle().drain();
-    // It has work left over when its time is out.
+    // The drain timeout expires with work left over.
     while turn(&mut server) == Turn::Running {}
     assert_eq!(server.report().stats.closed.cut, 1);
     for timeout in [None, Some(Duration::ZERO), Some(TIMEOUT)] {
@@ -410,9 +410,9 @@ fn a_finished_server_stays_finished_and_has_no_deadline() {
     }
 }
 
-// ---- in another loop ----
+// ---- nested in another loop ----
 
-/// A loop of somebody else's, edge-triggered, that turns a server when its descriptor or its deadline says so and not else.
+/// An edge-triggered outer loop, which runs a turn only when the server's descriptor is ready or its deadline has passed.
 struct Outer {
     poll: Poll,
     events: Events,
@@ -426,13 +426,13 @@ impl Outer {
         Self { poll, events: Events::with_capacity(8) }
     }
 
-    /// Waits once, then turns without waiting until there is nothing left over.
+    /// Polls once, then runs turns with a zero timeout until no work is left over.
     #[track_caller]
     fn turn<O: Observer>(&mut self, server: &mut Server<O>) -> Turn {
         let deadline = server.next_deadline();
         let wait = deadline.map_or(TIMEOUT, |at| at.saturating_duration_since(Instant::now()));
         self.poll.poll(&mut self.events, Some(wait)).unwrap();
-        assert!(deadline.is_some() || !self.events.is_empty(), "nothing said that there was something to do");
+        assert!(deadline.is_some() || !self.events.is_empty(), "the poll has timed out");
         loop {
             let turn = server.turn(Some(Duration::ZERO)).unwrap();
             if turn == Turn::Finished || server.next_deadline().is_none_or(|at| at > Instant::now()) {
@@ -453,7 +453,7 @@ impl Outer {
 
 #[test]
 fn a_nested_server_reads_all_data_of_one_outer_edge() {
-    let mut server = bind(one_small_read_a_turn());
+    let mut server = bind(one_small_read_per_turn());
     let mut outer = Outer::around(&server);
     for _ in 0..3 {
         let mut client = connect(server.local_addr());
@@ -462,7 +462,7 @@ fn a_nested_server_reads_all_data_of_one_outer_edge() {
         await_unread(&client, message.len());
         let before = server.report().stats;
         outer.turn_until(&mut server, |server| server.report().stats.bytes_in > before.bytes_in);
-        // It took 64 turns, for which the outer loop had one edge.
+        // 64 turns follow one event of the outer loop.
         assert_eq!(server.report().stats.bytes_out, before.bytes_out + 1024);
         assert_receives(&mut client, &message);
 
@@ -494,7 +494,7 @@ fn a_nested_server_accepts_all_connections_of_one_outer_edge() {
 
 #[test]
 fn a_nested_server_drains() {
-    let mut server = bind(patient());
+    let mut server = bind(long_drain());
     let (address, handle) = (server.local_addr(), server.handle());
     let client = thread::spawn(move || {
         let mut client = connect(address);
@@ -521,12 +521,12 @@ fn a_nested_server_stops() {
     let thread = thread::spawn(move || handle.stop());
     while outer.turn(&mut server) == Turn::Running {}
     thread.join().unwrap();
-    // It need not be dropped to close its sockets.
+    // A finished server has closed its sockets before it is dropped.
     assert!(!is_listening(server.local_addr()));
     assert_ended(&mut client);
 }
 
-// ---- on a thread of its own ----
+// ---- spawn ----
 
 #[test]
 fn dropping_a_running_server_stops_it_and_joins_its_thread() {
@@ -535,7 +535,7 @@ fn dropping_a_running_server_stops_it_and_joins_its_thread() {
     let mut client = connect(address);
     assert_echoes(&mut client, b"hola");
     drop(server);
-    // All of it before `drop` returned.
+    // `drop` returns after the thread has ended.
     let stats = handle.stats();
     assert_eq!((stats.accepted, stats.closed.stopped), (1, 1));
     assert!(!is_listening(address));
@@ -564,14 +564,14 @@ fn join_propagates_a_panic_of_the_observer_and_drop_does_not() {
     impl Observer for Panics {
         fn opened(&mut self, _: Peer) {
             self.0.send(()).unwrap();
-            // Unlike `panic!` it prints nothing.
+            // `resume_unwind` prints nothing, unlike `panic!`.
             std::panic::resume_unwind(Box::new("observed"));
         }
     }
     let panicking = || {
         let (sender, panics) = mpsc::channel();
         let server = bind(Config::default()).with_observer(Panics(sender)).spawn().unwrap();
-        // It may be reset before it is done: the panic closes all sockets.
+        // This may fail: the panic closes all sockets.
         let _ = TcpStream::connect(server.local_addr());
         panics.recv_timeout(TIMEOUT).unwrap();
         server
@@ -603,11 +603,12 @@ fn a_handle_is_send_and_sync_and_outlives_its_server() {
     assert_eq!(handle.stats(), report.stats);
 }
 
-// ---- what it tells ----
+// ---- observers and counters ----
 
-/// What is told of one connection that echoes four bytes and then ends as `end` makes it; what `end` answers stays open.
+/// Returns the events of one connection that echoes four bytes and is then ended by `end`. A stream that `end` returns stays
+/// open.
 #[track_caller]
-fn life(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream>) -> Vec<Event> {
+fn events_of_one_connection(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream>) -> Vec<Event> {
     let recorder = Recorder::default();
     let server = bind(config).with_observer(recorder.clone()).spawn().unwrap();
     let handle = server.handle();
@@ -615,7 +616,7 @@ fn life(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream
     let address = client.local_addr().unwrap();
     assert_echoes(&mut client, b"hola");
     let kept = end(client, &handle);
-    eventually("its end", || handle.stats().closed.total() == 1);
+    eventually("the close", || handle.stats().closed.total() == 1);
     handle.drain();
     join(server);
     drop(kept);
@@ -631,19 +632,19 @@ fn life(config: Config, end: impl FnOnce(TcpStream, &Handle) -> Option<TcpStream
 fn the_observer_gets_the_events_in_order_and_the_close_reason() {
     use Event::{Closed as ClosedFor, Ended, Opened, Received};
 
-    let events = life(Config::default(), |client, _| {
+    let events = events_of_one_connection(Config::default(), |client, _| {
         half_close(&client);
         Some(client)
     });
     assert_eq!(events, [Opened, Received(4), Ended, ClosedFor(CloseReason::EndOfStream)]);
 
-    let events = life(Config::default(), |client, _| {
+    let events = events_of_one_connection(Config::default(), |client, _| {
         reset(client);
         None
     });
     assert_eq!(events, [Opened, Received(4), ClosedFor(CloseReason::Reset)]);
 
-    let events = life(patient(), |mut client, handle| {
+    let events = events_of_one_connection(long_drain(), |mut client, handle| {
         handle.drain();
         assert_ended(&mut client);
         half_close(&client);
@@ -653,20 +654,20 @@ fn the_observer_gets_the_events_in_order_and_the_close_reason() {
 
     let mut config = Config::default();
     config.drain_timeout = Duration::ZERO;
-    let events = life(config, |client, handle| {
+    let events = events_of_one_connection(config, |client, handle| {
         handle.drain();
         Some(client)
     });
     assert_eq!(events, [Opened, Received(4), ClosedFor(CloseReason::Cut)]);
 
-    let events = life(Config::default(), |client, handle| {
+    let events = events_of_one_connection(Config::default(), |client, handle| {
         handle.stop();
         Some(client)
     });
     assert_eq!(events, [Opened, Received(4), ClosedFor(CloseReason::Stopped)]);
 }
 
-/// The kernel gives up on a peer that takes nothing for so long (tcp(7), `TCP_USER_TIMEOUT`).
+/// The kernel closes a connection whose data stays unacknowledged for `TCP_USER_TIMEOUT` (tcp(7)).
 #[test]
 #[cfg(target_os = "linux")]
 fn tcp_user_timeout_is_reported_as_a_failure() {
@@ -682,22 +683,22 @@ fn tcp_user_timeout_is_reported_as_a_failure() {
     let client = connect_narrow(server.local_addr());
     let writer = client.try_clone().unwrap();
     let writer = thread::spawn(move || (&writer).write_all(&pattern(4 << 20)).unwrap_err());
-    eventually("its end", || handle.stats().closed.total() == 1);
+    eventually("the close", || handle.stats().closed.total() == 1);
     assert_eq!(handle.stats().closed.failed, 1);
     assert_eq!(recorder.take().last().unwrap().1, Event::Closed(CloseReason::Failed(ErrorKind::TimedOut)));
-    // It may be over already.
+    // The connection may be closed already.
     let _ = client.shutdown(Shutdown::Both);
     writer.join().unwrap();
 }
 
-/// Which keys are open, and how many there were in all.
+/// The open keys, and the number of connections in total.
 #[derive(Clone, Default)]
 struct Keys(Arc<Mutex<(BTreeSet<usize>, usize)>>);
 
 impl Observer for Keys {
     fn opened(&mut self, peer: Peer) {
         let mut keys = self.0.lock().unwrap();
-        assert!(keys.0.insert(peer.key), "the key {} is another's", peer.key);
+        assert!(keys.0.insert(peer.key), "the key {} is in use", peer.key);
         keys.1 += 1;
     }
 
@@ -752,7 +753,6 @@ fn an_observer_without_methods_does_not_change_the_echo() {
     client.write_all(b"hola").unwrap();
     turn_until(&mut server, |server| server.report().stats.bytes_out == 4);
 
-    // Another takes its place with the connection open.
     drop(client);
     let server = bind(Config::default()).with_observer(Silent).spawn().unwrap();
     assert_echoes(&mut connect(server.local_addr()), b"hola");
@@ -760,14 +760,14 @@ fn an_observer_without_methods_does_not_change_the_echo() {
 
 #[test]
 fn the_counters_agree_with_the_clients() {
-    let server = serve(patient());
+    let server = serve(long_drain());
     let handle = server.handle();
     let mut clients: Vec<_> = (0..6).map(|_| connect(server.local_addr())).collect();
     for (client, length) in clients.iter_mut().zip([1, 10, 100, 1000, 10_000, 100_000]) {
         assert_echoes(client, &pattern(length));
     }
-    // A byte is counted after it was sent.
-    eventually("the count of the last", || handle.stats().bytes_out == 111_111);
+    // Bytes are counted after they are sent.
+    eventually("all bytes counted", || handle.stats().bytes_out == 111_111);
     let stats = handle.stats();
     assert_eq!((stats.accepted, stats.open(), stats.closed.total()), (6, 6, 0));
     assert_eq!((stats.bytes_in, stats.discarded), (111_111, 0));
@@ -775,7 +775,7 @@ fn the_counters_agree_with_the_clients() {
     half_close(&clients[0]);
     half_close(&clients[1]);
     reset(clients.pop().unwrap());
-    eventually("three that are closed", || handle.stats().closed.total() == 3);
+    eventually("three connections closed", || handle.stats().closed.total() == 3);
     assert_eq!(handle.stats().open(), 3);
 
     handle.drain();
@@ -790,26 +790,26 @@ fn the_counters_agree_with_the_clients() {
     assert_eq!((stats.bytes_in, stats.bytes_out, stats.discarded), (111_135, 111_111, 24));
 }
 
-/// Never waits: what ends a turn is seen while it polls.
-fn spinning() -> Config {
-    let mut config = patient();
+/// Busy-polls without end, and never blocks.
+fn busy_polling() -> Config {
+    let mut config = long_drain();
     config.spin = Duration::MAX;
     config
 }
 
 #[test]
 fn a_busy_polling_server_echoes_and_stops() {
-    let server = bind(spinning()).spawn().unwrap();
+    let server = bind(busy_polling()).spawn().unwrap();
     assert_echoes(&mut connect(server.local_addr()), b"hola");
     let handle = server.handle();
-    eventually("the connection is closed", || handle.stats().closed.end_of_stream + handle.stats().closed.reset == 1);
+    eventually("the close", || handle.stats().closed.end_of_stream + handle.stats().closed.reset == 1);
     handle.stop();
     join(server);
 }
 
 #[test]
 fn a_busy_polling_turn_returns_at_its_timeout() {
-    let mut server = bind(spinning());
+    let mut server = bind(busy_polling());
     let handle = server.handle();
     let timeout = Duration::from_millis(20);
     let start = Instant::now();
@@ -820,7 +820,7 @@ fn a_busy_polling_turn_returns_at_its_timeout() {
 
 #[test]
 fn after_busy_polling_a_turn_blocks_until_an_event() {
-    let mut config = patient();
+    let mut config = long_drain();
     config.spin = Duration::from_millis(1);
     let mut server = bind(config);
     let mut client = connect(server.local_addr());

@@ -1,4 +1,4 @@
-//! `ecoloop load`, against this crate's own server and against faulty ones.
+//! `ecoloop load`, against this crate's server and against faulty servers.
 
 mod accounting;
 mod churn;
@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, join, serve};
 
-/// Bytes of a message.
+/// Message size, in bytes.
 const SIZE: usize = 64;
 /// The timeouts of a run against a faulty server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,18 +40,18 @@ fn config(address: SocketAddr) -> Config {
     config
 }
 
-/// Runs to the end, which must come, and checks what holds of every report.
+/// Runs a load within [`TIMEOUT`], and checks the sums of its report.
 #[track_caller]
 fn run(config: Config) -> Report {
     let (sender, report) = mpsc::channel();
     let interrupt = Interrupt::default();
     thread::spawn(move || sender.send(Box::new(load::run(config, &interrupt, &ProgressCell::default()).unwrap())));
-    let report = report.recv_timeout(TIMEOUT).expect("the end of the run");
+    let report = report.recv_timeout(TIMEOUT).expect("the run has not ended");
     assert_sums(&report);
     *report
 }
 
-/// Every message that was due is accounted for once, and so is every latency.
+/// Asserts that each due message and each latency is counted exactly once.
 #[track_caller]
 fn assert_sums(report: &Report) {
     let messages = report.messages;
@@ -81,12 +81,12 @@ fn errors(report: &Report) -> Vec<ErrorRow<'_>> {
     report.errors.iter().map(|row| (row.phase, row.error, row.errno.as_deref(), row.count)).collect()
 }
 
-/// Runs against a server of this process, whose counters must agree with the report.
+/// Runs a load against a server of this process, and asserts that its counters agree with the report.
 #[track_caller]
 fn run_on_server(change: impl FnOnce(&mut Config)) -> (Report, Stats) {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    // Nothing here may depend on how busy the machine is.
+    // No timeout may expire on a loaded machine.
     config.timeout = TIMEOUT;
     config.connect_timeout = TIMEOUT;
     change(&mut config);
@@ -103,7 +103,7 @@ fn run_command(arguments: &[&str]) -> Ended {
     Process::start(ecoloop(&[&["load"], arguments].concat())).wait()
 }
 
-/// The exit status that goes with a verdict.
+/// Returns the exit status of a verdict.
 fn status(verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => 0,
@@ -112,7 +112,7 @@ fn status(verdict: Verdict) -> i32 {
     }
 }
 
-/// The one document that standard output holds.
+/// Parses the one document on standard output.
 #[track_caller]
 fn document(ended: &Ended) -> (Value, Report) {
     let [line] = &ended.stdout[..] else { panic!("not one line: {ended:?}") };

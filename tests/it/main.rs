@@ -1,4 +1,4 @@
-//! The tests of the whole: one crate, one file a theme.
+//! Integration tests: one crate, one file per theme.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test a panic is the answer")]
 

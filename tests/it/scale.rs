@@ -1,4 +1,4 @@
-//! Thousands of connections at once, from this process to the binary's: what they cost it, and that none is lost.
+//! Thousands of connections to the binary: their memory, their descriptors, and that each is echoed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,16 +13,16 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, connect, eventually};
 
-/// Descriptors that are left to the tests beside these.
+/// Descriptors reserved for the tests that run in parallel.
 const DESCRIPTORS_KEPT: u64 = 200;
 
-/// Runs the tests of this file one after the other: two together would need more descriptors than the process has.
+/// Serializes the tests of this file: two of them together would exceed the descriptor limit.
 fn serial() -> MutexGuard<'static, ()> {
     static HEAVY: Mutex<()> = Mutex::new(());
     HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// So many clients, or as many as the hard limit of descriptors allows.
+/// Connects `count` clients, or as many as the hard limit of descriptors allows.
 #[track_caller]
 fn connect_many(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap();
@@ -30,7 +30,7 @@ fn connect_many(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     (0..count.min(most)).map(|_| connect(address)).collect()
 }
 
-/// Sends to all of them, each a message of its own, before it reads from any.
+/// Sends a different message to each client, and then reads all echoes.
 #[track_caller]
 fn assert_all_echo(clients: &mut [TcpStream]) {
     for (number, client) in clients.iter_mut().enumerate() {
@@ -56,7 +56,7 @@ fn ten_thousand_connections_are_echoed_and_leak_no_descriptor() {
     }
     assert_eq!(process.descriptors().len(), before.len() + count);
     drop(clients);
-    eventually("the descriptors as they were", || process.descriptors() == before);
+    eventually("only the descriptors of before", || process.descriptors() == before);
 
     assert!(process.terminate().status.success());
     let json = report.json();
@@ -70,9 +70,9 @@ fn ten_thousand_connections_are_echoed_and_leak_no_descriptor() {
     }
 }
 
-/// How often each thread of a process has been switched away from, of its own will or not.
+/// Returns the context switches of each thread, voluntary and involuntary.
 #[track_caller]
-fn switches(process: &Process) -> BTreeMap<String, Vec<String>> {
+fn context_switches(process: &Process) -> BTreeMap<String, Vec<String>> {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
     tasks
         .map(|task| {
@@ -84,25 +84,25 @@ fn switches(process: &Process) -> BTreeMap<String, Vec<String>> {
         .collect()
 }
 
-/// Waits until every thread has been asleep for a little.
+/// Waits until no thread has run for 200 ms.
 #[track_caller]
 fn settle(process: &Process) {
-    let mut last = switches(process);
-    eventually("rest", || {
+    let mut last = context_switches(process);
+    eventually("200 ms without a context switch", || {
         thread::sleep(Duration::from_millis(200));
-        let now = switches(process);
+        let now = context_switches(process);
         std::mem::replace(&mut last, now.clone()) == now
     });
 }
 
-/// None of its threads may run: who uses the processor is switched to, and then away from.
+/// No thread of the process may run for a second: a thread that runs is switched to, and away from.
 #[track_caller]
 fn assert_sleeps(process: &Process) {
     settle(process);
-    let before = switches(process);
-    // There is no event to wait for: that none comes is what is tested.
+    let before = context_switches(process);
+    // There is no event to wait for: its absence is the property.
     thread::sleep(Duration::from_secs(1));
-    assert_eq!(switches(process), before);
+    assert_eq!(context_switches(process), before);
 }
 
 #[test]
@@ -115,11 +115,11 @@ fn an_idle_server_never_wakes_up_with_ten_thousand_connections_or_none() {
     assert_all_echo(&mut clients);
     assert_sleeps(&process);
     drop(clients);
-    eventually("the descriptors as they were", || process.descriptors() == descriptors);
+    eventually("only the descriptors of before", || process.descriptors() == descriptors);
     assert_sleeps(&process);
 }
 
-/// Bytes of memory that a process at rest holds.
+/// Returns the resident memory of an idle process, in bytes.
 #[track_caller]
 fn resident(process: &Process) -> usize {
     settle(process);
@@ -128,7 +128,7 @@ fn resident(process: &Process) -> usize {
     1024 * line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap()
 }
 
-/// What an idle connection may cost, in bytes. In a debug build mio's streams are larger, and so is the slab's entry.
+/// Maximum memory of an idle connection, in bytes. In a debug build mio's streams are larger, and so is the slab's entry.
 const IDLE_BYTES: usize = if cfg!(debug_assertions) { 96 } else { 64 };
 
 /// glibc keeps up to 128 KiB at the top of its heap (mallopt(3), `M_TRIM_THRESHOLD`), and as much again for what lies below.
@@ -141,7 +141,7 @@ fn an_idle_connection_costs_at_most_64_bytes() {
     let descriptors = process.descriptors();
     // The first peak fills the log's queue, which keeps its memory: up to 1 MiB, as documented.
     assert_all_echo(&mut connect_many(address, 15_000));
-    eventually("the descriptors as they were", || process.descriptors() == descriptors);
+    eventually("only the descriptors of before", || process.descriptors() == descriptors);
     let before = resident(&process);
     let mut clients = connect_many(address, 15_000);
     assert_all_echo(&mut clients);
@@ -149,12 +149,12 @@ fn an_idle_connection_costs_at_most_64_bytes() {
     assert!(rise <= IDLE_BYTES * clients.len(), "{rise} bytes for {} connections", clients.len());
 
     drop(clients);
-    eventually("the descriptors as they were", || process.descriptors() == descriptors);
+    eventually("only the descriptors of before", || process.descriptors() == descriptors);
     let left = resident(&process).saturating_sub(before);
     assert!(left <= HEAP_TOP_BYTES, "{left} bytes left of {rise}");
 }
 
-/// A client with which little is on its way, so that it soon stalls.
+/// Connects a client with the smallest socket buffers, which are full soon.
 #[track_caller]
 fn connect_tiny(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -165,10 +165,10 @@ fn connect_tiny(address: SocketAddr) -> TcpStream {
     socket.into()
 }
 
-/// Sends until the server sleeps and nobody can send more: then it reads from none, since each has output pending.
+/// Sends until no client can send more and the server is idle: then every connection has pending output.
 #[track_caller]
 fn stall(process: &Process, clients: &[TcpStream]) {
-    eventually("a stall of all", || {
+    eventually("pending output on every connection", || {
         let mut sent = 0;
         for mut client in clients {
             while let Ok(n) = client.write(&[b'x'; 4096]) {
@@ -185,26 +185,26 @@ fn pending_output_costs_at_most_one_buffer_and_its_memory_is_reused() {
     let _serial = serial();
     let (process, address) = Process::serve(&["--send-buffer", "4KiB", "--recv-buffer", "4KiB"]);
     let before = resident(&process);
-    // What was not given back in one round would add to the next.
+    // Memory that is not reused would add up from one round to the next.
     for _ in 0..4 {
         let clients: Vec<_> = (0..2000).map(|_| connect_tiny(address)).collect();
         stall(&process, &clients);
         let rise = resident(&process) - before;
-        assert!(rise > 256 * clients.len(), "{rise} bytes: is there output pending?");
-        // An idle connection, a buffer, and what an allocator keeps beside its blocks.
+        assert!(rise > 256 * clients.len(), "{rise} bytes: no output is pending");
+        // An idle connection, its buffer of 1,024 bytes, and the allocator's overhead.
         assert!(rise <= (IDLE_BYTES + 1024 + 64) * clients.len(), "{rise} bytes for {} connections", clients.len());
         drop(clients);
         settle(&process);
     }
 }
 
-/// After so long a SYN that was not answered is sent again (RFC 6298, 2).
+/// Initial retransmission timeout of a SYN (RFC 6298, section 2).
 const RETRANSMISSION: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_burst_of_connects_on_the_servers_core_causes_no_syn_retransmission() {
     let _serial = serial();
-    // A thread of its own, since what it does to itself lasts; the server that it starts inherits it.
+    // In a new thread, because the affinity outlasts the test. The server inherits it.
     thread::spawn(|| {
         let allowed = sched_getaffinity(None).unwrap();
         let core = (0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)).unwrap();
@@ -226,7 +226,7 @@ fn assert_burst_is_served(address: SocketAddr) {
     for socket in &sockets {
         socket.set_nonblocking(true).unwrap();
         let start = Instant::now();
-        // It answers that it is under way, though on the loopback it mostly has succeeded by then.
+        // `connect` returns EINPROGRESS, though on the loopback the handshake is mostly done by then.
         let _ = socket.connect(&address.into());
         if socket.peer_addr().is_err() {
             late.push((socket, start));

@@ -1,4 +1,4 @@
-//! What the tests share: a server in this process or in one of its own, clients, and waiting with an end.
+//! Shared by the tests: servers in this process and as child processes, clients, and waiting with a timeout.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,16 +18,16 @@ use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::{NamedTempFile, TempPath};
 
-/// How long anything may take that is bound to happen. Far above what it takes, so that a loaded machine fails no test.
+/// How long a test waits for an event. Far more than any event takes, so that no test fails on a loaded machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A server in this process, on a port of its own, on a thread of its own.
+/// Spawns a server on a free port of 127.0.0.1.
 #[track_caller]
 pub(crate) fn serve(config: Config) -> Running {
     Server::bind("127.0.0.1:0", config).unwrap().spawn().unwrap()
 }
 
-/// A client whose reads give up after [`TIMEOUT`] instead of hanging.
+/// Connects a client whose reads and writes fail after [`TIMEOUT`].
 #[track_caller]
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
@@ -37,32 +37,32 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Sends `message` and reads as much back, which must be the same.
+/// Sends `message`, and asserts that it comes back.
 #[track_caller]
 pub(crate) fn assert_echoes(stream: &mut TcpStream, message: &[u8]) {
     stream.write_all(message).unwrap();
     assert_receives(stream, message);
 }
 
-/// Reads as many bytes as `expected` has, which must be those.
+/// Asserts that the next bytes are `expected`.
 #[track_caller]
 pub(crate) fn assert_receives(stream: &mut TcpStream, expected: &[u8]) {
     let mut echo = vec![0; expected.len()];
     stream.read_exact(&mut echo).unwrap();
-    // Not `assert_eq`: a megabyte that differs is not worth printing.
+    // `assert_eq` would print megabytes.
     assert!(echo == expected, "the echo of {} bytes differs", expected.len());
 }
 
-/// The other end must have ended its direction, with nothing more before it.
+/// Asserts that the server's FIN comes next, with no data before it.
 #[track_caller]
 pub(crate) fn assert_ended(stream: &mut TcpStream) {
     let mut rest = Vec::new();
-    // Unlike `read` it tries again when interrupted, which a read with a timeout is where the machine is suspended (signal(7)).
+    // Unlike `read` it retries after EINTR, which suspending the machine causes (signal(7)).
     stream.take(64).read_to_end(&mut rest).unwrap();
     assert_eq!(rest, b"");
 }
 
-/// Ends this direction; the other goes on.
+/// Sends FIN, and keeps reading possible.
 #[track_caller]
 pub(crate) fn half_close(stream: &TcpStream) {
     stream.shutdown(Shutdown::Write).unwrap();
@@ -75,12 +75,12 @@ pub(crate) fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Bytes in which none that is missing, doubled or moved goes unseen.
+/// Returns `length` bytes in which a missing, repeated or moved byte shows.
 pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length.div_ceil(4)).flat_map(|word| u32::try_from(word).unwrap().to_be_bytes()).take(length).collect()
 }
 
-/// Waits until `condition` holds. For what sends no event that a test could wait for, such as a counter.
+/// Waits until `condition` holds, for example of a counter, by polling it. Panics with `what` after [`TIMEOUT`].
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -90,7 +90,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The binary, as a process of its own. Dropped, it is killed.
+/// The binary as a child process, which is killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -98,16 +98,16 @@ pub(crate) struct Process {
     stderr: Receiver<String>,
 }
 
-/// What a process left behind.
+/// The exit status of a process, and its unread output.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
-    /// The lines of standard output that nobody had waited for.
+    /// The lines that the test has not waited for.
     pub(crate) stdout: Vec<String>,
     pub(crate) stderr: Vec<String>,
 }
 
-/// The binary with these arguments; the log in English, whatever the machine's locale.
+/// Returns a command that runs the binary, with its log in English in any locale.
 pub(crate) fn ecoloop(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ecoloop"));
     command.args(arguments).env_remove("LC_ALL").env_remove("LC_MESSAGES").env_remove("LANG").stdin(Stdio::null());
@@ -115,7 +115,7 @@ pub(crate) fn ecoloop(arguments: &[&str]) -> Command {
 }
 
 impl Process {
-    /// Starts `command`, with both its outputs read to here.
+    /// Starts `command`, and reads its standard output and error.
     #[track_caller]
     pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -124,7 +124,7 @@ impl Process {
         Self { child, lines, stderr }
     }
 
-    /// A server on a free port of 127.0.0.1, and its address once it listens.
+    /// Starts a server on a free port of 127.0.0.1, and returns it with its address once it listens.
     #[track_caller]
     pub(crate) fn serve(arguments: &[&str]) -> (Self, SocketAddr) {
         let mut process = Self::start(ecoloop(&[&["127.0.0.1:0"], arguments].concat()));
@@ -132,7 +132,7 @@ impl Process {
         (process, address)
     }
 
-    /// Waits for the next address that it says it listens on.
+    /// Waits for the next logged address that the server listens on, and returns it.
     #[track_caller]
     pub(crate) fn listening(&mut self) -> SocketAddr {
         let line = self.line_with("on IP ");
@@ -140,7 +140,7 @@ impl Process {
         SocketAddr::new(ip.parse().unwrap(), port.parse().unwrap())
     }
 
-    /// Waits for the next line of standard output that contains `words`, and passes over those before it.
+    /// Waits for the next line of standard output that contains `words`, and returns it without the lines before it.
     #[track_caller]
     pub(crate) fn line_with(&mut self, words: &str) -> String {
         let deadline = Instant::now() + TIMEOUT;
@@ -165,15 +165,15 @@ impl Process {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits until the process has exited.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Ended {
-        eventually("the end of the process", || self.child.try_wait().unwrap().is_some());
+        eventually("the exit of the process", || self.child.try_wait().unwrap().is_some());
         let status = self.child.wait().unwrap();
         Ended { status, stdout: self.lines.iter().collect(), stderr: self.stderr.iter().collect() }
     }
 
-    /// Ends it with SIGTERM, and waits.
+    /// Sends SIGTERM, and waits until the process has exited.
     #[track_caller]
     pub(crate) fn terminate(self) -> Ended {
         self.signal(Signal::TERM);
@@ -183,7 +183,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails where it has ended already, which is as well.
+        // Fails if the process has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -202,7 +202,7 @@ fn read_lines(output: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 impl Process {
-    /// Stops it with SIGSTOP, and waits until it stands still.
+    /// Sends SIGSTOP, and waits until the process is stopped.
     #[track_caller]
     pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);
@@ -210,13 +210,13 @@ impl Process {
         assert!(status.stopped(), "{status:?}");
     }
 
-    /// Lets it go on after [`pause`](Self::pause).
+    /// Continues the process after [`pause`](Self::pause).
     #[track_caller]
     pub(crate) fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// The descriptors that it has open.
+    /// Returns the open descriptors of the process.
     #[track_caller]
     pub(crate) fn descriptors(&self) -> BTreeSet<u64> {
         let directory = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
@@ -225,20 +225,20 @@ impl Process {
 }
 
 impl Ended {
-    /// The line that says what it has done. Its exit status must be 0.
+    /// Returns the last line of the log, with the counts. Asserts that the exit status is 0.
     #[track_caller]
     pub(crate) fn summary(&self) -> &str {
         assert!(self.status.success(), "{self:?}");
-        self.stdout.iter().find(|line| line.contains("] Done: ")).expect("a summary")
+        self.stdout.iter().find(|line| line.contains("] Done: ")).expect("no summary")
     }
 }
 
-/// Waits for the end of a server that was told to end.
+/// Waits until a server that drains or stops has finished.
 #[track_caller]
 pub(crate) fn join(running: Running) -> Report {
     let (sender, report) = mpsc::channel();
     thread::spawn(move || sender.send(running.join().unwrap()));
-    report.recv_timeout(TIMEOUT).expect("the end of the server")
+    report.recv_timeout(TIMEOUT).expect("the server has not finished")
 }
 
 /// A call of an observer.
@@ -283,37 +283,37 @@ impl Observer for Recorder {
     }
 }
 
-/// The server's end of a connection, as the kernel has it.
+/// The server's socket of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct FarEnd {
+pub(crate) struct ServerEnd {
     pub(crate) state: TcpState,
-    /// Bytes that have arrived and were not read, urgent ones and FIN included.
+    /// Unread bytes in the receive queue; urgent data and FIN count as a byte each.
     pub(crate) unread: usize,
-    /// Not so: it waits in the backlog.
+    /// False in the backlog.
     pub(crate) is_accepted: bool,
 }
 
-/// The states that a test looks for (Linux: `include/net/tcp_states.h`).
+/// The TCP states that tests wait for (`include/net/tcp_states.h` of Linux).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TcpState {
     Established,
-    /// It has sent FIN, with or without data before it that the client has no room for.
+    /// The server has sent FIN, which the client has not acknowledged yet.
     FinWait1,
     FinWait2,
-    /// The client's FIN has arrived, and all before it.
+    /// The client's FIN has arrived, and all data before it.
     CloseWait,
     Other,
 }
 
-/// The server's end of `client`, unless that is gone: a row of `/proc/net/tcp` (proc(5)).
+/// Returns the row of `/proc/net/tcp` of the server's socket of `client`, if there is one (proc(5)).
 #[track_caller]
-pub(crate) fn far_end(client: &TcpStream) -> Option<FarEnd> {
+pub(crate) fn server_end(client: &TcpStream) -> Option<ServerEnd> {
     let port = |address: SocketAddr| format!(":{:04X}", address.port());
     let (server, client) = (port(client.peer_addr().ok()?), port(client.local_addr().ok()?));
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let mut rows = table.lines().map(|row| row.split_ascii_whitespace().collect::<Vec<_>>());
     let row = rows.find(|row| row[1].ends_with(&server) && row[2].ends_with(&client))?;
-    Some(FarEnd {
+    Some(ServerEnd {
         state: match row[3] {
             "01" => TcpState::Established,
             "04" => TcpState::FinWait1,
@@ -326,24 +326,24 @@ pub(crate) fn far_end(client: &TcpStream) -> Option<FarEnd> {
     })
 }
 
-/// Waits until so many bytes have arrived at a server that does not read now.
+/// Waits until the server's receive queue holds `bytes` bytes.
 #[track_caller]
 pub(crate) fn await_unread(client: &TcpStream, bytes: usize) {
-    eventually("the arrival of what was sent", || {
-        far_end(client).is_some_and(|end| end.state == TcpState::Established && end.unread == bytes)
+    eventually("the data in the receive queue", || {
+        server_end(client).is_some_and(|end| end.state == TcpState::Established && end.unread == bytes)
     });
 }
 
-/// Waits until the server's end is in `state`.
+/// Waits until the server's socket is in `state`.
 #[track_caller]
 pub(crate) fn await_state(client: &TcpStream, state: TcpState) {
-    eventually(&format!("{state:?}"), || far_end(client).is_some_and(|end| end.state == state));
+    eventually(&format!("{state:?}"), || server_end(client).is_some_and(|end| end.state == state));
 }
 
-/// What the kernel holds of a [`narrow`] connection, for each direction of each end: enough to be quick, and soon full.
+/// Size of each socket buffer of a [`narrow`] connection: full soon, and yet not slow.
 const NARROW: usize = 64 * 1024;
 
-/// A configuration with which a peer that does not read stalls after a few hundred kilobytes.
+/// Returns a configuration with which a client that does not read stalls after a few hundred kilobytes.
 pub(crate) fn narrow() -> Config {
     let mut config = Config::default();
     config.recv_buffer = Some(NARROW);
@@ -351,13 +351,13 @@ pub(crate) fn narrow() -> Config {
     config
 }
 
-/// A client that is narrow too.
+/// Connects a client with small socket buffers.
 #[track_caller]
 pub(crate) fn connect_narrow(address: SocketAddr) -> TcpStream {
     connect_with_buffers(address, NARROW)
 }
 
-/// A client with socket buffers of this size, which a connected one could not shrink any more (tcp(7)).
+/// Connects a client with socket buffers of `bytes` bytes, which must be set before the connect (tcp(7)).
 #[track_caller]
 pub(crate) fn connect_with_buffers(address: SocketAddr, bytes: usize) -> TcpStream {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
@@ -370,17 +370,17 @@ pub(crate) fn connect_with_buffers(address: SocketAddr, bytes: usize) -> TcpStre
     socket.into()
 }
 
-/// Sends of `message`, and reads nothing, until the server has output pending for `client`; answers how much was sent.
+/// Sends from `message`, without reading, until the server has pending output for `client`. Returns the number of bytes sent.
 ///
-/// While a round trip of `other` completes, so does what the server was about to do: what it has received and still
-/// not sent then is pending. One byte of it may be the last round trip's, which is counted after it was sent.
+/// During a round trip of `other` the server does all that it can do: bytes that are received and still not sent are pending.
+/// One of them may belong to the previous round trip, because bytes are counted after they are sent.
 #[track_caller]
 pub(crate) fn stall(mut client: &TcpStream, message: &[u8], other: &mut TcpStream, handle: &Handle) -> usize {
     let mut sent = 0;
     client.set_nonblocking(true).unwrap();
-    eventually("output that is pending", || {
+    eventually("pending output", || {
         while let Ok(n) = client.write(&message[sent..]) {
-            assert_ne!(n, 0, "{} bytes do not stall it", message.len());
+            assert_ne!(n, 0, "{} bytes do not stall the client", message.len());
             sent += n;
         }
         let before = handle.stats();
@@ -394,7 +394,7 @@ pub(crate) fn stall(mut client: &TcpStream, message: &[u8], other: &mut TcpStrea
 }
 
 impl Process {
-    /// Starts `command` with its outputs as they are: the lines are read here of those that are piped and not taken.
+    /// Starts `command` without redirecting its outputs, and reads the pipes among them.
     #[track_caller]
     pub(crate) fn adopt(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
@@ -403,7 +403,7 @@ impl Process {
         Self { child, lines, stderr }
     }
 
-    /// Its standard input, if `command` had it piped.
+    /// Returns the standard input, which must be a pipe.
     #[track_caller]
     pub(crate) fn take_input(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()
@@ -414,7 +414,7 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for the next line of standard output that contains `words`: that one, and all before it.
+    /// Waits for the next line of standard output that contains `words`, and returns it with the lines before it.
     #[track_caller]
     pub(crate) fn lines_through(&mut self, words: &str) -> Vec<String> {
         let deadline = Instant::now() + TIMEOUT;
@@ -429,8 +429,8 @@ impl Process {
     }
 }
 
-/// A port of 127.0.0.1 that stays ours: a server with `--reuse-port` can be told to take it, one that says nowhere where it
-/// listens. The socket does not listen, so no connection is lost to it.
+/// Binds a port of 127.0.0.1 without listening: a connect is refused, and only a server with `--reuse-port` can listen on it.
+/// Returns the socket, which keeps the port, and the address.
 #[track_caller]
 pub(crate) fn reserve_port() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -441,24 +441,24 @@ pub(crate) fn reserve_port() -> (Socket, SocketAddr) {
     (socket, address)
 }
 
-/// A client of a server that may not listen yet.
+/// Connects a client once the server listens.
 #[track_caller]
 pub(crate) fn connect_eventually(address: SocketAddr) -> TcpStream {
-    eventually("a server that listens", || is_listening(address));
+    eventually("a listening server", || is_listening(address));
     connect(address)
 }
 
-/// Whether some socket listens on this IPv4 address, without a connection that the server would count.
+/// Returns whether a socket listens on this IPv4 address. Makes no connection, which the server would count.
 #[track_caller]
 pub(crate) fn is_listening(address: SocketAddr) -> bool {
     let SocketAddr::V4(v4) = address else { panic!("{address} is not of IPv4") };
-    // The address as the kernel prints it: a word in the machine's byte order (proc(5)).
+    // The kernel prints the address as a word in the machine's byte order (proc(5)).
     let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port());
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     table.lines().any(|row| row.contains(&format!(": {local} 00000000:0000 0A")))
 }
 
-/// Does what may wait for ever, and must end by itself: after [`TIMEOUT`] `wake` ends it, and the test fails.
+/// Calls `wait`, which must return within [`TIMEOUT`]: if not, calls `wake` to end it, and panics.
 #[track_caller]
 pub(crate) fn ends_by_itself<T>(wake: impl FnOnce() + Send + 'static, wait: impl FnOnce() -> T) -> T {
     let (done, is_done) = mpsc::channel::<()>();
@@ -469,10 +469,10 @@ pub(crate) fn ends_by_itself<T>(wake: impl FnOnce() + Send + 'static, wait: impl
         }
         is_over
     });
-    let answer = wait();
+    let result = wait();
     drop(done);
-    assert!(!watch.join().unwrap(), "it did not end by itself within {TIMEOUT:?}");
-    answer
+    assert!(!watch.join().unwrap(), "no return within {TIMEOUT:?}");
+    result
 }
 
 /// A temporary file, which is deleted when dropped.
@@ -496,7 +496,7 @@ impl Scratch {
     }
 }
 
-/// Sets the soft limit of the living process.
+/// Sets the soft descriptor limit of a running process.
 #[cfg(target_os = "linux")]
 #[track_caller]
 pub(crate) fn limit_descriptors(server: &Process, limit: Option<u64>) {

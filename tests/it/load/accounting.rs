@@ -1,4 +1,4 @@
-//! Whatever a server does, each message is accounted for once.
+//! Each message is accounted for exactly once, with any server behavior.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,11 +18,11 @@ proptest! {
 
     #[test]
     fn each_message_is_accounted_for_with_any_server_behavior(
-        config in configs(), scripts in vec(vec(acts(), 0..12), 1..6)
+        config in configs(), scripts in vec(vec(actions(), 0..12), 1..6)
     ) {
         let mut config = config;
         config.targets = vec![faulty_server(move |number, stream| play(stream, &scripts[number % scripts.len()]))];
-        // `run` checks the sums, and that it ends.
+        // `run` asserts the sums, and that the run ends.
         let report = run(config);
         prop_assert!(report.connections.held <= report.connections.verified);
         prop_assert!(report.connections.verified <= report.connections.established);
@@ -32,9 +32,9 @@ proptest! {
     }
 }
 
-/// What a server does with what it reads next.
+/// What the server does with the data of its next read.
 #[derive(Clone, Copy, Debug)]
-enum Act {
+enum Action {
     Echo,
     Delay(u64),
     Drop,
@@ -45,44 +45,44 @@ enum Act {
     Reset,
 }
 
-fn acts() -> impl Strategy<Value = Act> {
+fn actions() -> impl Strategy<Value = Action> {
     prop_oneof![
-        12 => Just(Act::Echo),
-        4 => (0..40_u64).prop_map(Act::Delay),
-        1 => (200..400_u64).prop_map(Act::Delay),
-        1 => Just(Act::Drop),
-        1 => Just(Act::Half),
-        1 => Just(Act::Flip),
-        1 => Just(Act::Twice),
-        1 => Just(Act::Close),
-        1 => Just(Act::Reset),
+        12 => Just(Action::Echo),
+        4 => (0..40_u64).prop_map(Action::Delay),
+        1 => (200..400_u64).prop_map(Action::Delay),
+        1 => Just(Action::Drop),
+        1 => Just(Action::Half),
+        1 => Just(Action::Flip),
+        1 => Just(Action::Twice),
+        1 => Just(Action::Close),
+        1 => Just(Action::Reset),
     ]
 }
 
-/// Plays the acts, each on what one read brings, then echoes.
-fn play(stream: &mut TcpStream, acts: &[Act]) -> std::io::Result<()> {
+/// Does each action on the data of one read, then echoes.
+fn play(stream: &mut TcpStream, actions: &[Action]) -> std::io::Result<()> {
     let mut buffer = [0; 1000];
-    for act in acts {
+    for action in actions {
         let n = stream.read(&mut buffer)?;
         if n == 0 {
             return Ok(());
         }
         let data = &mut buffer[..n];
-        match *act {
-            Act::Echo => stream.write_all(data)?,
-            Act::Delay(milliseconds) => {
+        match *action {
+            Action::Echo => stream.write_all(data)?,
+            Action::Delay(milliseconds) => {
                 thread::sleep(Duration::from_millis(milliseconds));
                 stream.write_all(data)?;
             }
-            Act::Drop => {}
-            Act::Half => stream.write_all(&data[..n / 2])?,
-            Act::Flip => {
+            Action::Drop => {}
+            Action::Half => stream.write_all(&data[..n / 2])?,
+            Action::Flip => {
                 data[n / 2] ^= 1;
                 stream.write_all(data)?;
             }
-            Act::Twice => stream.write_all(&data.repeat(2))?,
-            Act::Close => return Ok(()),
-            Act::Reset => return end_with_reset(stream),
+            Action::Twice => stream.write_all(&data.repeat(2))?,
+            Action::Close => return Ok(()),
+            Action::Reset => return end_with_reset(stream),
         }
     }
     echo(stream)

@@ -1,4 +1,4 @@
-//! `--mode churn`: connections that are replaced by others all the time.
+//! `--mode churn`: each connection is closed and replaced after its messages.
 
 use std::io::Write;
 use std::thread;
@@ -27,7 +27,7 @@ fn churn_replaces_connections_for_the_whole_window() {
             assert!(opened > 4, "{opened}");
             assert_eq!([report.connections.established, report.connections.verified], [opened; 2]);
             assert_eq!(stats.bytes_in, report.messages.verified * SIZE as u64);
-            // At the end of the window a connection goes on with none of its other messages.
+            // At the end of the window a connection sends none of its remaining messages.
             let most = opened * messages.unwrap_or(1);
             assert!(
                 (most.saturating_sub(4 * 2)..=most).contains(&report.messages.due),
@@ -74,7 +74,7 @@ fn an_interrupt_after_the_churn_window_does_not_change_the_held_count() {
         if number > 0 {
             return swallow(stream);
         }
-        // After the window, which is over for both at once.
+        // Replies after the end of the window of 1 s.
         thread::sleep(Duration::from_millis(1500));
         stream.write_all(&message)?;
         swallow(stream)?;

@@ -1,4 +1,4 @@
-//! Usage errors, outputs that cannot be written, and interrupts.
+//! Usage errors, output files that cannot be written, and interrupts.
 
 use std::fs;
 use std::net::TcpListener;
@@ -12,7 +12,7 @@ use crate::support::{Process, Scratch, ecoloop, eventually, join, reserve_port, 
 
 #[test]
 fn usage_errors_exit_with_2() {
-    let wrong: [&[&str]; 26] = [
+    let invalid: [&[&str]; 26] = [
         &[],
         &["-d", "1s", "-m", "1"],
         &["--mode", "hold", "-m", "1"],
@@ -42,7 +42,7 @@ fn usage_errors_exit_with_2() {
     ];
     let (_port, address) = reserve_port();
     let address = address.to_string();
-    for arguments in wrong {
+    for arguments in invalid {
         let target: &[&str] = if arguments.is_empty() { &[] } else { &[&address] };
         let ended = run_command(&[arguments, target].concat());
         assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
@@ -119,7 +119,7 @@ fn a_run_can_be_interrupted_in_every_phase() {
     let silent = silent.local_addr().map(|address| (silent, address.to_string())).unwrap();
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
-    // While it waits for the first message, in the warm-up, in a hold, and in churn.
+    // Waiting for the first reply, in the warm-up, in hold, and in churn.
     let runs: [&[&str]; 4] = [
         &[&silent.1, "--timeout", "1h"],
         &[&address, "--warmup", "5000y", "-d", "5000y", "--timeout", "5000y"],
@@ -132,8 +132,8 @@ fn a_run_can_be_interrupted_in_every_phase() {
         if arguments[0] == address {
             eventually("the first message", || server.handle().stats().bytes_in > before);
         } else {
-            // Its end of the connection is established at once, without anybody to see it but the kernel.
-            // Another loopback address may have the same port.
+            // The connection is established in the backlog, so that only the kernel can tell.
+            // The address is compared too: another loopback address may have the same port.
             let end = format!("0100007F:{:04X} ", silent.0.local_addr().unwrap().port());
             eventually("a connection", || {
                 fs::read_to_string("/proc/net/tcp").unwrap().lines().filter(|row| row.contains(&end)).count() == 3

@@ -1,4 +1,4 @@
-//! Opening and closing connections: sources and pace.
+//! Connecting and closing: source addresses, and how many at a time.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -52,7 +52,7 @@ fn max_connecting_limits_closes_in_progress_too() {
     config.connections = 8;
     config.max_connecting = 2;
     config.duration = Duration::from_millis(50);
-    // Less than all of them take, and more than each: those whose turn has yet to come are not late.
+    // Less than all closes take, and more than each takes: the timeout of a close begins with that close.
     config.timeout = Duration::from_secs(2);
     let report = run(config);
     assert_clean(&report);
@@ -65,7 +65,7 @@ fn progress_is_published_while_connecting() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
     config.connections = 1000;
-    // Ten seconds for all: there is time to see some.
+    // Connecting takes ten seconds: there is time to observe it.
     config.connect_rate = Some(100.0);
     let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
     let run = {

@@ -1,4 +1,4 @@
-//! Connections that fail without a wrong byte.
+//! Connections that fail without corrupted data.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -48,7 +48,7 @@ fn a_partial_reply_is_unanswered_and_not_lost() {
     assert_error(fault, (Phase::Receive, ErrorName::Timeout, None, 1), true);
 }
 
-/// An end without a wrong byte is an error, and no finding.
+/// Asserts that `fault` is reported as `error`, and not as a finding.
 #[track_caller]
 fn assert_error(fault: Fault, error: ErrorRow<'_>, is_unanswered: bool) {
     for right in [0, 3] {
@@ -57,9 +57,9 @@ fn assert_error(fault: Fault, error: ErrorRow<'_>, is_unanswered: bool) {
         assert_eq!(report.verify.findings, []);
         assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
         let messages = report.messages;
-        let (missing, none) =
+        let (missing, zero) =
             if is_unanswered { (messages.unanswered, messages.failed) } else { (messages.failed, messages.unanswered) };
-        assert_eq!((missing, none), (u64::from(right > 0), 0), "{messages:?}");
+        assert_eq!((missing, zero), (u64::from(right > 0), 0), "{messages:?}");
         assert_messages(&report, right, missing);
     }
 }
@@ -81,7 +81,7 @@ fn connections_that_are_never_accepted_are_established_and_not_verified() {
 fn a_full_backlog_is_reported_as_a_connect_timeout() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    // One more than the backlog fits in (listen(2) on Linux).
+    // The kernel queues one connection more than the backlog (listen(2) on Linux).
     socket.listen(0).unwrap();
     let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
     config.connections = 3;
@@ -110,7 +110,7 @@ fn a_closed_port_is_reported_as_refused() {
 fn an_unresolvable_name_is_reported_and_nothing_is_connected() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
-    // RFC 6761: no such name ever resolves.
+    // No name below `invalid` resolves (RFC 6761).
     let ended =
         run_command(&["-c", "3", "--start-at", "2999-01-01T00:00:00Z", "--json", "-", "no.invalid:5", &address]);
     let (_, report) = document(&ended);
@@ -130,7 +130,7 @@ fn running_out_of_descriptors_is_distinct_from_a_refusal_and_prints_a_hint() {
     let limited = |address: &str| {
         let load = ecoloop(&["load", "-c", "100", "-m", "2", "--json", "-", address]);
         let mut command = Command::new("sh");
-        // Both the soft limit and the hard one, which it would raise itself to.
+        // `ulimit -n` sets the hard limit too: the load generator raises its soft limit to it.
         command.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(load.get_program()).args(load.get_args());
         Process::start(command).wait()
     };
@@ -141,7 +141,7 @@ fn running_out_of_descriptors_is_distinct_from_a_refusal_and_prints_a_hint() {
     };
     let connections = report.connections;
     assert_eq!((report.verdict, connections.held + count, connections.opened_total), (Verdict::Fail, 100, 100));
-    // Those that are open are as good as ever.
+    // The connections within the limit are not affected.
     assert!(connections.held > 0);
     assert_eq!((report.messages.verified, report.messages.due), (connections.held * 2, connections.held * 2));
     let remedy = |ended: &Ended, words: &str| ended.stderr.iter().any(|line| line.contains(words));

@@ -1,4 +1,4 @@
-//! A server that does not echo one message of one connection as it should, and the parts of others.
+//! Servers that break the echo on purpose.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,23 +12,23 @@ use socket2::SockRef;
 
 use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, config, run};
 
-/// Messages of a connection, besides the first.
+/// Messages per connection, without the first, which is not reported.
 pub(super) const MESSAGES: u64 = 20;
 
-/// A server whose connections are each given to `answer`, on a thread of their own, with their number.
+/// Spawns a server that calls `reply` with the number and the stream of each connection, on one thread per connection.
 pub(super) fn faulty_server(
-    answer: impl Fn(usize, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    reply: impl Fn(usize, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let answer = Arc::new(answer);
+    let reply = Arc::new(reply);
     thread::spawn(move || {
         for (number, stream) in listener.incoming().enumerate() {
-            let answer = Arc::clone(&answer);
+            let reply = Arc::clone(&reply);
             let mut stream = stream.unwrap();
             stream.set_nodelay(true).unwrap();
-            // That the client goes away ends it, and is no failure.
-            thread::spawn(move || answer(number, &mut stream));
+            // An error is the client's close, which is no failure.
+            thread::spawn(move || reply(number, &mut stream));
         }
     });
     address
@@ -50,7 +50,7 @@ pub(super) fn run_on_faulty_server(right: usize, fault: Fault) -> Report {
     });
     let mut config = config(address);
     config.connections = u32::try_from(CONNECTIONS).unwrap();
-    // One after the other, so that both ends number them alike.
+    // One connect at a time, so that client and server number the connections alike.
     config.max_connecting = 1;
     config.messages_per_connection = Some(MESSAGES);
     let report = run(config);
@@ -69,7 +69,7 @@ pub(super) fn assert_messages(report: &Report, whole: usize, missing: u64) {
     assert!(missing <= 1, "{:?}", report.messages);
 }
 
-/// Echoes so many messages.
+/// Echoes `count` messages.
 pub(super) fn echo_messages(stream: &mut TcpStream, count: usize) -> std::io::Result<()> {
     for _ in 0..count {
         let message = read_message(stream)?;
@@ -78,7 +78,7 @@ pub(super) fn echo_messages(stream: &mut TcpStream, count: usize) -> std::io::Re
     Ok(())
 }
 
-/// Echoes to the end.
+/// Echoes until FIN.
 pub(super) fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
@@ -89,12 +89,12 @@ pub(super) fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// Reads to the end, and answers nothing.
+/// Reads until FIN, without a reply.
 pub(super) fn swallow(stream: &mut TcpStream) -> std::io::Result<()> {
     std::io::copy(stream, &mut std::io::sink()).map(drop)
 }
 
-/// Lets the close that follows send RST.
+/// Makes the close send RST.
 pub(super) fn end_with_reset(stream: &TcpStream) -> std::io::Result<()> {
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
 }

@@ -1,4 +1,4 @@
-//! `--mode hold`: which connections are still alive at the end.
+//! `--mode hold`: which connections are alive at the end.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -54,7 +54,7 @@ fn each_hold_outcome_is_counted_once() {
 fn a_connect_timeout_has_no_hold_outcome() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    // One more than the backlog fits in (listen(2) on Linux).
+    // The kernel queues one connection more than the backlog (listen(2) on Linux).
     socket.listen(0).unwrap();
     let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
     config.mode = Mode::Hold;
@@ -68,7 +68,7 @@ fn a_connect_timeout_has_no_hold_outcome() {
 
 #[test]
 fn a_late_connection_that_then_closes_is_counted_once() {
-    // The others' answers come later still, so that the measurement is not over when the faulty connection ends.
+    // The other connection's reply comes later, so that the measurement is not over when the faulty connection closes.
     let address = faulty_server(move |number, stream| {
         echo_messages(stream, 1)?;
         let message = read_message(stream)?;
@@ -102,10 +102,10 @@ fn a_reset_after_the_measurement_does_not_change_the_hold_outcome() {
     assert_eq!(outcomes(&report)[1..], [0; 4], "{:?}", report.hold);
 }
 
-/// Over the second from which on an answer is late.
+/// Longer than 1 s, from which on a reply is late.
 const LATE: Duration = Duration::from_millis(1100);
 
-/// Holds connections; on one of them the server has `fault` in place of the last echo.
+/// Holds connections. On one of them the server has `fault` in place of the last echo.
 #[track_caller]
 fn hold_on_faulty_server(fault: Fault) -> Report {
     let address = faulty_server(move |number, stream| {

@@ -1,4 +1,4 @@
-//! The report: its JSON document, its thresholds, its table, and several merged into one.
+//! The report: JSON document, thresholds, table, and merging.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -74,7 +74,7 @@ fn json_on_standard_output_is_one_document_with_the_documented_fields() {
         (&json["config"]["rate"], &json["config"]["seed"], &json["verdict"]),
         (&200.into(), &7.into(), &"pass".into())
     );
-    // Memory of fewer than a thousand connections says nothing of one.
+    // Memory per connection is null below 1,000 connections.
     assert_eq!(json["server"]["rss_bytes_per_connection"], Value::Null);
     assert_eq!(json["sockstat"]["scope"], "namespace");
 }
@@ -96,14 +96,14 @@ fn findings_and_errors_are_in_the_document_by_name() {
     assert_eq!(report.verdict, Verdict::Fail);
     let finding = &json["verify"]["findings"][0];
     assert_eq!(keys(finding), ["kind", "connection", "local", "peer", "offset"].into());
-    let told = (&finding["kind"], &finding["connection"], &finding["offset"], &finding["peer"]);
-    assert_eq!(told, (&"flipped".into(), &0.into(), &9.into(), &address.to_string().into()));
+    let fields = (&finding["kind"], &finding["connection"], &finding["offset"], &finding["peer"]);
+    assert_eq!(fields, (&"flipped".into(), &0.into(), &9.into(), &address.to_string().into()));
     let errors = serde_json::json!([
         {"phase": "receive", "error": "closed_early", "errno": null, "count": 1},
         {"phase": "verify", "error": "bad_bytes", "errno": null, "count": 1},
     ]);
     assert_eq!(json["errors"], errors);
-    // Nothing was measured, which is not the same as zero.
+    // A quantity without data is null, and not 0.
     assert_eq!((&json["latency_us"]["p50"], &json["latency_us"]["mean"]), (&Value::Null, &Value::Null));
 }
 
@@ -111,7 +111,7 @@ fn findings_and_errors_are_in_the_document_by_name() {
 fn only_a_failed_threshold_fails_the_run() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
-    let gated = |threshold: &str| {
+    let run_with = |threshold: &str| {
         let ended = run_command(&["-m", "10", "--fail-if", threshold, "--json", "-", &address]);
         let (_, report) = document(&ended);
         let thresholds: Vec<_> = report.thresholds.iter().filter(|row| !row.default).collect();
@@ -121,13 +121,13 @@ fn only_a_failed_threshold_fails_the_run() {
         (report.verdict, row.value)
     };
     for threshold in ["p99<1h", "max>0us", "connections<2", "rate<1M", "errors>=0", "mean<1h", "connect_p99<1h"] {
-        assert!(matches!(gated(threshold), (Verdict::Fail, Some(_))), "{threshold}");
+        assert!(matches!(run_with(threshold), (Verdict::Fail, Some(_))), "{threshold}");
     }
     for threshold in ["p99>1h", "max<0us", "connections<1", "rate>100M/s", "unanswered>0", "p99.99>=1h"] {
-        assert!(matches!(gated(threshold), (Verdict::Pass, Some(_))), "{threshold}");
+        assert!(matches!(run_with(threshold), (Verdict::Pass, Some(_))), "{threshold}");
     }
-    // A closed loop has no lateness: what has no value falls.
-    assert_eq!(gated("lateness_p99>1h"), (Verdict::Fail, None));
+    // A closed loop has no lateness, and a threshold without a value fails.
+    assert_eq!(run_with("lateness_p99>1h"), (Verdict::Fail, None));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_threshold_replaces_the_default_on_its_metric_but_never_the_findings() {
         arguments.extend(thresholds.iter().flat_map(|threshold| ["--fail-if", threshold]));
         document(&run_command(&arguments)).1.verdict
     };
-    // A faulty server numbers its connections over all runs: only in its first run is one of them faulty.
+    // A faulty server numbers its connections over all runs, so that each run needs a new server.
     assert_eq!(verdict(closing(), &[]), Verdict::Fail);
     assert_eq!(verdict(closing(), &["errors>1"]), Verdict::Fail);
     assert_eq!(verdict(closing(), &["errors>1", "connections<2"]), Verdict::Pass);
@@ -205,7 +205,7 @@ fn merge_combines_runs_with_the_same_start_at() {
     }
     let reports = files.each_ref().map(|file| Report::from_json(&file.json().to_string()).unwrap());
     for report in &reports {
-        // The time is given in milliseconds.
+        // `--start-at` is in milliseconds.
         let late = report.start.duration_since(start - Duration::from_millis(1)).unwrap();
         assert!(late < TIMEOUT, "{late:?}");
     }

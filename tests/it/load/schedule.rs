@@ -1,4 +1,4 @@
-//! When messages are due, and which of them the report counts.
+//! The schedule: which messages are due, when, and which of them the report counts.
 
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ fn the_report_excludes_the_warmup() {
     });
     assert_clean(&report);
     assert_eq!(report.messages.due, 100);
-    // And the first message of each connection.
+    // The server has received the warm-up and the first message of each connection too.
     assert_eq!(stats.bytes_in, (300 + 2) * SIZE as u64);
     assert!(report.phases_s.warmup >= 0.2);
 }
@@ -124,7 +124,7 @@ fn lateness_excludes_the_warmup() {
     assert_eq!((report.lateness_us.count, report.messages.due), (100, 100));
 }
 
-/// In an echo without warm-up, the first message of each connection is the only one that is not reported.
+/// Asserts that the server has received the reported messages, and the first one of each connection, which is not reported.
 #[track_caller]
 fn assert_all_bytes_seen(report: &Report, stats: Stats) {
     let messages = report.messages.verified + report.connections.established;
@@ -150,7 +150,7 @@ fn an_open_loop_does_not_move_messages_to_another_connection() {
     let report = run(config);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
     let messages = report.messages;
-    // Half of what is due is the faulty connection's, of which two came back.
+    // Half of the due messages belong to the faulty connection, which echoes two of them.
     assert_eq!((messages.due, messages.verified), (100, 50 + 2), "{messages:?}");
     assert_eq!(messages.unanswered, 0);
     assert_eq!((report.schedule.kept, report.verdict), (Some(false), Verdict::Fail));
@@ -169,10 +169,10 @@ fn messages_due_after_the_last_connection_closed_are_unsent() {
     config.duration = Duration::from_millis(500);
     let report = run(config);
     let messages = report.messages;
-    // Those that went out before the end was known have failed.
+    // Messages sent before the generator has seen the close have failed.
     assert_eq!((messages.due, messages.verified, messages.failed + messages.unsent), (100, 2, 98), "{messages:?}");
     assert!(messages.failed > 0 && messages.unanswered == 0, "{messages:?}");
-    // The rate is that of the window, not of the part in which somebody answered.
+    // The rate is over the whole window, and not over the time until the close.
     assert!(report.phases_s.measure >= 0.49, "{:?}", report.phases_s);
     assert!(report.rate_per_s.unwrap() < 5.0, "{:?}", report.rate_per_s);
 }

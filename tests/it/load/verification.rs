@@ -1,4 +1,4 @@
-//! Each kind of corruption is found, at its byte and on its connection alone.
+//! Verification: each kind of corruption is found, at its offset and on its connection.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -87,7 +87,7 @@ fn an_additional_byte_after_the_last_message_is_extra() {
     );
     assert_eq!(report.verify.extra_bytes, 1);
     assert_eq!(report.messages.verified, MESSAGES * CONNECTIONS as u64);
-    // It was held all the time that was measured.
+    // The connection was held until the end of the measurement.
     assert_eq!(report.connections.held, CONNECTIONS as u64);
 }
 
@@ -104,7 +104,7 @@ fn a_partial_reply_before_fin_is_truncated() {
 #[test]
 fn replies_swapped_between_two_connections_are_foreign() {
     for right in [0, 3, 3] {
-        // The message of each of the two goes to the other.
+        // Each of the two connections gets the other's message.
         let ((to_one, of_one), (to_two, of_two)) = (mpsc::channel(), mpsc::channel());
         let ends = BTreeMap::from([(FAULTY_CONNECTION, (to_two, of_one)), (FAULTY_CONNECTION + 1, (to_one, of_two))]);
         let ends = Mutex::new(ends);
@@ -119,7 +119,7 @@ fn replies_swapped_between_two_connections_are_foreign() {
         });
         let mut config = config(address);
         config.connections = 4;
-        // Both must be open at once, and yet be numbered alike at both ends.
+        // Slow connects, so that client and server number the connections alike, and yet all are open together.
         config.max_connecting = 4;
         config.connect_rate = Some(20.0);
         config.messages_per_connection = Some(MESSAGES);
@@ -135,7 +135,7 @@ fn replies_swapped_between_two_connections_are_foreign() {
     }
 }
 
-/// A read stops at the mark: short, and yet not the last.
+/// A read stops at the urgent mark: it is short, and yet more data follows.
 #[test]
 fn data_after_urgent_data_in_a_reply_is_read() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -150,14 +150,14 @@ fn data_after_urgent_data_in_a_reply_is_read() {
     stream.write_all(after).unwrap();
     await_unread(&stream, SIZE + 1);
     process.resume();
-    // Where the load generator gives up, its report says why.
+    // If the load generator closes early, its report says why.
     let _ = echo(&mut stream);
     drop(stream);
     let (_, report) = document(&process.wait());
     assert_clean(&report);
 }
 
-/// The fault must be found on its connection, and no other connection be affected.
+/// Asserts that `fault` is found on its connection, and that no other connection is affected.
 #[track_caller]
 fn assert_found(fault: Fault, kind: FindingKind, offset_in_message: usize, bytes: [u64; 3]) {
     for right in [0, 3, 3, 3] {
@@ -182,7 +182,7 @@ fn assert_is(finding: &Finding, report: &Report, kind: FindingKind, connection: 
     assert!(finding.local.is_some_and(|local| local != finding.peer && local.port() != 0), "{finding:?}");
 }
 
-/// The errors of a run in which so many connections ended by a finding, and none otherwise.
+/// Returns the errors of a run in which `connections` connections had a finding, and none another error.
 fn bad_bytes(connections: u64) -> Vec<ErrorRow<'static>> {
     vec![(Phase::Verify, ErrorName::BadBytes, None, connections)]
 }

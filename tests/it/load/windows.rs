@@ -54,7 +54,7 @@ fn each_window_of_an_open_loop_has_its_own_schedule() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
     config.timeout = TIMEOUT;
-    // No lane has as many messages as the next one, so that each window starts from other counts.
+    // 150 messages do not divide evenly by 7 connections, so that each window starts from other counts.
     config.connections = 7;
     config.rate = Some(1000.0);
     config.warmup = Duration::from_millis(50);
@@ -66,7 +66,7 @@ fn each_window_of_an_open_loop_has_its_own_schedule() {
         assert_sums(&report);
         assert_clean(&report);
         assert_eq!((report.messages.due, report.lateness_us.count), (150, 150));
-        // A message is due in its window: neither before it began, nor after it was answered.
+        // A message is due within its window: no latency exceeds the window, and none is zero.
         assert!(report.latency_us.max.unwrap() <= u64::try_from(before.elapsed().as_micros()).unwrap());
         assert!(report.latency_us.mean.unwrap() > 1.0, "{:?}", report.latency_us.mean);
     }
@@ -81,7 +81,7 @@ fn nothing_is_sent_and_no_timeout_expires_between_windows() {
     let mut session = connect_session(config);
     assert_clean(&session.measure().unwrap());
     let before = server.handle().stats();
-    // That nothing comes of it, only time can tell.
+    // There is no event to wait for: its absence is the property.
     thread::sleep(ANSWER_TIMEOUT + ANSWER_TIMEOUT / 4);
     let after = server.handle().stats();
     assert_eq!((before.bytes_in, before.closed), (after.bytes_in, after.closed));
@@ -118,7 +118,7 @@ fn a_connection_closed_between_windows_is_an_error_of_the_next_window() {
     assert_sums(&report);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
     assert_eq!((report.connections.held, report.connections.established, report.verdict), (2, 3, Verdict::Fail));
-    // It is no error of the one after it, in which it is missing all the same.
+    // In the next window it is no error again, but it is still missing.
     let report = session.measure().unwrap();
     assert_eq!((errors(&report), report.messages.verified), (vec![], 8));
     assert_eq!((report.connections.held, report.verdict), (2, Verdict::Fail));
@@ -140,12 +140,12 @@ fn repeat_measures_a_window_per_input_line_until_end_of_file() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let (mut process, mut input) = repeat(&["-c", "3", "-m", "7", "--fail-if", "max<1h", &address]);
-    // All are connected and verified before the first is asked for.
+    // Every connection is verified before the first line of input.
     eventually("the first messages", || server.handle().stats().bytes_out == 3 * SIZE as u64);
     let mut documents = Vec::new();
     for _ in 0..3 {
         input.write_all(b"go\n").unwrap();
-        // It comes while the connections are open, and the input too.
+        // The document is printed while the connections and the input are open.
         documents.push(Report::from_json(&process.line_with("ecoloop.load/1")).unwrap());
     }
     assert_eq!((server.handle().stats().accepted, server.handle().stats().open()), (3, 3));
@@ -224,7 +224,7 @@ fn connect_session(config: Config) -> Session {
     Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap()
 }
 
-/// `ecoloop load --repeat`, and its standard input.
+/// Starts `ecoloop load --repeat`, and returns it with its standard input.
 #[track_caller]
 fn repeat(arguments: &[&str]) -> (Process, ChildStdin) {
     let mut command = ecoloop(&[&["load", "--repeat", "--json", "-"], arguments].concat());
