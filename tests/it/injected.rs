@@ -1,15 +1,21 @@
 //! System calls that fail, which strace injects.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
 
 #[cfg(target_os = "linux")]
 use crate::support::limit_descriptors;
-use crate::support::{Ended, Process, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, pattern};
+use crate::support::{
+    Ended, Process, Scratch, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, pattern,
+};
 
 /// Every other call fails, from the first on.
 const EVERY_OTHER: &str = "when=1+2";
+
+/// For a test that sees the effect of its fault anyway.
+const NO_TRACE: &str = "/dev/null";
 
 #[test]
 #[ignore = "needs strace"]
@@ -46,7 +52,7 @@ fn other_accept_errors_are_logged_once_and_retried() {
 #[ignore = "needs strace"]
 #[cfg(target_os = "linux")]
 fn running_out_of_descriptors_is_logged_right_after_another_accept_error() {
-    let (mut server, address) = serve("accept4:error=EINVAL:when=1", &[]);
+    let (mut server, address) = serve("accept4:error=EINVAL:when=1", &[], NO_TRACE);
     let mut client = connect(address);
     assert_echoes(&mut client, b"hola");
     server.line_with("Invalid argument");
@@ -68,7 +74,8 @@ fn interrupted_system_calls_are_retried() {
 /// Serves five clients while `fault` is injected, and terminates the server.
 #[track_caller]
 fn serve_five_clients_with(fault: &str) -> Ended {
-    let (server, address) = serve(fault, &[]);
+    let trace = Scratch::new("strace");
+    let (server, address) = serve(fault, &[], trace.path());
     let mut clients: [_; 5] = std::array::from_fn(|_| connect(address));
     for client in &mut clients {
         assert_echoes(client, &pattern(3000));
@@ -80,6 +87,8 @@ fn serve_five_clients_with(fault: &str) -> Ended {
     let ended = server.terminate();
     let counts = "5 connections accepted, 5 closed (5 end of stream), 15000 bytes in, 15000 bytes out";
     assert!(ended.summary().contains(counts), "{fault}: {}", ended.summary());
+    // strace may exit after the server.
+    eventually("an injected failure", || fs::read_to_string(trace.path()).unwrap().contains("(INJECTED)"));
     ended
 }
 
@@ -93,7 +102,7 @@ fn a_failed_read_or_write_closes_only_that_connection() {
         ("recvfrom:error=ECONNRESET:when=3", "The client closed the connection abruptly"),
         ("sendto:error=EPIPE:when=3", "The client closed the connection abruptly"),
     ] {
-        let (mut server, address) = serve(fault, &[]);
+        let (mut server, address) = serve(fault, &[], NO_TRACE);
         let mut clients: [_; 2] = std::array::from_fn(|_| connect(address));
         for client in &mut clients {
             assert_echoes(client, b"hola");
@@ -118,7 +127,7 @@ fn a_failed_read_or_write_closes_only_that_connection() {
 #[ignore = "needs strace"]
 fn a_connection_that_cannot_be_registered_leaks_neither_descriptor_nor_key() {
     // The earlier calls register the waker, the listener and the first connection.
-    let (mut server, address) = serve("epoll_ctl:error=ENOSPC:when=4", &["--max-connections", "2"]);
+    let (mut server, address) = serve("epoll_ctl:error=ENOSPC:when=4", &["--max-connections", "2"], NO_TRACE);
     let mut first = connect(address);
     assert_echoes(&mut first, b"hola");
     let descriptors = server.descriptors();
@@ -152,7 +161,7 @@ fn churn_pauses_after_a_failed_registration() {
     let address = server.local_addr().to_string();
     // The earlier calls register the timer and the waker.
     let churn = ["load", "--mode", "churn", "-c", "5", "-d", "500ms", "--json", "-", &address];
-    let ended = Process::start(strace("epoll_ctl:error=ENOSPC:when=3+", &churn)).wait();
+    let ended = Process::start(strace("epoll_ctl:error=ENOSPC:when=3+", &churn, NO_TRACE)).wait();
     let report = Report::from_json(&ended.stdout[0]).unwrap();
     let [error] = &report.errors[..] else { panic!("not one error: {:?}", report.errors) };
     assert_eq!((report.verdict, error.phase), (Verdict::Fail, Phase::Connect));
@@ -169,20 +178,20 @@ fn key(line: &str) -> usize {
 
 /// Starts a server with `fault` injected into its system calls.
 #[track_caller]
-fn serve(fault: &str, arguments: &[&str]) -> (Process, SocketAddr) {
-    let mut process = Process::start(strace(fault, &[&["127.0.0.1:0", "-vv"], arguments].concat()));
+fn serve(fault: &str, arguments: &[&str], trace: &str) -> (Process, SocketAddr) {
+    let mut process = Process::start(strace(fault, &[&["127.0.0.1:0", "-vv"], arguments].concat(), trace));
     let address = process.listening();
     (process, address)
 }
 
-/// Returns a command that runs the binary under `strace --inject`.
+/// Returns a command that runs the binary under `strace --inject`, which writes its trace to the file `trace`.
 ///
 /// With `-D` the child process is the binary, not strace. Without `-f` strace traces only the main thread, which is the loop.
-fn strace(fault: &str, arguments: &[&str]) -> Command {
+fn strace(fault: &str, arguments: &[&str], trace: &str) -> Command {
     let ecoloop = ecoloop(arguments);
     let mut command = Command::new("strace");
     let (calls, _) = fault.split_once(':').unwrap();
-    command.args(["-D", "-qq", "-o", "/dev/null"]);
+    command.args(["-D", "-qq", "-o", trace]);
     command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={fault}")]);
     command.arg(ecoloop.get_program()).args(ecoloop.get_args());
     for (name, value) in ecoloop.get_envs() {
