@@ -20,3 +20,4 @@ mod narration;
 mod reactor;
 mod scale;
 mod support;
+mod transports;
