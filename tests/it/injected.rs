@@ -95,7 +95,7 @@ fn serve_five_clients_with(fault: &str) -> Ended {
 #[test]
 #[ignore = "needs strace"]
 fn a_failed_read_or_write_closes_only_that_connection() {
-    for (fault, said) in [
+    for (fault, log_line) in [
         ("recvfrom:error=ETIMEDOUT:when=3", "The connection failed: timed out"),
         ("sendto:error=ETIMEDOUT:when=3", "The connection failed: timed out"),
         ("sendto:retval=0:when=3", "The connection failed: write zero"),
@@ -110,7 +110,7 @@ fn a_failed_read_or_write_closes_only_that_connection() {
         let [mut failed, mut other] = clients;
         failed.write_all(b"adios").unwrap();
         assert!(matches!(failed.read(&mut [0; 64]), Ok(0) | Err(_)), "{fault}");
-        server.line_with(said);
+        server.line_with(log_line);
         assert_echoes(&mut other, b"hola");
         half_close(&other);
         assert_ended(&mut other);
@@ -134,8 +134,8 @@ fn a_connection_that_cannot_be_registered_leaks_neither_descriptor_nor_key() {
 
     let mut dropped = connect(address);
     assert_ended(&mut dropped);
-    let said = server.line_with(" WARN ");
-    assert!(said.contains(&format!("cannot serve {}", dropped.local_addr().unwrap())), "{said}");
+    let line = server.line_with(" WARN ");
+    assert!(line.contains(&format!("cannot serve {}", dropped.local_addr().unwrap())), "{line}");
     eventually("the descriptor closed", || server.descriptors() == descriptors);
 
     // The next connection is accepted within the limit of two, and gets the key of the dropped one.

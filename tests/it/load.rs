@@ -27,15 +27,15 @@ use crate::support::{Ended, Process, TIMEOUT, ecoloop, join, serve};
 /// Message size, in bytes.
 const SIZE: usize = 64;
 /// The timeouts of a run against a faulty server.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections of a run against a faulty server, and which of them has the fault.
 const CONNECTIONS: usize = 3;
 const FAULTY_CONNECTION: usize = 1;
 
 fn config(address: SocketAddr) -> Config {
     let mut config = Config::new(vec![address]);
-    config.timeout = ANSWER_TIMEOUT;
-    config.connect_timeout = ANSWER_TIMEOUT;
+    config.timeout = SHORT_TIMEOUT;
+    config.connect_timeout = SHORT_TIMEOUT;
     config.size = SIZE;
     config
 }

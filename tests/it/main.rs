@@ -1,6 +1,6 @@
 //! Integration tests: one crate, one file per theme.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test a panic is the answer")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod accepting;
 mod clients;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
 use ecoloop::load::{self, Close, Interrupt, Mode, ProgressCell};
 
-use super::faulty_server::{echo_messages, faulty_server, read_message, swallow};
+use super::faulty_server::{discard, echo_messages, faulty_server, read_message};
 use super::{SIZE, assert_clean, assert_sums, config, errors, run, run_on_server};
 use crate::support::{TIMEOUT, reserve_port};
 
@@ -72,12 +72,12 @@ fn an_interrupt_after_the_churn_window_does_not_change_the_held_count() {
         echo_messages(stream, 1)?;
         let message = read_message(stream)?;
         if number > 0 {
-            return swallow(stream);
+            return discard(stream);
         }
         // Replies after the end of the window of 1 s.
         thread::sleep(Duration::from_millis(1500));
         stream.write_all(&message)?;
-        swallow(stream)?;
+        discard(stream)?;
         of_server.set();
         Ok(())
     });

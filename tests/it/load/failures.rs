@@ -10,7 +10,7 @@ use ecoloop::load::Mode;
 use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{Fault, assert_messages, end_with_reset, run_on_faulty_server, swallow};
+use super::faulty_server::{Fault, assert_messages, discard, end_with_reset, run_on_faulty_server};
 use super::{CONNECTIONS, ErrorRow, config, document, errors, run, run_command};
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve_port, serve};
 
@@ -18,7 +18,7 @@ use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve
 fn fin_instead_of_a_reply_is_closed_early() {
     let fault: Fault = |stream, _| {
         half_close(stream);
-        swallow(stream)
+        discard(stream)
     };
     assert_error(fault, (Phase::Receive, ErrorName::ClosedEarly, None, 1), false);
 }
@@ -34,8 +34,8 @@ fn a_reset_within_a_reply_is_reported_as_a_reset() {
 
 #[test]
 fn no_reply_is_reported_as_a_timeout() {
-    assert_error(|stream, _| swallow(stream), (Phase::Receive, ErrorName::Timeout, None, 1), true);
-    let report = run_on_faulty_server(3, |stream, _| swallow(stream));
+    assert_error(|stream, _| discard(stream), (Phase::Receive, ErrorName::Timeout, None, 1), true);
+    let report = run_on_faulty_server(3, |stream, _| discard(stream));
     assert!(report.latency_us.max.unwrap() >= 1_000_000, "{:?}", report.latency_us);
 }
 
@@ -43,7 +43,7 @@ fn no_reply_is_reported_as_a_timeout() {
 fn a_partial_reply_is_unanswered_and_not_lost() {
     let fault: Fault = |stream, message| {
         stream.write_all(&message[..24])?;
-        swallow(stream)
+        discard(stream)
     };
     assert_error(fault, (Phase::Receive, ErrorName::Timeout, None, 1), true);
 }
@@ -51,16 +51,16 @@ fn a_partial_reply_is_unanswered_and_not_lost() {
 /// Asserts that `fault` is reported as `error`, and not as a finding.
 #[track_caller]
 fn assert_error(fault: Fault, error: ErrorRow<'_>, is_unanswered: bool) {
-    for right in [0, 3] {
-        let report = run_on_faulty_server(right, fault);
+    for echoed in [0, 3] {
+        let report = run_on_faulty_server(echoed, fault);
         assert_eq!(errors(&report), [error]);
         assert_eq!(report.verify.findings, []);
         assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
         let messages = report.messages;
         let (missing, zero) =
             if is_unanswered { (messages.unanswered, messages.failed) } else { (messages.failed, messages.unanswered) };
-        assert_eq!((missing, zero), (u64::from(right > 0), 0), "{messages:?}");
-        assert_messages(&report, right, missing);
+        assert_eq!((missing, zero), (u64::from(echoed > 0), 0), "{messages:?}");
+        assert_messages(&report, echoed, missing);
     }
 }
 
@@ -144,14 +144,14 @@ fn running_out_of_descriptors_is_distinct_from_a_refusal_and_prints_a_hint() {
     // The connections within the limit are not affected.
     assert!(connections.held > 0);
     assert_eq!((report.messages.verified, report.messages.due), (connections.held * 2, connections.held * 2));
-    let remedy = |ended: &Ended, words: &str| ended.stderr.iter().any(|line| line.contains(words));
-    assert!(remedy(&ended, "no_descriptors") && remedy(&ended, "ulimit -n"), "{ended:?}");
+    let hint = |ended: &Ended, words: &str| ended.stderr.iter().any(|line| line.contains(words));
+    assert!(hint(&ended, "no_descriptors") && hint(&ended, "ulimit -n"), "{ended:?}");
 
     let (_port, address) = reserve_port();
     let start = Instant::now();
     let ended = run_command(&["-c", "100", "-m", "2", "--json", "-", &address.to_string()]);
     let (_, report) = document(&ended);
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 100)]);
-    assert!(remedy(&ended, "refused") && !remedy(&ended, "no_descriptors"), "{ended:?}");
+    assert!(hint(&ended, "refused") && !hint(&ended, "no_descriptors"), "{ended:?}");
     assert!(start.elapsed() < TIMEOUT);
 }

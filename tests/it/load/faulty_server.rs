@@ -37,14 +37,14 @@ pub(super) fn faulty_server(
 /// What the server does with the faulty connection from the first message that it does not echo.
 pub(super) type Fault = fn(&mut TcpStream, Vec<u8>) -> std::io::Result<()>;
 
-/// Runs against a server that echoes every connection except one, on which it echoes `right` messages before the fault.
+/// Runs against a server that echoes every connection except one, on which it echoes `echoed` messages before the fault.
 #[track_caller]
-pub(super) fn run_on_faulty_server(right: usize, fault: Fault) -> Report {
+pub(super) fn run_on_faulty_server(echoed: usize, fault: Fault) -> Report {
     let address = faulty_server(move |number, stream| {
         if number != FAULTY_CONNECTION {
             return echo(stream);
         }
-        echo_messages(stream, right)?;
+        echo_messages(stream, echoed)?;
         let message = read_message(stream)?;
         fault(stream, message)
     });
@@ -60,11 +60,11 @@ pub(super) fn run_on_faulty_server(right: usize, fault: Fault) -> Report {
     report
 }
 
-/// The faulty connection must have had `whole` messages echoed and `missing` not. Its first message is not reported.
+/// The faulty connection must have had `echoed` messages echoed and `missing` not. Its first message is not reported.
 #[track_caller]
-pub(super) fn assert_messages(report: &Report, whole: usize, missing: u64) {
+pub(super) fn assert_messages(report: &Report, echoed: usize, missing: u64) {
     let of_others = (CONNECTIONS as u64 - 1) * MESSAGES;
-    assert_eq!(report.messages.verified, of_others + (whole as u64).saturating_sub(1), "{:?}", report.messages);
+    assert_eq!(report.messages.verified, of_others + (echoed as u64).saturating_sub(1), "{:?}", report.messages);
     assert_eq!(report.messages.due, report.messages.verified + missing, "{:?}", report.messages);
     assert!(missing <= 1, "{:?}", report.messages);
 }
@@ -90,7 +90,7 @@ pub(super) fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
 }
 
 /// Reads until FIN, without a reply.
-pub(super) fn swallow(stream: &mut TcpStream) -> std::io::Result<()> {
+pub(super) fn discard(stream: &mut TcpStream) -> std::io::Result<()> {
     std::io::copy(stream, &mut std::io::sink()).map(drop)
 }
 

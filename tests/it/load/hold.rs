@@ -9,7 +9,7 @@ use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use ecoloop::load::{Mode, Report};
 use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{Fault, echo, echo_messages, end_with_reset, faulty_server, read_message, swallow};
+use super::faulty_server::{Fault, discard, echo, echo_messages, end_with_reset, faulty_server, read_message};
 use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, assert_clean, config, errors, run, run_on_server};
 use crate::support::{TIMEOUT, half_close};
 
@@ -42,12 +42,12 @@ fn a_late_reply_counts_as_held_and_late() {
 fn each_hold_outcome_is_counted_once() {
     let closed: Fault = |stream, _| {
         half_close(stream);
-        swallow(stream)
+        discard(stream)
     };
     assert_eq!(outcomes(&hold_on_faulty_server(closed)), [2, 0, 0, 1, 0]);
     let is_reset: Fault = |stream, _| end_with_reset(stream);
     assert_eq!(outcomes(&hold_on_faulty_server(is_reset)), [2, 0, 1, 0, 0]);
-    assert_eq!(outcomes(&hold_on_faulty_server(|stream, _| swallow(stream))), [2, 0, 0, 0, 1]);
+    assert_eq!(outcomes(&hold_on_faulty_server(|stream, _| discard(stream))), [2, 0, 0, 0, 1]);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_late_connection_that_then_closes_is_counted_once() {
         stream.write_all(&message)?;
         if number == FAULTY_CONNECTION {
             half_close(stream);
-            return swallow(stream);
+            return discard(stream);
         }
         echo(stream)
     });
@@ -95,7 +95,7 @@ fn a_late_connection_that_then_closes_is_counted_once() {
 fn a_reset_after_the_measurement_does_not_change_the_hold_outcome() {
     let report = hold_on_faulty_server(|stream, message| {
         stream.write_all(&message)?;
-        swallow(stream)?;
+        discard(stream)?;
         end_with_reset(stream)
     });
     assert_eq!(outcomes(&report)[0], 3, "{:?}", report.hold);

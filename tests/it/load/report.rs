@@ -10,7 +10,7 @@ use ecoloop::load::Report;
 use ecoloop::load::report::Verdict;
 use serde_json::Value;
 
-use super::faulty_server::{echo, echo_messages, faulty_server, read_message, swallow};
+use super::faulty_server::{discard, echo, echo_messages, faulty_server, read_message};
 use super::{FAULTY_CONNECTION, assert_clean, document, run_command};
 use crate::support::{Process, Scratch, TIMEOUT, ecoloop, half_close, reserve_port, serve};
 
@@ -89,7 +89,7 @@ fn findings_and_errors_are_in_the_document_by_name() {
             return echo(stream);
         }
         half_close(stream);
-        swallow(stream)
+        discard(stream)
     });
     let ended = run_command(&["-c", "2", "--max-connecting", "1", "-m", "1", "--json", "-", &address.to_string()]);
     let (json, report) = document(&ended);
@@ -139,7 +139,7 @@ fn a_threshold_replaces_the_default_on_its_metric_but_never_the_findings() {
             }
             echo_messages(stream, 3)?;
             half_close(stream);
-            swallow(stream)
+            discard(stream)
         })
     };
     let flipping = faulty_server(|number, stream| {
@@ -184,8 +184,8 @@ fn a_run_without_a_window_reports_no_duration_and_no_cpu_share() {
     assert_eq!(ended.stdout[0], settings);
     let generator = ended.stdout.iter().find(|line| line.starts_with("generator ")).unwrap();
     assert!(generator.starts_with("generator    - CPU a message, - of a core, "), "{generator}");
-    let advice = "ecoloop: connect refused 1 time: nobody listens there, or its backlog is full";
-    assert_eq!(ended.stderr, [advice]);
+    let hint = "ecoloop: connect refused 1 time: nobody listens there, or its backlog is full";
+    assert_eq!(ended.stderr, [hint]);
 }
 
 #[test]

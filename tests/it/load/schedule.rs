@@ -6,7 +6,7 @@ use ecoloop::Stats;
 use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
 use ecoloop::load::{Mode, Report};
 
-use super::faulty_server::{echo, echo_messages, faulty_server, read_message, swallow};
+use super::faulty_server::{discard, echo, echo_messages, faulty_server, read_message};
 use super::{FAULTY_CONNECTION, SIZE, assert_clean, config, errors, run, run_on_server};
 use crate::support::half_close;
 
@@ -140,7 +140,7 @@ fn an_open_loop_does_not_move_messages_to_another_connection() {
         echo_messages(stream, 3)?;
         read_message(stream)?;
         half_close(stream);
-        swallow(stream)
+        discard(stream)
     });
     let mut config = config(address);
     config.connections = 2;
@@ -162,7 +162,7 @@ fn messages_due_after_the_last_connection_closed_are_unsent() {
         echo_messages(stream, 3)?;
         read_message(stream)?;
         half_close(stream);
-        swallow(stream)
+        discard(stream)
     });
     let mut config = config(address);
     config.rate = Some(200.0);

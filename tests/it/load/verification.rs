@@ -10,7 +10,7 @@ use ecoloop::load::report::{ErrorName, Finding, FindingKind, Phase, Verdict};
 use socket2::SockRef;
 
 use super::faulty_server::{
-    Fault, MESSAGES, assert_messages, echo, echo_messages, faulty_server, read_message, run_on_faulty_server, swallow,
+    Fault, MESSAGES, assert_messages, discard, echo, echo_messages, faulty_server, read_message, run_on_faulty_server,
 };
 use super::{CONNECTIONS, ErrorRow, FAULTY_CONNECTION, SIZE, assert_clean, config, document, errors, run};
 use crate::support::{Process, await_unread, ecoloop, half_close};
@@ -54,10 +54,10 @@ fn swapped_words_are_reordered() {
     };
     let report = run_on_faulty_server(3, fault);
     let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
-    assert_is(&finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 3 * SIZE + 8);
+    assert_finding(&finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 3 * SIZE + 8);
     let report = run_on_faulty_server(0, fault);
     let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
-    assert_is(&finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 8);
+    assert_finding(&finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 8);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn an_additional_byte_after_the_last_message_is_extra() {
         stream.write_all(b"x")
     });
     let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
-    assert_is(
+    assert_finding(
         &finding,
         &report,
         FindingKind::Extra,
@@ -96,14 +96,14 @@ fn a_partial_reply_before_fin_is_truncated() {
     let fault: Fault = |stream, message| {
         stream.write_all(&message[..24])?;
         half_close(stream);
-        swallow(stream)
+        discard(stream)
     };
     assert_found(fault, FindingKind::Truncated, 24, [0, 40, 0]);
 }
 
 #[test]
 fn replies_swapped_between_two_connections_are_foreign() {
-    for right in [0, 3, 3] {
+    for echoed in [0, 3, 3] {
         // Each of the two connections gets the other's message.
         let ((to_one, of_one), (to_two, of_two)) = (mpsc::channel(), mpsc::channel());
         let ends = BTreeMap::from([(FAULTY_CONNECTION, (to_two, of_one)), (FAULTY_CONNECTION + 1, (to_one, of_two))]);
@@ -111,7 +111,7 @@ fn replies_swapped_between_two_connections_are_foreign() {
         let address = faulty_server(move |number, stream| {
             let end = ends.lock().unwrap().remove(&number);
             if let Some((other, own)) = end {
-                echo_messages(stream, right)?;
+                echo_messages(stream, echoed)?;
                 other.send(read_message(stream)?).unwrap();
                 stream.write_all(&own.recv().unwrap())?;
             }
@@ -128,8 +128,8 @@ fn replies_swapped_between_two_connections_are_foreign() {
         let mut findings = report.verify.findings.clone();
         findings.sort_by_key(|finding| finding.connection);
         let [one, two] = findings[..] else { panic!("{findings:?}") };
-        assert_is(&one, &report, FindingKind::Foreign, FAULTY_CONNECTION, right * SIZE);
-        assert_is(&two, &report, FindingKind::Foreign, FAULTY_CONNECTION + 1, right * SIZE);
+        assert_finding(&one, &report, FindingKind::Foreign, FAULTY_CONNECTION, echoed * SIZE);
+        assert_finding(&two, &report, FindingKind::Foreign, FAULTY_CONNECTION + 1, echoed * SIZE);
         assert_eq!(report.verify.wrong_bytes / (2 * SIZE as u64 - 8), 1, "{:?}", report.verify);
         assert_eq!((report.connections.held, report.verify.connections_failed), (2, 2));
     }
@@ -160,23 +160,23 @@ fn data_after_urgent_data_in_a_reply_is_read() {
 /// Asserts that `fault` is found on its connection, and that no other connection is affected.
 #[track_caller]
 fn assert_found(fault: Fault, kind: FindingKind, offset_in_message: usize, bytes: [u64; 3]) {
-    for right in [0, 3, 3, 3] {
-        let report = run_on_faulty_server(right, fault);
+    for echoed in [0, 3, 3, 3] {
+        let report = run_on_faulty_server(echoed, fault);
         let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
-        assert_is(&finding, &report, kind, FAULTY_CONNECTION, right * SIZE + offset_in_message);
+        assert_finding(&finding, &report, kind, FAULTY_CONNECTION, echoed * SIZE + offset_in_message);
         let verify = &report.verify;
         assert_eq!([verify.wrong_bytes, verify.lost_bytes, verify.extra_bytes], bytes, "{verify:?}");
         assert_eq!((verify.connections_failed, errors(&report)), (1, bad_bytes(1)));
         assert_eq!(report.connections.held, CONNECTIONS as u64 - 1);
         // A message that came back right before the fault is verified.
-        let whole = right + offset_in_message / SIZE;
-        assert_eq!(report.connections.verified, CONNECTIONS as u64 - u64::from(whole == 0));
-        assert_messages(&report, whole, report.messages.failed);
+        let verified = echoed + offset_in_message / SIZE;
+        assert_eq!(report.connections.verified, CONNECTIONS as u64 - u64::from(verified == 0));
+        assert_messages(&report, verified, report.messages.failed);
     }
 }
 
 #[track_caller]
-fn assert_is(finding: &Finding, report: &Report, kind: FindingKind, connection: usize, offset: usize) {
+fn assert_finding(finding: &Finding, report: &Report, kind: FindingKind, connection: usize, offset: usize) {
     assert_eq!((finding.kind, finding.connection, finding.offset), (kind, connection as u64, offset as u64));
     assert_eq!(finding.peer, report.config.targets[0]);
     assert!(finding.local.is_some_and(|local| local != finding.peer && local.port() != 0), "{finding:?}");

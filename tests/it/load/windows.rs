@@ -12,10 +12,8 @@ use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
 use ecoloop::load::{Config, Interrupt, Mode, ProgressCell, Report, Session};
 use rustix::process::Signal;
 
-use super::faulty_server::{echo, echo_messages, faulty_server, swallow};
-use super::{
-    ANSWER_TIMEOUT, CONNECTIONS, FAULTY_CONNECTION, SIZE, assert_clean, assert_sums, config, document, errors,
-};
+use super::faulty_server::{discard, echo, echo_messages, faulty_server};
+use super::{CONNECTIONS, FAULTY_CONNECTION, SHORT_TIMEOUT, SIZE, assert_clean, assert_sums, config, document, errors};
 use crate::support::{Process, TIMEOUT, ecoloop, eventually, half_close, join, reserve_port, serve};
 
 #[test]
@@ -82,12 +80,12 @@ fn nothing_is_sent_and_no_timeout_expires_between_windows() {
     assert_clean(&session.measure().unwrap());
     let before = server.handle().stats();
     // There is no event to wait for: its absence is the property.
-    thread::sleep(ANSWER_TIMEOUT + ANSWER_TIMEOUT / 4);
+    thread::sleep(SHORT_TIMEOUT + SHORT_TIMEOUT / 4);
     let after = server.handle().stats();
     assert_eq!((before.bytes_in, before.closed), (after.bytes_in, after.closed));
     let report = session.measure().unwrap();
     assert_clean(&report);
-    assert!(report.phases_s.measure < ANSWER_TIMEOUT.as_secs_f64(), "{:?}", report.phases_s);
+    assert!(report.phases_s.measure < SHORT_TIMEOUT.as_secs_f64(), "{:?}", report.phases_s);
 }
 
 #[test]
@@ -104,7 +102,7 @@ fn a_connection_closed_between_windows_is_an_error_of_the_next_window() {
         let _ = ended.recv();
         half_close(stream);
         sender.send(()).unwrap();
-        swallow(stream)
+        discard(stream)
     });
     let mut config = config(address);
     config.connections = u32::try_from(CONNECTIONS).unwrap();
@@ -193,8 +191,8 @@ fn a_repeated_load_without_a_window_prints_its_errors_and_a_hint() {
     drop(input);
     let ended = process.wait();
     assert_eq!((ended.status.code(), ended.stdout.len()), (Some(1), 0), "{ended:?}");
-    let remedy = "ecoloop: connect refused 2 times: nobody listens there, or its backlog is full";
-    assert_eq!(ended.stderr, ["ecoloop: connect refused (ECONNREFUSED): 2", remedy]);
+    let hint = "ecoloop: connect refused 2 times: nobody listens there, or its backlog is full";
+    assert_eq!(ended.stderr, ["ecoloop: connect refused (ECONNREFUSED): 2", hint]);
 }
 
 #[test]
