@@ -17,6 +17,7 @@ fn end_of_stream_closes_only_that_connection() {
     let server = server.spawn().unwrap();
     let mut other = connect(server.local_addr());
     assert_echoes(&mut other, b"hola");
+    eventually("the turn of this echo", || server.handle().stats().bytes_in == 4);
     recorder.take();
 
     let mut client = connect(server.local_addr());
@@ -25,6 +26,7 @@ fn end_of_stream_closes_only_that_connection() {
     assert_ended(&mut client);
     eventually("the close", || server.handle().stats().closed.end_of_stream == 1);
     assert_echoes(&mut other, b"adios");
+    eventually("the turn of this echo", || server.handle().stats().bytes_in == 13);
 
     let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
     let closed = Event::Closed(CloseReason::EndOfStream);
@@ -39,6 +41,7 @@ fn a_reset_closes_only_that_connection() {
     let server = server.spawn().unwrap();
     let mut other = connect(server.local_addr());
     assert_echoes(&mut other, b"hola");
+    eventually("the turn of this echo", || server.handle().stats().bytes_in == 4);
     recorder.take();
 
     let mut client = connect(server.local_addr());
@@ -46,6 +49,7 @@ fn a_reset_closes_only_that_connection() {
     reset(client);
     eventually("the close", || server.handle().stats().closed.reset == 1);
     assert_echoes(&mut other, b"adios");
+    eventually("the turn of this echo", || server.handle().stats().bytes_in == 13);
 
     let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
     assert_eq!(events, [Event::Opened, Event::Received(4), Event::Closed(CloseReason::Reset), Event::Received(5)]);
