@@ -6,8 +6,8 @@ use ecoloop::{CloseReason, Config, Server};
 use rustix::process::Signal;
 
 use crate::support::{
-    Event, Process, Recorder, TcpState, assert_echoes, assert_ended, assert_receives, await_state, await_unread,
-    connect, connect_narrow, eventually, half_close, narrow, pattern, reset, serve, stall,
+    Event, Process, Recorder, TcpState, assert_echoes, assert_ended, assert_receives, await_reset, await_state,
+    await_unread, connect, connect_narrow, eventually, half_close, narrow, pattern, reset, serve, stall,
 };
 
 #[test]
@@ -141,7 +141,7 @@ fn a_broken_pipe_counts_as_a_reset_of_that_connection_only() {
     client.write_all(b"adios").unwrap();
     half_close(&client);
     await_state(&client, TcpState::CloseWait);
-    reset(client);
+    await_reset(client);
     server.resume();
     assert_echoes(&mut other, b"hola");
     drop(other);
@@ -159,7 +159,7 @@ fn a_reset_after_unread_data_is_detected() {
     server.pause();
     client.write_all(b"adios").unwrap();
     await_unread(&client, 5);
-    reset(client);
+    await_reset(client);
     server.resume();
     assert_echoes(&mut other, b"hola");
     drop(other);

@@ -305,11 +305,17 @@ pub(crate) enum TcpState {
     Other,
 }
 
-/// Returns the row of `/proc/net/tcp` of the server's socket of `client`, if there is one (proc(5)).
+/// Returns the server's socket of `client`, if there is one.
 #[track_caller]
 pub(crate) fn server_end(client: &TcpStream) -> Option<ServerEnd> {
+    server_end_between(client.peer_addr().ok()?, client.local_addr().ok()?)
+}
+
+/// Returns the server's socket of a connection, from its row of `/proc/net/tcp`, if there is one (proc(5)).
+#[track_caller]
+fn server_end_between(server: SocketAddr, client: SocketAddr) -> Option<ServerEnd> {
     let port = |address: SocketAddr| format!(":{:04X}", address.port());
-    let (server, client) = (port(client.peer_addr().ok()?), port(client.local_addr().ok()?));
+    let (server, client) = (port(server), port(client));
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let mut rows = table.lines().map(|row| row.split_ascii_whitespace().collect::<Vec<_>>());
     let row = rows.find(|row| row[1].ends_with(&server) && row[2].ends_with(&client))?;
@@ -324,6 +330,14 @@ pub(crate) fn server_end(client: &TcpStream) -> Option<ServerEnd> {
         unread: usize::from_str_radix(row[4].split_once(':').unwrap().1, 16).unwrap(),
         is_accepted: row[9] != "0",
     })
+}
+
+/// Closes with RST, and waits until it has arrived.
+#[track_caller]
+pub(crate) fn await_reset(client: TcpStream) {
+    let (server, local) = (client.peer_addr().unwrap(), client.local_addr().unwrap());
+    reset(client);
+    eventually("the arrival of RST", || server_end_between(server, local).is_none());
 }
 
 /// Waits until the server's receive queue holds `bytes` bytes.
