@@ -1,5 +1,6 @@
 //! The results in Markdown, as sections that fill a page.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::comparison::{Verdict, range};
@@ -46,6 +47,7 @@ fn run(document: &Document) -> String {
 /// are left out: they are not servers for use.
 pub(super) fn not_first(document: &Document) -> String {
     let mut lines = Vec::new();
+    let mut unresolved_in = BTreeMap::<&str, Vec<&str>>::new();
     for workload in document.workloads.iter().filter(|workload| workload.control.is_some()) {
         for metric in &workload.metrics {
             let servers_with = |verdict| {
@@ -58,10 +60,11 @@ pub(super) fn not_first(document: &Document) -> String {
             if !better.is_empty() {
                 lines.push(format!("- {}, {}: behind {}.", workload.name, metric.title, better.join(", ")));
             } else if !unresolved.is_empty() {
-                lines.push(format!("- {}, {}: unresolved.", workload.name, metric.title));
+                unresolved_in.entry(&metric.title).or_default().push(&workload.name);
             }
         }
     }
+    lines.extend(unresolved_in.iter().map(|(title, names)| format!("- {title}: unresolved in {}.", names.join(", "))));
     if lines.is_empty() {
         lines.push("- In no measured workload, except for the floor.".to_owned());
     }

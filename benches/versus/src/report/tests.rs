@@ -96,7 +96,7 @@ fn wide_control_interval_makes_verdicts_unresolved() {
     assert_eq!(verdicts(&result, 1), [None, Some(Verdict::Better)], "each metric has its own control");
     let table = result.table();
     assert!(table.contains("A/A control, CPU, µs per message: 1.000 to 1.030, **unresolved**."), "{table}");
-    assert!(not_first(&document(vec![result])).contains("- 50x64, CPU, µs per message: unresolved."));
+    assert!(not_first(&document(vec![result])).contains("- CPU, µs per message: unresolved in 50x64."));
 }
 
 #[test]
