@@ -29,7 +29,7 @@
 //!
 //! What the code below adds:
 //!
-//! - **Each key once a pass.** A key that is queued and also reported is served once, for its event.
+//! - **Each key once a pass.** What is reported for a queued key is kept with it, until the queue reaches it.
 //! - **A handler may panic.** What it was not called for is served by the next call of [`serve`](Reactor::serve).
 //! - **A full batch** may leave events in the kernel, so the next wait does not sleep.
 //! - **The [`Waker`]** has a token outside the slab: it ends a wait, and reaches no handler.
@@ -76,7 +76,7 @@ pub trait Handler<T> {
     /// A step that needs more than the key's own value, such as accepting or closing.
     type Act;
 
-    /// Serves the value under `key`. `ready` is what was reported since the last call, and [`Ready::NONE`] for a key that was queued.
+    /// Serves the value under `key`. `ready` is what was reported since the last call: [`Ready::NONE`] if the key was only queued.
     fn ready(&mut self, key: usize, value: &mut T, ready: Ready) -> Next<Self::Act>;
 
     /// Takes the step that [`ready`](Self::ready) returned. It may insert, remove and resume any key.
@@ -146,14 +146,15 @@ pub trait Handler<T> {
 #[derive(Debug)]
 pub struct Reactor<T> {
     poll: Poll,
+    /// The events of the last wait.
     events: Events,
-    /// What the last wait reported, and how much of it was served.
-    reported: Vec<(usize, Ready)>,
-    served: usize,
+    /// How many of them were served, and whether any is left.
+    events_served: usize,
+    events_left: bool,
     /// The last wait took as many events as it could.
     batch_full: bool,
     slots: Slab<Slot<T>>,
-    /// Keys to serve without an event. An entry whose slot is not marked as queued is stale.
+    /// Keys to serve without an event.
     run_queue: VecDeque<usize>,
     /// Keys whose value was removed since the last wait.
     freed: Vec<usize>,
@@ -163,7 +164,8 @@ pub struct Reactor<T> {
 #[derive(Debug)]
 struct Slot<T> {
     value: Option<T>,
-    queued: bool,
+    /// `Some` while the key is in the run queue, with what was reported for it since it was queued.
+    queued: Option<Ready>,
 }
 
 impl<T> Reactor<T> {
@@ -181,8 +183,8 @@ impl<T> Reactor<T> {
         Ok(Self {
             poll: Poll::new()?,
             events: Events::with_capacity(events_per_wait),
-            reported: Vec::with_capacity(events_per_wait),
-            served: 0,
+            events_served: 0,
+            events_left: false,
             batch_full: false,
             slots: Slab::new(),
             run_queue: VecDeque::new(),
@@ -217,7 +219,7 @@ impl<T> Reactor<T> {
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         self.poll.registry().register(&mut source, Token(key), interest)?;
-        entry.insert(Slot { value: Some(wrap(source)), queued: false });
+        entry.insert(Slot { value: Some(wrap(source)), queued: None });
         Ok(key)
     }
 
@@ -242,8 +244,8 @@ impl<T> Reactor<T> {
 
     /// Queues `key` to be served without an event, at most once.
     pub fn resume(&mut self, key: usize) {
-        if let Some(Slot { value: Some(_), queued: queued @ false }) = self.slots.get_mut(key) {
-            *queued = true;
+        if let Some(Slot { value: Some(_), queued: queued @ None }) = self.slots.get_mut(key) {
+            *queued = Some(Ready::NONE);
             self.run_queue.push_back(key);
         }
     }
@@ -258,35 +260,43 @@ impl<T> Reactor<T> {
     ///
     /// - The poll itself fails (`epoll_wait(2)`), which no peer can cause.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-        if self.served < self.reported.len() {
+        if self.events_left {
             return Ok(true);
         }
         if !self.freed.is_empty() {
             self.free_keys();
         }
-        self.reported.clear();
-        self.served = 0;
+        self.events_served = 0;
         let timeout = if self.has_pending() { Some(Duration::ZERO) } else { timeout };
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        self.reported.extend(self.events.iter().map(|event| (event.token().0, Ready::from(event))));
-        self.batch_full = self.reported.len() == self.events.capacity();
-        Ok(!self.reported.is_empty() || !self.run_queue.is_empty())
+        self.events_left = !self.events.is_empty();
+        self.batch_full = false;
+        Ok(self.events_left || !self.run_queue.is_empty())
     }
 
     /// Serves every reported key, and up to `passes` times what the run queue holds when the pass begins.
     ///
     /// Keys that are queued during a pass, by [`Next::Again`] or [`resume`](Self::resume), are served in the next pass, or in the next
     /// call. If the handler panics, the keys that it was not called for are left for the next call.
-    #[inline]
+    #[inline(never)]
     pub fn serve<H: Handler<T>>(&mut self, passes: usize, handler: &mut H) {
         let queued = self.run_queue.len();
-        while let Some(&(key, ready)) = self.reported.get(self.served) {
-            self.served += 1;
-            self.serve_one(key, ready, handler);
+        let batch = Batch::take_from(self);
+        let mut events = batch.events.iter();
+        // After a panic of the handler. `skip` would cost every event a test.
+        for _ in 0..batch.reactor.events_served {
+            events.next();
         }
+        for event in events {
+            batch.reactor.events_served += 1;
+            batch.reactor.serve_one(event.token().0, event.into(), handler);
+        }
+        batch.reactor.events_left = false;
+        drop(batch);
+        self.batch_full = self.events_served == self.events.capacity();
         if !self.run_queue.is_empty() {
             self.serve_queued(queued, passes, handler);
         }
@@ -298,23 +308,27 @@ impl<T> Reactor<T> {
         for _ in 0..passes {
             for _ in 0..queued {
                 let Some(key) = self.run_queue.pop_front() else { return };
-                if self.slots.get(key).is_some_and(|slot| slot.queued) {
-                    self.serve_one(key, Ready::NONE, handler);
+                if let Some(ready) = self.slots.get_mut(key).and_then(|slot| slot.queued.take()) {
+                    self.serve_one(key, ready, handler);
                 }
             }
             queued = self.run_queue.len();
         }
     }
 
-    #[inline]
+    #[expect(clippy::inline_always, reason = "as a call it costs a message a tenth more instructions")]
+    #[inline(always)]
     fn serve_one<H: Handler<T>>(&mut self, key: usize, ready: Ready, handler: &mut H) {
-        let Some(slot) = self.slots.get_mut(key) else { return };
-        slot.queued = false;
-        let Some(value) = &mut slot.value else { return };
+        let Some(Slot { value: Some(value), queued }) = self.slots.get_mut(key) else { return };
+        if let Some(reported) = queued {
+            // Its turn comes when the queue reaches it.
+            *reported = *reported | ready;
+            return;
+        }
         match handler.ready(key, value, ready) {
             Next::Wait => {}
             Next::Again => {
-                slot.queued = true;
+                *queued = Some(Ready::NONE);
                 self.run_queue.push_back(key);
             }
             Next::Act(act) => self.act(key, act, handler),
@@ -334,7 +348,7 @@ impl<T> Reactor<T> {
     /// many events as it could, so that more may be in the kernel.
     #[must_use]
     pub fn has_pending(&self) -> bool {
-        self.batch_full || self.served < self.reported.len() || !self.run_queue.is_empty()
+        self.batch_full || self.events_left || !self.run_queue.is_empty()
     }
 
     /// Reserves room for `additional` values, so that the slab does not grow while they are inserted.
@@ -351,13 +365,13 @@ impl<T> Reactor<T> {
     /// Frees the keys of removed values, and the memory beyond the last key in use.
     pub fn shrink_to_fit(&mut self) {
         let slots = &mut self.slots;
-        self.run_queue.retain(|&key| slots.get_mut(key).is_some_and(|slot| slot.queued && slot.value.is_some()));
+        self.run_queue.retain(|&key| slots.get(key).is_some_and(|slot| slot.value.is_some()));
         for &key in &self.freed {
             if let Some(slot) = slots.get_mut(key) {
-                slot.queued = false;
+                slot.queued = None;
             }
         }
-        if self.served == self.reported.len() {
+        if !self.events_left {
             self.free_keys();
         }
         self.freed.shrink_to_fit();
@@ -379,12 +393,32 @@ impl<T> Reactor<T> {
     fn free_keys(&mut self) {
         let slots = &mut self.slots;
         self.freed.retain(|&key| {
-            let is_queued = slots.get(key).is_some_and(|slot| slot.queued);
+            let is_queued = slots.get(key).is_some_and(|slot| slot.queued.is_some());
             if !is_queued {
                 slots.remove(key);
             }
             is_queued
         });
+    }
+}
+
+/// The events of a reactor, taken out while they are served. Dropped, also by a panic of the handler, it returns them.
+struct Batch<'a, T> {
+    reactor: &'a mut Reactor<T>,
+    events: Events,
+}
+
+impl<'a, T> Batch<'a, T> {
+    fn take_from(reactor: &'a mut Reactor<T>) -> Self {
+        // Without a capacity it allocates nothing.
+        let events = std::mem::replace(&mut reactor.events, Events::with_capacity(0));
+        Self { reactor, events }
+    }
+}
+
+impl<T> Drop for Batch<'_, T> {
+    fn drop(&mut self) {
+        std::mem::swap(&mut self.reactor.events, &mut self.events);
     }
 }
 
@@ -397,9 +431,13 @@ impl<T> AsFd for Reactor<T> {
 
 #[cfg(test)]
 impl<T> Reactor<T> {
-    /// Adds a report to those of the last wait: a test plays edges without a kernel.
-    pub(crate) fn report(&mut self, key: usize, ready: Ready) {
-        self.reported.push((key, ready));
+    /// As [`serve`](Self::serve), with reports in place of the events of a wait: a test plays edges without a kernel.
+    pub(crate) fn serve_reports<H: Handler<T>>(&mut self, reports: &[(usize, Ready)], passes: usize, handler: &mut H) {
+        let queued = self.run_queue.len();
+        for &(key, ready) in reports {
+            self.serve_one(key, ready, handler);
+        }
+        self.serve_queued(queued, passes, handler);
     }
 
     /// Returns the bytes of an entry of the slab. Slab's own enum is private: this one has the same fields.

@@ -88,10 +88,6 @@ impl Ready {
     const fn contains(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
     }
-
-    fn only_if(self, condition: bool) -> Self {
-        Self(self.0 * u8::from(condition))
-    }
 }
 
 impl BitOr for Ready {
@@ -106,12 +102,20 @@ impl From<&Event> for Ready {
     /// An error or a closed direction makes the source readable and writable: the call that follows returns which.
     #[inline]
     fn from(event: &Event) -> Self {
-        let readable = event.is_readable() || event.is_read_closed() || event.is_error();
-        let writable = event.is_writable() || event.is_write_closed() || event.is_error();
-        Self::READABLE.only_if(readable)
-            | Self::WRITABLE.only_if(writable)
-            | Self::READ_CLOSED.only_if(event.is_read_closed())
-            | Self::PRIORITY.only_if(event.is_priority())
+        let mut ready = Self::NONE;
+        if event.is_read_closed() {
+            ready = ready | Self::READ_CLOSED;
+        }
+        if event.is_priority() {
+            ready = ready | Self::PRIORITY;
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            ready = ready | Self::READABLE;
+        }
+        if event.is_writable() || event.is_write_closed() || event.is_error() {
+            ready = ready | Self::WRITABLE;
+        }
+        ready
     }
 }
 

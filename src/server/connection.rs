@@ -57,7 +57,7 @@ pub struct Connection<S> {
 }
 
 /// What is known of the last readable edge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReadState {
     /// A read has found the end of what there was.
     Drained,
@@ -94,8 +94,6 @@ pub enum Outcome {
     Wait,
     /// Serve it again without waiting for an event: its edge is not drained.
     Again,
-    /// As [`Again`](Self::Again). What was received came after [`Connection::discard`], and is not echoed.
-    Discarded,
     /// Close it: the peer has closed its direction, and every byte that it sent was echoed.
     Ended,
     /// Close it: a read or a write failed.
@@ -109,6 +107,32 @@ enum Step {
     Failed(ErrorKind),
 }
 
+/// What is called with the bytes that a connection moves.
+pub(crate) trait Sink {
+    /// Bytes were received, and are about to be echoed.
+    fn received(&mut self, data: &[u8]);
+
+    /// Bytes were received after [`Connection::discard`].
+    fn discarded(&mut self, length: usize);
+
+    /// Bytes were sent.
+    fn sent(&mut self, length: usize);
+}
+
+impl Sink for Served {
+    fn received(&mut self, data: &[u8]) {
+        self.received += data.len();
+    }
+
+    fn discarded(&mut self, length: usize) {
+        self.received += length;
+    }
+
+    fn sent(&mut self, length: usize) {
+        self.sent += length;
+    }
+}
+
 impl<S: Read + Write> Connection<S> {
     /// Returns a connection over `stream`, which must not block.
     pub fn new(stream: S) -> Self {
@@ -120,29 +144,27 @@ impl<S: Read + Write> Connection<S> {
     ///
     /// Nothing is read while anything is pending. An interrupted call of the stream is retried. `buffer` must not be empty: a read
     /// into it returns 0, which is the end of the stream ([`Outcome::Ended`]).
-    #[inline]
     pub fn serve(&mut self, ready: Ready, buffer: &mut [u8]) -> Served {
         // A stream that is not a plain socket may need to write before it can read, and to read before it can write.
-        let (read_state, writable) =
-            if ready.is_none() { (ReadState::Drained, false) } else { (ReadState::ReadyUntilWouldBlock, true) };
-        self.serve_stream::<true>(read_state, writable, buffer)
+        if !ready.is_none() {
+            self.read_state = ReadState::ReadyUntilWouldBlock;
+        }
+        let mut served = Served { received: 0, sent: 0, outcome: Outcome::Wait };
+        served.outcome = self.serve_stream::<true>(!ready.is_none(), buffer, &mut served);
+        served
     }
 
     /// As [`serve`](Self::serve) for a TCP socket of the system: a short read drains the edge, an event for one direction says
     /// nothing of the other, and there is nothing to flush.
     #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
     #[inline(always)]
-    pub(crate) fn serve_socket(&mut self, ready: Ready, buffer: &mut [u8]) -> Served {
-        let read_state = if ready.outlasts_short_read() {
-            ReadState::ReadyUntilWouldBlock
-        } else if !ready.is_readable() {
-            ReadState::Drained
-        } else if SHORT_READ_DRAINS {
-            ReadState::Ready
-        } else {
-            ReadState::ReadyUntilWouldBlock
-        };
-        self.serve_stream::<false>(read_state, ready.is_writable(), buffer)
+    pub(crate) fn serve_socket(&mut self, ready: Ready, buffer: &mut [u8], sink: &mut impl Sink) -> Outcome {
+        if ready.outlasts_short_read() || ready.is_readable() && !SHORT_READ_DRAINS {
+            self.read_state = ReadState::ReadyUntilWouldBlock;
+        } else if ready.is_readable() && self.read_state == ReadState::Drained {
+            self.read_state = ReadState::Ready;
+        }
+        self.serve_stream::<false>(ready.is_writable(), buffer, sink)
     }
 
     /// The steps of `serve`, with a flush after each write where `FLUSHES`.
@@ -150,51 +172,51 @@ impl<S: Read + Write> Connection<S> {
     #[inline(always)]
     fn serve_stream<const FLUSHES: bool>(
         &mut self,
-        read_state: ReadState,
         writable: bool,
         buffer: &mut [u8],
-    ) -> Served {
-        self.read_state = self.read_state.max(read_state);
-        let mut sent = 0;
+        sink: &mut impl Sink,
+    ) -> Outcome {
         if self.pending.is_some() || FLUSHES && self.unflushed {
-            let outcome;
-            (sent, outcome) = self.send_pending::<FLUSHES>(writable);
-            if outcome != Outcome::Again {
-                return Served { received: 0, sent, outcome };
+            let outcome = self.send_pending::<FLUSHES>(writable, sink);
+            if !matches!(outcome, Outcome::Again) {
+                return outcome;
             }
         }
         if self.read_state == ReadState::Drained {
-            return Served { received: 0, sent, outcome: Outcome::Wait };
+            return Outcome::Wait;
         }
         let received = match step(|| self.stream.read(buffer)) {
-            Step::Moved(0) => return Served { received: 0, sent, outcome: Outcome::Ended },
+            Step::Moved(0) => return Outcome::Ended,
             Step::Moved(received) => received,
             Step::Blocked => {
                 self.read_state = ReadState::Drained;
-                return Served { received: 0, sent, outcome: Outcome::Wait };
+                return Outcome::Wait;
             }
-            Step::Failed(kind) => return Served { received: 0, sent, outcome: Outcome::Failed(kind) },
+            Step::Failed(kind) => return Outcome::Failed(kind),
         };
         self.idle_ticks = 0;
         if self.discarding {
-            return Served { received, sent, outcome: Outcome::Discarded };
+            sink.discarded(received);
+            return Outcome::Again;
         }
-        if received < buffer.len() && self.read_state == ReadState::Ready {
-            self.read_state = ReadState::Drained;
-        }
-        let data = &buffer[..received];
+        let data = if received < buffer.len() {
+            if self.read_state == ReadState::Ready {
+                self.read_state = ReadState::Drained;
+            }
+            &buffer[..received]
+        } else {
+            buffer
+        };
+        sink.received(data);
         match step(|| self.stream.write(data)) {
-            Step::Moved(written) if written == received => {
-                let outcome = self.after_write::<FLUSHES>();
-                Served { received, sent: sent + written, outcome }
+            Step::Moved(written) if written == data.len() => {
+                sink.sent(written);
+                self.after_write::<FLUSHES>()
             }
-            Step::Moved(0) => Served { received, sent, outcome: Outcome::Failed(ErrorKind::WriteZero) },
-            Step::Moved(written) => {
-                let (written, outcome) = self.send_rest::<FLUSHES>(data, written);
-                Served { received, sent: sent + written, outcome }
-            }
-            Step::Blocked => Served { received, sent, outcome: self.keep(data) },
-            Step::Failed(kind) => Served { received, sent, outcome: Outcome::Failed(kind) },
+            Step::Moved(0) => Outcome::Failed(ErrorKind::WriteZero),
+            Step::Moved(written) => self.send_rest::<FLUSHES>(data, written, sink),
+            Step::Blocked => self.keep(data),
+            Step::Failed(kind) => Outcome::Failed(kind),
         }
     }
 
@@ -203,53 +225,57 @@ impl<S: Read + Write> Connection<S> {
     fn after_write<const FLUSHES: bool>(&mut self) -> Outcome {
         if FLUSHES {
             let outcome = self.flush();
-            if outcome != Outcome::Again {
+            if !matches!(outcome, Outcome::Again) {
                 return outcome;
             }
         }
         if self.read_state == ReadState::Drained { Outcome::Wait } else { Outcome::Again }
     }
 
-    /// Sends what is pending, if the stream takes it. Returns how many bytes were sent, and `Again` if nothing is left.
+    /// Sends what is pending, if the stream takes it. Returns `Again` if nothing is left.
     #[cold]
-    fn send_pending<const FLUSHES: bool>(&mut self, writable: bool) -> (usize, Outcome) {
+    fn send_pending<const FLUSHES: bool>(&mut self, writable: bool, sink: &mut impl Sink) -> Outcome {
         if !writable {
-            return (0, Outcome::Wait);
+            return Outcome::Wait;
         }
-        let mut sent = 0;
         if let Some(mut pending) = self.pending.take() {
-            let failed;
-            (sent, failed) = self.send(&pending.bytes[pending.sent..], 0);
-            pending.sent += sent;
+            let (sent, failed) = self.send(&pending.bytes[pending.sent..], 0);
             if sent > 0 {
                 self.idle_ticks = 0;
+                sink.sent(sent);
             }
+            pending.sent += sent;
             if let Some(kind) = failed {
-                return (sent, Outcome::Failed(kind));
+                return Outcome::Failed(kind);
             }
             if pending.sent < pending.bytes.len() {
                 self.pending = Some(pending);
-                return (sent, Outcome::Wait);
+                return Outcome::Wait;
             }
         }
-        (sent, if FLUSHES { self.flush() } else { Outcome::Again })
+        if FLUSHES { self.flush() } else { Outcome::Again }
     }
 
-    /// Continues after a short write, and keeps what the stream does not take. Returns how many bytes of `data` were sent.
+    /// Continues after a short write, and keeps what the stream does not take.
     #[cold]
-    fn send_rest<const FLUSHES: bool>(&mut self, data: &[u8], written: usize) -> (usize, Outcome) {
+    fn send_rest<const FLUSHES: bool>(&mut self, data: &[u8], written: usize, sink: &mut impl Sink) -> Outcome {
         let (written, failed) = self.send(data, written);
-        let outcome = match failed {
+        sink.sent(written);
+        match failed {
             Some(kind) => Outcome::Failed(kind),
             None if written < data.len() => self.keep(&data[written..]),
             None => self.after_write::<FLUSHES>(),
-        };
-        (written, outcome)
+        }
     }
 
     #[cold]
     fn keep(&mut self, rest: &[u8]) -> Outcome {
-        self.pending = Some(Box::new(Pending { bytes: rest.into(), sent: 0 }));
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(rest.len()).is_err() {
+            return Outcome::Failed(ErrorKind::OutOfMemory);
+        }
+        bytes.extend_from_slice(rest);
+        self.pending = Some(Box::new(Pending { bytes: bytes.into(), sent: 0 }));
         Outcome::Wait
     }
 
@@ -305,6 +331,17 @@ impl<S> Connection<S> {
     /// Reads and discards from now on: call this when this end has closed its direction.
     pub fn discard(&mut self) {
         self.discarding = true;
+    }
+
+    /// Reads until `WouldBlock` when it is next served, as if an event had been reported.
+    pub fn expect_input(&mut self) {
+        self.read_state = ReadState::ReadyUntilWouldBlock;
+    }
+
+    /// Returns whether the last read has found the end of what there was.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.read_state == ReadState::Drained
     }
 
     /// Returns whether [`discard`](Self::discard) was called.

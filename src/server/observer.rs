@@ -48,7 +48,7 @@ pub trait Observer {
         let _ = peer;
     }
 
-    /// These bytes were received: one read, at most one buffer's worth. Their echo is sent or pending, or sending it has failed.
+    /// These bytes were received, and are about to be echoed: one read, at most one buffer's worth.
     fn received(&mut self, peer: Peer, data: &[u8]) {
         let _ = (peer, data);
     }

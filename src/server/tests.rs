@@ -15,7 +15,7 @@ use mio::{Interest, Registry, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Connection, Handle, Outcome, Peer, echo};
+use super::{Connection, Handle, Outcome, Peer, Tally};
 use crate::{Handler, INTEREST, Next, Reactor, Ready};
 
 const BUFFER_SIZE: usize = 4;
@@ -294,19 +294,20 @@ impl Model {
         self.reactor.wait(Some(Duration::ZERO)).unwrap();
         world.due = world.unfinished.clone();
         world.newcomers = newcomers;
+        let mut reports = Vec::new();
         for (&key, socket) in &world.open {
             let mut socket = socket.borrow_mut();
             socket.reads = 0;
             socket.act();
             if let Some(ready) = socket.report() {
-                self.reactor.report(key, ready);
+                reports.push((key, ready));
                 world.due.insert(socket.id);
             }
         }
         for socket in world.open.values() {
             socket.borrow_mut().act_at(Moment::AfterPoll);
         }
-        self.reactor.serve(READS_PER_TURN, world);
+        self.reactor.serve_reports(&reports, READS_PER_TURN, world);
         assert!(world.due.is_empty(), "not served in its turn: {:?}", world.due);
         for newcomer in std::mem::take(&mut world.newcomers) {
             world.open(&mut self.reactor, newcomer);
@@ -322,8 +323,9 @@ impl Handler<Connection<Stream>> for World {
         let socket = &self.open[&key];
         let id = socket.borrow().id;
         assert!(self.due.is_empty() || self.due.remove(&id), "served before its turn, or twice in a pass");
-        let peer = Peer::new(key, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
-        let outcome = echo(connection, peer, ready, &mut self.buffer, &self.handle, &mut ());
+        let peer = || Peer::new(key, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
+        let mut tally = Tally { counters: self.handle.counters(), peer, observer: &mut () };
+        let outcome = connection.serve_socket(ready, &mut self.buffer, &mut tally);
         assert!(socket.borrow().reads <= READS_PER_TURN);
         if outcome == Outcome::Again {
             self.unfinished.insert(id);
@@ -344,7 +346,6 @@ impl Handler<Connection<Stream>> for World {
         }
         match outcome {
             Outcome::Again => Next::Again,
-            Outcome::Discarded => panic!("`discard` was not called"),
             Outcome::Wait | Outcome::Ended | Outcome::Failed(_) => Next::Wait,
         }
     }
