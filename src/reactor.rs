@@ -49,6 +49,11 @@ use crate::ready::Ready;
 /// The [`Waker`]'s token, outside every slab.
 const WAKE: Token = Token(usize::MAX);
 
+/// Most calls of the handler in one [`Reactor::serve`] that makes more than one pass.
+///
+/// Under it another wait costs under 1 % of what the calls cost, and over it what is newly ready would wait for too many of them.
+const CALLS_MAX: usize = 128;
+
 /// Largest number of events that a wait can take.
 pub(crate) const EVENTS_MAX: usize = 1 << 20;
 
@@ -281,6 +286,12 @@ impl<T> Reactor<T> {
     ///
     /// Keys that are queued during a pass, by [`Next::Again`] or [`resume`](Self::resume), are served in the next pass, or in the next
     /// call. If the handler panics, the keys that it was not called for are left for the next call.
+    ///
+    /// # Fairness
+    ///
+    /// A key that becomes ready waits at most for two calls of the handler for every other key, or for 128 calls and one for every
+    /// other key if that is more: the passes end before the handler was called more than 128 times, and after the first pass if the
+    /// last wait took as many events as it could.
     #[inline(never)]
     pub fn serve<H: Handler<T>>(&mut self, passes: usize, handler: &mut H) {
         let queued = self.run_queue.len();
@@ -305,7 +316,12 @@ impl<T> Reactor<T> {
     /// Serves the first `queued` keys of the run queue in the first pass, and in each pass that follows all that are there.
     #[inline(never)]
     fn serve_queued<H: Handler<T>>(&mut self, mut queued: usize, passes: usize, handler: &mut H) {
-        for _ in 0..passes {
+        let mut calls = self.events_served;
+        for pass in 0..passes {
+            calls += queued;
+            if pass > 0 && (self.batch_full || calls > CALLS_MAX) {
+                return;
+            }
             for _ in 0..queued {
                 let Some(key) = self.run_queue.pop_front() else { return };
                 if let Some(ready) = self.slots.get_mut(key).and_then(|slot| slot.queued.take()) {

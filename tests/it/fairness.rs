@@ -1,12 +1,12 @@
 //! Fairness of a turn: reads and accepts per turn, and what the next turn continues.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use ecoloop::{CloseReason, Config, Observer, Server, Turn};
+use ecoloop::{CloseReason, Config, Observer, Peer, Server, Turn};
 
 use crate::support::{
     Event, Recorder, TIMEOUT, TcpState, assert_echoes, assert_receives, await_state, await_unread, connect, eventually,
@@ -49,6 +49,48 @@ fn a_turn_reads_reads_per_turn_times_and_the_next_continues_without_an_event() {
     turn(&mut server);
     assert_eq!(recorder.take(), []);
     assert_eq!(server.next_deadline(), None);
+}
+
+/// Sends a message at the first read of a turn, and counts the reads until that message is received.
+struct Ping {
+    client: TcpStream,
+    address: SocketAddr,
+    is_sent: bool,
+    reads_before: usize,
+    is_received: bool,
+}
+
+impl Observer for Ping {
+    fn received(&mut self, peer: Peer, _: &[u8]) {
+        if !self.is_sent {
+            self.is_sent = true;
+            self.client.write_all(b"hola").unwrap();
+        }
+        self.is_received |= peer.address == self.address;
+        self.reads_before += usize::from(!self.is_received);
+    }
+}
+
+#[test]
+fn a_connection_that_becomes_ready_waits_for_at_most_two_reads_of_every_other() {
+    const FLOODS: usize = 200;
+    let server = Server::bind("127.0.0.1:0", Config::default()).unwrap();
+    let message = pattern(64 * 1024);
+    let mut client = connect(server.local_addr());
+    let floods: Vec<_> = (0..FLOODS).map(|_| connect(server.local_addr())).collect();
+    for mut flood in &floods {
+        flood.write_all(&message).unwrap();
+        await_unread(flood, message.len());
+    }
+    let (address, sender) = (client.local_addr().unwrap(), client.try_clone().unwrap());
+    let ping = Ping { client: sender, address, is_sent: false, reads_before: 0, is_received: false };
+    let mut server = server.with_observer(ping);
+    while !server.observer().is_received {
+        turn(&mut server);
+    }
+    let reads = server.observer().reads_before;
+    assert!((1..=2 * FLOODS).contains(&reads), "{reads} reads of {FLOODS} other connections");
+    assert_receives(&mut client, b"hola");
 }
 
 #[test]
