@@ -142,6 +142,7 @@ impl Session {
     }
 }
 
+/// Returns what the engine has measured since its last reset.
 fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<'_> {
     let (config, driver) = (&engine.config, &engine.driver);
     let (totals, counts) = (&driver.totals, driver.connector.counts);
@@ -191,6 +192,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
     }
 }
 
+/// Returns the duration of each phase.
 fn phases(engine: &Engine) -> Phases {
     let seconds = |from: Step, to: Step| {
         let begun = engine.begun[from as usize];

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::error::{ErrorName, Phase};
+use crate::load::error::{ErrorName, Phase};
 
 /// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::super::error::{ErrorName, Phase, classify};
+use crate::load::error::{ErrorName, Phase, classify};
 
 /// The options of every socket, set before it connects.
 #[derive(Clone, Copy, Debug, Default)]

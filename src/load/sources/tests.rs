@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream as StdStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::super::error::Phase;
 use super::ranges::distinct;
 use super::*;
+use crate::load::error::Phase;
 
 const OPTIONS: SocketOptions = SocketOptions { nodelay: true, recv_buffer: None, send_buffer: None };
 

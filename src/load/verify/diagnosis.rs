@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::super::pattern::{Pattern, WORD, Word};
-use super::super::report::FindingKind;
+use crate::load::pattern::{Pattern, WORD, Word};
+use crate::load::report::FindingKind;
 
 /// Without a whole word to decode, the bytes are searched up to this far ahead and back in the stream.
 pub(super) const SHIFT_MAX: u64 = 64;

@@ -223,7 +223,7 @@ proptest! {
         } else {
             let telling = if count > SHIFT_MAX { HOLDS_A_WORD } else { TELLING };
             let corruption = echo.corruption_of_kind(FindingKind::Duplicated, telling)?;
-            // Only what came counts, if it is decided as soon as as many bytes came as were sent.
+            // Fewer if it is decided before all of them came: when as many bytes came as were sent.
             let seen = count.min(echo.visible() as u64);
             prop_assert!((seen..=count).contains(&corruption.extra_bytes), "{:?}", corruption);
             prop_assert_eq!((corruption.wrong_bytes, corruption.lost_bytes), (0, 0));

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::super::error::{ErrorName, Phase};
 use super::super::document::tests::example;
 use super::super::document::{Finding, FindingKind, Loop, Mode, Verdict};
 use super::*;
+use crate::load::error::{ErrorName, Phase};
 
 fn histogram(microseconds: impl Iterator<Item = u64>) -> Histogram {
     let mut histogram = Histogram::new();

@@ -1,9 +1,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::super::super::error::{ErrorName, Phase};
 use super::super::document::ErrorCount;
 use super::super::document::tests::example;
 use super::*;
+use crate::load::error::{ErrorName, Phase};
 
 fn threshold(text: &str) -> Threshold {
     text.parse().unwrap()
