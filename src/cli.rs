@@ -2,6 +2,8 @@
 
 #[cfg(feature = "load")]
 mod doctor;
+#[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only the plurals"))]
+mod format;
 #[cfg(feature = "load")]
 mod load;
 mod log;

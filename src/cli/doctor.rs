@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use ecoloop::host::{Capacity, Limit, Plan, Purpose, limits};
 use ecoloop::load::{SourceRange, count_pairs};
 
-use super::table::plural;
+use super::format::plural;
 use super::usage_error;
 use super::values::{Address, count};
 
@@ -99,7 +99,7 @@ fn print(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> 
 
 fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> {
     let stops: Vec<_> = limits.iter().filter(|limit| limit.insufficient).collect();
-    let connections = plural(&plan.connections.to_string(), "connection");
+    let connections = plural(plan.connections, "connection", "connections");
     let purpose = match plan.purpose {
         Purpose::Serve => "for a server",
         Purpose::Load => "for a load",

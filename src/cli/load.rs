@@ -19,7 +19,8 @@ use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::table::{self, plural, time};
+use super::format::{plural, time};
+use super::table;
 use super::values::{Address, SocketArguments, count, rate, size};
 use super::{exit_status, output, usage_error};
 
@@ -334,7 +335,7 @@ fn advise(report: &Report) {
             ErrorName::Refused => "nobody listens there, or its backlog is full",
             _ => continue,
         };
-        let times = plural(&error.count.to_string(), "time");
+        let times = plural(error.count, "time", "times");
         say(&format!("{} {} {times}: {remedy}", error.phase.name(), error.error.name()));
     }
 }
@@ -394,7 +395,7 @@ fn line(progress: &Progress) -> String {
     let mut words = vec![
         progress.step.name().to_owned(),
         format!("{}/{} open", progress.open, progress.requested),
-        plural(&progress.errors.to_string(), "error"),
+        plural(progress.errors, "error", "errors"),
     ];
     if let Some(rate) = progress.rate {
         words.push(format!("{rate}/s"));

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use ecoloop::{CloseReason, Handle, Observer, Peer, Report};
 use log::LevelFilter;
 
+use super::format::plural;
 use super::log::TARGET;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -109,11 +110,6 @@ impl Narration {
             ),
         }
     }
-}
-
-/// The number, and the words that go with it.
-fn plural(number: u64, one: &str, more: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { more })
 }
 
 impl Observer for Narration {

@@ -10,7 +10,8 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::table::{count, mode, number, plain, plural, round_time, settings, time, wrap};
+use super::format::{count, number, plural, round_time, strip_control, time, wrap};
+use super::table::{mode, settings};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
@@ -81,10 +82,10 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
 
 fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
     let pace = match report.config.rate {
-        Some(rate) => format!("{}/s", plural(&number(rate), "message")),
+        Some(rate) => format!("{}/s", plural(number(rate), "message", "messages")),
         None => "closed loop".to_owned(),
     };
-    let connections = plural(&count(report.connections.requested), "connection");
+    let connections = plural(count(report.connections.requested), "connection", "connections");
     let title = format!("ecoloop load: {}, {connections}, {pace}", mode(report.mode));
     let bold = FontDesc::new(FontFamily::SansSerif, TITLE_SIZE, FontStyle::Bold).color(&INK);
     area.draw(&Text::new(title, (MARGIN, 16), bold))?;
@@ -360,8 +361,10 @@ fn multiples(start: f64, end: f64, step: f64) -> Vec<f64> {
 /// The settings of the run, in lines that fit.
 fn small_print(report: &Report) -> Vec<String> {
     let start: std::time::SystemTime = report.start;
-    let mut words =
-        vec![format!("ecoloop {}", plain(&report.version)), humantime::format_rfc3339_seconds(start).to_string()];
+    let mut words = vec![
+        format!("ecoloop {}", strip_control(&report.version)),
+        humantime::format_rfc3339_seconds(start).to_string(),
+    ];
     words.extend(settings(report));
     wrap(&words, " · ", PRINT_LINE_LETTERS)
 }

@@ -1,0 +1,129 @@
+//! Numbers, units and plurals of everything that is printed.
+
+use std::fmt::Display;
+
+use indicatif::{HumanCount, HumanFloatCount};
+
+/// Shown for a quantity that has no value.
+pub(super) const NO_DATA: &str = "-";
+
+/// Formats a count with commas: `20,000`.
+pub(super) fn count(value: u64) -> String {
+    HumanCount(value).to_string()
+}
+
+/// Formats a number with commas, and with a fraction only where it has one: `2,000`, `31.2`, `0.25`.
+pub(super) fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        ..10.0 => 2,
+        ..100.0 => 1,
+        _ => 0,
+    };
+    format!("{:.digits$}", HumanFloatCount(value))
+}
+
+/// Formats a number with its noun: `1 message`, `20,000 messages`.
+pub(super) fn plural(number: impl Display, one: &str, many: &str) -> String {
+    let number = number.to_string();
+    let noun = if number == "1" { one } else { many };
+    format!("{number} {noun}")
+}
+
+/// Formats a whole number of microseconds: `66 µs`, `1.23 ms`, `2.50 s`.
+pub(super) fn time(microseconds: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "to three digits")]
+    match microseconds {
+        0..1000 => format!("{microseconds} µs"),
+        _ => mean_time(microseconds as f64),
+    }
+}
+
+/// Formats a mean of microseconds to three digits: `5.10 µs`.
+pub(super) fn mean_time(microseconds: f64) -> String {
+    let (value, unit) = scale_time(microseconds);
+    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.digits$} {unit}")
+}
+
+/// Formats microseconds without trailing zeros: `5 ms`.
+pub(super) fn round_time(microseconds: f64) -> String {
+    let (value, unit) = scale_time(microseconds);
+    format!("{} {unit}", number(value))
+}
+
+fn scale_time(microseconds: f64) -> (f64, &'static str) {
+    match microseconds {
+        ..1e3 => (microseconds, "µs"),
+        ..1e6 => (microseconds / 1e3, "ms"),
+        _ => (microseconds / 1e6, "s"),
+    }
+}
+
+/// Names at most two items: `a`, `a and b`, `a and 3 more`.
+pub(super) fn abbreviate(items: &[impl ToString]) -> String {
+    match items {
+        [] => NO_DATA.to_owned(),
+        [one] => one.to_string(),
+        [one, other] => format!("{} and {}", one.to_string(), other.to_string()),
+        [one, rest @ ..] => format!("{} and {} more", one.to_string(), count(rest.len() as u64)),
+    }
+}
+
+/// Replaces control characters in text from a file or a command line: it cannot move the cursor.
+pub(super) fn strip_control(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
+/// Joins words into lines of at most `width` characters.
+pub(super) fn wrap(words: &[String], separator: &str, width: usize) -> Vec<String> {
+    let length = |text: &str| text.chars().count();
+    let mut lines: Vec<String> = Vec::new();
+    for word in words {
+        match lines.last_mut() {
+            Some(line) if length(line) + length(separator) + length(word) <= width => {
+                line.push_str(separator);
+                line.push_str(word);
+            }
+            _ => lines.push(word.clone()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_three_digits_and_commas() {
+        for (microseconds, text) in [
+            (0, "0 µs"),
+            (999, "999 µs"),
+            (1000, "1.00 ms"),
+            (20_047, "20.0 ms"),
+            (900_000, "900 ms"),
+            (3_600_000_000, "3600 s"),
+        ] {
+            assert_eq!(time(microseconds), text);
+        }
+        for (value, text) in
+            [(0.0, "0"), (1.5, "1.5"), (0.254, "0.25"), (31.25, "31.2"), (2000.0, "2,000"), (1_234_567.8, "1,234,568")]
+        {
+            assert_eq!(number(value), text);
+        }
+    }
+
+    #[test]
+    fn one_takes_the_singular() {
+        assert_eq!(plural(1, "error", "errors"), "1 error");
+        assert_eq!(plural(0, "error", "errors"), "0 errors");
+        assert_eq!(plural(count(1000), "error", "errors"), "1,000 errors");
+        assert_eq!(plural(number(1.5), "message", "messages"), "1.5 messages");
+    }
+
+    #[test]
+    fn long_lists_are_abbreviated() {
+        assert_eq!(abbreviate(&["a", "b"]), "a and b");
+        assert_eq!(abbreviate(&["a"; 1001]), "a and 1,000 more");
+    }
+}
