@@ -7,19 +7,22 @@ mod format;
 #[cfg(feature = "load")]
 mod load;
 mod log;
+mod log_observer;
 #[cfg(feature = "load")]
 mod merge;
-mod narration;
-#[cfg(feature = "load")]
-mod output;
 #[cfg(feature = "load")]
 mod plot;
+#[cfg(feature = "load")]
+mod progress;
+#[cfg(feature = "load")]
+mod result_files;
 mod serve;
 #[cfg(feature = "load")]
 mod table;
 mod values;
 
 use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
 #[cfg(feature = "load")]
@@ -65,17 +68,22 @@ ends at once. SIGHUP is ignored.
 
 Exit status: 0 done; 1 the machine refuses (an address in use, a name that does not resolve); 2 wrong use.";
 
-/// Ends the process as the parser does, for what it cannot see: words of a subcommand that do not go together.
+/// Ends the process as the parser does, for a usage error that the parser cannot see.
 #[cfg(feature = "load")]
-fn usage_error(subcommand: &str, words: &str) -> ! {
+fn usage_error(subcommand: &str, reason: &str) -> ! {
     let mut cli = Cli::command();
-    // So that the usage below the words is the subcommand's own.
+    // The usage below the reason is then the subcommand's own.
     cli.build();
     let command = cli.find_subcommand_mut(subcommand).cloned();
-    command.unwrap_or(cli).error(ErrorKind::ArgumentConflict, words).exit()
+    command.unwrap_or(cli).error(ErrorKind::ArgumentConflict, reason).exit()
 }
 
-/// The exit status that goes with a verdict.
+/// Prints a line on standard error, and ignores that it cannot: `eprintln!` panics if standard error is closed or full.
+pub(crate) fn print_error(line: &str) {
+    let _ = writeln!(std::io::stderr(), "ecoloop: {line}");
+}
+
+/// Returns the exit status of a verdict.
 #[cfg(feature = "load")]
 fn exit_status(verdict: Verdict) -> ExitCode {
     match verdict {
@@ -86,7 +94,7 @@ fn exit_status(verdict: Verdict) -> ExitCode {
     }
 }
 
-/// Parses the command line and does what it says. Wrong use ends the process here, with exit status 2.
+/// Parses the command line and runs the subcommand. A usage error ends the process with exit status 2.
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     let cli = Cli::parse();
     match cli.command {

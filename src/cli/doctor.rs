@@ -59,13 +59,13 @@ impl Arguments {
         for target in &self.targets {
             targets.extend(target.resolve(Ipv4Addr::LOCALHOST.into())?);
         }
-        let sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| usage_error("doctor", &words));
+        let sources = SourceRange::expand(&self.sources).unwrap_or_else(|reason| usage_error("doctor", &reason));
         let pairs = if targets.is_empty() {
             Ok(u32::try_from(sources.len()).unwrap_or(u32::MAX).max(1))
         } else {
             count_pairs(&sources, &targets)
         };
-        let pairs = pairs.unwrap_or_else(|words| usage_error("doctor", &words));
+        let pairs = pairs.unwrap_or_else(|reason| usage_error("doctor", &reason));
         let purpose = match self.purpose {
             Some(For::Serve) => Purpose::Serve,
             Some(For::Load) => Purpose::Load,

@@ -2,30 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::{self, BufRead, IsTerminal, Write, stderr, stdin};
+use std::io::{self, BufRead, stdin};
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
 use ecoloop::host::{Plan, Purpose, warnings};
 use ecoloop::load::report::{Ended, ErrorName, Report, Verdict};
-use ecoloop::load::{
-    self, Close, Config, Interrupt, Mode, Progress, ProgressCell, Session, SourceRange, Threshold, count_pairs,
-};
-use indicatif::ProgressBar;
+use ecoloop::load::{self, Close, Config, Interrupt, Mode, ProgressCell, Session, SourceRange, Threshold, count_pairs};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::format::{plural, time};
-use super::table;
+use super::format::plural;
+use super::progress::ProgressDisplay;
 use super::values::{Address, SocketArguments, count, rate, size};
-use super::{exit_status, output, usage_error};
-
-/// How often a terminal is drawn anew, at most.
-const REDRAW: Duration = Duration::from_millis(200);
+use super::{exit_status, print_error, result_files, table, usage_error};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -122,7 +116,7 @@ pub(super) struct Arguments {
     interval: Option<Duration>,
 
     #[command(flatten)]
-    output: output::Arguments,
+    output: result_files::Arguments,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -139,7 +133,7 @@ enum CloseName {
 }
 
 impl Arguments {
-    /// What the parser cannot see: words that do not go together.
+    /// Returns a usage error that the parser cannot see: options that exclude each other.
     fn conflict(&self) -> Option<&'static str> {
         if self.interval.is_some_and(|interval| interval.is_zero()) {
             return Some("--interval must be above zero");
@@ -167,21 +161,21 @@ impl Arguments {
         }
     }
 
-    /// A name that does not resolve is said, and counted: the report has it.
+    /// Prints and counts each name that does not resolve: the report lists it as an error.
     fn config(&self) -> Config {
         let mut config = Config::new(Vec::new());
         for address in &self.addresses {
             match address.resolve(Ipv4Addr::LOCALHOST.into()) {
                 Ok(targets) => config.targets.extend(targets),
                 Err(error) => {
-                    say(&error.to_string());
+                    print_error(&error.to_string());
                     config.unresolved += 1;
                 }
             }
         }
-        config.sources = SourceRange::expand(&self.sources).unwrap_or_else(|words| usage_error("load", &words));
+        config.sources = SourceRange::expand(&self.sources).unwrap_or_else(|reason| usage_error("load", &reason));
         if config.unresolved == 0 {
-            count_pairs(&config.sources, &config.targets).unwrap_or_else(|words| usage_error("load", &words));
+            count_pairs(&config.sources, &config.targets).unwrap_or_else(|reason| usage_error("load", &reason));
         }
         config.connections = self.connections;
         config.mode = match self.mode {
@@ -215,7 +209,7 @@ impl Arguments {
     }
 }
 
-/// Runs, writes what was asked for, and answers the exit status.
+/// Runs, writes the results, and returns the exit status.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(conflict) = arguments.conflict() {
         usage_error("load", conflict);
@@ -229,58 +223,64 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     }
 
     let interrupt = Interrupt::default();
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| format!("cannot handle signals: {error}"))?;
-    let of_signals = interrupt.clone();
-    let (ask, asked) = mpsc::sync_channel(1);
-    let ask_no_more = ask.clone();
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let mut signals = signals.forever();
-        if signals.next().is_some() {
-            of_signals.set();
-            // Where there is no room, something is there already that ends the wait.
-            let _ = ask_no_more.try_send(Ok(false));
-        }
-        if signals.next().is_some() {
-            // Whoever asks twice does not want to wait for the report.
-            std::process::exit(130);
-        }
-    })?;
-    let slot = ProgressCell::default();
-    let watcher = Watcher::start(slot.clone(), arguments)?;
+    let (requests, requested) = mpsc::sync_channel(1);
+    handle_signals(interrupt.clone(), requests.clone())?;
+    let progress = ProgressCell::default();
+    // With --repeat, a redrawn line would mix with the messages about a window.
+    let draw = !arguments.output.quiet && !arguments.repeat;
+    let display = ProgressDisplay::start(progress.clone(), arguments.interval, draw)?;
     if arguments.repeat {
-        thread::Builder::new().name("lines".to_owned()).spawn(move || read_lines(&ask))?;
-        let verdict = Session::connect(config, &interrupt, &slot)
+        thread::Builder::new().name("lines".to_owned()).spawn(move || read_lines(&requests))?;
+        let verdict = Session::connect(config, &interrupt, &progress)
             .map_err(Into::into)
-            .and_then(|session| measure_repeatedly(session, &asked));
-        watcher.finish();
+            .and_then(|session| measure_repeatedly(session, &requested));
+        display.finish();
         return Ok(exit_status(verdict?));
     }
-    let report = load::run(config, &interrupt, &slot);
-    watcher.finish();
+    let report = load::run(config, &interrupt, &progress);
+    display.finish();
     let report = report?;
     outputs.write(&report)?;
     advise(&report);
     Ok(exit_status(report.verdict))
 }
 
-/// Tells of each line of standard input that a window is asked for, and at its end that none is.
-fn read_lines(ask: &SyncSender<io::Result<bool>>) {
+/// Starts a thread for SIGINT and SIGTERM: the first interrupts the run, which then reports; the second ends the process.
+fn handle_signals(interrupt: Interrupt, requests: SyncSender<io::Result<bool>>) -> Result<(), Box<dyn Error>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| format!("cannot handle signals: {error}"))?;
+    let wait = move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
+            interrupt.set();
+            // If the channel is full, the request in it ends the wait.
+            let _ = requests.try_send(Ok(false));
+        }
+        if signals.next().is_some() {
+            std::process::exit(130);
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
+    Ok(())
+}
+
+/// Sends `true` for each line of standard input, and `false` at its end.
+fn read_lines(requests: &SyncSender<io::Result<bool>>) {
     let mut input = stdin().lock();
     loop {
         let is_line = input.skip_until(b'\n').map(|length| length > 0);
         let is_last = !matches!(is_line, Ok(true));
-        if ask.send(is_line).is_err() || is_last {
+        if requests.send(is_line).is_err() || is_last {
             return;
         }
     }
 }
 
-/// Returns the worst verdict of all windows.
-fn measure_repeatedly(mut session: Session, asked: &Receiver<io::Result<bool>>) -> Result<Verdict, Box<dyn Error>> {
+/// Measures a window for each request, and returns the worst verdict.
+fn measure_repeatedly(mut session: Session, requested: &Receiver<io::Result<bool>>) -> Result<Verdict, Box<dyn Error>> {
     let (mut worst, mut when) = (Verdict::Pass, "");
-    while asked.recv()?.map_err(|error| format!("cannot read standard input: {error}"))? {
+    while requested.recv()?.map_err(|error| format!("cannot read standard input: {error}"))? {
         let report = session.measure()?;
-        output::print_document(&report)?;
+        result_files::print_document(&report)?;
         advise(&report);
         worst = worst.max(report.verdict);
         when = "after the last window: ";
@@ -288,21 +288,21 @@ fn measure_repeatedly(mut session: Session, asked: &Receiver<io::Result<bool>>) 
             break;
         }
     }
-    // No document has it: there is one for each window, and this is behind the last.
+    // No document covers the time after the last window.
     let rest = session.close()?;
     for what in rest.errors.iter().map(table::error).chain(rest.verify.findings.iter().map(table::finding)) {
-        say(&format!("{when}{what}"));
+        print_error(&format!("{when}{what}"));
     }
     advise(&rest);
-    let of_the_rest = match rest.ended {
+    let verdict_of_rest = match rest.ended {
         Ended::Interrupted => rest.verdict,
         Ended::Complete if rest.errors.is_empty() => Verdict::Pass,
         Ended::Complete => Verdict::Fail,
     };
-    Ok(worst.max(of_the_rest))
+    Ok(worst.max(verdict_of_rest))
 }
 
-/// Says beforehand what on this machine will stand in the way.
+/// Warns about system limits below what the run needs.
 fn warn_of_limits(config: &Config) {
     let plan = Plan {
         connections: config.connections,
@@ -312,19 +312,19 @@ fn warn_of_limits(config: &Config) {
         loopback: config.targets.iter().any(|target| target.ip().is_loopback()),
     };
     for warning in warnings(&plan) {
-        say(&warning);
+        print_error(&warning);
     }
 }
 
-/// Says what a reader of the figures has to know, and what lifts what was in the way.
+/// Prints what restricts the figures, and a remedy for each error that has one.
 fn advise(report: &Report) {
     if report.schedule.kept == Some(false) {
-        say(
+        print_error(
             "the schedule was not kept: this generator was late, or did not send; its figures are not the server's alone",
         );
     }
     if report.generator.saturated == Some(true) {
-        say("this generator was saturated: it needed over 90 % of a core, and may be itself what was measured");
+        print_error("this generator was saturated: it needed over 90 % of a core, and may be itself what was measured");
     }
     for error in &report.errors {
         let remedy = match error.error {
@@ -336,77 +336,8 @@ fn advise(report: &Report) {
             _ => continue,
         };
         let times = plural(error.count, "time", "times");
-        say(&format!("{} {} {times}: {remedy}", error.phase.name(), error.error.name()));
+        print_error(&format!("{} {} {times}: {remedy}", error.phase.name(), error.error.name()));
     }
-}
-
-/// A line on standard error. That it cannot be written is no reason to end.
-fn say(line: &str) {
-    let _ = writeln!(stderr(), "ecoloop: {line}");
-}
-
-/// Draws what a run tells of itself, on a thread of its own: a frozen terminal cannot hold up the schedule.
-struct Watcher {
-    end: Sender<()>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watcher {
-    fn start(slot: ProgressCell, arguments: &Arguments) -> Result<Self, Box<dyn Error>> {
-        let (end, ended) = mpsc::channel();
-        let interval = arguments.interval;
-        // With --repeat, what there is to say of a window would come in between.
-        let draws = interval.is_none() && !arguments.output.quiet && !arguments.repeat && stderr().is_terminal();
-        if !draws && interval.is_none() {
-            return Ok(Self { end, thread: None });
-        }
-        let watch = move || {
-            let spinner = if draws { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-            let mut last = None;
-            while ended.recv_timeout(interval.unwrap_or(REDRAW)) == Err(RecvTimeoutError::Timeout) {
-                last = slot.take().or(last);
-                let Some(progress) = last else { continue };
-                if draws {
-                    spinner.set_message(line(&progress));
-                    spinner.tick();
-                } else {
-                    say(&line(&progress));
-                }
-            }
-            spinner.finish_and_clear();
-        };
-        let thread = thread::Builder::new().name("progress".to_owned()).spawn(watch)?;
-        Ok(Self { end, thread: Some(thread) })
-    }
-
-    /// Clears the line. A terminal that is frozen is left as it is.
-    fn finish(self) {
-        drop(self.end);
-        if let Some(thread) = self.thread {
-            let deadline = std::time::Instant::now() + REDRAW * 2;
-            while !thread.is_finished() && std::time::Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-}
-
-fn line(progress: &Progress) -> String {
-    let mut words = vec![
-        progress.step.name().to_owned(),
-        format!("{}/{} open", progress.open, progress.requested),
-        plural(progress.errors, "error", "errors"),
-    ];
-    if let Some(rate) = progress.rate {
-        words.push(format!("{rate}/s"));
-    }
-    if let (Some(p50), Some(p99)) = (progress.p50, progress.p99) {
-        words.push(format!("p50 {} p99 {}", time(p50), time(p99)));
-    }
-    if let Some(left) = progress.left {
-        words.push(format!("{} s left", left.as_secs()));
-    }
-    words.join(", ")
 }
 
 fn label(text: &str) -> Result<(String, String), &'static str> {

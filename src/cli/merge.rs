@@ -1,4 +1,4 @@
-//! `ecoloop merge`: puts the results of several load generators together.
+//! `ecoloop merge`: merges the results of several load generators.
 
 use std::error::Error;
 use std::fs::File;
@@ -9,11 +9,10 @@ use std::process::ExitCode;
 use clap::Args;
 use ecoloop::load::{self, Report, Threshold};
 
-use super::exit_status;
-use super::output;
+use super::{exit_status, result_files};
 
-/// What is read of a file at most. A report of a week has some 40 MiB: each of its seconds takes about 70 bytes.
-const REPORT_MIB_MOST: u64 = 64;
+/// Maximum size of a report. One of a week has about 40 MiB: 70 bytes for each second.
+const REPORT_MIB_MAX: u64 = 64;
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -26,10 +25,10 @@ pub(super) struct Arguments {
     thresholds: Vec<Threshold>,
 
     #[command(flatten)]
-    output: output::Arguments,
+    output: result_files::Arguments,
 }
 
-/// Reads, merges, writes; the exit status is that of the merged run.
+/// Reads, merges and writes reports, and returns the exit status of the merged run.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let outputs = arguments.output.open()?;
     let mut reports = Vec::new();
@@ -44,15 +43,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     Ok(exit_status(merged.verdict))
 }
 
-/// A whole file, which need not have an end.
+/// Reads a whole file, up to the maximum size of a report.
 fn read(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
-    let most = REPORT_MIB_MOST << 20;
+    let max_bytes = REPORT_MIB_MAX << 20;
     let length = File::open(path)
-        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
-    if length as u64 > most {
-        return Err(format!("it is longer than a report may be, {REPORT_MIB_MOST} MiB"));
+    if length as u64 > max_bytes {
+        return Err(format!("it is longer than a report may be, {REPORT_MIB_MAX} MiB"));
     }
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
 }

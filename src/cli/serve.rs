@@ -15,11 +15,11 @@ use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::log::{self as output, TARGET};
-use super::narration::{Language, Narration};
+use super::log::TARGET;
+use super::log_observer::{Language, LogObserver};
 use super::values::{Address, SocketArguments, count, size};
 
-/// Descriptors that are not connections: standard streams, the poll, the listeners, the report, with some to spare.
+/// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
 
 #[derive(Args)]
@@ -72,37 +72,37 @@ pub(super) struct Arguments {
     quiet: bool,
 }
 
-/// Serves until a signal ends it.
+/// Serves until a signal ends the process.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let report_file = arguments.report.as_ref().map(|path| {
-        // Not emptied yet: a server that cannot listen shall not take the report of the one before it.
+        // Not truncated yet: a server that cannot listen keeps the previous report.
         match OpenOptions::new().write(true).create(true).truncate(false).open(path) {
             Ok(file) => Ok((path, file)),
             Err(error) => Err(format!("cannot create {}: {error}", path.display())),
         }
     });
     let report_file = report_file.transpose()?;
-    // Before the address is bound: whoever can connect can also end it in order.
+    // Before the address is bound: a process that accepts connections can be shut down gracefully.
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| format!("cannot handle signals: {error}"))?;
-    let log = output::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
+    let log_writer = super::log::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
 
     let server = arguments.bind()?;
     if let Some((path, file)) = &report_file {
-        empty(file).map_err(|error| format!("cannot empty {}: {error}", path.display()))?;
+        truncate(file).map_err(|error| format!("cannot empty {}: {error}", path.display()))?;
     }
     let handle = server.handle();
-    let narration = Narration::new(arguments.lang.unwrap_or_else(Language::of_environment), handle.clone());
-    narration.started(server.local_addrs());
+    let observer = LogObserver::new(arguments.lang.unwrap_or_else(Language::from_environment), handle.clone());
+    observer.log_start(server.local_addrs());
     thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || obey(signals, &handle))
+        .spawn(move || handle_signals(signals, &handle))
         .map_err(|error| format!("cannot start the thread that waits for signals: {error}"))?;
-    let mut server = server.with_observer(narration);
+    let mut server = server.with_observer(observer);
     let ended = server.run();
 
     let report = server.report();
     log::info!(target: TARGET, "{}", server.observer().summary(&report));
-    let lost = log.finish();
+    let lost = log_writer.finish();
     if let Some((path, file)) = report_file {
         write_report(file, &report, lost).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
@@ -138,24 +138,24 @@ impl Arguments {
         Server::bind(&addresses[..], config).map_err(with_hint)
     }
 
-    /// As many as asked for, or as the descriptors allow once their soft limit is raised to the hard one.
+    /// Raises the soft descriptor limit to the hard one, and returns `--max-connections` or what that limit allows.
     fn max_connections(&self) -> io::Result<usize> {
         let limit = rlimit::increase_nofile_limit(u64::MAX)
             .map_err(|error| io::Error::new(error.kind(), format!("cannot read the descriptor limit: {error}")))?;
         let most = limit.saturating_sub(DESCRIPTORS_KEPT).max(1);
-        if let Some(asked) = self.max_connections.filter(|&asked| u64::from(asked) > most) {
+        if let Some(requested) = self.max_connections.filter(|&requested| u64::from(requested) > most) {
             log::warn!(
                 target: TARGET,
-                "{asked} connections need more than the {limit} descriptors of this process; `ulimit -Hn` is what to raise"
+                "{requested} connections need more than the {limit} descriptors of this process; `ulimit -Hn` is what to raise"
             );
         }
         Ok(usize::try_from(self.max_connections.map_or(most, u64::from)).unwrap_or(usize::MAX))
     }
 }
 
-/// Adds what can be done about it.
+/// Adds to a bind error what to do about it.
 fn with_hint(error: io::Error) -> io::Error {
-    let way_out = match error.kind() {
+    let hint = match error.kind() {
         io::ErrorKind::AddrInUse => "end the other server, choose another port, or start both with --reuse-port",
         io::ErrorKind::AddrNotAvailable => {
             "no interface of this machine has it; `ip address` lists those that there are"
@@ -163,11 +163,11 @@ fn with_hint(error: io::Error) -> io::Error {
         io::ErrorKind::PermissionDenied => "choose a port from 1024 up, or grant CAP_NET_BIND_SERVICE",
         _ => return error,
     };
-    io::Error::new(error.kind(), format!("{error}; {way_out}"))
+    io::Error::new(error.kind(), format!("{error}; {hint}"))
 }
 
-/// The first signal drains, the next one stops. A terminal that hangs up changes nothing.
-fn obey(mut signals: Signals, handle: &Handle) {
+/// Drains at the first signal and stops at the next. Ignores SIGHUP.
+fn handle_signals(mut signals: Signals, handle: &Handle) {
     for signal in signals.forever() {
         match signal {
             SIGHUP => {}
@@ -177,8 +177,8 @@ fn obey(mut signals: Signals, handle: &Handle) {
     }
 }
 
-/// A device or a pipe has nothing to be emptied of.
-fn empty(file: &File) -> io::Result<()> {
+/// Truncates a regular file. A device or a pipe has nothing to truncate.
+fn truncate(file: &File) -> io::Result<()> {
     if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) }
 }
 

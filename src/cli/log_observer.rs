@@ -1,4 +1,4 @@
-//! The notes' words: what the server says of its connections.
+//! The log lines about the server and its connections, in the notes' words.
 
 use std::fmt::{self, Display, Write};
 use std::io;
@@ -18,8 +18,9 @@ pub(super) enum Language {
 }
 
 impl Language {
-    /// Spanish where the locale says so, else English: the first of the three that is set and not empty (locale(7)).
-    pub(super) fn of_environment() -> Self {
+    /// Returns the locale's language, if that is Spanish, else English: the first of the three variables that is set and not
+    /// empty (locale(7)).
+    pub(super) fn from_environment() -> Self {
         let locale = ["LC_ALL", "LC_MESSAGES", "LANG"]
             .into_iter()
             .filter_map(|name| std::env::var(name).ok())
@@ -35,22 +36,22 @@ impl Language {
     }
 }
 
-/// Tells the log what becomes of the connections, in the notes' words.
+/// Logs the events of each connection, in the notes' words.
 #[derive(Debug)]
-pub(super) struct Narration {
+pub(super) struct LogObserver {
     language: Language,
-    /// Knows whether the server is ending: then nobody waits for connections.
+    /// Tells whether the server is ending: then it no longer waits for connections.
     handle: Handle,
     open: usize,
 }
 
-impl Narration {
+impl LogObserver {
     pub(super) fn new(language: Language, handle: Handle) -> Self {
         Self { language, handle, open: 0 }
     }
 
-    /// The server listens on these.
-    pub(super) fn started(&self, addresses: &[SocketAddr]) {
+    /// Logs the addresses that the server listens on.
+    pub(super) fn log_start(&self, addresses: &[SocketAddr]) {
         for address in addresses {
             let (ip, port) = (address.ip(), address.port());
             match self.language {
@@ -58,21 +59,21 @@ impl Narration {
                 Language::Es => log::info!(target: TARGET, "Iniciando servidor en IP {ip}, con puerto {port}"),
             }
         }
-        self.waiting();
+        self.log_waiting();
     }
 
-    fn waiting(&self) {
+    fn log_waiting(&self) {
         log::info!(target: TARGET, "{}", self.language.pick("Waiting for connections...", "Esperando conexiones..."));
     }
 
-    /// Apart from the path of a message that is not logged.
+    /// Apart from the hot path, which does not log.
     #[cold]
-    fn say_received(&self, address: SocketAddr, data: &[u8]) {
+    fn log_received(&self, address: SocketAddr, data: &[u8]) {
         let words = self.language.pick("Received", "Recibido");
         log::debug!(target: TARGET, "[{address}] {words} {}", Printable(data));
     }
 
-    /// What the server has done, on one line.
+    /// Returns the final figures as one line.
     pub(super) fn summary(&self, report: &Report) -> String {
         let (stats, closed) = (report.stats, report.stats.closed);
         let reasons = [
@@ -112,7 +113,7 @@ impl Narration {
     }
 }
 
-impl Observer for Narration {
+impl Observer for LogObserver {
     fn opened(&mut self, Peer { address, .. }: Peer) {
         self.open += 1;
         let words = self.language.pick("Connection from:", "Conexion desde:");
@@ -121,7 +122,7 @@ impl Observer for Narration {
 
     fn received(&mut self, Peer { address, .. }: Peer, data: &[u8]) {
         if log::max_level() >= LevelFilter::Debug {
-            self.say_received(address, data);
+            self.log_received(address, data);
         }
     }
 
@@ -149,13 +150,13 @@ impl Observer for Narration {
         let words = self.language.pick("The client closed the connection", "El cliente ha cerrado la conexion");
         log::info!(target: TARGET, "[{address}] {words}");
         if self.open == 0 && !self.handle.is_ending() {
-            self.waiting();
+            self.log_waiting();
         }
     }
 }
 
-/// A message as it may stand on an operator's terminal: what could move the cursor, hide or reorder text is escaped, and so is
-/// what is not UTF-8.
+/// A message that is safe to print on a terminal: escapes bytes that are not UTF-8, and characters that move the cursor or hide
+/// or reorder text.
 struct Printable<'a>(&'a [u8]);
 
 impl Display for Printable<'_> {
@@ -176,12 +177,11 @@ impl Display for Printable<'_> {
 
 fn write_printable(character: char, is_first: bool, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
     match character {
-        // `escape_debug` escapes these for the sake of Rust's literals: on a terminal they do no harm.
+        // `escape_debug` escapes quotes and backslashes for Rust's literals: on a terminal they are harmless.
         '"' | '\'' | '\\' | ' '..='~' => formatter.write_char(character),
-        // They reorder the text around them (Unicode Standard Annex 9, 2), and `escape_debug` lets some of them pass.
+        // They reorder the text around them (Unicode Standard Annex 9, 2), and `escape_debug` does not escape all of them.
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => write!(formatter, "{}", character.escape_unicode()),
-        // `str::escape_debug` escapes a combining mark that stands first, and leaves the others to combine;
-        // `char::escape_debug` escapes them all.
+        // `str::escape_debug` escapes a combining mark only as the first character, `char::escape_debug` everywhere.
         _ if is_first => character.escape_debug().try_for_each(|escaped| formatter.write_char(escaped)),
         _ => {
             let mut text = [b'a'; 5];
