@@ -1,5 +1,6 @@
 //! The log lines about the server and its connections, in the notes' words.
 
+use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
 use std::io;
 use std::net::SocketAddr;
@@ -33,6 +34,21 @@ impl Language {
             Self::En => en,
             Self::Es => es,
         }
+    }
+
+    /// Returns why the server closed a connection, or `None` if the client did.
+    fn server_reason(self, reason: CloseReason) -> Option<Cow<'static, str>> {
+        let words = match reason {
+            CloseReason::EndOfStream | CloseReason::Reset => return None,
+            CloseReason::Failed(kind) => return Some(format!("error: {}", io::Error::from(kind)).into()),
+            CloseReason::Idle => self.pick("the idle timeout has expired", "ha vencido el plazo de inactividad"),
+            CloseReason::Drained => self.pick("the server is shutting down", "el servidor se apaga"),
+            CloseReason::Cut => self.pick("the drain timeout has expired", "ha vencido el plazo de apagado"),
+            CloseReason::Stopped => self.pick("the server was stopped", "se ha detenido el servidor"),
+            // The enum may gain reasons: the name of one is better than none.
+            other => return Some(format!("{other:?}").into()),
+        };
+        Some(words.into())
     }
 }
 
@@ -70,7 +86,7 @@ impl LogObserver {
     #[cold]
     fn log_received(&self, address: SocketAddr, data: &[u8]) {
         let words = self.language.pick("Received", "Recibido");
-        log::debug!(target: TARGET, "[{address}] {words} {}", Printable(data));
+        log::debug!(target: TARGET, "{} {words} {}", Bracketed(address), Printable(data));
     }
 
     /// Returns the final figures as one line.
@@ -117,7 +133,7 @@ impl Observer for LogObserver {
     fn opened(&mut self, Peer { address, .. }: Peer) {
         self.open += 1;
         let words = self.language.pick("Connection from:", "Conexion desde:");
-        log::info!(target: TARGET, "[{address}] {words} {address}");
+        log::info!(target: TARGET, "{words} {address}");
     }
 
     fn received(&mut self, Peer { address, .. }: Peer, data: &[u8]) {
@@ -127,30 +143,45 @@ impl Observer for LogObserver {
     }
 
     fn ended(&mut self, Peer { address, .. }: Peer) {
-        log::debug!(target: TARGET, "[{address}] {}", self.language.pick("No more data", "No hay mas datos"));
+        let words = self.language.pick("No more data", "No hay mas datos");
+        log::debug!(target: TARGET, "{} {words}", Bracketed(address));
     }
 
-    fn closed(&mut self, Peer { address, key, .. }: Peer, why: CloseReason) {
+    fn closed(&mut self, Peer { address, key, .. }: Peer, reason: CloseReason) {
         self.open -= 1;
-        log::trace!(target: TARGET, "[{address}] key {key}: {why:?}");
-        match why {
-            CloseReason::Reset => {
-                let words = self.language.pick(
-                    "The client closed the connection abruptly",
-                    "El cliente ha cerrado la conexion de forma abrupta",
-                );
-                log::info!(target: TARGET, "[{address}] {words}");
-            }
-            CloseReason::Failed(kind) => {
-                let words = self.language.pick("The connection failed:", "La conexion ha fallado:");
-                log::info!(target: TARGET, "[{address}] {words} {}", io::Error::from(kind));
-            }
-            _ => {}
+        let peer = Bracketed(address);
+        log::trace!(target: TARGET, "{peer} key {key}: {reason:?}");
+        if reason == CloseReason::Reset {
+            let words = self.language.pick(
+                "The client closed the connection abruptly",
+                "El cliente ha cerrado la conexion de forma abrupta",
+            );
+            log::info!(target: TARGET, "{peer} {words}");
         }
-        let words = self.language.pick("The client closed the connection", "El cliente ha cerrado la conexion");
-        log::info!(target: TARGET, "[{address}] {words}");
+        match self.language.server_reason(reason) {
+            None => {
+                let words = self.language.pick("The client closed the connection", "El cliente ha cerrado la conexion");
+                log::info!(target: TARGET, "{peer} {words}");
+            }
+            Some(reason) => {
+                let words = self.language.pick("Connection closed:", "La conexion se ha cerrado:");
+                log::info!(target: TARGET, "{peer} {words} {reason}");
+            }
+        }
         if self.open == 0 && !self.handle.is_ending() {
             self.log_waiting();
+        }
+    }
+}
+
+/// A peer in one pair of brackets: the text of an IPv6 address has its own.
+struct Bracketed(SocketAddr);
+
+impl Display for Bracketed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            SocketAddr::V4(address) => write!(formatter, "[{address}]"),
+            SocketAddr::V6(address) => write!(formatter, "{address}"),
         }
     }
 }

@@ -96,9 +96,9 @@ fn serve_five_clients_with(fault: &str) -> Ended {
 #[ignore = "needs strace"]
 fn a_failed_read_or_write_closes_only_that_connection() {
     for (fault, log_line) in [
-        ("recvfrom:error=ETIMEDOUT:when=3", "The connection failed: timed out"),
-        ("sendto:error=ETIMEDOUT:when=3", "The connection failed: timed out"),
-        ("sendto:retval=0:when=3", "The connection failed: write zero"),
+        ("recvfrom:error=ETIMEDOUT:when=3", "Connection closed: error: timed out"),
+        ("sendto:error=ETIMEDOUT:when=3", "Connection closed: error: timed out"),
+        ("sendto:retval=0:when=3", "Connection closed: error: write zero"),
         ("recvfrom:error=ECONNRESET:when=3", "The client closed the connection abruptly"),
         ("sendto:error=EPIPE:when=3", "The client closed the connection abruptly"),
     ] {

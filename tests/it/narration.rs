@@ -1,4 +1,4 @@
-//! What the binary says: the notes' words, in the notes' order, and nothing that a peer could use against a terminal.
+//! The log: the notes' words in the notes' order, and nothing that a peer could use against a terminal.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -11,7 +11,7 @@ use crate::support::{
     pattern, reserve_port, reset,
 };
 
-/// A line of the log, taken apart.
+/// The parts of a line of the log.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
     level: String,
@@ -19,7 +19,7 @@ struct Line {
     words: String,
 }
 
-/// Takes `TIME LEVEL [ecoloop] [PEER] WORDS` apart.
+/// Splits `TIME LEVEL [ecoloop] [PEER] WORDS`.
 #[track_caller]
 fn parse(line: &str) -> Line {
     let (time, rest) = line.split_once(' ').unwrap();
@@ -27,10 +27,12 @@ fn parse(line: &str) -> Line {
     assert_eq!(shape, "0000-00-00T00:00:00.000Z", "{line}");
     let (level, rest) = rest.split_once(" [ecoloop] ").unwrap();
     let level = level.trim_end().to_owned();
-    match rest.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
-        Some((peer, words)) => Line { level, peer: Some(peer.parse().unwrap()), words: words.to_owned() },
-        None => Line { level, peer: None, words: rest.to_owned() },
-    }
+    let Some((peer, words)) = rest.split_once(' ').filter(|_| rest.starts_with('[')) else {
+        return Line { level, peer: None, words: rest.to_owned() };
+    };
+    // The brackets of an IPv6 address are those of the line.
+    let peer = peer.parse().or_else(|_| peer.trim_matches(['[', ']']).parse()).unwrap();
+    Line { level, peer: Some(peer), words: words.to_owned() }
 }
 
 fn line(level: &str, peer: Option<SocketAddr>, words: impl Into<String>) -> Line {
@@ -51,7 +53,10 @@ struct Words {
     received: &'static str,
     no_more: &'static str,
     reset: &'static str,
-    closed: &'static str,
+    closed_by_client: &'static str,
+    closed_by_server: &'static str,
+    /// Why the server closed: drained, cut, stopped.
+    reasons: [&'static str; 3],
 }
 
 const ENGLISH: Words = Words {
@@ -62,7 +67,9 @@ const ENGLISH: Words = Words {
     received: "Received",
     no_more: "No more data",
     reset: "The client closed the connection abruptly",
-    closed: "The client closed the connection",
+    closed_by_client: "The client closed the connection",
+    closed_by_server: "Connection closed:",
+    reasons: ["the server is shutting down", "the drain timeout has expired", "the server was stopped"],
 };
 
 const SPANISH: Words = Words {
@@ -73,7 +80,9 @@ const SPANISH: Words = Words {
     received: "Recibido",
     no_more: "No hay mas datos",
     reset: "El cliente ha cerrado la conexion de forma abrupta",
-    closed: "El cliente ha cerrado la conexion",
+    closed_by_client: "El cliente ha cerrado la conexion",
+    closed_by_server: "La conexion se ha cerrado:",
+    reasons: ["el servidor se apaga", "ha vencido el plazo de apagado", "se ha detenido el servidor"],
 };
 
 /// A server that speaks this language, its address, and the lines of its start.
@@ -114,10 +123,10 @@ fn each_row_has_its_words_and_level(words: &Words) {
     let peer = visit(address);
     let lines = parse_all(&process.lines_through(words.waiting));
     let expected = [
-        line("INFO", Some(peer), format!("{} {peer}", words.connection)),
+        line("INFO", None, format!("{} {peer}", words.connection)),
         line("DEBUG", Some(peer), format!("{} hola", words.received)),
         line("DEBUG", Some(peer), words.no_more),
-        line("INFO", Some(peer), words.closed),
+        line("INFO", Some(peer), words.closed_by_client),
         line("INFO", None, words.waiting),
     ];
     assert_eq!(lines, expected);
@@ -125,10 +134,10 @@ fn each_row_has_its_words_and_level(words: &Words) {
     let peer = visit_and_reset(address);
     let lines = parse_all(&process.lines_through(words.waiting));
     let expected = [
-        line("INFO", Some(peer), format!("{} {peer}", words.connection)),
+        line("INFO", None, format!("{} {peer}", words.connection)),
         line("DEBUG", Some(peer), format!("{} hola", words.received)),
         line("INFO", Some(peer), words.reset),
-        line("INFO", Some(peer), words.closed),
+        line("INFO", Some(peer), words.closed_by_client),
         line("INFO", None, words.waiting),
     ];
     assert_eq!(lines, expected);
@@ -150,8 +159,8 @@ fn without_v_the_messages_are_left_out() {
     let peer = visit(address);
     let lines = parse_all(&process.lines_through(ENGLISH.waiting));
     let expected = [
-        line("INFO", Some(peer), format!("{} {peer}", ENGLISH.connection)),
-        line("INFO", Some(peer), ENGLISH.closed),
+        line("INFO", None, format!("{} {peer}", ENGLISH.connection)),
+        line("INFO", Some(peer), ENGLISH.closed_by_client),
         line("INFO", None, ENGLISH.waiting),
     ];
     assert_eq!(lines, expected);
@@ -193,18 +202,42 @@ fn waiting_is_said_when_the_last_open_connection_has_gone() {
     let first_peer = first.local_addr().unwrap();
     drop(first);
     let lines = parse_all(&process.lines_through(ENGLISH.waiting));
-    let closed: Vec<_> = lines.iter().filter(|line| line.words == ENGLISH.closed).map(|line| line.peer).collect();
+    let closed: Vec<_> =
+        lines.iter().filter(|line| line.words == ENGLISH.closed_by_client).map(|line| line.peer).collect();
     assert_eq!(closed, [Some(second), Some(third), Some(first_peer)]);
 }
 
-/// Ends the server in each of its ways, and looks at the lines that follow the signal.
+#[test]
+fn a_line_names_its_peer_once() {
+    for ip in ["127.0.0.1", "[::1]"] {
+        let mut process = Process::start(ecoloop(&[&format!("{ip}:0"), "-vv"]));
+        let address = process.listening();
+        process.lines_through(ENGLISH.waiting);
+        for visit in [visit, visit_and_reset] {
+            let peer = visit(address);
+            let lines = process.lines_through(ENGLISH.waiting);
+            let of_peer: Vec<_> = lines.iter().filter(|line| line.contains(&peer.to_string())).collect();
+            assert!(of_peer.len() >= 4, "{lines:?}");
+            for line in of_peer {
+                assert_eq!(line.matches(&peer.to_string()).count(), 1, "{line}");
+                assert!(!line.contains("[["), "{line}");
+            }
+        }
+    }
+}
+
+/// Ends the server while a client is connected, and returns that client's address and the lines that follow the signal.
 #[track_caller]
-fn last_lines_of(arguments: &[&str], end: impl FnOnce(&Process, TcpStream)) -> (SocketAddr, Vec<Line>) {
-    let (mut process, address, _) = serve_in(&ENGLISH, &[&["-vv"], arguments].concat());
+fn lines_after_signal(
+    words: &Words,
+    arguments: &[&str],
+    end: impl FnOnce(&Process, TcpStream),
+) -> (SocketAddr, Vec<Line>) {
+    let (mut process, address, _) = serve_in(words, &[&["-vv"], arguments].concat());
     let mut client = connect(address);
     let peer = client.local_addr().unwrap();
     assert_echoes(&mut client, b"hola");
-    process.lines_through("Received hola");
+    process.lines_through("hola");
     process.signal(Signal::TERM);
     eventually("the drain", || !is_listening(address));
     end(&process, client);
@@ -212,31 +245,34 @@ fn last_lines_of(arguments: &[&str], end: impl FnOnce(&Process, TcpStream)) -> (
 }
 
 #[track_caller]
-fn assert_closed_last((peer, lines): &(SocketAddr, Vec<Line>), why: &str) {
+fn assert_closed_last((peer, lines): &(SocketAddr, Vec<Line>), words: &Words, traced_reason: &str, reason: &str) {
     let of_peer: Vec<_> = lines.iter().filter(|line| line.peer == Some(*peer)).collect();
     let [.., traced, closed] = of_peer[..] else { panic!("{lines:?}") };
-    assert!(traced.words.ends_with(why), "{lines:?}");
-    assert_eq!(*closed, line("INFO", Some(*peer), ENGLISH.closed));
-    assert!(!lines.iter().any(|line| line.words == ENGLISH.waiting), "nobody waits any more: {lines:?}");
-    assert!(lines.last().unwrap().words.starts_with("Done: "), "{lines:?}");
+    assert!(traced.words.ends_with(traced_reason), "{lines:?}");
+    assert_eq!(*closed, line("INFO", Some(*peer), format!("{} {reason}", words.closed_by_server)));
+    assert!(!lines.iter().any(|line| line.words == words.waiting), "it waits for no connection: {lines:?}");
+    let summary = &lines.last().unwrap().words;
+    assert!(summary.starts_with("Done: ") || summary.starts_with("Fin: "), "{lines:?}");
 }
 
 #[test]
-fn while_draining_closed_is_still_last_and_nobody_waits() {
-    let drained = last_lines_of(&[], |_, mut client| assert_ended(&mut client));
-    assert_closed_last(&drained, "Drained");
-    // Silent as it is it gets FIN, and does not answer it.
-    let cut = last_lines_of(&["--drain-timeout", "1s"], |_, mut client| {
-        assert_ended(&mut client);
-        eventually("the cut", || client.write_all(b"x").is_err());
-    });
-    assert_closed_last(&cut, "Cut");
-    let stopped = last_lines_of(&["--drain-timeout", "1h"], |process, mut client| {
-        assert_ended(&mut client);
-        process.signal(Signal::TERM);
-        eventually("the stop", || client.write_all(b"x").is_err());
-    });
-    assert_closed_last(&stopped, "Stopped");
+fn what_the_server_closes_says_why_and_not_that_the_client_closed_it() {
+    for words in [&ENGLISH, &SPANISH] {
+        let drained = lines_after_signal(words, &[], |_, mut client| assert_ended(&mut client));
+        assert_closed_last(&drained, words, "Drained", words.reasons[0]);
+        // An idle client gets FIN, and does not answer it.
+        let cut = lines_after_signal(words, &["--drain-timeout", "1s"], |_, mut client| {
+            assert_ended(&mut client);
+            eventually("the cut", || client.write_all(b"x").is_err());
+        });
+        assert_closed_last(&cut, words, "Cut", words.reasons[1]);
+        let stopped = lines_after_signal(words, &["--drain-timeout", "1h"], |process, mut client| {
+            assert_ended(&mut client);
+            process.signal(Signal::TERM);
+            eventually("the stop", || client.write_all(b"x").is_err());
+        });
+        assert_closed_last(&stopped, words, "Stopped", words.reasons[2]);
+    }
 }
 
 #[test]
@@ -394,7 +430,7 @@ fn the_notes_server_holds_up_a_second_client_and_dies_of_bytes_that_are_not_utf8
     assert_echoes(&mut first, b"adios");
     drop(first);
     let lines = process.lines_through(&peer);
-    assert!(lines.iter().any(|line| line == SPANISH.closed), "{lines:?}");
+    assert!(lines.iter().any(|line| line == SPANISH.closed_by_client), "{lines:?}");
     let ended = process.wait();
     assert!(!ended.status.success());
     assert!(ended.stderr.iter().any(|line| line.starts_with("UnicodeDecodeError")), "{ended:?}");
