@@ -38,13 +38,13 @@ enum For {
     Load,
 }
 
-/// Prints every limit, and those that stop so many connections with what lifts them: then the exit status is 1.
+/// Prints every limit, and how to raise those that prevent N connections. If there are any, the exit status is 1.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let plan = arguments.plan()?;
     let limits = limits(&plan);
     // Not `println!`, which panics where standard output is closed.
     match print(&mut io::stdout().lock(), &plan, &limits) {
-        // Who reads the first lines only, as `head` does, has what was asked for.
+        // A reader of the first lines only, such as head(1), has them.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             return Err(format!("cannot write to standard output: {error}").into());
         }
@@ -106,20 +106,20 @@ fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Res
         Purpose::Both => "for a server and its load on this machine",
     };
     if stops.is_empty() {
-        return writeln!(out, "\nNothing that could be read stops {connections} {purpose}.");
+        return writeln!(out, "\nNo limit that could be read prevents {connections} {purpose}.");
     }
     let most = stops.iter().filter_map(|limit| match limit.capacity {
         Capacity::Connections(count) => Some(count),
         _ => None,
     });
     match most.min() {
-        Some(most) => writeln!(out, "\n{connections} {purpose} stop at {most}:")?,
-        None => writeln!(out, "\n{connections} {purpose} stop where many arrive at once:")?,
+        Some(most) => writeln!(out, "\n{connections} {purpose} are too many: the limit is {most}.")?,
+        None => writeln!(out, "\n{connections} {purpose} are too many to arrive at once.")?,
     }
     for limit in &stops {
         writeln!(out, "  {limit}")?;
     }
-    writeln!(out, "\nWhat lifts it:")?;
+    writeln!(out, "\nCommands that raise the limits:")?;
     for limit in stops {
         for command in &limit.commands {
             writeln!(out, "  {command}")?;
@@ -134,7 +134,7 @@ fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Res
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
 
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_columns_stand_below_each_other() {
+    fn columns_are_aligned() {
         let (text, limits) = printed(1);
         let table: Vec<_> = text.lines().take_while(|line| !line.is_empty()).collect();
         assert_eq!(table.len(), limits.len() + 1);
@@ -160,18 +160,18 @@ mod tests {
     }
 
     #[test]
-    fn what_stops_is_said_with_what_lifts_it() {
+    fn an_insufficient_limit_is_printed_with_its_remedy() {
         // More than the descriptors that any Linux gives a process.
         let (text, limits) = printed(i32::MAX.unsigned_abs());
         let stops: Vec<_> = limits.iter().filter(|limit| limit.insufficient).collect();
         assert!(!stops.is_empty());
-        let (said, lifted) = text.split_once("What lifts it:\n").unwrap();
+        let (limits_text, remedies) = text.split_once("Commands that raise the limits:\n").unwrap();
         for limit in stops {
-            assert!(said.contains(&format!("\n  {limit}\n")), "{text}");
-            assert!(limit.commands.iter().all(|command| lifted.contains(&format!("  {command}\n"))), "{text}");
-            assert!(limit.advice.iter().all(|advice| lifted.contains(advice)), "{text}");
+            assert!(limits_text.contains(&format!("\n  {limit}\n")), "{text}");
+            assert!(limit.commands.iter().all(|command| remedies.contains(&format!("  {command}\n"))), "{text}");
+            assert!(limit.advice.iter().all(|advice| remedies.contains(advice)), "{text}");
         }
         let (text, _) = printed(1);
-        assert!(text.ends_with("stops 1 connection for a server and its load on this machine.\n"), "{text}");
+        assert!(text.ends_with("prevents 1 connection for a server and its load on this machine.\n"), "{text}");
     }
 }

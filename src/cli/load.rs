@@ -139,24 +139,26 @@ impl Arguments {
             return Some("--interval must be above zero");
         }
         if self.repeat && !matches!(self.mode, ModeName::Echo) {
-            return Some("--repeat is for --mode echo, whose connections outlast a window");
+            return Some("--repeat needs --mode echo: in the other modes no connection outlasts a window");
         }
         if self.repeat && !self.output.is_json_on_stdout_alone() {
-            return Some("--repeat writes a document for each window: it needs --json -, without --hgrm and --plot");
+            return Some(
+                "--repeat needs --json -, without --hgrm and --plot: it writes one JSON document for each window",
+            );
         }
         if self.repeat && self.start_at.is_some() {
-            return Some("--repeat begins a window at each line of standard input, and --start-at at a time: give one");
+            return Some(
+                "--repeat and --start-at cannot be combined: with --repeat each line of standard input starts a window",
+            );
         }
         match self.mode {
             ModeName::Echo if self.duration.is_some() && self.messages_per_connection.is_some() => {
-                Some("--duration and --messages-per-connection each end an echo: give one")
+                Some("--duration and --messages-per-connection cannot be combined in --mode echo: each ends the run")
             }
-            ModeName::Hold if self.messages_per_connection.is_some() => {
-                Some("--messages-per-connection has no meaning in --mode hold: it sends one at each end")
-            }
-            ModeName::Churn if self.rate.is_some() => {
-                Some("--rate has no meaning in --mode churn: --connect-rate paces it")
-            }
+            ModeName::Hold if self.messages_per_connection.is_some() => Some(
+                "--messages-per-connection has no effect in --mode hold: each connection sends a first and a last message",
+            ),
+            ModeName::Churn if self.rate.is_some() => Some("--rate has no effect in --mode churn: use --connect-rate"),
             _ => None,
         }
     }
@@ -320,19 +322,21 @@ fn warn_of_limits(config: &Config) {
 fn advise(report: &Report) {
     if report.schedule.kept == Some(false) {
         print_error(
-            "the schedule was not kept: this generator was late, or did not send; its figures are not the server's alone",
+            "the schedule was not kept: this generator sent messages late or not at all, so the figures are not the server's alone",
         );
     }
     if report.generator.saturated == Some(true) {
-        print_error("this generator was saturated: it needed over 90 % of a core, and may be itself what was measured");
+        print_error(
+            "this generator was saturated: it used over 90 % of a core, so the figures may be its own limit, not the server's",
+        );
     }
     for error in &report.errors {
         let remedy = match error.error {
-            ErrorName::NoDescriptors => "raise the descriptor limit (`ulimit -n`, `ulimit -Hn`)",
-            ErrorName::NoPorts => "give more --source addresses or more targets, or widen net.ipv4.ip_local_port_range",
-            ErrorName::NotLocal => "give a --source that `ip address` lists, or add it with `ip address add`",
-            ErrorName::NoMemory => "see net.ipv4.tcp_mem and the free memory",
-            ErrorName::Refused => "nobody listens there, or its backlog is full",
+            ErrorName::NoDescriptors => "raise the descriptor limit (ulimit -n, ulimit -Hn)",
+            ErrorName::NoPorts => "add --source addresses or targets, or widen net.ipv4.ip_local_port_range",
+            ErrorName::NotLocal => "use a --source that ip address lists, or add it with ip address add",
+            ErrorName::NoMemory => "check net.ipv4.tcp_mem and the free memory",
+            ErrorName::Refused => "no server listens there, or its backlog is full",
             _ => continue,
         };
         let times = plural(error.count, "time", "times");

@@ -51,7 +51,7 @@ fn read(path: &Path) -> Result<String, String> {
         .and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
     if length as u64 > max_bytes {
-        return Err(format!("it is longer than a report may be, {REPORT_MIB_MAX} MiB"));
+        return Err(format!("it is larger than {REPORT_MIB_MAX} MiB"));
     }
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
 }

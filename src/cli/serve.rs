@@ -88,7 +88,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 
     let server = arguments.bind()?;
     if let Some((path, file)) = &report_file {
-        truncate(file).map_err(|error| format!("cannot empty {}: {error}", path.display()))?;
+        truncate(file).map_err(|error| format!("cannot truncate {}: {error}", path.display()))?;
     }
     let handle = server.handle();
     let observer = LogObserver::new(arguments.lang.unwrap_or_else(Language::from_environment), handle.clone());
@@ -146,7 +146,7 @@ impl Arguments {
         if let Some(requested) = self.max_connections.filter(|&requested| u64::from(requested) > most) {
             log::warn!(
                 target: TARGET,
-                "{requested} connections need more than the {limit} descriptors of this process; `ulimit -Hn` is what to raise"
+                "--max-connections {requested} exceeds the descriptor limit of {limit}: raise it (ulimit -Hn)"
             );
         }
         Ok(usize::try_from(self.max_connections.map_or(most, u64::from)).unwrap_or(usize::MAX))
@@ -158,7 +158,7 @@ fn with_hint(error: io::Error) -> io::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => "end the other server, choose another port, or start both with --reuse-port",
         io::ErrorKind::AddrNotAvailable => {
-            "no interface of this machine has it; `ip address` lists those that there are"
+            "no interface of this machine has this address; ip address lists those that exist"
         }
         io::ErrorKind::PermissionDenied => "choose a port from 1024 up, or grant CAP_NET_BIND_SERVICE",
         _ => return error,

@@ -18,7 +18,7 @@ pub(super) fn table(report: &Report) -> String {
     let lines = wrap(&settings(report), ", ", SETTINGS_WIDTH);
     table.list("run", &lines);
     if report.ended != ecoloop::load::report::Ended::Complete {
-        table.row("ended", "interrupted: what follows is of the time until then");
+        table.row("ended", "interrupted: the figures cover the time until then");
     }
     work(&mut table, report);
     table.line("");
@@ -89,7 +89,7 @@ fn work(table: &mut Table, report: &Report) {
         [connections.requested, connections.established, connections.verified, connections.held].map(count);
     table.row(
         "connections",
-        &format!("{requested} asked for, {established} established, {verified} verified, {held} held{opened}"),
+        &format!("{requested} requested, {established} established, {verified} verified, {held} held{opened}"),
     );
     if let Some(hold) = report.hold {
         let [alive, late, reset, closed, silent] =
@@ -139,23 +139,27 @@ fn distributions(table: &mut Table, report: &Report) {
     }
     let schedule = match report.schedule.kept {
         Some(true) => "kept",
-        Some(false) => "NOT KEPT: the generator was late or left messages unsent, and the figures are not the server's",
-        None => "- (a closed loop has none)",
+        Some(false) => {
+            "NOT KEPT: the generator sent messages late or not at all, so the figures are not the server's alone"
+        }
+        None => "- (closed loop)",
     };
     table.row("schedule", schedule);
     let Summary { censored, clipped, .. } = report.latency_us;
     if censored > 0 {
-        table.row("censored", &format!("{} of the latencies: the age of a message never answered", count(censored)));
+        let latencies = plural(count(censored), "latency is", "latencies are");
+        table.row("censored", &format!("{latencies} the age of a message without an answer"));
     }
     if clipped > 0 {
-        table.row("clipped", &format!("{} of the latencies: over the hour that is shown", count(clipped)));
+        table.row("clipped", &format!("{} over the maximum of 1 h", plural(count(clipped), "latency", "latencies")));
     }
 }
 
 fn costs(table: &mut Table, report: &Report) {
     let data = |value: Option<String>| value.unwrap_or(NO_DATA.to_owned());
     let generator = &report.generator;
-    let saturated = if generator.saturated == Some(true) { "; SATURATED: it may be what was measured" } else { "" };
+    let saturated =
+        if generator.saturated == Some(true) { "; SATURATED: the figures may be its own limit" } else { "" };
     table.row(
         "generator",
         &format!(
@@ -178,7 +182,7 @@ fn costs(table: &mut Table, report: &Report) {
         let sockets = plural(count(kernel.tcp_inuse), "TCP socket", "TCP sockets");
         let pages = plural(count(kernel.tcp_mem_pages), "page", "pages");
         format!(
-            "{sockets} of this network {}, both ends counted; {pages} of buffers in the whole system",
+            "{sockets} in this network {}, both ends counted; {pages} of TCP buffers in the whole system",
             strip_control(&kernel.scope)
         )
     });
@@ -228,7 +232,7 @@ impl Table {
             self.row(if index == 0 { label } else { "" }, item);
         }
         if items.len() > LINES_MAX {
-            self.row("", &format!("and {} more, which --json has", count((items.len() - LINES_MAX) as u64)));
+            self.row("", &format!("and {} more (see --json)", count((items.len() - LINES_MAX) as u64)));
         }
     }
 }

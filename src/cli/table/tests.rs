@@ -35,7 +35,7 @@ fn a_run_is_told_on_one_screen() {
     let expected = "\
 run          echo, open loop at 100/s, 50 connections, 64 B a message, any number in flight
              10 s, to 127.0.0.1:5000, seed 1, k=v
-connections  50 asked for, 50 established, 50 verified, 50 held
+connections  50 requested, 50 established, 50 verified, 50 held
 messages     1,000 due: 1,000 verified, 0 unanswered, 0 unsent, 0 failed; 0 deferred
 throughput   100 messages/s, 6.25 KiB/s each way
 
@@ -49,7 +49,7 @@ errors       none
 findings     none
 generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99
 server       5.00 µs CPU a message, 1.25 KiB memory a connection (process 4711)
-kernel       100 TCP sockets of this network namespace, both ends counted; 3 pages of buffers in the whole system
+kernel       100 TCP sockets in this network namespace, both ends counted; 3 pages of TCP buffers in the whole system
 result       passed: none of 1 thresholds failed
 ";
     let table = table(&example());
@@ -94,11 +94,11 @@ fn what_the_figures_do_not_mean_is_said() {
         json["latency_us"]["clipped"] = 1.into();
     });
     let lines = [
-        "ended        interrupted: what follows is of the time until then",
-        "schedule     NOT KEPT: the generator was late or left messages unsent, and the figures are not the server's",
-        "censored     5 of the latencies: the age of a message never answered",
-        "clipped      1 of the latencies: over the hour that is shown",
-        "generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99; SATURATED: it may be what was measured",
+        "ended        interrupted: the figures cover the time until then",
+        "schedule     NOT KEPT: the generator sent messages late or not at all, so the figures are not the server's alone",
+        "censored     5 latencies are the age of a message without an answer",
+        "clipped      1 latency over the maximum of 1 h",
+        "generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99; SATURATED: the figures may be its own limit",
     ];
     assert_has(&table(&report), &lines);
 }
@@ -117,7 +117,7 @@ fn what_has_no_data_is_a_dash() {
     let lines = [
         "hold         48 alive, 1 late, 1 reset, 0 closed, 0 silent",
         "throughput   -",
-        "schedule     - (a closed loop has none)",
+        "schedule     - (closed loop)",
         "generator    - CPU a message, - of a core, - a turn at p99",
         "server       - CPU a message, - memory a connection (process 4711)",
         "kernel       -",
@@ -134,7 +134,7 @@ fn many_findings_do_not_fill_the_screen_and_no_words_move_the_cursor() {
         json["sockstat"]["scope"] = "\r\n\u{9b}1m".into();
     });
     let table = table(&report);
-    assert_has(&table, &["             and 12 more, which --json has"]);
+    assert_has(&table, &["             and 12 more (see --json)"]);
     assert!(table.lines().count() < 40);
     assert!(!table.contains(|letter: char| letter.is_control() && letter != '\n'), "{table:?}");
 }
@@ -149,7 +149,7 @@ fn what_there_is_one_of_is_no_plural() {
     let lines = [
         "run          echo, open loop at 100/s, 1 connection, 1 B a message, any number in flight",
         "throughput   1 message/s, 1 B/s each way",
-        "kernel       1 TCP socket of this network namespace, both ends counted; 1 page of buffers in the whole system",
+        "kernel       1 TCP socket in this network namespace, both ends counted; 1 page of TCP buffers in the whole system",
     ];
     assert_has(&table(&report), &lines);
 }

@@ -184,7 +184,7 @@ fn a_run_without_a_window_reports_no_duration_and_no_cpu_share() {
     assert_eq!(ended.stdout[0], settings);
     let generator = ended.stdout.iter().find(|line| line.starts_with("generator ")).unwrap();
     assert!(generator.starts_with("generator    - CPU a message, - of a core, "), "{generator}");
-    let hint = "ecoloop: connect refused 1 time: nobody listens there, or its backlog is full";
+    let hint = "ecoloop: connect refused 1 time: no server listens there, or its backlog is full";
     assert_eq!(ended.stderr, [hint]);
 }
 
@@ -230,7 +230,7 @@ fn merge_combines_runs_with_the_same_start_at() {
 #[test]
 fn merge_limits_the_size_of_a_report() {
     let ended = Process::start(ecoloop(&["merge", "/dev/zero"])).wait();
-    let expected = "ecoloop: cannot read /dev/zero: it is longer than a report may be, 64 MiB";
+    let expected = "ecoloop: cannot read /dev/zero: it is larger than 64 MiB";
     assert_eq!((ended.status.code(), ended.stderr), (Some(1), vec![expected.to_owned()]));
 }
 
