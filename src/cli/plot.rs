@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_answered_is_drawn_as_nothing() {
+    fn a_report_without_answers_has_no_curve() {
         let svg = plot(&example_with(|json| {
             json["latency_us"] = json["lateness_us"].clone();
             json["timeline"] = serde_json::json!([]);
@@ -414,20 +414,20 @@ mod tests {
     }
 
     #[test]
-    fn words_of_the_user_cannot_break_the_picture() {
+    fn labels_are_escaped_in_the_svg() {
         let svg = plot(&example_with(|json| json["config"]["labels"] = serde_json::json!({"a": "</text>\u{1b}&"})));
         let svg = svg.unwrap();
         assert!(svg.contains("a=&lt;/text&gt;\u{fffd}&amp;"), "{svg}");
     }
 
     #[test]
-    fn a_broken_histogram_is_said() {
+    fn a_broken_histogram_is_an_error() {
         let refused = plot(&example_with(|json| json["latency_us"]["count"] = 7.into())).unwrap_err();
         assert_eq!(refused, "cannot draw the plot: count is 7, and 1000 in hdr_v2");
     }
 
     #[test]
-    fn every_scale_has_a_few_round_steps() {
+    fn axes_have_few_round_steps() {
         for (least, step) in [(0.1, 1.0), (1.0, 1.0), (1.2, 2.0), (3.0, 5.0), (5.1, 10.0), (37.5, 50.0), (6e8, 1e9)] {
             assert!((round_step(least) - step).abs() < 1e-6, "{least}: {}", round_step(least));
         }

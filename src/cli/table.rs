@@ -1,8 +1,8 @@
-//! The result for people: a table on standard output, without escape sequences.
+//! The report as a table for people, without escape sequences.
 
 use std::fmt::Write as _;
 
-use ecoloop::load::report::{ErrorCount, Finding, Loop, Summary, ThresholdResult};
+use ecoloop::load::report::{Ended, ErrorCount, Finding, Loop, Summary, ThresholdResult, Verdict};
 use ecoloop::load::{Mode, Report};
 use indicatif::HumanBytes;
 
@@ -10,14 +10,14 @@ use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, round
 
 /// Errors and findings that are printed; the JSON has them all.
 const LINES_MAX: usize = 8;
-const SETTINGS_WIDTH: usize = 80;
+const LINE_WIDTH: usize = 80;
 
-/// All that a run has to say, on one screen.
+/// Returns the report as a table for one screen.
 pub(super) fn table(report: &Report) -> String {
     let mut table = Table(String::new());
-    let lines = wrap(&settings(report), ", ", SETTINGS_WIDTH);
+    let lines = wrap(&settings(report), ", ", LINE_WIDTH);
     table.list("run", &lines);
-    if report.ended != ecoloop::load::report::Ended::Complete {
+    if report.ended != Ended::Complete {
         table.row("ended", "interrupted: the figures cover the time until then");
     }
     work(&mut table, report);
@@ -29,16 +29,11 @@ pub(super) fn table(report: &Report) -> String {
     let findings: Vec<_> = report.verify.findings.iter().map(finding).collect();
     table.list("findings", &findings);
     costs(&mut table, report);
-    let fallen: Vec<_> = report.thresholds.iter().filter(|threshold| threshold.failed).map(fallen).collect();
-    if fallen.is_empty() {
-        table.row("result", &format!("passed: none of {} thresholds failed", report.thresholds.len()));
-    } else {
-        table.list("FAILED", &fallen);
-    }
+    table.list("result", &verdict(report));
     table.0
 }
 
-/// What was asked for, in words, and for how long it was measured.
+/// Returns the settings of the run, and how long the measured window was.
 pub(super) fn settings(report: &Report) -> Vec<String> {
     let config = &report.config;
     let pace = match (report.r#loop, config.rate) {
@@ -55,7 +50,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
             .pipeline
             .map_or("any number in flight".to_owned(), |pipeline| format!("{} in flight", count(pipeline.into()))),
     ];
-    // Where nothing ever came back, the window was over as soon as it began.
+    // Without an answer the window ended as soon as it began.
     if report.connections.verified > 0 && report.phases_s.measure > 0.0 {
         words.push(round_time(report.phases_s.measure * 1e6));
     }
@@ -199,7 +194,25 @@ pub(super) fn finding(Finding { kind, connection, local, peer, offset, .. }: &Fi
     format!("{} at byte {} of connection {connection}, {local} to {peer}", kind.name(), count(*offset))
 }
 
-fn fallen(threshold: &ThresholdResult) -> String {
+fn verdict(report: &Report) -> Vec<String> {
+    match report.verdict {
+        Verdict::Pass => {
+            vec![format!("PASS ({})", plural(report.thresholds.len(), "threshold", "thresholds"))]
+        }
+        Verdict::Fail => {
+            let failed = report.thresholds.iter().filter(|threshold| threshold.failed).map(threshold);
+            let mut lines = wrap(&failed.collect::<Vec<_>>(), ", ", LINE_WIDTH);
+            if let Some(first) = lines.first_mut() {
+                first.insert_str(0, "FAIL: ");
+            }
+            lines
+        }
+        Verdict::Interrupted => vec!["INTERRUPTED".to_owned()],
+    }
+}
+
+/// Formats a threshold and the value that it was compared to: `errors>0 (3)`.
+fn threshold(threshold: &ThresholdResult) -> String {
     let is_time = !["rate", "connections", "errors", "unanswered", "findings", "verified"]
         .iter()
         .any(|name| threshold.expr.starts_with(name));
@@ -208,7 +221,7 @@ fn fallen(threshold: &ThresholdResult) -> String {
         Some(value) => number(value),
         None => "no data".to_owned(),
     };
-    format!("{}: {value}", strip_control(&threshold.expr))
+    format!("{} ({value})", strip_control(&threshold.expr))
 }
 
 struct Table(String);
@@ -223,7 +236,7 @@ impl Table {
         self.line(&format!("{label:<13}{text}"));
     }
 
-    /// A row for each, as far as the screen goes.
+    /// Adds a row for each item, up to `LINES_MAX`.
     fn list(&mut self, label: &str, items: &[String]) {
         if items.is_empty() {
             self.row(label, "none");

@@ -31,7 +31,7 @@ fn assert_has(table: &str, lines: &[&str]) {
 }
 
 #[test]
-fn a_run_is_told_on_one_screen() {
+fn a_report_fits_on_one_screen() {
     let expected = "\
 run          echo, open loop at 100/s, 50 connections, 64 B a message, any number in flight
              10 s, to 127.0.0.1:5000, seed 1, k=v
@@ -50,16 +50,17 @@ findings     none
 generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99
 server       5.00 µs CPU a message, 1.25 KiB memory a connection (process 4711)
 kernel       100 TCP sockets in this network namespace, both ends counted; 3 pages of TCP buffers in the whole system
-result       passed: none of 1 thresholds failed
+result       PASS (1 threshold)
 ";
     let table = table(&example());
     assert!(table == expected, "{table}");
 }
 
 #[test]
-fn what_went_wrong_stands_with_its_place_and_its_figure() {
+fn failures_are_listed_with_their_place_and_value() {
     let finding = json!({"kind": "flipped", "connection": 7, "local": "127.0.0.1:40312", "peer": "127.0.0.1:5000", "offset": 5000});
     let report = example_with(|json| {
+        json["verdict"] = "fail".into();
         json["verify"]["findings"] = json!([finding]);
         json["errors"] = json!([
             {"phase": "connect", "error": "no_ports", "errno": null, "count": 3},
@@ -76,24 +77,24 @@ fn what_went_wrong_stands_with_its_place_and_its_figure() {
         "errors       connect no_ports: 3",
         "             receive reset (ECONNRESET): 12,000",
         "findings     flipped at byte 5,000 of connection 7, 127.0.0.1:40312 to 127.0.0.1:5000",
-        "FAILED       errors>0: 12,003",
-        "             p99>5ms: 6.20 ms",
-        "             lateness_p99>5ms: no data",
+        "result       FAIL: errors>0 (12,003), p99>5ms (6.20 ms), lateness_p99>5ms (no data)",
     ];
     assert_has(&table(&report), &lines);
     assert!(!table(&report).contains("unanswered>0"), "it holds");
 }
 
 #[test]
-fn what_the_figures_do_not_mean_is_said() {
+fn restrictions_of_the_figures_are_printed() {
     let report = example_with(|json| {
         json["ended"] = "interrupted".into();
+        json["verdict"] = "interrupted".into();
         json["schedule"]["kept"] = false.into();
         json["generator"]["saturated"] = true.into();
         json["latency_us"]["censored"] = 5.into();
         json["latency_us"]["clipped"] = 1.into();
     });
     let lines = [
+        "result       INTERRUPTED",
         "ended        interrupted: the figures cover the time until then",
         "schedule     NOT KEPT: the generator sent messages late or not at all, so the figures are not the server's alone",
         "censored     5 latencies are the age of a message without an answer",
@@ -104,7 +105,7 @@ fn what_the_figures_do_not_mean_is_said() {
 }
 
 #[test]
-fn what_has_no_data_is_a_dash() {
+fn a_quantity_without_data_is_a_dash() {
     let report = example_with(|json| {
         json["generator"] =
             json!({"cpu_us_per_message": null, "cpu_percent": null, "turn_us_p99": null, "saturated": null});
@@ -126,7 +127,7 @@ fn what_has_no_data_is_a_dash() {
 }
 
 #[test]
-fn many_findings_do_not_fill_the_screen_and_no_words_move_the_cursor() {
+fn findings_are_limited_and_control_characters_replaced() {
     let finding = json!({"kind": "lost", "connection": 1, "local": null, "peer": "[::1]:5000", "offset": 0});
     let report = example_with(|json| {
         json["verify"]["findings"] = json!(vec![finding; 20]);
@@ -140,7 +141,7 @@ fn many_findings_do_not_fill_the_screen_and_no_words_move_the_cursor() {
 }
 
 #[test]
-fn what_there_is_one_of_is_no_plural() {
+fn one_takes_the_singular() {
     let report = example_with(|json| {
         (json["rate_per_s"], json["connections"]["requested"]) = (1.into(), 1.into());
         json["config"]["size"] = 1.into();
@@ -155,7 +156,7 @@ fn what_there_is_one_of_is_no_plural() {
 }
 
 #[test]
-fn a_window_that_never_was_is_not_told() {
+fn a_window_of_zero_length_is_not_printed() {
     let has_window = |change: fn(&mut Value), words: &str| settings(&example_with(change)).contains(&words.to_owned());
     assert!(has_window(|_| (), "10 s"));
     assert!(has_window(|json| json["phases_s"]["measure"] = 0.25.into(), "250 ms"));
