@@ -1,22 +1,25 @@
-//! Where results go: files that are opened before anything starts and put in their place at the end, and standard output.
+//! The files of a result, which are opened before the run and put in place at its end, and standard output.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use ecoloop::load::{Histogram, Report};
+use tempfile::{Builder, NamedTempFile};
 
 use super::plot::plot;
 use super::table::table;
 
-/// Steps each time the distance to 100 % halves, as wrk2 prints them.
+/// Steps in each halving of the distance to 100 %, as in wrk2.
 const HGRM_TICKS: u32 = 5;
-/// The text format has milliseconds, as that of wrk2.
+/// The text format is in milliseconds, as wrk2's.
 const MICROSECONDS_A_MILLISECOND: f64 = 1000.0;
 
-// The commands that take these have a group of this name already.
+// The subcommands that flatten these arguments have a group of this name already.
 #[derive(Args)]
 #[group(skip)]
 pub(super) struct Arguments {
@@ -37,7 +40,7 @@ pub(super) struct Arguments {
     pub(super) quiet: bool,
 }
 
-/// The outputs of a run, open.
+/// The open outputs of a run.
 pub(super) struct Outputs {
     json: Option<Output>,
     hgrm: Option<Output>,
@@ -46,7 +49,7 @@ pub(super) struct Outputs {
 }
 
 impl Arguments {
-    /// Whether JSON on standard output is all that is written.
+    /// Returns whether JSON on standard output is the only output.
     pub(super) fn is_json_on_stdout_alone(&self) -> bool {
         self.json_is_stdout() && self.hgrm.is_none() && self.plot.is_none()
     }
@@ -55,26 +58,32 @@ impl Arguments {
         self.json.as_deref() == Some(Path::new("-"))
     }
 
-    /// Opens them all, so that a run does not end with nowhere to go.
+    /// Opens every output, so that a run is not lost for a file that cannot be created.
     pub(super) fn open(&self) -> Result<Outputs, String> {
         let is_stdout = self.json_is_stdout();
         let open = |path: &PathBuf| Output::open(path);
-        Ok(Outputs {
-            json: if is_stdout { Some(Output::Stdout) } else { self.json.as_ref().map(open).transpose()? },
-            hgrm: self.hgrm.as_ref().map(open).transpose()?,
-            plot: self.plot.as_ref().map(open).transpose()?,
-            table: !is_stdout && !self.quiet,
-        })
+        let json = if is_stdout { Some(Output::Stdout) } else { self.json.as_ref().map(open).transpose()? };
+        let hgrm = self.hgrm.as_ref().map(open).transpose()?;
+        let plot = self.plot.as_ref().map(open).transpose()?;
+        let mut targets = HashSet::new();
+        for output in [&json, &hgrm, &plot].into_iter().flatten() {
+            if let Output::File { target, .. } = output
+                && !targets.insert(target)
+            {
+                return Err(format!("cannot create {}: two outputs have this name", target.display()));
+            }
+        }
+        Ok(Outputs { json, hgrm, plot, table: !is_stdout && !self.quiet })
     }
 }
 
-/// Writes a report as a line of JSON on standard output, for whoever waits for it.
+/// Writes a report as JSON on standard output, and flushes it.
 pub(super) fn print_document(report: &Report) -> Result<(), String> {
     Output::Stdout.write(&document(report)?)
 }
 
 impl Outputs {
-    /// Writes each, puts the files in their place, and prints the table even where a file fails.
+    /// Writes every output and prints the table, even if one of them fails.
     pub(super) fn write(self, report: &Report) -> Result<(), String> {
         let Self { json, hgrm, plot: svg, table: is_wanted } = self;
         let results = [
@@ -84,7 +93,7 @@ impl Outputs {
         ];
         if is_wanted {
             match io::stdout().lock().write_all(table(report).as_bytes()) {
-                // Who reads the first lines only, as `head` does, has what was asked for.
+                // A reader of the first lines only, such as head(1), has them.
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                     return Err(format!("cannot write to standard output: {error}"));
                 }
@@ -103,7 +112,7 @@ fn latencies(report: &Report) -> Result<Histogram, String> {
     Histogram::from_summary(&report.latency_us).map_err(|error| format!("latency_us: {error}"))
 }
 
-/// The text that the `HdrHistogram` libraries print and their plotters read, with values in milliseconds.
+/// Returns the text that the `HdrHistogram` libraries print and their plotters read, with values in milliseconds.
 fn hgrm_text(histogram: &Histogram) -> String {
     let milliseconds = |microseconds: f64| microseconds / MICROSECONDS_A_MILLISECOND;
     let mut text = format!("{:>12} {:>12} {:>12} {:>12}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
@@ -123,32 +132,52 @@ fn hgrm_text(histogram: &Histogram) -> String {
     text
 }
 
-/// Where one document goes.
+/// The destination of one document.
 enum Output {
     Stdout,
-    /// What cannot be replaced: a pipe, a terminal, `/dev/null`.
+    /// A pipe, a terminal, `/dev/null`: it cannot be replaced by a file.
     Device(PathBuf, File),
-    File(Replacement),
+    /// A temporary file, which is renamed to `target` once it is written.
+    File {
+        target: PathBuf,
+        temporary: NamedTempFile,
+    },
 }
 
 impl Output {
     fn open(path: &Path) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot create {}: {error}", path.display());
         if path == Path::new("-") {
-            return Err("cannot create -: only --json goes to standard output; ./- is a file of that name".to_owned());
+            return Err("cannot create -: only --json writes to standard output; ./- is a file of that name".to_owned());
         }
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
-            // Renaming over it would take it from everybody else.
             Ok(metadata) if !metadata.is_file() => {
                 let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
                 Ok(Self::Device(path.to_owned(), file))
             }
-            // Behind a symbolic link, so that the link stays.
-            Ok(_) => Replacement::new(&fs::canonicalize(path).map_err(failed)?).map(Self::File),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Replacement::new(path).map(Self::File),
+            // Replaces the file behind a symbolic link, and keeps the link.
+            Ok(_) => Self::open_file(&fs::canonicalize(path).map_err(failed)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::open_file(path),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    fn open_file(path: &Path) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("cannot create {}: {error}", path.display());
+        let Some(name) = path.file_name() else {
+            return Err(format!("cannot create {:?}: not the name of a file", path.display()));
+        };
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = fs::canonicalize(directory).map_err(failed)?;
+        // In the target's directory, because a rename does not cross file systems; with the mode of a new file (umask(2)).
+        let temporary = Builder::new()
+            .prefix(".ecoloop-")
+            .suffix(".tmp")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(&directory)
+            .map_err(failed)?;
+        Ok(Self::File { target: directory.join(name), temporary })
     }
 
     fn write(self, text: &str) -> Result<(), String> {
@@ -161,48 +190,12 @@ impl Output {
             Self::Device(path, mut file) => {
                 file.write_all(text.as_bytes()).map_err(|error| format!("cannot write to {}: {error}", path.display()))
             }
-            Self::File(replacement) => replacement.write(text),
+            Self::File { target, mut temporary } => {
+                let written = temporary.write_all(text.as_bytes());
+                let replaced = written.and_then(|()| temporary.persist(&target).map_err(|error| error.error));
+                replaced.map(drop).map_err(|error| format!("cannot write {}: {error}", target.display()))
+            }
         }
-    }
-}
-
-/// A file that appears under its name when all of it is written, and not before.
-struct Replacement {
-    target: PathBuf,
-    temporary: PathBuf,
-    file: File,
-}
-
-impl Replacement {
-    fn new(target: &Path) -> Result<Self, String> {
-        let name =
-            target.file_name().ok_or_else(|| format!("cannot create {:?}: it names no file", target.display()))?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.tmp", std::process::id()));
-        // Beside the target: a rename does not cross file systems.
-        let temporary = target.with_file_name(hidden);
-        match File::create_new(&temporary) {
-            Ok(file) => Ok(Self { target: target.to_owned(), temporary, file }),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(format!(
-                "cannot create {}: another output goes there, or a run that was killed left {} behind",
-                target.display(),
-                temporary.display()
-            )),
-            Err(error) => Err(format!("cannot create {}: {error}", target.display())),
-        }
-    }
-
-    fn write(mut self, text: &str) -> Result<(), String> {
-        let written = self.file.write_all(text.as_bytes()).and_then(|()| fs::rename(&self.temporary, &self.target));
-        written.map_err(|error| format!("cannot write {}: {error}", self.target.display()))
-    }
-}
-
-impl Drop for Replacement {
-    /// Leaves nothing behind where the run failed; after the rename there is nothing.
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.temporary);
     }
 }
 
@@ -210,64 +203,52 @@ impl Drop for Replacement {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tempfile::TempDir;
 
     use super::super::table::tests::example;
     use super::*;
 
-    /// A directory of one test's own.
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new() -> Self {
-            static COUNT: AtomicU32 = AtomicU32::new(0);
-            let name = format!("ecoloop-output-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-            let path = std::env::temp_dir().join(name);
-            fs::create_dir(&path).unwrap();
-            Self(path)
-        }
-
-        fn join(&self, name: &str) -> PathBuf {
-            self.0.join(name)
-        }
-
-        fn names(&self) -> Vec<String> {
-            let entries = fs::read_dir(&self.0).unwrap();
-            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-            names.sort();
-            names
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+    fn names(directory: &TempDir) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 
     #[test]
-    fn a_file_has_its_old_content_until_the_new_is_whole() {
-        let directory = Directory::new();
-        let path = directory.join("report.json");
+    fn a_file_keeps_its_old_content_until_the_new_is_complete() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("report.json");
         fs::write(&path, "old").unwrap();
         let output = Output::open(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         output.write("new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        assert_eq!(directory.names(), ["report.json"]);
+        assert_eq!(names(&directory), ["report.json"]);
     }
 
     #[test]
-    fn a_run_that_fails_leaves_nothing_behind() {
-        let directory = Directory::new();
-        drop(Output::open(&directory.join("report.json")).unwrap());
-        assert!(directory.names().is_empty());
+    fn a_new_file_has_the_mode_of_any_new_file() {
+        let directory = TempDir::new().unwrap();
+        let [ours, other] = ["ours", "other"].map(|name| directory.path().join(name));
+        Output::open(&ours).unwrap().write("new").unwrap();
+        File::create(&other).unwrap();
+        let [ours, other] = [ours, other].map(|path| fs::metadata(path).unwrap().permissions().mode());
+        assert_eq!(ours, other, "{ours:o} {other:o}");
     }
 
     #[test]
-    fn a_link_stays_and_a_device_is_not_replaced() {
-        let directory = Directory::new();
-        let (file, link, device) = (directory.join("file"), directory.join("link"), directory.join("null"));
+    fn a_failed_run_leaves_nothing_behind() {
+        let directory = TempDir::new().unwrap();
+        drop(Output::open(&directory.path().join("report.json")).unwrap());
+        assert!(names(&directory).is_empty());
+    }
+
+    #[test]
+    fn a_symbolic_link_is_kept_and_a_device_is_not_replaced() {
+        let directory = TempDir::new().unwrap();
+        let [file, link, device] = ["file", "link", "null"].map(|name| directory.path().join(name));
         fs::write(&file, "old").unwrap();
         symlink(&file, &link).unwrap();
         symlink("/dev/null", &device).unwrap();
@@ -279,25 +260,31 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_refused_at_once() {
-        let directory = Directory::new();
+    fn an_output_that_cannot_be_created_is_refused_before_the_run() {
+        let directory = TempDir::new().unwrap();
         let refusal = |path: &Path| Output::open(path).err().unwrap();
-        let missing = directory.join("missing/report.json");
+        let missing = directory.path().join("missing/report.json");
         let expected = format!("cannot create {}: No such file or directory (os error 2)", missing.display());
         assert_eq!(refusal(&missing), expected);
-        assert_eq!(refusal(&directory.0), format!("cannot create {}: is a directory", directory.0.display()));
-        assert_eq!(refusal(Path::new("")), "cannot create \"\": it names no file");
-        assert!(refusal(Path::new("-")).starts_with("cannot create -: only --json goes to standard output"));
-        let twice = directory.join("twice");
-        let _first = Output::open(&twice).unwrap();
-        let error = refusal(&twice);
-        assert!(error.starts_with(&format!("cannot create {}: another output goes there", twice.display())), "{error}");
+        assert_eq!(refusal(directory.path()), format!("cannot create {}: is a directory", directory.path().display()));
+        assert_eq!(refusal(Path::new("")), "cannot create \"\": not the name of a file");
+        assert!(refusal(Path::new("-")).starts_with("cannot create -: only --json writes to standard output"));
     }
 
     #[test]
-    fn all_that_was_asked_for_is_written() {
-        let directory = Directory::new();
-        let [json, hgrm, plot] = ["a.json", "a.hgrm", "a.svg"].map(|name| directory.join(name));
+    fn two_outputs_with_one_name_are_refused() {
+        let directory = TempDir::new().unwrap();
+        let [plain, dotted] = ["twice", "./twice"].map(|name| Some(directory.path().join(name)));
+        let files = Arguments { json: plain, hgrm: dotted, plot: None, quiet: true };
+        let error = files.open().err().unwrap();
+        assert!(error.ends_with("/twice: two outputs have this name"), "{error}");
+        assert!(names(&directory).is_empty());
+    }
+
+    #[test]
+    fn every_output_is_written() {
+        let directory = TempDir::new().unwrap();
+        let [json, hgrm, plot] = ["a.json", "a.hgrm", "a.svg"].map(|name| directory.path().join(name));
         let files =
             Arguments { json: Some(json.clone()), hgrm: Some(hgrm.clone()), plot: Some(plot.clone()), quiet: true };
         let report = example();
@@ -305,7 +292,7 @@ mod tests {
         assert_eq!(Report::from_json(&fs::read_to_string(json).unwrap()).unwrap(), report);
         assert!(fs::read_to_string(hgrm).unwrap().contains("TotalCount"));
         assert!(fs::read_to_string(plot).unwrap().starts_with("<svg "));
-        assert_eq!(directory.names(), ["a.hgrm", "a.json", "a.svg"]);
+        assert_eq!(names(&directory), ["a.hgrm", "a.json", "a.svg"]);
     }
 
     #[test]
