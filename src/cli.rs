@@ -31,11 +31,9 @@ use clap::{Parser, Subcommand};
 #[cfg(feature = "load")]
 use ecoloop::load::report::Verdict;
 
-/// A TCP echo server on one thread and one readiness loop.
-///
-/// Without a subcommand it serves.
+/// TCP echo server on one event loop, and a load generator for such servers; without a subcommand it serves
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -45,28 +43,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Echo what every peer sends (what a bare `ecoloop` does too)
-    #[command(after_help = AFTER_HELP)]
+    /// Run the echo server (the default without a subcommand)
     Serve(serve::Arguments),
-    /// Drive an echo server, and report
+    /// Generate load on an echo server, and report the result
     #[cfg(feature = "load")]
     Load(Box<load::Arguments>),
-    /// Say what on this machine stands in the way of N connections, and the lines that lift it
+    /// List the system limits that prevent N connections, and the commands that raise them
     #[cfg(feature = "load")]
     Doctor(doctor::Arguments),
-    /// Put the results of several load generators together
+    /// Merge the results of several load generators
     #[cfg(feature = "load")]
     Merge(merge::Arguments),
 }
-
-const AFTER_HELP: &str = "\
-ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for every IPv4 address; port 0 takes a free one and prints it
-SIZE      1024, 64KiB, 1MiB     COUNT  4096, 10k, 1M     DURATION  500ms, 5s, 1m
-
-SIGINT and SIGTERM drain: no new connections, the echo of all that comes, FIN to those that fall silent. A second one
-ends at once. SIGHUP is ignored.
-
-Exit status: 0 done; 1 the machine refuses (an address in use, a name that does not resolve); 2 wrong use.";
 
 /// Ends the process as the parser does, for a usage error that the parser cannot see.
 #[cfg(feature = "load")]

@@ -13,21 +13,38 @@ use super::format::plural;
 use super::usage_error;
 use super::values::{Address, count};
 
+const HELP: &str = "\
+ADDR    IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
+COUNT   100, 10k, 1.5M
+SOURCE  IP, IP-IP or IPv4/LEN
+
+Exit status:
+  0  no limit prevents the connections
+  1  a limit prevents them; or runtime error, such as a name that does not resolve
+  2  usage error
+
+Examples:
+  ecoloop doctor -c 100k --for serve
+      can this machine serve 100,000 connections?
+  ecoloop doctor -c 100k --for load --source 10.0.0.10-10.0.0.13 10.0.0.1:5000
+      can it open as many to one server from four addresses?";
+
 #[derive(Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// The servers that a load would connect to
+    /// Servers that a load would connect to
     #[arg(value_name = "ADDR")]
     targets: Vec<Address>,
 
-    /// Connections to hold at once
+    /// Number of connections
     #[arg(short, long, value_name = "COUNT", value_parser = count)]
     connections: u32,
 
-    /// What the connections are for [default: both, on this machine]
+    /// Purpose of the connections [default: both on this machine]
     #[arg(long = "for", value_name = "PURPOSE")]
     purpose: Option<For>,
 
-    /// Addresses that a load would connect from: IP, IP-IP or IPv4/LEN
+    /// Source addresses that a load would connect from (repeatable) [default: chosen by the system]
     #[arg(long = "source", value_name = "SOURCE")]
     sources: Vec<SourceRange>,
 }

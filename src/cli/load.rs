@@ -18,101 +18,138 @@ use signal_hook::iterator::Signals;
 
 use super::format::plural;
 use super::progress::ProgressDisplay;
+use super::result_files::{self, REPORT};
 use super::values::{Address, SocketArguments, count, rate, size};
-use super::{exit_status, print_error, result_files, table, usage_error};
+use super::{exit_status, print_error, table, usage_error};
+
+const CONNECTIONS: &str = "Connections";
+const MESSAGES: &str = "Messages";
+const TIME: &str = "Time";
+
+const HELP: &str = "\
+ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
+SIZE      bytes: 64, 4KiB, 1MiB
+COUNT     100, 10k, 1.5M
+RATE      COUNT per second: 0.5, 2000, 10k/s
+DURATION  500us, 20ms, 5s, 1m, 1h
+SOURCE    IP, IP-IP or IPv4/LEN
+MODE      echo: exchange messages until the window ends
+          hold: send a first message, stay idle for the window, send a last message
+          churn: connect, exchange messages, close, and again until the window ends
+EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<9k, errors>10
+          DURATION  p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99
+          RATE      rate
+          COUNT     connections errors unanswered
+
+A run also fails if fewer connections than requested are held at its end, on any error, unanswered message or wrong byte,
+and if no message is verified. --fail-if on connections, errors or unanswered replaces that condition.
+
+Exit status:
+  0    pass: no threshold failed
+  1    fail: a threshold failed; or runtime error, such as a file that cannot be created
+  2    usage error
+  130  interrupted; the report covers the time until then
+
+Examples:
+  ecoloop load -c 50 127.0.0.1:5000
+      latency and throughput of 50 connections for 10 s, closed loop
+  ecoloop load -c 10k -r 50k -d 1m --fail-if 'p99>5ms' --json report.json server:5000
+      50,000 messages per second over 10,000 connections for a minute, which fails if the 99th percentile exceeds 5 ms
+  ecoloop load --mode hold -c 100k --source 10.0.0.10-10.0.0.13 -d 10m 10.0.0.1:5000
+      100,000 connections from four addresses, idle for ten minutes: which of them survive?";
 
 #[derive(Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// The servers; several are dealt with the sources
+    /// Servers; connections rotate over all source/target pairs
     #[arg(value_name = "ADDR", required = true)]
     addresses: Vec<Address>,
 
-    /// Connections at once
-    #[arg(short, long, value_name = "COUNT", default_value = "1", value_parser = count)]
+    /// Number of connections
+    #[arg(short, long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1", value_parser = count)]
     connections: u32,
 
-    /// What they do: messages to and fro; silence between a first and a last message; or connect, messages, close, and again
-    #[arg(long, default_value = "echo")]
+    /// What each connection does
+    #[arg(long, help_heading = CONNECTIONS, default_value = "echo")]
     mode: ModeName,
 
-    /// Connects begun in a second [default: as fast as it goes]
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    connect_rate: Option<f64>,
-
-    /// Connects outstanding at most
-    #[arg(long, value_name = "COUNT", default_value = "1000", value_parser = count)]
-    max_connecting: u32,
-
-    /// From the connect to the end of the handshake
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
-    connect_timeout: Duration,
-
-    /// From when a message was due to its answer
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-
-    /// Connect from these: IP, IP-IP or IPv4/LEN, with every free port of each [default: the system chooses]
-    #[arg(long = "source", value_name = "SOURCE")]
+    /// Source addresses, each with all its free ports (repeatable) [default: set by the system]
+    #[arg(long = "source", help_heading = CONNECTIONS, value_name = "SOURCE")]
     sources: Vec<SourceRange>,
 
-    /// Bytes of a message
-    #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = size)]
-    size: usize,
+    /// Connects per second [default: unlimited]
+    #[arg(long, help_heading = CONNECTIONS, value_name = "RATE", value_parser = rate)]
+    connect_rate: Option<f64>,
 
-    /// Messages in flight on a connection [default: 1; unlimited with --rate]
-    #[arg(short = 'p', long, value_name = "COUNT", value_parser = count)]
-    pipeline: Option<u32>,
+    /// Maximum connects in progress
+    #[arg(long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1000", value_parser = count)]
+    max_connecting: u32,
 
-    /// Messages due in a second, over all connections, whatever the answers do (an open loop)
-    #[arg(short, long, value_name = "RATE", value_parser = rate)]
-    rate: Option<f64>,
+    /// Timeout of a connect
+    #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    connect_timeout: Duration,
 
-    /// The measured window [default: 10s]
-    #[arg(short, long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    duration: Option<Duration>,
-
-    /// Messages of each connection, instead of --duration [default in churn: 1, beside --duration]
-    #[arg(short, long, value_name = "COUNT", value_parser = count)]
-    messages_per_connection: Option<u32>,
-
-    /// Traffic before the measured window
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
-    warmup: Duration,
-
-    /// Measure a window for each line of standard input, all over the same connections; it needs --json -
-    #[arg(long)]
-    repeat: bool,
-
-    /// How to close
-    #[arg(long, default_value = "fin")]
+    /// Close with FIN or RST
+    #[arg(long, help_heading = CONNECTIONS, default_value = "fin")]
     close: CloseName,
 
-    /// When to begin, such as 2026-11-22T08:00:00Z, so that several machines begin together
-    #[arg(long, value_name = "RFC3339", value_parser = humantime::parse_rfc3339)]
-    start_at: Option<SystemTime>,
+    /// Size of a message
+    #[arg(short, long, help_heading = MESSAGES, value_name = "SIZE", default_value = "64", value_parser = size)]
+    size: usize,
 
-    /// What the bytes are made of
-    #[arg(long, value_name = "U64", default_value = "1")]
+    /// Maximum messages in flight per connection [default: 1; unlimited with --rate]
+    #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
+    pipeline: Option<u32>,
+
+    /// Messages per second over all connections, independent of answers (open loop)
+    #[arg(short, long, help_heading = MESSAGES, value_name = "RATE", value_parser = rate)]
+    rate: Option<f64>,
+
+    /// Messages per connection, instead of --duration [default in churn: 1]
+    #[arg(short, long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
+    messages_per_connection: Option<u32>,
+
+    /// Timeout of an answer, from the scheduled send time of its message
+    #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+
+    /// Payload seed
+    #[arg(long, help_heading = MESSAGES, value_name = "U64", default_value = "1")]
     seed: u64,
 
-    /// Words for the report
-    #[arg(long = "label", value_name = "K=V", value_parser = label)]
-    labels: Vec<(String, String)>,
+    /// Length of the measured window [default: 10s]
+    #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
 
-    /// The server's process on this machine: report its CPU and memory
-    #[arg(long, value_name = "PID")]
-    server_pid: Option<u32>,
+    /// Traffic before the measured window
+    #[arg(long, help_heading = TIME, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    warmup: Duration,
+
+    /// Measure one window per line of standard input; needs --json -
+    #[arg(long, help_heading = TIME)]
+    repeat: bool,
+
+    /// Start time, such as 2026-11-22T08:00:00Z, for several generators
+    #[arg(long, help_heading = TIME, value_name = "RFC3339", value_parser = humantime::parse_rfc3339)]
+    start_at: Option<SystemTime>,
 
     #[command(flatten)]
     socket: SocketArguments,
 
-    /// Fail if this holds: p50 p90 p99 p99.9 p99.99 max mean `connect_p99` `lateness_p99` rate connections errors unanswered,
-    /// then > < >= or <=, then a value
-    #[arg(long = "fail-if", value_name = "EXPR")]
+    /// Fail if a condition holds, such as p99>5ms (repeatable)
+    #[arg(long = "fail-if", help_heading = REPORT, value_name = "EXPR")]
     thresholds: Vec<Threshold>,
 
-    /// Print a line of progress on standard error every so often
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// Label stored in the report (repeatable)
+    #[arg(long = "label", help_heading = REPORT, value_name = "K=V", value_parser = label)]
+    labels: Vec<(String, String)>,
+
+    /// Process ID of the server on this machine: report its CPU time and memory
+    #[arg(long, help_heading = REPORT, value_name = "PID")]
+    server_pid: Option<u32>,
+
+    /// Interval of progress lines on standard error [default: none]
+    #[arg(long, help_heading = REPORT, value_name = "DURATION", value_parser = humantime::parse_duration)]
     interval: Option<Duration>,
 
     #[command(flatten)]

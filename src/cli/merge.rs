@@ -9,19 +9,36 @@ use std::process::ExitCode;
 use clap::Args;
 use ecoloop::load::{self, Report, Threshold};
 
-use super::{exit_status, result_files};
+use super::exit_status;
+use super::result_files::{self, REPORT};
 
 /// Maximum size of a report. One of a week has about 40 MiB: 70 bytes for each second.
 const REPORT_MIB_MAX: u64 = 64;
 
+const HELP: &str = "\
+EXPR  METRIC, one of > >= < <=, and a value, such as p99>5ms: see ecoloop load --help
+
+Exit status:
+  0    pass: no threshold failed
+  1    fail: a threshold failed; or runtime error, such as reports that do not fit together
+  2    usage error
+  130  one of the runs was interrupted
+
+Examples:
+  ecoloop merge one.json two.json
+      the merged result as a table
+  ecoloop merge --json - --fail-if 'p99>5ms' *.json
+      the merged result as JSON, which fails if the 99th percentile exceeds 5 ms";
+
 #[derive(Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// What `ecoloop load --json` wrote
+    /// Reports written by ecoloop load --json
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 
-    /// Fail if this holds of the whole, as in `load`
-    #[arg(long = "fail-if", value_name = "EXPR")]
+    /// Fail if a condition holds for the merged result (repeatable)
+    #[arg(help_heading = REPORT, long = "fail-if", value_name = "EXPR")]
     thresholds: Vec<Threshold>,
 
     #[command(flatten)]

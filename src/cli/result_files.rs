@@ -19,19 +19,26 @@ const HGRM_TICKS: u32 = 5;
 /// The text format is in milliseconds, as wrk2's.
 const MICROSECONDS_A_MILLISECOND: f64 = 1000.0;
 
+/// The heading of report options in the help.
+pub(super) const REPORT: &str = "Report";
+
 // The subcommands that flatten these arguments have a group of this name already.
 #[derive(Args)]
 #[group(skip)]
+#[command(next_help_heading = REPORT)]
 pub(super) struct Arguments {
-    /// Write the report as JSON; - for standard output, without the table
+    /// Write the report to FILE as JSON; - is standard output, without the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Write the latencies by percentile, in milliseconds, as `HdrHistogram` prints them
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Write latency percentiles to FILE in HdrHistogram's text format, in milliseconds"
+    )]
     hgrm: Option<PathBuf>,
 
-    /// Draw latency by percentile, and the run over time
+    /// Draw latency percentiles and the timeline to FILE.svg
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 

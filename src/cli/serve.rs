@@ -17,58 +17,80 @@ use signal_hook::iterator::Signals;
 
 use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
-use super::values::{Address, SocketArguments, count, size};
+use super::values::{Address, SOCKETS, SocketArguments, count, size};
 
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
 
+const TIMING: &str = "Limits and timing";
+const OUTPUT: &str = "Output";
+
+const HELP: &str = "\
+ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for every IPv4 address; port 0 takes a free port
+SIZE      bytes: 1024, 64KiB, 1MiB
+COUNT     4096, 10k, 1M
+DURATION  500us, 20ms, 5s, 1m
+
+SIGINT and SIGTERM shut down gracefully: ecoloop accepts no new connections, keeps echoing, and closes each connection
+once it is idle. A second signal ends the process at once. SIGHUP is ignored.
+
+Exit status:
+  0  ended by a signal
+  1  runtime error, such as an address in use or a name that does not resolve
+  2  usage error
+
+Examples:
+  ecoloop serve                                   on every IPv4 address, port 5000
+  ecoloop serve -v '[::1]:7000' 127.0.0.1:7000    on two addresses, logging each message
+  ecoloop serve -q --max-connections 1M :5000     for a million connections, logging only warnings";
+
 #[derive(Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// Where to listen
+    /// Addresses to listen on
     #[arg(value_name = "ADDR", default_value = "0.0.0.0:5000")]
     addresses: Vec<Address>,
 
-    /// The buffer that every read goes through, and the most that a connection keeps pending
-    #[arg(long, value_name = "SIZE", default_value = "1024", value_parser = size)]
+    /// Size of the read buffer, and maximum pending output of a connection
+    #[arg(long, help_heading = TIMING, value_name = "SIZE", default_value = "1024", value_parser = size)]
     buffer_size: usize,
 
-    /// Connections that the kernel holds until they are accepted
-    #[arg(long, value_name = "COUNT", default_value = "4096", value_parser = count)]
+    /// Maximum number of connections that wait to be accepted
+    #[arg(long, help_heading = TIMING, value_name = "COUNT", default_value = "4096", value_parser = count)]
     backlog: u32,
 
-    /// Connections open at once; more wait in the backlog [default: the descriptor limit less 64]
-    #[arg(long, value_name = "COUNT", value_parser = count)]
+    /// Maximum number of open connections; more wait in the backlog [default: descriptor limit - 64]
+    #[arg(long, help_heading = TIMING, value_name = "COUNT", value_parser = count)]
     max_connections: Option<u32>,
 
-    /// How long to poll without waiting before each wait: lone messages are answered sooner, and a core is kept busy
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    /// Busy-poll this long before blocking: lower latency at low load, more CPU
+    #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     spin: Duration,
 
-    /// From the signal to drain to the end of those that have not
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    /// Grace period after SIGTERM; connections still open after it are closed
+    #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
 
     #[command(flatten)]
     socket: SocketArguments,
 
-    /// Share the port with other processes that say the same
-    #[arg(long)]
+    #[arg(long, help_heading = SOCKETS, help = "Share the port with other processes that set this option (SO_REUSEPORT)")]
     reuse_port: bool,
 
-    /// Write the final figures there as JSON
-    #[arg(long, value_name = "FILE")]
+    /// Write the final figures to FILE as JSON
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE")]
     report: Option<PathBuf>,
 
-    /// The language of the log [default: the locale's]
-    #[arg(long)]
+    /// Language of the log [default: from the locale]
+    #[arg(long, help_heading = OUTPUT)]
     lang: Option<Language>,
 
-    /// Log what comes in, too; twice, why each connection closed
-    #[arg(short, action = ArgAction::Count)]
+    /// Log each message; with -vv also why each connection closed
+    #[arg(short, help_heading = OUTPUT, action = ArgAction::Count)]
     verbose: u8,
 
-    /// Log nothing but warnings and errors
-    #[arg(short, conflicts_with = "verbose")]
+    /// Log only warnings and errors
+    #[arg(short, help_heading = OUTPUT, conflicts_with = "verbose")]
     quiet: bool,
 }
 

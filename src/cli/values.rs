@@ -69,19 +69,26 @@ impl fmt::Display for Address {
     }
 }
 
-/// What `serve` and `load` set on each socket.
+/// The heading of socket options in the help.
+pub(super) const SOCKETS: &str = "Sockets";
+
+/// Options of `serve` and `load` for each socket.
 #[derive(Args)]
+#[command(next_help_heading = SOCKETS)]
 pub(super) struct SocketArguments {
-    /// Each connection's receive buffer in the kernel [default: the system's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(
+        long,
+        help = "Kernel receive buffer of each connection (SO_RCVBUF) [default: set by the system]",
+        value_name = "SIZE", value_parser = size)]
     pub(super) recv_buffer: Option<usize>,
 
-    /// Each connection's send buffer in the kernel [default: the system's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(
+        long,
+        help = "Kernel send buffer of each connection (SO_SNDBUF) [default: set by the system]",
+        value_name = "SIZE", value_parser = size)]
     pub(super) send_buffer: Option<usize>,
 
-    /// Let the kernel gather small messages (leave `TCP_NODELAY` unset)
-    #[arg(long)]
+    #[arg(long, help = "Enable Nagle's algorithm (leave TCP_NODELAY unset)")]
     pub(super) nagle: bool,
 }
 

@@ -236,6 +236,34 @@ fn help_names_every_option_and_version_the_version() {
 }
 
 #[test]
+fn help_is_grouped_and_has_a_legend_exit_statuses_and_examples() {
+    for (subcommand, headings, legend) in [
+        ("serve", &["Limits and timing:", "Sockets:", "Output:"][..], &["ADDR ", "SIZE ", "COUNT ", "DURATION "][..]),
+        (
+            "load",
+            &["Connections:", "Messages:", "Time:", "Sockets:", "Report:"],
+            &["ADDR ", "SIZE ", "COUNT ", "RATE ", "DURATION ", "EXPR "],
+        ),
+        ("doctor", &[], &["ADDR ", "COUNT "]),
+        ("merge", &["Report:"], &["EXPR "]),
+    ] {
+        let ended = run(&[subcommand, "--help"]);
+        assert!(ended.status.success(), "{ended:?}");
+        let lines = &ended.stdout;
+        for heading in [headings, &["Exit status:", "Examples:"]].concat() {
+            assert!(lines.iter().any(|line| line == heading), "{heading} is missing in {lines:#?}");
+        }
+        for unit in legend {
+            assert!(lines.iter().any(|line| line.starts_with(unit)), "{unit} is missing in {lines:#?}");
+        }
+        let examples = lines.iter().filter(|line| line.starts_with(&format!("  ecoloop {subcommand} "))).count();
+        assert!(examples >= 2, "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains('`')), "{lines:#?}");
+    }
+    assert!(!run(&["--help"]).stdout.iter().any(|line| line.contains('`')));
+}
+
+#[test]
 fn every_form_of_address_serves_and_says_the_real_port() {
     for (arguments, ip) in [
         (&["127.0.0.1:0"][..], "127.0.0.1"),
