@@ -26,8 +26,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 #[cfg(feature = "load")]
-use clap::{CommandFactory, error::ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser, Subcommand};
 #[cfg(feature = "load")]
 use ecoloop::load::report::Verdict;
 
@@ -55,6 +56,9 @@ enum Command {
     #[cfg(feature = "load")]
     Merge(merge::Arguments),
 }
+
+/// Similarity above which an unknown first argument is taken for a misspelled subcommand. clap uses the same.
+const SIMILARITY_MIN: f64 = 0.7;
 
 /// Ends the process as the parser does, for a usage error that the parser cannot see.
 #[cfg(feature = "load")]
@@ -84,7 +88,7 @@ fn exit_status(verdict: Verdict) -> ExitCode {
 
 /// Parses the command line and runs the subcommand. A usage error ends the process with exit status 2.
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| suggest_subcommand(error).exit());
     match cli.command {
         None => serve::run(&cli.serve),
         Some(Command::Serve(arguments)) => serve::run(&arguments),
@@ -95,4 +99,19 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
         #[cfg(feature = "load")]
         Some(Command::Merge(arguments)) => merge::run(&arguments),
     }
+}
+
+/// Adds a tip to a usage error if the first argument, which is taken for an address, resembles a subcommand.
+fn suggest_subcommand(mut error: clap::Error) -> clap::Error {
+    let first = std::env::args_os().nth(1).unwrap_or_default().to_string_lossy().into_owned();
+    let command = Cli::command();
+    let names = || command.get_subcommands().map(clap::Command::get_name);
+    let is_unknown = !names().any(|name| name == first) && first.parse::<values::Address>().is_err();
+    let similarity = |name: &str| strsim::jaro(&first, name);
+    let best = names().max_by(|one, other| similarity(one).total_cmp(&similarity(other)));
+    if let Some(name) = best.filter(|name| is_unknown && similarity(name) > SIMILARITY_MIN) {
+        let tip = format!("did you mean the subcommand '{name}'?");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }

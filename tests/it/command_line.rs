@@ -264,6 +264,26 @@ fn help_is_grouped_and_has_a_legend_exit_statuses_and_examples() {
 }
 
 #[test]
+fn a_misspelled_subcommand_suggests_the_right_one() {
+    for (arguments, subcommand) in [
+        (&["lode"][..], "load"),
+        (&["laod", "-c", "10", "127.0.0.1:5000"], "load"),
+        (&["serv", "127.0.0.1:0"], "serve"),
+        (&["docter", "-c", "1"], "doctor"),
+    ] {
+        let ended = run(arguments);
+        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
+        let tip = format!("did you mean the subcommand '{subcommand}'?");
+        assert!(ended.stderr.iter().any(|line| line.contains(&tip)), "{arguments:?}: {ended:?}");
+    }
+    for arguments in [&["300.1.2.3:5000"][..], &["load:5000", "--nope"], &["load", "lode"], &["serve", "lode"]] {
+        let ended = run(arguments);
+        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
+        assert!(!ended.stderr.iter().any(|line| line.contains("did you mean")), "{arguments:?}: {ended:?}");
+    }
+}
+
+#[test]
 fn every_form_of_address_serves_and_says_the_real_port() {
     for (arguments, ip) in [
         (&["127.0.0.1:0"][..], "127.0.0.1"),
