@@ -1,7 +1,7 @@
 //! Logging that can neither block the loop nor end the process.
 //!
-//! `simple_logger` prints with `println!`, which panics on a full or broken output and blocks on a full pipe. So a thread of its own
-//! does that, behind a queue that drops what it has no room for. Until the end, nobody but that thread touches standard output.
+//! `simple_logger` prints with `println!`, which panics on a full or broken output and blocks on a full pipe. So only a writer
+//! thread prints, from a bounded queue that drops lines when it is full. No other thread writes to standard output.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -15,22 +15,22 @@ use std::time::Duration;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simple_logger::SimpleLogger;
 
-/// What stands in brackets on each line.
+/// The name in brackets on each line.
 pub(super) const TARGET: &str = "ecoloop";
 
-/// Bytes of each half of the queue: one is filled while the other is written, 1 MiB in all.
+/// Bytes of each half of the queue: one is filled while the other is written. 1 MiB in all.
 const HALF_BYTES: usize = 1 << 19;
-/// Stands behind each line of a half. No line holds it: what comes from a peer is escaped.
+/// Ends each line of a half. No line contains it: data from a peer is escaped.
 const SEPARATOR: char = '\x1e';
-/// How long the end of the process waits for standard output, and then for standard error: a second in all.
-const STDOUT_PATIENCE: Duration = Duration::from_millis(900);
-const STDERR_PATIENCE: Duration = Duration::from_millis(100);
+/// How long the process waits at its end for standard output, then for standard error: a second in all.
+const STDOUT_TIMEOUT: Duration = Duration::from_millis(900);
+const STDERR_TIMEOUT: Duration = Duration::from_millis(100);
 const WRITER: &str = "log";
 
-/// The way to end the log.
+/// Ends the log.
 pub(super) struct Writer(Arc<Queue>);
 
-/// What the loop and the writer share.
+/// The queue between the loop and the writer thread.
 struct Queue {
     half: Mutex<Half>,
     filled: Condvar,
@@ -39,15 +39,15 @@ struct Queue {
 }
 
 struct Half {
-    /// Lines, each behind a character for its level.
+    /// Lines, each preceded by the digit of its level.
     lines: String,
-    /// To be answered when all is written: whether standard output was told of the lines that were lost.
+    /// Set at the end. Receives `true` once all is written and no line was lost, or standard output shows how many.
     finish: Option<Sender<bool>>,
 }
 
-/// Starts the writer, and sends it every record from `level` up.
+/// Starts the writer thread, and sends it every record from `level` up.
 pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
-    // The panic of a line that cannot be written is expected, and its message would go to standard error.
+    // A line that cannot be written panics in the writer. That is expected, and not printed.
     let print_panic = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         if thread::current().name() != Some(WRITER) {
@@ -68,22 +68,22 @@ pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
 }
 
 impl Writer {
-    /// Waits, within bounds, until all is written; answers how many lines were lost, and says so on standard error if standard
-    /// output was not told.
+    /// Waits at most a second until all is written, and returns how many lines were lost. If standard output does not show that
+    /// number, prints it on standard error.
     pub(super) fn finish(self) -> u64 {
         let (sender, answer) = mpsc::channel();
         self.0.lock().finish = Some(sender);
         self.0.filled.notify_one();
-        let said = answer.recv_timeout(STDOUT_PATIENCE) == Ok(true);
+        let is_shown = answer.recv_timeout(STDOUT_TIMEOUT) == Ok(true);
         let lost = self.0.lost();
-        if lost > 0 && !said {
-            say_on_stderr(lost_lines(lost));
+        if lost > 0 && !is_shown {
+            print_on_stderr(lost_lines(lost));
         }
         lost
     }
 }
 
-/// The logger that the process's records go to.
+/// The process's logger, which fills the queue.
 struct Logger(Arc<Queue>);
 
 impl Log for Logger {
@@ -107,7 +107,7 @@ impl Log for Logger {
 }
 
 impl Queue {
-    /// A record whose `Display` panics leaves a line without its end, and no more harm than that.
+    /// Ignores poison: a record whose `Display` panics leaves nothing but an incomplete line.
     fn lock(&self) -> MutexGuard<'_, Half> {
         self.half.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -149,15 +149,15 @@ impl Queue {
     }
 }
 
-/// Writes a line on standard error, and waits for it a little: a pipe that nobody reads shall not hold up the end.
-fn say_on_stderr(line: String) {
+/// Prints a line on standard error, and waits at most `STDERR_TIMEOUT`: a pipe that is not read cannot delay the end.
+fn print_on_stderr(line: String) {
     let (sender, done) = mpsc::channel();
     let write = move || {
         let _ = writeln!(std::io::stderr(), "{line}");
         let _ = sender.send(());
     };
     if thread::Builder::new().spawn(write).is_ok() {
-        let _ = done.recv_timeout(STDERR_PATIENCE);
+        let _ = done.recv_timeout(STDERR_TIMEOUT);
     }
 }
 
@@ -181,7 +181,7 @@ fn touch_arena() {
     drop(std::hint::black_box("\0".repeat(120 << 10)));
 }
 
-/// Appends as long as there is room, and never makes more.
+/// Appends up to `HALF_BYTES`, and never reallocates.
 struct Bounded<'a>(&'a mut String);
 
 impl fmt::Write for Bounded<'_> {
@@ -194,10 +194,10 @@ impl fmt::Write for Bounded<'_> {
     }
 }
 
-/// Whether the process was started without a standard output.
+/// Returns whether the process was started without a standard output.
 ///
-/// Rust's runtime puts `/dev/null` in its place, open for reading and writing, where everything seems to be written. Who sends
-/// the log there on purpose opens it for writing alone, as a shell does.
+/// Rust's runtime opens `/dev/null` in its place, for reading and writing, and every write seems to succeed. A shell that
+/// redirects to `/dev/null` opens it for writing only.
 fn stdout_is_closed() -> bool {
     let is_null = std::fs::read_link("/proc/self/fd/1").is_ok_and(|path| path.as_os_str() == "/dev/null");
     let flags = std::fs::read_to_string("/proc/self/fdinfo/1").unwrap_or_default();
