@@ -55,7 +55,7 @@ pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
         }
     }));
     let queue = Arc::new(Queue {
-        half: Mutex::new(Half { lines: empty_half(), finish: None }),
+        half: Mutex::new(Half { lines: String::with_capacity(HALF_BYTES), finish: None }),
         filled: Condvar::new(),
         offered_lines: AtomicU64::new(0),
         written_lines: AtomicU64::new(0),
@@ -124,8 +124,7 @@ impl Queue {
                 || logger.log(&Record::builder().level(level).target(TARGET).args(format_args!("{line}")).build());
             !stdout_is_closed && panic::catch_unwind(AssertUnwindSafe(print)).is_ok()
         };
-        let mut lines = empty_half();
-        touch_arena();
+        let mut lines = String::with_capacity(HALF_BYTES);
         loop {
             let wait = |half: &mut Half| half.lines.is_empty() && half.finish.is_none();
             let mut half = self.filled.wait_while(self.lock(), wait).unwrap_or_else(PoisonError::into_inner);
@@ -166,19 +165,6 @@ fn lost_lines(lost: u64) -> String {
         1 => "1 log line was lost: standard output did not take it".to_owned(),
         _ => format!("{lost} log lines were lost: standard output did not take them"),
     }
-}
-
-/// Room for half a queue, every page of it touched: a storm of lines later costs no memory that was not there before.
-fn empty_half() -> String {
-    let mut half = "\0".repeat(HALF_BYTES);
-    half.clear();
-    half
-}
-
-/// Touches the first pages that glibc gives a thread for small allocations (132 KiB, trimmed when 128 are free). What
-/// `simple_logger` formats creeps through them line by line, so they would seem to be a cost of the connections.
-fn touch_arena() {
-    drop(std::hint::black_box("\0".repeat(120 << 10)));
 }
 
 /// Appends up to `HALF_BYTES`, and never reallocates.

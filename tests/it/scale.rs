@@ -185,6 +185,10 @@ fn stall(process: &Process, clients: &[TcpStream]) {
 fn pending_output_costs_at_most_one_buffer_and_its_memory_is_reused() {
     let _serial = serial();
     let (process, address) = Process::serve(&["--send-buffer", "4KiB", "--recv-buffer", "4KiB"]);
+    let descriptors = process.descriptors();
+    // The first peak fills the log's queue, as above.
+    assert_all_echo(&mut connect_many(address, 2000));
+    eventually("the descriptors as they were", || process.descriptors() == descriptors);
     let before = resident(&process);
     // Memory that is not reused would add up from one round to the next.
     for _ in 0..4 {
