@@ -1,4 +1,4 @@
-//! The command line: which subcommand, and what its words mean.
+//! The command line and its subcommands.
 
 #[cfg(feature = "load")]
 mod doctor;
@@ -60,7 +60,7 @@ enum Command {
 /// Similarity above which an unknown first argument is taken for a misspelled subcommand. clap uses the same.
 const SIMILARITY_MIN: f64 = 0.7;
 
-/// Ends the process as the parser does, for a usage error that the parser cannot see.
+/// Exits as the parser does, on a usage error that the parser cannot see.
 #[cfg(feature = "load")]
 fn usage_error(subcommand: &str, reason: &str) -> ! {
     let mut cli = Cli::command();

@@ -55,7 +55,7 @@ enum For {
     Load,
 }
 
-/// Prints every limit, and how to raise those that prevent N connections. If there are any, the exit status is 1.
+/// Prints every limit, and how to raise each one that prevents N connections: then the exit status is 1.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let plan = arguments.plan()?;
     let limits = limits(&plan);

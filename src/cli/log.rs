@@ -18,11 +18,11 @@ use simple_logger::SimpleLogger;
 /// The name in brackets on each line.
 pub(super) const TARGET: &str = "ecoloop";
 
-/// Bytes of each half of the queue: one is filled while the other is written. 1 MiB in all.
+/// Bytes of each half of the queue: one is filled while the other is written. 1 MiB together.
 const HALF_BYTES: usize = 1 << 19;
 /// Ends each line of a half. No line contains it: data from a peer is escaped.
 const SEPARATOR: char = '\x1e';
-/// How long the process waits at its end for standard output, then for standard error: a second in all.
+/// How long the process waits at its end for standard output, then for standard error: together a second.
 const STDOUT_TIMEOUT: Duration = Duration::from_millis(900);
 const STDERR_TIMEOUT: Duration = Duration::from_millis(100);
 const WRITER: &str = "log";

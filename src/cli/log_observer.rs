@@ -45,7 +45,7 @@ impl Language {
             CloseReason::Drained => self.pick("the server is shutting down", "el servidor se apaga"),
             CloseReason::Cut => self.pick("the drain timeout has expired", "ha vencido el plazo de apagado"),
             CloseReason::Stopped => self.pick("the server was stopped", "se ha detenido el servidor"),
-            // The enum may gain reasons: the name of one is better than none.
+            // `CloseReason` is non-exhaustive: a new reason is logged by its name.
             other => return Some(format!("{other:?}").into()),
         };
         Some(words.into())

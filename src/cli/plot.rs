@@ -1,4 +1,4 @@
-//! The result as a picture: latency by percentile, and the run over time.
+//! The report as an SVG picture: latency by percentile, and the timeline.
 
 use std::error::Error;
 use std::ops::Range;
@@ -20,18 +20,18 @@ const WIDTH: i32 = 920;
 const TITLE_HEIGHT: i32 = 64;
 const LATENCY_HEIGHT: i32 = 376;
 const STRIP_HEIGHT: i32 = 112;
-/// What the strip at the bottom has more, for the numbers and the name of the time.
+/// Extra height of the bottom strip, for the labels and the name of its time axis.
 const TIME_AXIS_HEIGHT: i32 = 44;
 const PRINT_LINE_HEIGHT: i32 = 17;
 const PRINT_LINE_LETTERS: usize = 140;
 const LEFT: i32 = 84;
 const MARGIN: i32 = 24;
-/// Keeps the name of an axis off the edge.
+/// Space between an axis's name and the edge.
 const AXIS_NAME_MARGIN: i32 = 12;
 const LABELS_MAX: usize = 32;
 const LEGEND_WIDTH: i32 = 330;
 
-/// A letter is 1.24 times smaller than plotters says.
+/// plotters draws letters 1.24 times smaller than these sizes.
 const TITLE_SIZE: f64 = 23.0;
 const TEXT_SIZE: f64 = 16.0;
 const PRINT_SIZE: f64 = 13.5;
@@ -45,10 +45,10 @@ const GREY: RGBColor = RGBColor(150, 157, 167);
 const GREEN: RGBColor = RGBColor(35, 134, 84);
 const RED: RGBColor = RGBColor(203, 45, 45);
 
-/// Steps of the line each time the distance to 100 % halves.
+/// Steps of the curve in each halving of the distance to 100 %.
 const TICKS: u32 = 20;
 
-/// The picture as SVG, on a white ground.
+/// Draws a report as SVG on a white background.
 pub(super) fn plot(report: &Report) -> Result<String, String> {
     draw(report).map_err(|error| format!("cannot draw the plot: {error}"))
 }
@@ -104,7 +104,7 @@ fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
     Ok(())
 }
 
-/// An axis whose labels and lines are chosen here: those of plotters for logarithms leave some out where room is scarce.
+/// An axis with its own labels and lines. The logarithmic axes of plotters omit labels when space is short.
 struct Axis {
     range: Range<f64>,
     labels: Vec<f64>,
@@ -135,13 +135,13 @@ struct Curve {
     name: &'static str,
     color: RGBColor,
     width: u32,
-    /// How often the distance to 100 % has shrunk to a tenth, and the decimal logarithm of the microseconds.
+    /// -log10(1 - quantile), and log10 of the microseconds.
     points: Vec<(f64, f64)>,
 }
 
 impl Curve {
     fn of(histogram: &Histogram, name: &'static str, color: RGBColor, width: u32) -> Option<Self> {
-        // The largest of n values stands for the last nth: at 100 % the axis would have no end.
+        // The largest of n values is drawn at 1 - 1/n, because the axis has no end at 100 %.
         let last = logarithm(histogram.count());
         let point = |step: &ecoloop::load::Percentile| {
             (-(1.0 - step.quantile).max(f64::MIN_POSITIVE).log10(), logarithm(step.value_us))
@@ -161,7 +161,7 @@ fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
     let lateness = Histogram::from_summary(&report.lateness_us)?;
     let curves: Vec<_> = [
         Curve::of(&lateness, "lateness of the generator", GREY, 2),
-        Curve::of(&latency, "latency, from when a message was due", BLUE, 3),
+        Curve::of(&latency, "latency, from the scheduled send time", BLUE, 3),
     ]
     .into_iter()
     .flatten()
@@ -169,7 +169,7 @@ fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let right = points().map(|point| point.0).fold(2.0, f64::max);
     let (low, high) = points().fold((f64::MAX, f64::MIN), |(low, high), point| (low.min(point.1), high.max(point.1)));
-    // From a decade's 1, 2 or 5 to another, and a decade at least.
+    // Limits are 1, 2 or 5 times a power of ten, and at least a decade apart.
     let (low, high) = if curves.is_empty() { (1.0, 3.0) } else { (round_logarithm(low, -1), round_logarithm(high, 1)) };
     let high = high.max(low + 1.0);
 
@@ -207,7 +207,7 @@ fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
     Ok(())
 }
 
-/// Above the chart: inside it a curve may run anywhere.
+/// Draws the legend above the chart, where no curve can cross it.
 fn draw_legend(area: &Area<'_>, curves: &[Curve]) -> Drawn {
     let mut left = LEFT;
     for curve in curves.iter().rev() {
@@ -221,7 +221,7 @@ fn draw_legend(area: &Area<'_>, curves: &[Curve]) -> Drawn {
 }
 
 fn percentile_axis(right: f64) -> Axis {
-    // Where there are many decades it would touch its neighbour.
+    // With many decades its label would touch the next one.
     let half = Some(2_f64.log10()).filter(|_| right < 6.0);
     Axis {
         range: 0.0..right + 0.08,
@@ -230,7 +230,7 @@ fn percentile_axis(right: f64) -> Axis {
     }
 }
 
-/// `99.9 %` where the distance to 100 % has shrunk to a tenth three times.
+/// Formats -log10(1 - quantile) as a percentile: 3 is `99.9 %`.
 fn percentile(decades: f64) -> String {
     match decades {
         ..=0.0 => "0 %".to_owned(),
@@ -242,7 +242,7 @@ fn percentile(decades: f64) -> String {
 }
 
 fn latency_axis(low: f64, high: f64) -> Axis {
-    // More labels would touch each other.
+    // With many decades more labels would touch each other.
     let digits: &[u32] = if high - low > 3.5 { &[1] } else { &[1, 2, 5] };
     Axis {
         range: low..high,
@@ -251,14 +251,14 @@ fn latency_axis(low: f64, high: f64) -> Axis {
     }
 }
 
-/// The logarithms of these digits times the powers of ten, as far as they are in the range.
+/// Returns the logarithms of the digits times powers of ten that are in the range.
 fn logarithms(range: Range<f64>, digits: &[u32]) -> Vec<f64> {
     let decades = multiples(range.start.floor(), range.end, 1.0).into_iter();
     let points = decades.flat_map(|decade| digits.iter().map(move |&digit| decade + f64::from(digit).log10()));
     points.filter(|point| (range.start - 1e-9..range.end + 1e-9).contains(point)).collect()
 }
 
-/// The logarithm of 1, 2 or 5 times a power of ten next to `logarithm`, upwards or downwards.
+/// Rounds a logarithm up or down to that of 1, 2 or 5 times a power of ten.
 fn round_logarithm(logarithm: f64, direction: i32) -> f64 {
     let decade = logarithm.floor();
     let steps = [0.0, 2_f64.log10(), 5_f64.log10(), 1.0].map(|step| decade + step);
@@ -270,7 +270,7 @@ fn round_logarithm(logarithm: f64, direction: i32) -> f64 {
     found.unwrap_or(logarithm)
 }
 
-/// Three strips over one time: throughput, open connections, errors.
+/// Draws three strips over one time axis: throughput, open connections, errors.
 fn draw_time(area: &Area<'_>, timeline: &[Sample]) -> Drawn {
     let (throughput, rest) = area.split_vertically(STRIP_HEIGHT);
     let (open, errors) = rest.split_vertically(STRIP_HEIGHT);
@@ -291,7 +291,7 @@ struct Strip {
     name: &'static str,
     color: RGBColor,
     of: fn(&Sample) -> u64,
-    /// Has the axis of time below it.
+    /// Has the time axis below it.
     is_last: bool,
 }
 
@@ -326,7 +326,7 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
         .x_desc(if strip.is_last { "seconds" } else { "" })
         .draw()?;
     for run in unbroken(timeline) {
-        // A second's value holds from its beginning to its end.
+        // A value applies to its whole second.
         let line: Vec<_> = run
             .iter()
             .flat_map(|point| {
@@ -342,23 +342,23 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
     Ok(())
 }
 
-/// The timeline where seconds follow each other.
+/// Splits the timeline where seconds are missing.
 fn unbroken(timeline: &[Sample]) -> impl Iterator<Item = &[Sample]> {
     timeline.chunk_by(|point, next| next.t == point.t + 1)
 }
 
-/// 1, 2 or 5 times a power of ten, whole, and at least `least`.
+/// Returns 1, 2 or 5 times a power of ten that is whole and at least `least`.
 fn round_step(least: f64) -> f64 {
     10_f64.powf(round_logarithm(least.max(1.0).log10(), 1)).round()
 }
 
-/// As many as an axis can bear, whatever the numbers.
+/// Returns the multiples of `step` in a range, at most `LABELS_MAX`.
 fn multiples(start: f64, end: f64, step: f64) -> Vec<f64> {
     let numbers = std::iter::successors(Some((start / step).ceil()), |number| Some(number + 1.0));
     numbers.map(|number| number * step).take_while(|&multiple| multiple <= end).take(LABELS_MAX).collect()
 }
 
-/// The settings of the run, in lines that fit.
+/// Returns the settings of the run in lines that fit the width.
 fn small_print(report: &Report) -> Vec<String> {
     let start: std::time::SystemTime = report.start;
     let mut words = vec![
@@ -379,7 +379,7 @@ mod tests {
     use super::super::table::tests::{example, example_with};
     use super::*;
 
-    /// What stands in the picture, text by text.
+    /// Returns each text of the picture.
     fn texts(svg: &str) -> Vec<&str> {
         let texts = svg.split("<text ").skip(1);
         texts.map(|text| text.split_once('>').unwrap().1.split_once("</text>").unwrap().0.trim()).collect()

@@ -179,9 +179,7 @@ impl Arguments {
 fn with_hint(error: io::Error) -> io::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => "end the other server, choose another port, or start both with --reuse-port",
-        io::ErrorKind::AddrNotAvailable => {
-            "no interface of this machine has this address; ip address lists those that exist"
-        }
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has this address (see ip address)",
         io::ErrorKind::PermissionDenied => "choose a port from 1024 up, or grant CAP_NET_BIND_SERVICE",
         _ => return error,
     };

@@ -1,4 +1,4 @@
-//! The words of the command line that stand for addresses, sizes and counts, and the options that subcommands share.
+//! Values of the command line: addresses, sizes, counts, rates; and options that subcommands share.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use ecoloop::units::parse_count;
 #[cfg(feature = "load")]
 use ecoloop::units::parse_rate;
 
-/// `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
+/// An address: `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
 #[derive(Clone, Debug)]
 pub(super) enum Address {
     Socket(SocketAddr),
@@ -20,7 +20,7 @@ pub(super) enum Address {
 }
 
 impl Address {
-    /// Every address that it stands for; a bare port is one of `any`.
+    /// Resolves to every address of a name; a bare port is a port of `any`.
     pub(super) fn resolve(&self, any: IpAddr) -> io::Result<Vec<SocketAddr>> {
         match self {
             Self::Socket(address) => Ok(vec![*address]),
@@ -49,7 +49,7 @@ impl FromStr for Address {
         if host.contains(':') {
             return Err("an IPv6 address with a port is written [IPv6]:PORT");
         }
-        // RFC 1123, 2.1, and the underscore that real zones hold.
+        // RFC 1123, 2.1, and the underscore, which exists in real zones.
         let last_label = host.rsplit('.').next().unwrap_or_default();
         if !last_label.is_empty() && last_label.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err("not an IPv4 address, and no name ends in a number");
@@ -92,7 +92,7 @@ pub(super) struct SocketArguments {
     pub(super) nagle: bool,
 }
 
-/// A size in bytes, from 1 to 1 GiB: `1024`, `64KiB`.
+/// Parses a size in bytes, from 1 to 1 GiB: `1024`, `64KiB`.
 pub(super) fn size(text: &str) -> Result<usize, String> {
     let bytes = text.parse::<ByteSize>().map_err(|_| "expected a size such as 1024 or 64KiB")?.as_u64();
     match usize::try_from(bytes) {
@@ -101,7 +101,7 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A count from 1 up to the largest that listen(2) takes: `4096`, `10k`, `1.5M`.
+/// Parses a count from 1 up to the largest that listen(2) takes: `4096`, `10k`, `1.5M`.
 pub(super) fn count(text: &str) -> Result<u32, String> {
     let value = parse_count(text).ok_or("expected a count such as 4096, 10k or 1M")?;
     if value.fract() != 0.0 {
@@ -114,7 +114,7 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
     Ok(value as u32)
 }
 
-/// A number in a second, above zero: `2000`, `10k/s`, `0.5/s`.
+/// Parses a number per second, above zero: `2000`, `10k/s`, `0.5/s`.
 #[cfg(feature = "load")]
 pub(super) fn rate(text: &str) -> Result<f64, &'static str> {
     match parse_rate(text) {

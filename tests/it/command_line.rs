@@ -1,4 +1,4 @@
-//! The command line: addresses, refusals, signals, and the final figures.
+//! The command line: addresses, errors, help, signals, and the final figures.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ fn run(arguments: &[&str]) -> Ended {
     Process::start(ecoloop(arguments)).wait()
 }
 
-/// The one line that it says to standard error where the machine refuses. It must not have said that it serves.
+/// Runs a command that must fail with a runtime error before it serves, and returns its one line of standard error.
 #[track_caller]
 fn refusal(command: Command) -> String {
     let ended = Process::start(command).wait();
@@ -42,7 +42,7 @@ fn an_address_in_use_is_refused() {
 }
 
 #[test]
-fn an_address_of_another_machine_is_refused() {
+fn an_address_of_no_interface_is_refused() {
     // TEST-NET-1 of RFC 5737: no machine has it.
     let line = refusal(ecoloop(&["192.0.2.1:0"]));
     assert!(line.starts_with("cannot listen on 192.0.2.1:0: Cannot assign requested address"), "{line}");
@@ -63,14 +63,14 @@ fn a_privileged_port_is_refused_without_the_right() {
         let line = refusal(command);
         assert!(line.starts_with("cannot listen on 127.0.0.1:1: Permission denied"), "{line}");
     } else {
-        // Here no port is privileged, as in many containers.
+        // No port is privileged here, as in many containers.
         serves_on(Process::start(command).listening());
     }
 }
 
 #[test]
 fn a_name_that_does_not_resolve_is_refused() {
-    // A label of a name has at most 63 characters (RFC 1035, 2.3.4), so no resolver need be asked.
+    // A label has at most 63 characters (RFC 1035, 2.3.4), so this fails without a resolver.
     let name = format!("{}.invalid:5000", "a".repeat(64));
     let line = refusal(ecoloop(&[&name]));
     assert!(line.starts_with(&format!("cannot resolve {name}: ")), "{line}");
@@ -108,7 +108,7 @@ fn a_report_is_emptied_once_the_server_listens_and_not_before() {
 }
 
 #[test]
-fn a_report_that_cannot_be_written_is_said_at_the_end() {
+fn a_report_that_cannot_be_written_is_an_error_at_the_end() {
     let (process, _) = Process::serve(&["--report", "/dev/full"]);
     let ended = process.terminate();
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
@@ -116,9 +116,9 @@ fn a_report_that_cannot_be_written_is_said_at_the_end() {
     assert!(line.starts_with("ecoloop: cannot write /dev/full: No space left on device"), "{line}");
 }
 
-/// It must be refused by the parser, in words that name what was wrong.
+/// Asserts that the parser refuses the arguments with an error that contains `named`.
 #[track_caller]
-fn assert_wrong_use(arguments: &[&str], named: &str) {
+fn assert_usage_error(arguments: &[&str], named: &str) {
     let ended = run(arguments);
     assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
     assert!(ended.stdout.is_empty(), "{arguments:?}: {ended:?}");
@@ -127,7 +127,7 @@ fn assert_wrong_use(arguments: &[&str], named: &str) {
 }
 
 #[test]
-fn a_malformed_address_is_wrong_use() {
+fn a_malformed_address_is_a_usage_error() {
     let malformed = [
         "",
         ":",
@@ -159,34 +159,34 @@ fn a_malformed_address_is_wrong_use() {
     ];
     for address in malformed {
         for arguments in [&[address][..], &["serve", address], &["127.0.0.1:0", address]] {
-            assert_wrong_use(arguments, &format!("'{address}'"));
+            assert_usage_error(arguments, &format!("'{address}'"));
         }
     }
 }
 
 #[test]
-fn a_zero_and_what_is_no_number_are_wrong_use() {
+fn a_zero_and_a_malformed_number_are_usage_errors() {
     for option in ["--buffer-size", "--recv-buffer", "--send-buffer"] {
         for value in ["0", "0KiB", "2GiB", "x", "", "1e3x"] {
-            assert_wrong_use(&["127.0.0.1:0", option, value], option);
+            assert_usage_error(&["127.0.0.1:0", option, value], option);
         }
-        assert_wrong_use(&["127.0.0.1:0", option, "-1"], "-1");
+        assert_usage_error(&["127.0.0.1:0", option, "-1"], "-1");
     }
     for option in ["--backlog", "--max-connections"] {
         for value in ["0", "0k", "3000M", "1.5", "x", "", "k", "1K"] {
-            assert_wrong_use(&["127.0.0.1:0", option, value], option);
+            assert_usage_error(&["127.0.0.1:0", option, value], option);
         }
-        assert_wrong_use(&["127.0.0.1:0", option, "-1"], "-1");
+        assert_usage_error(&["127.0.0.1:0", option, "-1"], "-1");
     }
     for value in ["5", "x", "", "5 parsecs"] {
         for option in ["--drain-timeout", "--spin"] {
-            assert_wrong_use(&["127.0.0.1:0", option, value], option);
+            assert_usage_error(&["127.0.0.1:0", option, value], option);
         }
     }
 }
 
 #[test]
-fn an_unknown_flag_subcommand_or_language_is_wrong_use() {
+fn an_unknown_flag_subcommand_or_language_is_a_usage_error() {
     for (arguments, named) in [
         (&["--nope"][..], "--nope"),
         (&["-x"], "-x"),
@@ -199,7 +199,7 @@ fn an_unknown_flag_subcommand_or_language_is_wrong_use() {
         (&["--reuse-port=yes"], "yes"),
         (&["-q", "-v"], "-q"),
     ] {
-        assert_wrong_use(arguments, named);
+        assert_usage_error(arguments, named);
     }
 }
 
@@ -284,7 +284,7 @@ fn a_misspelled_subcommand_suggests_the_right_one() {
 }
 
 #[test]
-fn every_form_of_address_serves_and_says_the_real_port() {
+fn every_form_of_address_serves_and_logs_the_real_port() {
     for (arguments, ip) in [
         (&["127.0.0.1:0"][..], "127.0.0.1"),
         (&["serve", "127.0.0.1:0"], "127.0.0.1"),
@@ -325,8 +325,8 @@ fn several_addresses_are_all_served() {
 }
 
 #[test]
-fn ipv4_and_ipv6_stand_side_by_side_on_one_port() {
-    // Between our finding a port that is free and the server's taking it another test may: then again with another port.
+fn ipv4_and_ipv6_share_one_port() {
+    // Another test may take the free port before the server does: then again with another port.
     for _ in 0..20 {
         let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
         let addresses = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
@@ -348,7 +348,7 @@ fn two_processes_share_a_port_that_both_ask_to_share() {
     let (mut one, address) = Process::serve(&["--reuse-port"]);
     let mut two = Process::start(ecoloop(&[&address.to_string(), "--reuse-port"]));
     assert_eq!(two.listening(), address);
-    // The kernel deals them out by a hash of their addresses: that one of the two gets none of 64 does not happen.
+    // The kernel distributes connections by a hash of their addresses: with 64, each process gets some.
     let mut clients: Vec<_> = (0..64).map(|_| connect(address)).collect();
     for client in &mut clients {
         assert_echoes(client, b"hola");
@@ -361,7 +361,7 @@ fn two_processes_share_a_port_that_both_ask_to_share() {
     assert!(line.contains("Address already in use"), "{line}");
 }
 
-/// A client that was echoed, was then sent FIN because the server drains, and has not answered it.
+/// Sends `signal`, and returns a client that was echoed and has received FIN, but not sent it.
 #[track_caller]
 fn drained_by(signal: Signal, process: &Process, address: SocketAddr) -> TcpStream {
     let mut client = connect(address);
@@ -372,7 +372,7 @@ fn drained_by(signal: Signal, process: &Process, address: SocketAddr) -> TcpStre
     client
 }
 
-/// It must have ended in order, and have closed so many for this reason, and none for another.
+/// Asserts exit status 0, and that `count` connections were closed, all for this reason.
 #[track_caller]
 fn assert_closed(ended: &Ended, report: &Scratch, reason: &str, count: u64) {
     assert!(ended.status.success(), "{ended:?}");
@@ -413,7 +413,7 @@ fn at_the_drain_timeout_the_rest_are_cut() {
 }
 
 #[test]
-fn sighup_sigpipe_sigstop_and_sigcont_harm_nothing() {
+fn sighup_sigpipe_sigstop_and_sigcont_change_nothing() {
     let report = Scratch::new("harmless");
     let (process, address) = Process::serve(&["--drain-timeout", "1h", "--report", report.path()]);
     let mut client = connect(address);
@@ -426,7 +426,7 @@ fn sighup_sigpipe_sigstop_and_sigcont_harm_nothing() {
     other.write_all(b"while it sleeps").unwrap();
     process.resume();
     assert_receives(&mut other, b"while it sleeps");
-    // Had one of them been taken for a signal to end, this would be the second, which stops.
+    // If one of them had started a drain, this would be the second signal, which stops.
     process.signal(Signal::TERM);
     for mut client in [client, other] {
         assert_ended(&mut client);
@@ -440,7 +440,7 @@ fn the_final_figures_are_what_the_clients_did() {
     fs::write(report.path(), "of an earlier run").unwrap();
     let (mut process, address) = Process::serve(&["--report", report.path()]);
     assert_eq!(fs::read(report.path()).unwrap(), b"", "opened at the start");
-    // Three that end their stream, two that reset, one that is still there at the end and then sends for nothing.
+    // Three send FIN, two reset, and one is still open at the end, when what it sends is discarded.
     for length in [1, 1000, 5000] {
         let mut client = connect(address);
         assert_echoes(&mut client, &pattern(length));

@@ -1,4 +1,4 @@
-//! A standard output that does not take what is written costs log lines, and nothing else.
+//! A standard output that cannot be written costs log lines, and nothing else.
 
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe};
 use std::net::SocketAddr;
@@ -14,12 +14,12 @@ use crate::support::{
     reserve_port,
 };
 
-/// Messages of one [`load`]: with `-v` their lines are more than a pipe and the queue together hold.
+/// Messages of one [`load`]: with `-v` their lines exceed a pipe and the queue together.
 const MESSAGES: usize = 2000;
 const MESSAGE: [u8; 1000] = [b'x'; 1000];
 const CLIENTS: usize = 4;
 
-/// Lines with `-v` of a server that served one [`load`]: its start, its clients one by one, their messages, its end.
+/// Lines of a server with `-v` that served one [`load`]: its start, its clients one by one, their messages, its end.
 const LINES: usize = 2 + MESSAGES + CLIENTS * 4 + 1;
 
 /// Has every message echoed.
@@ -35,7 +35,7 @@ fn load(address: SocketAddr) {
     }
 }
 
-/// A client whose message no [`load`] holds. With `-v` it makes five lines.
+/// Connects a client with a message of its own. With `-v` it causes five lines.
 #[track_caller]
 fn visit(address: SocketAddr) {
     let mut client = connect(address);
@@ -44,7 +44,7 @@ fn visit(address: SocketAddr) {
     assert_ended(&mut client);
 }
 
-/// `command` through a shell, which sees to its outputs as `redirection` says.
+/// Runs `command` in a shell, with these redirections.
 fn through_shell(command: &Command, redirection: &str) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")]).arg(command.get_program());
@@ -52,7 +52,7 @@ fn through_shell(command: &Command, redirection: &str) -> Command {
     shell
 }
 
-/// What the report says was lost, of a server that has ended in order.
+/// Returns how many lines were lost, from the report of a server that has ended without an error.
 #[track_caller]
 fn lost_lines(ended: &Ended, report: &Scratch) -> usize {
     assert!(ended.status.success(), "{ended:?}");
@@ -61,13 +61,13 @@ fn lost_lines(ended: &Ended, report: &Scratch) -> usize {
     json["log_lines_lost"].as_u64().unwrap().try_into().unwrap()
 }
 
-/// Standard error must say, and say nothing else, that so many lines were lost.
+/// Asserts that standard error shows the number of lost lines, and nothing else.
 #[track_caller]
-fn assert_said_on_stderr(ended: &Ended, lost: usize) {
+fn assert_lost_on_stderr(ended: &Ended, lost: usize) {
     assert_eq!(ended.stderr, [format!("{lost} log lines were lost: standard output did not take them")]);
 }
 
-/// A server with `-v` whose standard output is a pipe that only the test can read, its address, and that pipe.
+/// Starts a server with `-v`, and returns it, its address, and the pipe that is its standard output.
 #[track_caller]
 fn serve_into_a_pipe(report: &Scratch) -> (Process, SocketAddr, BufReader<PipeReader>) {
     let (reader, writer) = pipe().unwrap();
@@ -91,13 +91,13 @@ fn serve_into(
 }
 
 #[test]
-fn an_output_that_takes_them_loses_no_line() {
+fn a_working_output_loses_no_line() {
     let report = Scratch::new("healthy");
     let (process, address) = Process::serve(&["-v", "--report", report.path()]);
     load(address);
     let ended = process.terminate();
     assert_eq!(lost_lines(&ended, &report), 0);
-    // The first was read to learn the address.
+    // The first was read for the address.
     assert_eq!(ended.stdout.len(), LINES - 1);
     assert!(ended.stderr.is_empty(), "{ended:?}");
 }
@@ -112,7 +112,7 @@ fn a_closed_or_full_output_costs_every_line_and_nothing_else() {
         load(address);
         let ended = process.terminate();
         assert_eq!(lost_lines(&ended, &report), LINES, "{redirection}");
-        assert_said_on_stderr(&ended, LINES);
+        assert_lost_on_stderr(&ended, LINES);
     }
 }
 
@@ -126,7 +126,7 @@ fn a_reader_that_goes_away_costs_lines_and_nothing_else() {
     let lost = lost_lines(&ended, &report);
     // A process that another test starts may keep the pipe open for a moment.
     assert!(lost > 0 && lost < LINES, "{lost}");
-    assert_said_on_stderr(&ended, lost);
+    assert_lost_on_stderr(&ended, lost);
 }
 
 #[test]
@@ -137,12 +137,12 @@ fn a_reader_that_does_not_read_costs_lines_and_nothing_else() {
     let ended = process.terminate();
     let lost = lost_lines(&ended, &report);
     assert!(lost > 0 && lost < LINES, "{lost}");
-    assert_said_on_stderr(&ended, lost);
+    assert_lost_on_stderr(&ended, lost);
     drop(reader);
 }
 
 #[test]
-fn a_reader_that_reads_again_gets_what_was_kept_and_the_count_of_what_was_not() {
+fn a_reader_that_resumes_gets_the_queued_lines_and_the_count_of_lost_ones() {
     let report = Scratch::new("read-again");
     let (process, address, reader) = serve_into_a_pipe(&report);
     load(address);
@@ -161,16 +161,16 @@ fn a_reader_that_reads_again_gets_what_was_kept_and_the_count_of_what_was_not() 
     assert!(lost > 0, "{lost}");
     let words = format!(" WARN  [ecoloop] {lost} log lines were lost: standard output did not take them");
     assert!(lines.last().unwrap().ends_with(&words), "{:?}", lines.last());
-    // One more was read to learn the address, and the last is none of those that were offered.
+    // One more line was read for the address, and the last one, the count, is not in LINES.
     assert_eq!(lines.len() + lost, LINES + 5 * visits);
     assert!(ended.stderr.is_empty(), "{ended:?}");
 }
 
 #[test]
-fn a_line_that_cannot_be_written_is_not_the_last() {
+fn after_a_failed_line_later_lines_are_written() {
     let report = Scratch::new("not-the-last");
     let (reader, writer) = pipe().unwrap();
-    // As a program that shares the pipe may set it: then a full one does not block, it fails.
+    // Another program that shares the pipe may set this: then a write to a full pipe fails instead of blocking.
     ioctl_fionbio(&writer, true).unwrap();
     let (process, address, mut reader) = serve_into(&report, reader, writer);
     load(address);
@@ -190,7 +190,7 @@ fn a_line_that_cannot_be_written_is_not_the_last() {
 }
 
 #[test]
-fn with_both_outputs_closed_full_or_unread_it_ends_in_order() {
+fn with_both_outputs_closed_full_or_unread_the_exit_status_is_0() {
     for redirection in [">&- 2>&-", ">/dev/full 2>/dev/full", ">/dev/full 2>&-"] {
         let report = Scratch::new("both");
         let (_reserved, address) = reserve_port();

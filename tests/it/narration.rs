@@ -30,7 +30,7 @@ fn parse(line: &str) -> Line {
     let Some((peer, words)) = rest.split_once(' ').filter(|_| rest.starts_with('[')) else {
         return Line { level, peer: None, words: rest.to_owned() };
     };
-    // The brackets of an IPv6 address are those of the line.
+    // An IPv6 address has its own brackets.
     let peer = peer.parse().or_else(|_| peer.trim_matches(['[', ']']).parse()).unwrap();
     Line { level, peer: Some(peer), words: words.to_owned() }
 }
@@ -44,7 +44,7 @@ fn parse_all(lines: &[String]) -> Vec<Line> {
     lines.iter().map(|line| parse(line)).collect()
 }
 
-/// The table of the words, in one language.
+/// The words of the log in one language.
 struct Words {
     language: &'static str,
     starting: fn(SocketAddr) -> String,
@@ -85,7 +85,7 @@ const SPANISH: Words = Words {
     reasons: ["el servidor se apaga", "ha vencido el plazo de apagado", "se ha detenido el servidor"],
 };
 
-/// A server that speaks this language, its address, and the lines of its start.
+/// Starts a server with this language, and returns it, its address and the lines of its start.
 #[track_caller]
 fn serve_in(words: &Words, arguments: &[&str]) -> (Process, SocketAddr, Vec<Line>) {
     let arguments = [&["127.0.0.1:0", "--lang", words.language], arguments].concat();
@@ -95,7 +95,7 @@ fn serve_in(words: &Words, arguments: &[&str]) -> (Process, SocketAddr, Vec<Line
     (process, SocketAddr::from(([127, 0, 0, 1], port)), lines)
 }
 
-/// A client that sends `hola`, gets it back, ends its direction and sees the other end: its address.
+/// Connects a client that sends `hola`, receives it, sends FIN and receives FIN. Returns its address.
 #[track_caller]
 fn visit(address: SocketAddr) -> SocketAddr {
     let mut client = connect(address);
@@ -106,7 +106,7 @@ fn visit(address: SocketAddr) -> SocketAddr {
     local
 }
 
-/// A client that is echoed and then resets: its address.
+/// Connects a client that is echoed and then resets. Returns its address.
 #[track_caller]
 fn visit_and_reset(address: SocketAddr) -> SocketAddr {
     let mut client = connect(address);
@@ -154,7 +154,7 @@ fn each_row_has_its_words_and_level_in_spanish() {
 }
 
 #[test]
-fn without_v_the_messages_are_left_out() {
+fn messages_are_logged_only_with_v() {
     let (mut process, address, _) = serve_in(&ENGLISH, &[]);
     let peer = visit(address);
     let lines = parse_all(&process.lines_through(ENGLISH.waiting));
@@ -167,7 +167,7 @@ fn without_v_the_messages_are_left_out() {
 }
 
 #[test]
-fn twice_v_says_why_each_connection_closed() {
+fn vv_logs_why_each_connection_closed() {
     let (mut process, address, _) = serve_in(&ENGLISH, &["-vv"]);
     for (visit, why) in [(visit as fn(SocketAddr) -> SocketAddr, "EndOfStream"), (visit_and_reset, "Reset")] {
         let peer = visit(address);
@@ -179,9 +179,9 @@ fn twice_v_says_why_each_connection_closed() {
 }
 
 #[test]
-fn quiet_leaves_nothing_but_warnings() {
+fn quiet_logs_only_warnings() {
     let (_reserved, address) = reserve_port();
-    // The kernel cuts a backlog as long as this one, unless somebody has lifted its limit as far as it goes.
+    // The kernel cuts this backlog, unless somaxconn is at its maximum.
     let arguments = [&address.to_string(), "--reuse-port", "-q", "--backlog", "2147483647"];
     let process = Process::start(ecoloop(&arguments));
     drop(connect_eventually(address));
@@ -193,7 +193,7 @@ fn quiet_leaves_nothing_but_warnings() {
 }
 
 #[test]
-fn waiting_is_said_when_the_last_open_connection_has_gone() {
+fn waiting_is_logged_when_the_last_open_connection_has_closed() {
     let (mut process, address, _) = serve_in(&ENGLISH, &[]);
     let mut first = connect(address);
     assert_echoes(&mut first, b"x");
@@ -321,7 +321,7 @@ fn no_byte_reaches_the_terminal_as_a_control_character() {
 }
 
 #[track_caller]
-fn assert_speaks(words: &Words, environment: &[(&str, &str)], arguments: &[&str]) {
+fn assert_language(words: &Words, environment: &[(&str, &str)], arguments: &[&str]) {
     let mut command = ecoloop(&[&["127.0.0.1:0"], arguments].concat());
     command.envs(environment.iter().copied());
     let mut process = Process::start(command);
@@ -331,26 +331,26 @@ fn assert_speaks(words: &Words, environment: &[(&str, &str)], arguments: &[&str]
 }
 
 #[test]
-fn the_language_is_the_locales() {
-    assert_speaks(&ENGLISH, &[], &[]);
-    assert_speaks(&SPANISH, &[("LANG", "es_PE.UTF-8")], &[]);
-    assert_speaks(&ENGLISH, &[("LANG", "en_US.UTF-8")], &[]);
-    assert_speaks(&ENGLISH, &[("LANG", "de_DE.UTF-8")], &[]);
-    assert_speaks(&SPANISH, &[("LC_MESSAGES", "es"), ("LANG", "en_US.UTF-8")], &[]);
-    assert_speaks(&ENGLISH, &[("LC_MESSAGES", "C"), ("LANG", "es_PE.UTF-8")], &[]);
-    assert_speaks(&ENGLISH, &[("LC_ALL", "C"), ("LC_MESSAGES", "es"), ("LANG", "es")], &[]);
-    assert_speaks(&SPANISH, &[("LC_ALL", "es_ES"), ("LC_MESSAGES", "en"), ("LANG", "en")], &[]);
-    // What is set and empty says nothing.
-    assert_speaks(&SPANISH, &[("LC_ALL", ""), ("LC_MESSAGES", ""), ("LANG", "es_ES")], &[]);
+fn the_default_language_is_the_locales() {
+    assert_language(&ENGLISH, &[], &[]);
+    assert_language(&SPANISH, &[("LANG", "es_PE.UTF-8")], &[]);
+    assert_language(&ENGLISH, &[("LANG", "en_US.UTF-8")], &[]);
+    assert_language(&ENGLISH, &[("LANG", "de_DE.UTF-8")], &[]);
+    assert_language(&SPANISH, &[("LC_MESSAGES", "es"), ("LANG", "en_US.UTF-8")], &[]);
+    assert_language(&ENGLISH, &[("LC_MESSAGES", "C"), ("LANG", "es_PE.UTF-8")], &[]);
+    assert_language(&ENGLISH, &[("LC_ALL", "C"), ("LC_MESSAGES", "es"), ("LANG", "es")], &[]);
+    assert_language(&SPANISH, &[("LC_ALL", "es_ES"), ("LC_MESSAGES", "en"), ("LANG", "en")], &[]);
+    // An empty variable counts as unset.
+    assert_language(&SPANISH, &[("LC_ALL", ""), ("LC_MESSAGES", ""), ("LANG", "es_ES")], &[]);
 }
 
 #[test]
 fn lang_overrides_the_locale() {
-    assert_speaks(&ENGLISH, &[("LC_ALL", "es_ES")], &["--lang", "en"]);
-    assert_speaks(&SPANISH, &[("LC_ALL", "en_US")], &["--lang", "es"]);
+    assert_language(&ENGLISH, &[("LC_ALL", "es_ES")], &["--lang", "en"]);
+    assert_language(&SPANISH, &[("LC_ALL", "en_US")], &["--lang", "es"]);
 }
 
-/// What one client does, alone with the server, before it closes. Each asserts that it gets back what it sends.
+/// What one client does, alone with the server, before it closes. Each asserts its echo.
 type Script = fn(TcpStream);
 
 const SCRIPTS: [(&str, Script); 6] = [
@@ -369,7 +369,7 @@ const SCRIPTS: [(&str, Script); 6] = [
     ("accents", |mut client| assert_echoes(&mut client, "¿Qué tal, señor Núñez? ¡Adiós!".as_bytes())),
 ];
 
-/// What the server says of the scripts, one after the other, without what `strip` takes away, and with the ports by name.
+/// Runs the scripts one after the other, and returns the lines of the log without what `strip` removes, with ports by name.
 #[track_caller]
 fn transcript(process: &mut Process, strip: fn(&str) -> String) -> String {
     let start = process.lines_through(SPANISH.waiting);
@@ -389,7 +389,7 @@ fn transcript(process: &mut Process, strip: fn(&str) -> String) -> String {
     transcript.join("\n") + "\n"
 }
 
-/// The notes' server, if there is a Python to run it.
+/// Starts the notes' server, if Python is installed.
 fn blocking_server() -> Option<Process> {
     let python = || {
         let mut command = Command::new("python3");
@@ -406,7 +406,7 @@ fn blocking_server() -> Option<Process> {
 
 #[test]
 fn one_client_at_a_time_the_log_reads_as_the_notes_servers() {
-    // Recorded from the blocking server, for machines that cannot run it.
+    // Recorded from the blocking server, for machines without Python.
     let recorded = include_str!("notes_transcript.txt");
     if let Some(mut oracle) = blocking_server() {
         assert_eq!(transcript(&mut oracle, str::to_owned), recorded, "the recorded transcript is not Python's");
@@ -417,7 +417,7 @@ fn one_client_at_a_time_the_log_reads_as_the_notes_servers() {
 
 #[test]
 #[ignore = "needs python3"]
-fn the_notes_server_holds_up_a_second_client_and_dies_of_bytes_that_are_not_utf8() {
+fn the_notes_server_blocks_a_second_client_and_dies_of_bytes_that_are_not_utf8() {
     let mut process = blocking_server().expect("python3");
     let start = process.lines_through(SPANISH.waiting);
     let port = start[0].rsplit(' ').next().unwrap().parse().unwrap();
@@ -437,7 +437,7 @@ fn the_notes_server_holds_up_a_second_client_and_dies_of_bytes_that_are_not_utf8
 }
 
 #[test]
-fn what_kills_the_notes_server_or_holds_it_up_is_served() {
+fn what_kills_or_blocks_the_notes_server_is_served() {
     let (mut process, address, _) = serve_in(&SPANISH, &["-v"]);
     let mut first = connect(address);
     assert_echoes(&mut first, b"hola");
