@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use ecoloop::host::{Capacity, Limit, Plan, Purpose, limits};
 use ecoloop::load::{SourceRange, count_pairs};
 
-use super::format::plural;
+use super::format::{self, plural};
 use super::usage_error;
 use super::values::{Address, count};
 
@@ -115,29 +115,29 @@ fn print(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> 
 }
 
 fn print_verdict(out: &mut impl Write, plan: &Plan, limits: &[Limit]) -> io::Result<()> {
-    let stops: Vec<_> = limits.iter().filter(|limit| limit.insufficient).collect();
-    let connections = plural(plan.connections, "connection", "connections");
+    let insufficient: Vec<_> = limits.iter().filter(|limit| limit.insufficient).collect();
+    let connections = plural(format::count(plan.connections.into()), "connection", "connections");
     let purpose = match plan.purpose {
         Purpose::Serve => "for a server",
         Purpose::Load => "for a load",
         Purpose::Both => "for a server and its load on this machine",
     };
-    if stops.is_empty() {
+    if insufficient.is_empty() {
         return writeln!(out, "\nNo limit that could be read prevents {connections} {purpose}.");
     }
-    let most = stops.iter().filter_map(|limit| match limit.capacity {
+    let most = insufficient.iter().filter_map(|limit| match limit.capacity {
         Capacity::Connections(count) => Some(count),
         _ => None,
     });
     match most.min() {
-        Some(most) => writeln!(out, "\n{connections} {purpose} are too many: the limit is {most}.")?,
+        Some(most) => writeln!(out, "\n{connections} {purpose} are too many: the limit is {}.", format::count(most))?,
         None => writeln!(out, "\n{connections} {purpose} are too many to arrive at once.")?,
     }
-    for limit in &stops {
+    for limit in &insufficient {
         writeln!(out, "  {limit}")?;
     }
     writeln!(out, "\nCommands that raise the limits:")?;
-    for limit in stops {
+    for limit in insufficient {
         for command in &limit.commands {
             writeln!(out, "  {command}")?;
         }
