@@ -4,6 +4,7 @@ mod accept;
 mod config;
 mod connection;
 mod drain;
+mod echo;
 mod handle;
 mod idle;
 mod listen;
@@ -13,7 +14,6 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,21 +26,18 @@ use socket2::SockRef;
 
 use self::accept::{Acceptor, Listener};
 use self::config::{DRAIN_PERIOD, TRIM_THRESHOLD};
-use self::connection::Sink;
+use self::drain::Phase;
+use self::echo::{Core, Echo, Entry};
 use self::handle::Command;
 use self::listen::ACCEPTED_INHERITS;
-use self::stats::Counters;
-use crate::log_target::LOG_TARGET;
-use crate::reactor::{Handler, INTEREST, Next, Reactor};
-use crate::ready::Ready;
-use crate::socket::Socket;
+use crate::reactor::Reactor;
 
 pub use self::config::Config;
 pub use self::connection::{Connection, Outcome, Served};
 pub use self::handle::Handle;
 pub use self::observer::{CloseReason, Observer, Peer};
 pub use self::running::Running;
-pub use self::stats::{ClosedStats, Stats};
+pub use self::stats::{ClosedStats, Report, Stats};
 
 /// A TCP echo server on one readiness loop: bound and listening, and served by whoever calls [`run`](Self::run) or
 /// [`turn`](Self::turn).
@@ -79,55 +76,6 @@ pub struct Server<O = ()> {
     echo: Echo<O>,
 }
 
-/// What serves the reactor's entries.
-#[derive(Debug)]
-struct Echo<O> {
-    core: Core,
-    observer: O,
-}
-
-/// What a server consists of, its reactor and its observer apart.
-#[derive(Debug)]
-struct Core {
-    config: Config,
-    local_addrs: Vec<SocketAddr>,
-    acceptor: Acceptor,
-    /// The buffer of every read: a connection has none of its own.
-    buffer: Box<[u8]>,
-    /// Open connections.
-    connections: usize,
-    /// The most that were open since none was.
-    connections_peak: usize,
-    phase: Phase,
-    /// When to look for connections on which no byte moves.
-    next_period: Option<Instant>,
-    started: Instant,
-    handle: Handle,
-}
-
-/// The value under a key.
-///
-/// Its size is what an idle connection costs. What a listener needs is in the [`Acceptor`].
-#[derive(Debug)]
-enum Entry {
-    Listener(u32),
-    Connection { connection: Connection<Socket>, address: SocketAddr },
-}
-
-/// What needs the whole reactor.
-#[derive(Debug)]
-enum Act {
-    Accept(u32),
-    Close(CloseReason),
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Phase {
-    Serving,
-    Draining { deadline: Option<Instant> },
-    Finished,
-}
-
 /// Whether there are more turns to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -136,16 +84,6 @@ pub enum Turn {
     Running,
     /// The server has drained or was stopped: every socket is closed.
     Finished,
-}
-
-/// What a server has done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Report {
-    /// The counters.
-    pub stats: Stats,
-    /// From the bind to the call of [`Server::report`].
-    pub elapsed: Duration,
 }
 
 impl Server {
@@ -256,29 +194,13 @@ impl<O> Server<O> {
     /// `None` or later than now, and then waits for both.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        match self.echo.core.phase {
-            Phase::Finished => None,
-            _ if self.reactor.has_pending() => Some(Instant::now()),
-            _ => self.echo.core.earliest_deadline(),
+        if self.echo.core.phase.is_finished() {
+            None
+        } else if self.reactor.has_pending() {
+            Some(Instant::now())
+        } else {
+            self.echo.core.earliest_deadline()
         }
-    }
-}
-
-impl Core {
-    fn earliest_deadline(&self) -> Option<Instant> {
-        self.deadlines().into_iter().flatten().min()
-    }
-
-    fn deadlines(&self) -> [Option<Instant>; 3] {
-        let drain = match self.phase {
-            Phase::Draining { deadline } => deadline,
-            Phase::Serving | Phase::Finished => None,
-        };
-        [self.acceptor.retry_at(), self.next_period, drain]
-    }
-
-    fn is_draining(&self) -> bool {
-        matches!(self.phase, Phase::Draining { .. })
     }
 }
 
@@ -316,7 +238,7 @@ impl<O: Observer> Server<O> {
     /// - The poll itself fails, which no peer can cause.
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Turn> {
         let timeout = self.run_timers(timeout);
-        if let Phase::Finished = self.echo.core.phase {
+        if self.echo.core.phase.is_finished() {
             return Ok(Turn::Finished);
         }
         self.wait(timeout)?;
@@ -326,13 +248,13 @@ impl<O: Observer> Server<O> {
         self.reactor.serve(self.echo.core.config.reads_per_turn, &mut self.echo);
         self.resume_listeners();
         if self.echo.core.connections == 0 {
-            if self.echo.core.is_draining() {
-                self.finish(CloseReason::Drained);
+            if self.echo.core.phase.is_draining() {
+                self.echo.finish(&mut self.reactor, CloseReason::Drained);
             } else if self.echo.core.connections_peak > 0 {
                 self.trim();
             }
         }
-        Ok(if let Phase::Finished = self.echo.core.phase { Turn::Finished } else { Turn::Running })
+        Ok(if self.echo.core.phase.is_finished() { Turn::Finished } else { Turn::Running })
     }
 
     /// Waits for events, at most for `timeout`. Polls without blocking first, for the configured time.
@@ -359,8 +281,8 @@ impl<O: Observer> Server<O> {
     #[cold]
     fn handle_command(&mut self) {
         match (self.echo.core.handle.command(), self.echo.core.phase) {
-            (Command::Drain, Phase::Serving) => self.begin_drain(),
-            (Command::Stop, _) => self.finish(CloseReason::Stopped),
+            (Command::Drain, Phase::Serving) => self.echo.begin_drain(&mut self.reactor),
+            (Command::Stop, _) => self.echo.finish(&mut self.reactor, CloseReason::Stopped),
             _ => {}
         }
     }
@@ -380,10 +302,8 @@ impl<O: Observer> Server<O> {
         if is_expired(self.echo.core.next_period) {
             self.end_period(now);
         }
-        if let Phase::Draining { deadline } = self.echo.core.phase
-            && is_expired(deadline)
-        {
-            self.finish(CloseReason::Cut);
+        if is_expired(self.echo.core.phase.deadline()) {
+            self.echo.finish(&mut self.reactor, CloseReason::Cut);
         }
         self.resume_listeners();
         let wait = self.echo.core.earliest_deadline().map(|at| at.saturating_duration_since(now));
@@ -399,7 +319,7 @@ impl<O: Observer> Server<O> {
 
     /// Looks for connections on which no byte has moved.
     fn end_period(&mut self, now: Instant) {
-        let period = if self.echo.core.is_draining() {
+        let period = if self.echo.core.phase.is_draining() {
             drain::end_silent(&mut self.reactor);
             Some(DRAIN_PERIOD)
         } else {
@@ -411,40 +331,6 @@ impl<O: Observer> Server<O> {
         self.echo.core.next_period = period.filter(|_| self.echo.core.connections > 0).map(|period| now + period);
     }
 
-    /// Accepts the connections that wait, closes the listeners, and looks for silent connections from now on.
-    fn begin_drain(&mut self) {
-        let backlog = self.echo.core.config.backlog as usize;
-        for index in 0..self.echo.core.acceptor.listener_count() {
-            self.echo.accept(&mut self.reactor, index, backlog);
-        }
-        self.close_listeners();
-        drain::begin(&mut self.reactor);
-        let now = Instant::now();
-        self.echo.core.phase = Phase::Draining { deadline: now.checked_add(self.echo.core.config.drain_timeout) };
-        self.echo.core.next_period = Some(now + DRAIN_PERIOD);
-    }
-
-    fn close_listeners(&mut self) {
-        for mut listener in self.echo.core.acceptor.close() {
-            self.reactor.remove(listener.key);
-            if let Err(error) = self.reactor.deregister(&mut listener.socket) {
-                log::debug!(target: LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
-            }
-        }
-    }
-
-    /// Closes every socket.
-    fn finish(&mut self, reason: CloseReason) {
-        self.echo.core.phase = Phase::Finished;
-        self.echo.core.next_period = None;
-        self.close_listeners();
-        let keys: Vec<_> = self.reactor.iter_mut().map(|(key, _)| key).collect();
-        for key in keys {
-            self.echo.close(&mut self.reactor, key, reason);
-        }
-        self.reactor.shrink_to_fit();
-    }
-
     /// Returns memory to the system when the last connection of a peak has closed.
     fn trim(&mut self) {
         if self.echo.core.connections_peak >= TRIM_THRESHOLD {
@@ -454,113 +340,9 @@ impl<O: Observer> Server<O> {
     }
 }
 
-impl<O: Observer> Handler<Entry> for Echo<O> {
-    type Act = Act;
-
-    #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
-    #[inline(always)]
-    fn ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
-        let (connection, address) = match entry {
-            Entry::Connection { connection, address } => (connection, &*address),
-            Entry::Listener(index) => return self.on_listener_ready(*index),
-        };
-        let peer = || Peer::new(key, *address);
-        let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
-        match connection.serve_socket(ready, &mut self.core.buffer, &mut tally) {
-            Outcome::Wait => Next::Wait,
-            Outcome::Again => Next::Again,
-            Outcome::Ended => {
-                self.observer.ended(peer());
-                let is_drained = connection.is_discarding();
-                Next::Act(Act::Close(if is_drained { CloseReason::Drained } else { CloseReason::EndOfStream }))
-            }
-            Outcome::Failed(kind) => Next::Act(Act::Close(kind.into())),
-        }
-    }
-
-    fn act(&mut self, reactor: &mut Reactor<Entry>, key: usize, act: Act) -> Next<Infallible> {
-        match act {
-            Act::Accept(index) => self.accept(reactor, index as usize, self.core.config.accepts_per_turn),
-            Act::Close(reason) => self.close(reactor, key, reason),
-        }
-        Next::Wait
-    }
-}
-
-impl<O: Observer> Echo<O> {
-    #[cold]
-    fn on_listener_ready(&mut self, index: u32) -> Next<Act> {
-        if self.core.acceptor.is_backing_off() {
-            self.core.acceptor.pause();
-            return Next::Wait;
-        }
-        Next::Act(Act::Accept(index))
-    }
-
-    /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
-    fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
-        let Core { acceptor, config, handle, connections, connections_peak, next_period, .. } = &mut self.core;
-        acceptor.accept(index, attempts, config.max_connections - *connections, |stream, address| {
-            if !ACCEPTED_INHERITS {
-                listen::set_connection_options(&SockRef::from(&stream), config)?;
-            }
-            let key = reactor.insert(stream, INTEREST, |stream| Entry::Connection {
-                connection: Connection::new(Socket(stream)),
-                address,
-            })?;
-            *connections += 1;
-            *connections_peak = (*connections_peak).max(*connections);
-            handle.counters().accepted.add(1);
-            self.observer.opened(Peer::new(key, address));
-            if next_period.is_none() {
-                *next_period = config.idle_period().map(|period| Instant::now() + period);
-            }
-            Ok(())
-        });
-    }
-
-    /// Counts and reports the reason, then closes. The key is free from the next turn on.
-    fn close(&mut self, reactor: &mut Reactor<Entry>, key: usize, reason: CloseReason) {
-        if let Some(Entry::Connection { connection, address }) = reactor.remove(key) {
-            self.core.connections -= 1;
-            self.core.handle.counters().closed(reason).add(1);
-            self.observer.closed(Peer::new(key, address), reason);
-            drop(connection);
-            self.core.acceptor.resume();
-        }
-    }
-}
-
 impl<O> AsFd for Server<O> {
     /// Returns the poll's descriptor, which is readable while there are events. See [`Server::next_deadline`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reactor.as_fd()
-    }
-}
-
-/// Counts the bytes that a connection moves, and passes those that it receives to the observer.
-struct Tally<'a, P, O> {
-    counters: &'a Counters,
-    /// Called only where an observer looks at the peer.
-    peer: P,
-    observer: &'a mut O,
-}
-
-impl<P: Fn() -> Peer, O: Observer> Sink for Tally<'_, P, O> {
-    #[inline]
-    fn received(&mut self, data: &[u8]) {
-        self.counters.bytes_in.add(data.len());
-        self.observer.received((self.peer)(), data);
-    }
-
-    #[cold]
-    fn discarded(&mut self, length: usize) {
-        self.counters.bytes_in.add(length);
-        self.counters.discarded.add(length);
-    }
-
-    #[inline]
-    fn sent(&mut self, length: usize) {
-        self.counters.bytes_out.add(length);
     }
 }

@@ -1,7 +1,7 @@
 //! Finds connections on which no byte moves.
 
-use super::Entry;
 use super::config::IDLE_TICKS;
+use super::echo::Entry;
 use crate::reactor::Reactor;
 
 /// Counts a period for every connection, and returns the keys of those on which no byte has moved for the idle timeout.

@@ -1,8 +1,19 @@
-//! The counters, and a snapshot of them.
+//! The counters, a snapshot of them, and the report.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::observer::CloseReason;
+
+/// What a server has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The counters.
+    pub stats: Stats,
+    /// From the bind to the call of [`Server::report`](crate::Server::report).
+    pub elapsed: Duration,
+}
 
 /// The counters of a server since it was bound.
 ///

@@ -15,7 +15,8 @@ use mio::{Interest, Registry, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Connection, Handle, Outcome, Peer, Tally};
+use super::echo::Tally;
+use super::{Connection, Handle, Outcome, Peer};
 use crate::{Handler, INTEREST, Next, Reactor, Ready};
 
 const BUFFER_SIZE: usize = 4;
@@ -442,6 +443,6 @@ proptest! {
 #[test]
 #[cfg(all(not(debug_assertions), target_pointer_width = "64"))]
 fn an_entry_of_the_slab_takes_at_most_56_bytes() {
-    let bytes = Reactor::<super::Entry>::entry_size();
+    let bytes = Reactor::<super::echo::Entry>::entry_size();
     assert!(bytes <= 56, "{bytes} bytes");
 }

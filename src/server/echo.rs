@@ -1,0 +1,177 @@
+//! What serves the reactor's entries: accepts connections, echoes, closes.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use socket2::SockRef;
+
+use super::accept::Acceptor;
+use super::config::Config;
+use super::connection::{Connection, Outcome, Sink};
+use super::drain::Phase;
+use super::handle::Handle;
+use super::listen::{self, ACCEPTED_INHERITS};
+use super::observer::{CloseReason, Observer, Peer};
+use super::stats::Counters;
+use crate::reactor::{Handler, INTEREST, Next, Reactor};
+use crate::ready::Ready;
+use crate::socket::Socket;
+
+/// What serves the reactor's entries.
+#[derive(Debug)]
+pub(super) struct Echo<O> {
+    pub(super) core: Core,
+    pub(super) observer: O,
+}
+
+/// What a server consists of, its reactor and its observer apart.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) config: Config,
+    pub(super) local_addrs: Vec<SocketAddr>,
+    pub(super) acceptor: Acceptor,
+    /// The buffer of every read: a connection has none of its own.
+    pub(super) buffer: Box<[u8]>,
+    /// Open connections.
+    pub(super) connections: usize,
+    /// The most that were open since none was.
+    pub(super) connections_peak: usize,
+    pub(super) phase: Phase,
+    /// When to look for connections on which no byte moves.
+    pub(super) next_period: Option<Instant>,
+    pub(super) started: Instant,
+    pub(super) handle: Handle,
+}
+
+/// The value under a key.
+///
+/// Its size is what an idle connection costs. What a listener needs is in the [`Acceptor`].
+#[derive(Debug)]
+pub(super) enum Entry {
+    Listener(u32),
+    Connection { connection: Connection<Socket>, address: SocketAddr },
+}
+
+/// What needs the whole reactor.
+#[derive(Debug)]
+pub(super) enum Act {
+    Accept(u32),
+    Close(CloseReason),
+}
+
+impl Core {
+    /// Returns the earliest deadline.
+    pub(super) fn earliest_deadline(&self) -> Option<Instant> {
+        self.deadlines().into_iter().flatten().min()
+    }
+
+    /// Returns every deadline that is set: the turn must not wait past one.
+    pub(super) fn deadlines(&self) -> [Option<Instant>; 3] {
+        [self.acceptor.retry_at(), self.next_period, self.phase.deadline()]
+    }
+}
+
+impl<O: Observer> Handler<Entry> for Echo<O> {
+    type Act = Act;
+
+    #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
+    #[inline(always)]
+    fn ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
+        let (connection, address) = match entry {
+            Entry::Connection { connection, address } => (connection, &*address),
+            Entry::Listener(index) => return self.on_listener_ready(*index),
+        };
+        let peer = || Peer::new(key, *address);
+        let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
+        match connection.serve_socket(ready, &mut self.core.buffer, &mut tally) {
+            Outcome::Wait => Next::Wait,
+            Outcome::Again => Next::Again,
+            Outcome::Ended => {
+                self.observer.ended(peer());
+                let is_drained = connection.is_discarding();
+                Next::Act(Act::Close(if is_drained { CloseReason::Drained } else { CloseReason::EndOfStream }))
+            }
+            Outcome::Failed(kind) => Next::Act(Act::Close(kind.into())),
+        }
+    }
+
+    fn act(&mut self, reactor: &mut Reactor<Entry>, key: usize, act: Act) -> Next<Infallible> {
+        match act {
+            Act::Accept(index) => self.accept(reactor, index as usize, self.core.config.accepts_per_turn),
+            Act::Close(reason) => self.close(reactor, key, reason),
+        }
+        Next::Wait
+    }
+}
+
+impl<O: Observer> Echo<O> {
+    #[cold]
+    fn on_listener_ready(&mut self, index: u32) -> Next<Act> {
+        if self.core.acceptor.is_backing_off() {
+            self.core.acceptor.pause();
+            return Next::Wait;
+        }
+        Next::Act(Act::Accept(index))
+    }
+
+    /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
+    pub(super) fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
+        let Core { acceptor, config, handle, connections, connections_peak, next_period, .. } = &mut self.core;
+        acceptor.accept(index, attempts, config.max_connections - *connections, |stream, address| {
+            if !ACCEPTED_INHERITS {
+                listen::set_connection_options(&SockRef::from(&stream), config)?;
+            }
+            let key = reactor.insert(stream, INTEREST, |stream| Entry::Connection {
+                connection: Connection::new(Socket(stream)),
+                address,
+            })?;
+            *connections += 1;
+            *connections_peak = (*connections_peak).max(*connections);
+            handle.counters().accepted.add(1);
+            self.observer.opened(Peer::new(key, address));
+            if next_period.is_none() {
+                *next_period = config.idle_period().map(|period| Instant::now() + period);
+            }
+            Ok(())
+        });
+    }
+
+    /// Counts and reports the reason, then closes. The key is free from the next turn on.
+    pub(super) fn close(&mut self, reactor: &mut Reactor<Entry>, key: usize, reason: CloseReason) {
+        if let Some(Entry::Connection { connection, address }) = reactor.remove(key) {
+            self.core.connections -= 1;
+            self.core.handle.counters().closed(reason).add(1);
+            self.observer.closed(Peer::new(key, address), reason);
+            drop(connection);
+            self.core.acceptor.resume();
+        }
+    }
+}
+
+/// Counts the bytes that a connection moves, and passes those that it receives to the observer.
+pub(super) struct Tally<'a, P, O> {
+    pub(super) counters: &'a Counters,
+    /// Called only where an observer looks at the peer.
+    pub(super) peer: P,
+    pub(super) observer: &'a mut O,
+}
+
+impl<P: Fn() -> Peer, O: Observer> Sink for Tally<'_, P, O> {
+    #[inline]
+    fn received(&mut self, data: &[u8]) {
+        self.counters.bytes_in.add(data.len());
+        self.observer.received((self.peer)(), data);
+    }
+
+    #[cold]
+    fn discarded(&mut self, length: usize) {
+        self.counters.bytes_in.add(length);
+        self.counters.discarded.add(length);
+    }
+
+    #[inline]
+    fn sent(&mut self, length: usize) {
+        self.counters.bytes_out.add(length);
+    }
+}
