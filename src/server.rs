@@ -25,10 +25,11 @@ use mio::net::TcpListener;
 use socket2::SockRef;
 
 use self::accept::{Acceptor, Listener};
-use self::config::{DRAIN_PERIOD, TRIM_THRESHOLD};
+use self::config::TRIM_THRESHOLD;
 use self::drain::Phase;
 use self::echo::{Core, Echo, Entry};
 use self::handle::Command;
+use self::idle::Visit;
 use self::listen::ACCEPTED_INHERITS;
 use crate::reactor::Reactor;
 
@@ -144,7 +145,7 @@ impl Server {
             connections: 0,
             connections_peak: 0,
             phase: Phase::Serving,
-            next_period: None,
+            hand: None,
             started: Instant::now(),
             handle,
         };
@@ -299,8 +300,8 @@ impl<O: Observer> Server<O> {
         if is_expired(self.echo.core.acceptor.retry_at()) {
             self.echo.core.acceptor.resume();
         }
-        if is_expired(self.echo.core.next_period) {
-            self.end_period(now);
+        if is_expired(self.echo.core.hand.map(|hand| hand.deadline())) {
+            self.advance_hand(now);
         }
         if is_expired(self.echo.core.phase.deadline()) {
             self.echo.finish(&mut self.reactor, CloseReason::Cut);
@@ -317,18 +318,25 @@ impl<O: Observer> Server<O> {
         }
     }
 
-    /// Looks for connections on which no byte has moved.
-    fn end_period(&mut self, now: Instant) {
-        let period = if self.echo.core.phase.is_draining() {
-            drain::end_silent(&mut self.reactor);
-            Some(DRAIN_PERIOD)
-        } else {
-            for key in idle::find_idle(&mut self.reactor) {
+    /// Visits the next connections, and ends those that are silent.
+    fn advance_hand(&mut self, now: Instant) {
+        let Some(hand) = &mut self.echo.core.hand else { return };
+        let (is_draining, rounds) = (self.echo.core.phase.is_draining(), hand.rounds());
+        let silent = hand.advance(now, &mut self.reactor, |entry| match entry {
+            Entry::Connection { connection, .. } if is_draining => idle::visit_draining(connection, rounds),
+            Entry::Connection { connection, .. } => idle::visit(connection),
+            Entry::Listener(_) => Visit::Wait,
+        });
+        for key in silent {
+            if is_draining {
+                self.reactor.get_mut(key).map(drain::send_fin);
+            } else {
                 self.echo.close(&mut self.reactor, key, CloseReason::Idle);
             }
-            self.echo.core.config.idle_period()
-        };
-        self.echo.core.next_period = period.filter(|_| self.echo.core.connections > 0).map(|period| now + period);
+        }
+        if self.echo.core.connections == 0 {
+            self.echo.core.hand = None;
+        }
     }
 
     /// Returns memory to the system when the last connection of a peak has closed.

@@ -9,12 +9,13 @@ use crate::reactor::EVENTS_MAX;
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Shortest time between two warnings of one kind.
 pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// How often a drain looks for silent connections.
+/// How long the hand takes for a round while a server drains.
 pub(super) const DRAIN_PERIOD: Duration = Duration::from_millis(50);
-/// Drain periods without a byte after which a connection is silent: at least 100 ms.
-pub(super) const DRAIN_TICKS: u8 = 3;
-/// Idle periods in `idle_timeout`: a connection is closed after one more.
-pub(super) const IDLE_TICKS: u8 = 4;
+/// Visits without a byte after which a connection is silent in a drain: they span at least 100 ms.
+pub(super) const DRAIN_TICKS: u8 = 4;
+/// Visits without a byte after which a connection is idle: they span at least `idle_timeout`, and at most an eighth more.
+pub(super) const IDLE_TICKS: u8 = 18;
+
 /// Fewest connections in a peak whose memory is returned to the system: a smaller one leaves little, and may recur often.
 pub(super) const TRIM_THRESHOLD: usize = 256;
 
@@ -50,7 +51,7 @@ pub struct Config {
     pub spin: Duration,
     /// Grace period after a drain begins; connections still open after it are closed. Default 5 s.
     pub drain_timeout: Duration,
-    /// Closes a connection on which no byte has moved for this long, at most a quarter later. Default none.
+    /// Closes a connection on which no byte has moved for this long, at most an eighth later. Default none.
     pub idle_timeout: Option<Duration>,
     /// Bytes of each connection's receive buffer in the kernel (`SO_RCVBUF`, socket(7), which doubles it). Default: the system's.
     pub recv_buffer: Option<usize>,
@@ -107,8 +108,8 @@ impl Config {
         Ok(())
     }
 
-    /// Returns how often idle connections are looked for, if they are limited.
+    /// Returns how long the hand takes for a round while a server looks for idle connections.
     pub(super) fn idle_period(&self) -> Option<Duration> {
-        Some(self.idle_timeout? / u32::from(IDLE_TICKS))
+        Some(self.idle_timeout? / u32::from(IDLE_TICKS - 2))
     }
 }

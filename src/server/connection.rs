@@ -358,11 +358,6 @@ impl<S> Connection<S> {
         self.idle_ticks = self.idle_ticks.saturating_add(1);
         self.idle_ticks
     }
-
-    /// Resets the idle counter.
-    pub fn reset_idle(&mut self) {
-        self.idle_ticks = 0;
-    }
 }
 
 #[inline]

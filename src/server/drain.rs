@@ -3,8 +3,9 @@
 use std::net::Shutdown;
 use std::time::Instant;
 
-use super::config::{DRAIN_PERIOD, DRAIN_TICKS};
+use super::config::DRAIN_PERIOD;
 use super::echo::{Echo, Entry};
+use super::idle::Hand;
 use super::observer::{CloseReason, Observer};
 use crate::log_target::LOG_TARGET;
 use crate::reactor::Reactor;
@@ -40,10 +41,9 @@ impl<O: Observer> Echo<O> {
             self.accept(reactor, index, backlog);
         }
         self.close_listeners(reactor);
-        reset_idle(reactor);
         let now = Instant::now();
         self.core.phase = Phase::Draining { deadline: now.checked_add(self.core.config.drain_timeout) };
-        self.core.next_period = Some(now + DRAIN_PERIOD);
+        self.core.hand = Some(Hand::new(DRAIN_PERIOD, now, reactor));
     }
 
     fn close_listeners(&mut self, reactor: &mut Reactor<Entry>) {
@@ -58,7 +58,7 @@ impl<O: Observer> Echo<O> {
     /// Closes every socket.
     pub(super) fn finish(&mut self, reactor: &mut Reactor<Entry>, reason: CloseReason) {
         self.core.phase = Phase::Finished;
-        self.core.next_period = None;
+        self.core.hand = None;
         self.close_listeners(reactor);
         let keys: Vec<_> = reactor.iter_mut().map(|(key, _)| key).collect();
         for key in keys {
@@ -68,26 +68,14 @@ impl<O: Observer> Echo<O> {
     }
 }
 
-/// Begins to count each connection's silence.
-fn reset_idle(reactor: &mut Reactor<Entry>) {
-    for (_, entry) in reactor.iter_mut() {
-        if let Entry::Connection { connection, .. } = entry {
-            connection.reset_idle();
-        }
-    }
-}
-
-/// Counts a period for every connection, and sends FIN to each that is silent and has nothing pending.
+/// Sends FIN to a silent connection.
 ///
-/// What such a connection sends after that is read and discarded until its own FIN: closing a socket with unread input sends RST,
-/// which destroys the echo that is on its way (RFC 1122, 4.2.2.13).
-pub(super) fn end_silent(reactor: &mut Reactor<Entry>) {
-    for (_, entry) in reactor.iter_mut() {
-        let Entry::Connection { connection, .. } = entry else { continue };
-        if connection.tick_idle() >= DRAIN_TICKS && connection.pending() == 0 && !connection.is_discarding() {
-            // ENOTCONN: the peer has gone, and the read that follows returns how.
-            let _ = connection.get_ref().0.shutdown(Shutdown::Write);
-            connection.discard();
-        }
+/// What it sends after that is read and discarded until its own FIN: closing a socket with unread input sends RST, which destroys
+/// the echo that is on its way (RFC 1122, 4.2.2.13).
+pub(super) fn send_fin(entry: &mut Entry) {
+    if let Entry::Connection { connection, .. } = entry {
+        // ENOTCONN: the peer has gone, and the read that follows returns how.
+        let _ = connection.get_ref().0.shutdown(Shutdown::Write);
+        connection.discard();
     }
 }

@@ -11,6 +11,7 @@ use super::config::Config;
 use super::connection::{Connection, Outcome, Sink};
 use super::drain::Phase;
 use super::handle::Handle;
+use super::idle::Hand;
 use super::listen::{self, ACCEPTED_INHERITS};
 use super::observer::{CloseReason, Observer, Peer};
 use super::stats::Counters;
@@ -38,8 +39,8 @@ pub(super) struct Core {
     /// The most that were open since none was.
     pub(super) connections_peak: usize,
     pub(super) phase: Phase,
-    /// When to look for connections on which no byte moves.
-    pub(super) next_period: Option<Instant>,
+    /// Finds connections on which no byte moves, if there are any to find.
+    pub(super) hand: Option<Hand>,
     pub(super) started: Instant,
     pub(super) handle: Handle,
 }
@@ -68,7 +69,7 @@ impl Core {
 
     /// Returns every deadline that is set: the turn must not wait past one.
     pub(super) fn deadlines(&self) -> [Option<Instant>; 3] {
-        [self.acceptor.retry_at(), self.next_period, self.phase.deadline()]
+        [self.acceptor.retry_at(), self.hand.map(|hand| hand.deadline()), self.phase.deadline()]
     }
 }
 
@@ -117,7 +118,7 @@ impl<O: Observer> Echo<O> {
 
     /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
     pub(super) fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
-        let Core { acceptor, config, handle, connections, connections_peak, next_period, .. } = &mut self.core;
+        let Core { acceptor, config, handle, connections, connections_peak, hand, .. } = &mut self.core;
         acceptor.accept(index, attempts, config.max_connections - *connections, |stream, address| {
             if !ACCEPTED_INHERITS {
                 listen::set_connection_options(&SockRef::from(&stream), config)?;
@@ -130,8 +131,8 @@ impl<O: Observer> Echo<O> {
             *connections_peak = (*connections_peak).max(*connections);
             handle.counters().accepted.add(1);
             self.observer.opened(Peer::new(key, address));
-            if next_period.is_none() {
-                *next_period = config.idle_period().map(|period| Instant::now() + period);
+            if hand.is_none() {
+                *hand = config.idle_period().map(|period| Hand::new(period, Instant::now(), reactor));
             }
             Ok(())
         });
