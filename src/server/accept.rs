@@ -21,6 +21,8 @@ pub(super) struct Listener {
 #[derive(Debug)]
 pub(super) struct Acceptor {
     listeners: Vec<Listener>,
+    /// The listener to accept from first after a pause: the one after that which accepted last.
+    first: usize,
     /// Connections were left in a backlog until one closes, and no edge will announce them again.
     paused: bool,
     /// Connections were left in a backlog for the next turn.
@@ -39,7 +41,7 @@ enum Accepted {
     Connection(TcpStream, SocketAddr),
     Blocked,
     /// One connection failed, and is gone.
-    Skipped,
+    Skipped(io::Error),
     /// The listening socket or the system failed.
     Failed(io::Error),
 }
@@ -48,6 +50,7 @@ impl Acceptor {
     pub(super) fn new(listeners: Vec<Listener>) -> Self {
         Self {
             listeners,
+            first: 0,
             paused: false,
             unfinished: false,
             retry_at: None,
@@ -63,6 +66,8 @@ impl Acceptor {
 
     /// Accepts from listener `index` until `WouldBlock`, with at most `attempts` calls, while there is `room` for connections. Calls
     /// `admit` for each, which drops the connection if it returns an error.
+    ///
+    /// Backs off if every attempt failed: an error of single connections that lasts, such as `EPERM` of a filter, is the system's.
     pub(super) fn accept(
         &mut self,
         index: usize,
@@ -70,6 +75,7 @@ impl Acceptor {
         mut room: usize,
         mut admit: impl FnMut(TcpStream, SocketAddr) -> io::Result<()>,
     ) {
+        let (mut accepted, mut skipped) = (false, None);
         for _ in 0..attempts {
             if room == 0 {
                 return self.pause();
@@ -77,17 +83,22 @@ impl Acceptor {
             match accept(&self.listeners[index].socket) {
                 Accepted::Connection(stream, address) => {
                     self.exhausted = false;
+                    self.first = (index + 1) % self.listeners.len();
+                    accepted = true;
                     match admit(stream, address) {
                         Ok(()) => room -= 1,
                         Err(error) => self.warn_dropped(address, &error),
                     }
                 }
-                Accepted::Skipped => {}
+                Accepted::Skipped(error) => skipped = Some(error),
                 Accepted::Blocked => return,
                 Accepted::Failed(error) => return self.back_off(index, &error),
             }
         }
-        self.unfinished = true;
+        match skipped {
+            Some(error) if !accepted => self.back_off(index, &error),
+            _ => self.unfinished = true,
+        }
     }
 
     /// Leaves what waits in the backlogs until a connection closes.
@@ -132,9 +143,12 @@ impl Acceptor {
     }
 
     /// Returns the keys of the listeners if the next turn must accept without an event, else none. The request is taken.
+    ///
+    /// Listeners take turns: with room for one connection the first in the order would starve the others.
     pub(super) fn take_unfinished(&mut self) -> impl Iterator<Item = usize> {
         let listeners = if std::mem::take(&mut self.unfinished) { &self.listeners[..] } else { &[] };
-        listeners.iter().map(|listener| listener.key)
+        let (after, before) = listeners.split_at(self.first.min(listeners.len()));
+        before.iter().chain(after).map(|listener| listener.key)
     }
 
     /// Gives up accepting, and returns the listening sockets.
@@ -147,7 +161,7 @@ fn accept(listener: &TcpListener) -> Accepted {
     match listener.accept() {
         Ok((stream, address)) => Accepted::Connection(stream, address),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Accepted::Blocked,
-        Err(error) if is_one_connections_own(&error) => Accepted::Skipped,
+        Err(error) if is_one_connections_own(&error) => Accepted::Skipped(error),
         Err(error) => Accepted::Failed(error),
     }
 }

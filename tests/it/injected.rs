@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 #[cfg(target_os = "linux")]
 use crate::support::limit_descriptors;
@@ -35,6 +36,23 @@ fn accept_errors_of_a_single_connection_are_ignored() {
     ] {
         let ended = serve_five_clients_with(&format!("accept4:error={error}:{EVERY_OTHER}"));
         assert_eq!(warnings(&ended), [""; 0], "{error}");
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn an_accept_error_that_lasts_is_logged_and_backed_off() {
+    for error in ["EPERM", "EOPNOTSUPP", "EINTR"] {
+        let trace = Scratch::new("strace");
+        let (mut server, address) = serve(&format!("accept4:error={error}"), &[], trace.path());
+        let waiting = connect(address);
+        server.line_with("cannot accept on 127.0.0.1:");
+        let calls = || fs::read_to_string(trace.path()).unwrap().matches("accept4(").count();
+        let (start, calls_before) = (Instant::now(), calls());
+        // Two bursts of 64, 100 ms apart.
+        eventually("two bursts", || calls() >= calls_before + 128);
+        assert!(start.elapsed() >= Duration::from_millis(100), "{error}: {:?}", start.elapsed());
+        drop(waiting);
     }
 }
 
