@@ -83,6 +83,29 @@ fn connections_above_max_connections_wait_in_the_backlog() {
 }
 
 #[test]
+fn at_max_connections_listening_addresses_take_turns() {
+    let mut config = Config::default();
+    config.max_connections = 1;
+    let addresses: [SocketAddr; 2] = ["127.0.0.1:0", "127.0.0.1:0"].map(|address| address.parse().unwrap());
+    let server = Server::bind(&addresses[..], config).unwrap().spawn().unwrap();
+    let [crowded, other] = [server.local_addrs()[0], server.local_addrs()[1]];
+    let is_accepted = |client: &TcpStream| server_end(client).is_some_and(|end| end.is_accepted);
+    let mut crowd: Vec<_> = (0..10).map(|_| connect(crowded)).collect();
+    eventually("one connection accepted", || crowd.iter().any(is_accepted));
+    let single = connect(other);
+
+    // Each close admits one connection.
+    let mut closed = 0;
+    while !is_accepted(&single) {
+        let accepted = crowd.iter().position(is_accepted).unwrap();
+        drop(crowd.remove(accepted));
+        closed += 1;
+        eventually("the next connection accepted", || is_accepted(&single) || crowd.iter().any(is_accepted));
+    }
+    assert!(closed <= 2, "{closed} connections of the other address came first");
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn accepting_resumes_when_the_descriptor_limit_is_raised() {
     let (server, accepted, mut waiting) = run_out_of_descriptors(3, 5);
