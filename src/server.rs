@@ -273,6 +273,9 @@ impl<O: Observer> Server<O> {
             if is_ready {
                 return Ok(true);
             }
+            if timeout.is_some_and(|timeout| elapsed >= timeout) {
+                return Ok(false);
+            }
             if elapsed >= spin {
                 return self.reactor.wait(timeout.map(|timeout| timeout.saturating_sub(elapsed)));
             }

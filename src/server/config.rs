@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::idle::LATENESS;
 use crate::reactor::EVENTS_MAX;
 
 /// How long accepting backs off after a failure that is not one connection's own.
@@ -13,8 +14,8 @@ pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(60);
 pub(super) const DRAIN_PERIOD: Duration = Duration::from_millis(50);
 /// Visits without a byte after which a connection is silent in a drain: they span at least 100 ms.
 pub(super) const DRAIN_TICKS: u8 = 4;
-/// Visits without a byte after which a connection is idle: they span at least `idle_timeout`, and at most an eighth more.
-pub(super) const IDLE_TICKS: u8 = 18;
+/// Visits without a byte after which a connection is idle: they span at least `idle_timeout`, and about a sixteenth more.
+pub(super) const IDLE_TICKS: u8 = 34;
 
 /// Fewest connections in a peak whose memory is returned to the system: a smaller one leaves little, and may recur often.
 pub(super) const TRIM_THRESHOLD: usize = 256;
@@ -110,6 +111,6 @@ impl Config {
 
     /// Returns how long the hand takes for a round while a server looks for idle connections.
     pub(super) fn idle_period(&self) -> Option<Duration> {
-        Some(self.idle_timeout? / u32::from(IDLE_TICKS - 2))
+        Some((self.idle_timeout? + LATENESS) / u32::from(IDLE_TICKS - 2))
     }
 }

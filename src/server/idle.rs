@@ -10,10 +10,12 @@ use crate::reactor::Reactor;
 /// Most entries of the slab that are visited in one turn.
 const SLICE: usize = 1024;
 
+/// How late a round may end without delaying the next: mio rounds a timeout up to a millisecond.
+pub(super) const LATENESS: Duration = Duration::from_millis(2);
+
 /// Visits every connection once a period, a slice of the slab at a time: no turn is longer for a million connections than for ten.
 ///
-/// A connection that is visited `n` times in a row has been there for at least `n - 2` periods: rounds last a period or more, and
-/// each has one visit.
+/// `n` visits of a connection span at least `n - 2` periods, less [`LATENESS`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hand {
     period: Duration,
@@ -37,9 +39,9 @@ pub(super) enum Visit {
 }
 
 impl Hand {
-    /// Begins a round at `now`.
-    pub(super) fn new(period: Duration, now: Instant, reactor: &Reactor<Entry>) -> Self {
-        Self { period, rounds: 1, start: now, next: 0, end: reactor.capacity().max(1) }
+    /// Begins a round at `start`.
+    pub(super) fn new(period: Duration, start: Instant, reactor: &Reactor<Entry>) -> Self {
+        Self { period, rounds: 1, start, next: 0, end: reactor.capacity().max(1) }
     }
 
     /// Returns how many rounds have begun.
@@ -73,7 +75,9 @@ impl Hand {
         }
         self.next = end_of_slice;
         if self.next == self.end {
-            *self = Self { rounds: self.rounds.saturating_add(1), ..Self::new(self.period, now, reactor) };
+            let due = self.start + self.period;
+            let start = if now.saturating_duration_since(due) <= LATENESS { due } else { now };
+            *self = Self { rounds: self.rounds.saturating_add(1), ..Self::new(self.period, start, reactor) };
         }
         silent
     }
