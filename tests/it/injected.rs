@@ -183,7 +183,7 @@ fn churn_pauses_after_a_failed_registration() {
     let report = Report::from_json(&ended.stdout[0]).unwrap();
     let [error] = &report.errors[..] else { panic!("not one error: {:?}", report.errors) };
     assert_eq!((report.verdict, error.phase), (Verdict::Fail, Phase::Connect));
-    // The pause is 10 ms (docs/load-testing.md).
+    // The pause is 10 ms (docs/reference.md).
     assert!((2..=51).contains(&error.count), "{error:?}");
 }
 
