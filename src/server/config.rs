@@ -17,6 +17,8 @@ pub(super) const DRAIN_TICKS: u8 = 4;
 /// Visits without a byte after which a connection is idle: they span at least `idle_timeout`, and about a sixteenth more.
 pub(super) const IDLE_TICKS: u8 = 34;
 
+/// A century: times of the clock and their sums stay in range.
+const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Fewest connections in a peak whose memory is returned to the system: a smaller one leaves little, and may recur often.
 pub(super) const TRIM_THRESHOLD: usize = 256;
 
@@ -111,6 +113,6 @@ impl Config {
 
     /// Returns how long the hand takes for a round while a server looks for idle connections.
     pub(super) fn idle_period(&self) -> Option<Duration> {
-        Some((self.idle_timeout? + LATENESS) / u32::from(IDLE_TICKS - 2))
+        Some((self.idle_timeout?.min(IDLE_TIMEOUT_MAX) + LATENESS) / u32::from(IDLE_TICKS - 2))
     }
 }

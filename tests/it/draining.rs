@@ -320,6 +320,20 @@ fn the_idle_timeout_closes_only_idle_connections() {
     assert_eq!(server.report().stats.closed.idle, 2);
 }
 
+#[test]
+fn the_longest_timeouts_close_nothing() {
+    let mut config = Config::default();
+    config.idle_timeout = Some(Duration::MAX);
+    config.drain_timeout = Duration::MAX;
+    let server = Server::bind("127.0.0.1:0", config).unwrap().spawn().unwrap();
+    let mut client = connect(server.local_addr());
+    assert_echoes(&mut client, b"hola");
+    server.handle().drain();
+    assert_ended(&mut client);
+    drop(client);
+    assert_eq!(server.join().unwrap().stats.closed.drained, 1);
+}
+
 /// Starts the binary on [`ADDRESS`].
 #[track_caller]
 fn serve(drain_timeout: Duration) -> (Process, SocketAddr) {
