@@ -85,6 +85,23 @@ impl Ready {
         self.0 & (Self::READ_CLOSED.0 | Self::PRIORITY.0) != 0
     }
 
+    /// Returns the flags of an event that reports an error, a closed direction or urgent data.
+    ///
+    /// An error or a closed direction makes the source readable and writable: the call that follows returns which.
+    #[cold]
+    fn from_rare(event: &Event) -> Self {
+        let readable = event.is_readable() || event.is_read_closed() || event.is_error();
+        let writable = event.is_writable() || event.is_write_closed() || event.is_error();
+        Self::READABLE.only_if(readable)
+            | Self::WRITABLE.only_if(writable)
+            | Self::READ_CLOSED.only_if(event.is_read_closed())
+            | Self::PRIORITY.only_if(event.is_priority())
+    }
+
+    fn only_if(self, condition: bool) -> Self {
+        if condition { self } else { Self::NONE }
+    }
+
     const fn contains(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
     }
@@ -99,23 +116,12 @@ impl BitOr for Ready {
 }
 
 impl From<&Event> for Ready {
-    /// An error or a closed direction makes the source readable and writable: the call that follows returns which.
     #[inline]
     fn from(event: &Event) -> Self {
-        let mut ready = Self::NONE;
-        if event.is_read_closed() {
-            ready = ready | Self::READ_CLOSED;
+        if event.is_error() || event.is_read_closed() || event.is_write_closed() || event.is_priority() {
+            return Self::from_rare(event);
         }
-        if event.is_priority() {
-            ready = ready | Self::PRIORITY;
-        }
-        if event.is_readable() || event.is_read_closed() || event.is_error() {
-            ready = ready | Self::READABLE;
-        }
-        if event.is_writable() || event.is_write_closed() || event.is_error() {
-            ready = ready | Self::WRITABLE;
-        }
-        ready
+        Self::READABLE.only_if(event.is_readable()) | Self::WRITABLE.only_if(event.is_writable())
     }
 }
 
