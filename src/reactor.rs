@@ -54,6 +54,10 @@ const WAKE: Token = Token(usize::MAX);
 /// Under it another wait costs under 1 % of what the calls cost, and over it what is newly ready would wait for too many of them.
 const CALLS_MAX: usize = 128;
 
+/// Values that there is room for at the start. The pages of this one block cost memory only once they are used; a slab that grows from
+/// nothing leaves its earlier blocks to the allocator, 10 bytes a connection at 10,000 (docs/benchmarks-tried.md).
+const INITIAL_CAPACITY: usize = 4096;
+
 /// Largest number of events that a wait can take.
 pub(crate) const EVENTS_MAX: usize = 1 << 20;
 
@@ -191,7 +195,7 @@ impl<T> Reactor<T> {
             events_served: 0,
             events_left: false,
             batch_full: false,
-            slots: Slab::new(),
+            slots: Slab::with_capacity(INITIAL_CAPACITY),
             run_queue: VecDeque::new(),
             freed: Vec::new(),
         })
