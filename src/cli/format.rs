@@ -69,9 +69,15 @@ pub(super) fn abbreviate(items: &[impl ToString]) -> String {
     }
 }
 
-/// Replaces control characters in text from a file or a command line: it cannot move the cursor.
+/// Replaces characters in text from a file or a command line with which it could move the cursor or reorder what a terminal shows,
+/// and those that XML forbids.
 pub(super) fn strip_control(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
+    let is_replaced = |character: char| {
+        character.is_control()
+            || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(character, '\u{fffe}' | '\u{ffff}')
+    };
+    text.replace(is_replaced, "\u{fffd}")
 }
 
 /// Joins words into lines of at most `width` characters.
@@ -119,6 +125,15 @@ mod tests {
         assert_eq!(plural(0, "error", "errors"), "0 errors");
         assert_eq!(plural(count(1000), "error", "errors"), "1,000 errors");
         assert_eq!(plural(number(1.5), "message", "messages"), "1.5 messages");
+    }
+
+    #[test]
+    fn characters_that_act_on_a_terminal_are_replaced() {
+        for character in
+            ['\u{1b}', '\n', '\u{7f}', '\u{9b}', '\u{2028}', '\u{202e}', '\u{2066}', '\u{fffe}', '\u{ffff}']
+        {
+            assert_eq!(strip_control(&format!("ñ{character}€")), "ñ\u{fffd}€", "{character:?}");
+        }
     }
 
     #[test]

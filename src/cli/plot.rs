@@ -344,7 +344,7 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
 
 /// Splits the timeline where seconds are missing.
 fn unbroken(timeline: &[Sample]) -> impl Iterator<Item = &[Sample]> {
-    timeline.chunk_by(|point, next| next.t == point.t + 1)
+    timeline.chunk_by(|point, next| Some(next.t) == point.t.checked_add(1))
 }
 
 /// Returns 1, 2 or 5 times a power of ten that is whole and at least `least`.
@@ -415,9 +415,10 @@ mod tests {
 
     #[test]
     fn labels_are_escaped_in_the_svg() {
-        let svg = plot(&example_with(|json| json["config"]["labels"] = serde_json::json!({"a": "</text>\u{1b}&"})));
+        let svg =
+            plot(&example_with(|json| json["config"]["labels"] = serde_json::json!({"a": "</text>\u{1b}&\u{fffe}"})));
         let svg = svg.unwrap();
-        assert!(svg.contains("a=&lt;/text&gt;\u{fffd}&amp;"), "{svg}");
+        assert!(svg.contains("a=&lt;/text&gt;\u{fffd}&amp;\u{fffd}"), "{svg}");
     }
 
     #[test]

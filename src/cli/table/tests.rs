@@ -163,3 +163,46 @@ fn a_window_of_zero_length_is_not_printed() {
     assert!(!has_window(|json| json["connections"]["verified"] = 0.into(), "10 s"));
     assert!(!has_window(|json| json["phases_s"]["measure"] = 0.into(), "0 µs"));
 }
+
+/// Calls `call` with the document for each of its values and each extreme, which takes the place of the value.
+fn each_leaf(report: &Value, call: &mut dyn FnMut(&Value)) {
+    fn paths(value: &Value, path: &str, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                fields.iter().for_each(|(key, value)| paths(value, &format!("{path}/{key}"), found));
+            }
+            Value::Array(items) => {
+                items.iter().enumerate().for_each(|(index, item)| paths(item, &format!("{path}/{index}"), found));
+            }
+            _ => found.push(path.to_owned()),
+        }
+    }
+    let mut found = Vec::new();
+    paths(report, "", &mut found);
+    for path in found {
+        for extreme in
+            [json!(u64::MAX), json!(0), json!(-1), json!(f64::MAX), json!(-f64::MAX), json!(5e-324), Value::Null]
+        {
+            let mut changed = report.clone();
+            if let Some(leaf) = changed.pointer_mut(&path) {
+                *leaf = extreme;
+            }
+            call(&changed);
+        }
+    }
+}
+
+#[test]
+fn no_number_of_a_file_overflows() {
+    let json = serde_json::to_value(example()).unwrap();
+    each_leaf(&json, &mut |changed| {
+        let Ok(report) = Report::from_json(&changed.to_string()) else { return };
+        let mut other = report.clone();
+        other.run_id.push('2');
+        if let Ok(merged) = ecoloop::load::merge(&[("a".to_owned(), report), ("b".to_owned(), other)], &[]) {
+            let _ = table(&merged);
+            let _ = crate::cli::plot::plot(&merged);
+            let _ = merged.to_json();
+        }
+    });
+}
