@@ -2,7 +2,7 @@
 
 #[cfg(feature = "load")]
 mod doctor;
-#[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only the plurals"))]
+#[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only a part"))]
 mod format;
 #[cfg(feature = "load")]
 mod load;
@@ -71,8 +71,10 @@ fn usage_error(subcommand: &str, reason: &str) -> ! {
 }
 
 /// Prints a line on standard error, and ignores that it cannot: `eprintln!` panics if standard error is closed or full.
+///
+/// The line may contain text from a file, or the name of one.
 pub(crate) fn print_error(line: &str) {
-    let _ = writeln!(std::io::stderr(), "ecoloop: {line}");
+    let _ = writeln!(std::io::stderr(), "ecoloop: {}", format::strip_control(line));
 }
 
 /// Returns the exit status of a verdict.

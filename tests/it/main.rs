@@ -16,6 +16,8 @@ mod library;
 #[cfg(feature = "load")]
 mod load;
 mod logging;
+#[cfg(feature = "load")]
+mod merge;
 mod narration;
 mod reactor;
 mod scale;

@@ -114,6 +114,18 @@ pub(crate) fn ecoloop(arguments: &[&str]) -> Command {
     command
 }
 
+/// Returns `command` with `kib` KiB of address space (`ulimit -v`): what it cannot allocate fails.
+pub(crate) fn limited(kib: u64, command: &Command) -> Command {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit -v {kib} && exec \"$0\" \"$@\"")]);
+    limited.arg(command.get_program()).args(command.get_args());
+    for name in ["LC_ALL", "LC_MESSAGES", "LANG"] {
+        limited.env_remove(name);
+    }
+    limited.stdin(Stdio::null());
+    limited
+}
+
 impl Process {
     /// Starts `command`, and reads its standard output and error.
     #[track_caller]

@@ -6,11 +6,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 
 use crate::load::error::{ErrorName, Phase};
 
 /// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";
+
+/// The field that says whether the others are those of [`Report`].
+#[derive(Deserialize)]
+struct Header {
+    schema: Option<String>,
+}
 
 /// The results of a run, or of several merged runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,15 +84,18 @@ impl Report {
     /// - `InvalidData`: `text` is not JSON, is not of this schema, or a field is missing or of another type.
     pub fn from_json(text: &str) -> io::Result<Self> {
         let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
-        let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|error| invalid(format!("not a JSON document: {error}")))?;
-        // Before the fields: another schema would fail with a missing field, which misleads.
-        match value.get("schema").and_then(serde_json::Value::as_str) {
+        // Before the other fields: another schema would fail with a missing field, which misleads. Fields that are not of the type
+        // are skipped without being kept, so that the memory is in proportion to the text.
+        let header: Header = serde_json::from_str(text).map_err(|error| match error.classify() {
+            Category::Data => invalid(format!("not a report: {error}")),
+            _ => invalid(format!("not a JSON document: {error}")),
+        })?;
+        match header.schema.as_deref() {
             Some(SCHEMA) => {}
             Some(schema) => return Err(invalid(format!("schema is {schema:?}, expected {SCHEMA:?}"))),
             None => return Err(invalid("not a report: no field \"schema\"".to_owned())),
         }
-        serde_json::from_value(value).map_err(|error| invalid(format!("not a report: {error}")))
+        serde_json::from_str(text).map_err(|error| invalid(format!("not a report: {error}")))
     }
 
     /// Returns the report as one line of JSON.
@@ -522,7 +532,8 @@ pub(super) mod tests {
             ("", "not a JSON document: EOF while parsing a value at line 1 column 0"),
             ("{}", r#"not a report: no field "schema""#),
             (r#"{"schema":"ecoloop.load/2"}"#, r#"schema is "ecoloop.load/2", expected "ecoloop.load/1""#),
-            (r#"{"schema":"ecoloop.load/1"}"#, "not a report: missing field `version`"),
+            (r#"{"schema":"ecoloop.load/1"}"#, "not a report: missing field `version` at line 1 column 27"),
+            (r#"{"schema":7}"#, "not a report: invalid type: integer `7`, expected a string at line 1 column 11"),
         ] {
             assert_eq!(Report::from_json(text).unwrap_err().to_string(), reason, "{text}");
         }

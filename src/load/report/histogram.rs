@@ -1,9 +1,10 @@
 //! A histogram of durations in microseconds.
 
-use std::io;
+use std::io::{self, Read};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use flate2::read::ZlibDecoder;
 use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
 
 use super::document::Summary;
@@ -12,6 +13,14 @@ const NANOSECONDS_A_MICROSECOND: u64 = 1000;
 /// An hour. A longer duration is recorded as an hour and counted as clipped.
 const MICROSECONDS_MAX: u64 = 3_600_000_000;
 const SIGNIFICANT_DIGITS: u8 = 3;
+/// The first bytes of a compressed V2 histogram, and of what is compressed.
+const COMPRESSED_COOKIE: [u8; 4] = 0x1c84_9314_u32.to_be_bytes();
+const COOKIE: [u8; 4] = 0x1c84_9313_u32.to_be_bytes();
+/// Bytes of the header of a V2 histogram, before its counts, each of at most [`COUNT_BYTES_MAX`] bytes.
+const HEADER_BYTES: usize = 40;
+const COUNT_BYTES_MAX: usize = 9;
+/// Largest number of values: V2 writes a count as a signed number.
+const COUNT_MAX: u64 = i64::MAX.cast_unsigned();
 
 /// Durations from 1 µs to 1 h with three significant digits, in about 190 kB of memory.
 #[derive(Clone, Debug)]
@@ -63,6 +72,11 @@ impl Histogram {
         self.record(nanoseconds);
     }
 
+    /// Returns whether there are too many values to be written.
+    pub(crate) fn is_overflowing(&self) -> bool {
+        self.count() > COUNT_MAX
+    }
+
     /// Adds every value of `other`.
     pub(crate) fn add(&mut self, other: &Self) {
         // It only fails if the range of `other` is larger, and all have the same.
@@ -105,12 +119,7 @@ impl Histogram {
         let mut histogram = Self { censored: summary.censored, clipped: summary.clipped, ..Self::new() };
         if let Some(text) = &summary.hdr_v2 {
             let bytes = STANDARD.decode(text).map_err(|error| invalid(format!("hdr_v2 is not base64: {error}")))?;
-            let values: hdrhistogram::Histogram<u64> = Deserializer::new()
-                .deserialize(&mut bytes.as_slice())
-                .map_err(|error| invalid(format!("hdr_v2 is not a histogram: {error}")))?;
-            if (values.low(), values.high(), values.sigfig()) != (1, MICROSECONDS_MAX, SIGNIFICANT_DIGITS) {
-                return Err(invalid("hdr_v2 has another range or precision".to_owned()));
-            }
+            let values = decode(&bytes, histogram.values.distinct_values()).map_err(invalid)?;
             histogram.values = values;
         }
         if histogram.count() != summary.count {
@@ -176,9 +185,42 @@ impl Histogram {
     }
 }
 
+/// Decodes a compressed V2 histogram of at most `counts` counts, whose range and precision must be those of [`Histogram::new`].
+///
+/// Checks the header first: the decoder allocates what it announces.
+fn decode(bytes: &[u8], counts: usize) -> Result<hdrhistogram::Histogram<u64>, String> {
+    let invalid = |reason: &str| format!("hdr_v2 is not a histogram: {reason}");
+    let compressed = bytes.strip_prefix(&COMPRESSED_COOKIE).and_then(|rest| rest.get(size_of::<u32>()..));
+    let compressed = compressed.ok_or_else(|| invalid("it does not begin as a compressed V2 histogram"))?;
+    let mut plain = Vec::new();
+    let most = HEADER_BYTES + counts * COUNT_BYTES_MAX;
+    let length = ZlibDecoder::new(compressed).take(most as u64 + 1).read_to_end(&mut plain);
+    let length = length.map_err(|error| invalid(&error.to_string()))?;
+    if length > most {
+        return Err(invalid("it has more counts than its range"));
+    }
+    let header = plain.first_chunk::<HEADER_BYTES>().filter(|header| header.starts_with(&COOKIE));
+    let header = header.ok_or_else(|| invalid("its header is not of V2"))?;
+    let counts_length = u32::try_from(length - HEADER_BYTES).unwrap_or(u32::MAX);
+    if header[4..8] != counts_length.to_be_bytes() {
+        return Err(invalid("its length is not the one that it announces"));
+    }
+    // The digits, the lowest and the highest value: other ones may need gigabytes.
+    let (digits, range) = (u32::from(SIGNIFICANT_DIGITS).to_be_bytes(), [1, MICROSECONDS_MAX].map(u64::to_be_bytes));
+    if (&header[12..16], &header[16..32]) != (&digits[..], range.as_flattened()) {
+        return Err("hdr_v2 has another range or precision".to_owned());
+    }
+    // As a number of zeros it is -2^63, whose negation overflows in the decoder.
+    if plain[HEADER_BYTES..].windows(COUNT_BYTES_MAX).any(|bytes| bytes == [u8::MAX; COUNT_BYTES_MAX]) {
+        return Err(invalid("a count is not possible"));
+    }
+    Deserializer::new().deserialize(&mut plain.as_slice()).map_err(|error| invalid(&error.to_string()))
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use flate2::read::ZlibEncoder;
     use proptest::prelude::*;
 
     use super::*;
@@ -254,6 +296,44 @@ mod tests {
             summary.hdr_v2 = Some(STANDARD.encode(bytes));
         });
         assert_eq!(message, "hdr_v2 has another range or precision");
+    }
+
+    /// Returns the summary of an encoded histogram with this header and these bytes of counts.
+    fn forged(length: u32, digits: u32, high: u64, counts: &[u8]) -> Summary {
+        let mut plain = [COOKIE, length.to_be_bytes(), [0; 4], digits.to_be_bytes()].concat();
+        plain.extend([1_u64.to_be_bytes(), high.to_be_bytes(), 1_f64.to_be_bytes()].concat());
+        plain.extend(counts);
+        let mut compressed = Vec::new();
+        ZlibEncoder::new(&plain[..], flate2::Compression::fast()).read_to_end(&mut compressed).unwrap();
+        let encoded = [&COMPRESSED_COOKIE, &u32::MAX.to_be_bytes()[..], &compressed].concat();
+        Summary { hdr_v2: Some(STANDARD.encode(encoded)), ..Summary::default() }
+    }
+
+    #[test]
+    fn a_header_that_announces_more_than_follows_is_rejected() {
+        let error = |length, digits, high, counts: &[u8]| {
+            Histogram::from_summary(&forged(length, digits, high, counts)).unwrap_err().to_string()
+        };
+        let digits = SIGNIFICANT_DIGITS.into();
+        let forged = "hdr_v2 is not a histogram: its length is not the one that it announces";
+        assert_eq!(error(u32::MAX, digits, MICROSECONDS_MAX, &[2]), forged);
+        let other = "hdr_v2 has another range or precision";
+        assert_eq!(error(1, 5, MICROSECONDS_MAX, &[2]), other);
+        assert_eq!(error(1, digits, u64::MAX / 2, &[2]), other);
+        let forged = "hdr_v2 is not a histogram: it has more counts than its range";
+        assert_eq!(error(10 << 20, digits, MICROSECONDS_MAX, &[2; 10 << 20]), forged);
+        let forged = "hdr_v2 is not a histogram: a count is not possible";
+        assert_eq!(error(9, digits, MICROSECONDS_MAX, &[u8::MAX; 9]), forged);
+    }
+
+    #[test]
+    fn any_bytes_of_counts_are_decoded_or_rejected() {
+        for length in 1..40_u32 {
+            for byte in [0, 1, 2, 0x7f, 0x80, 0xfe, 0xff] {
+                let counts = vec![byte; length as usize];
+                let _ = Histogram::from_summary(&forged(length, SIGNIFICANT_DIGITS.into(), MICROSECONDS_MAX, &counts));
+            }
+        }
     }
 
     proptest! {

@@ -27,7 +27,7 @@ const RUN_ID_SEPARATOR: char = '+';
 ///
 /// - `InvalidInput`: there is no report; the mode, loop or size of one differs from the first; a run occurs twice; or the
 ///   measured windows have less than 90 % of the longest in common. The message names the file.
-/// - `InvalidData`: a histogram is invalid.
+/// - `InvalidData`: a histogram is invalid, or the counts of all add up to over 2⁶³.
 pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Report> {
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
     let (first, _) = runs.split_first().ok_or_else(|| invalid("there is no report to merge".to_owned()))?;
@@ -211,23 +211,21 @@ fn summary(runs: &[(String, Report)], field: &str, of: fn(&Report) -> &Summary) 
         let histogram = Histogram::from_summary(of(run))
             .map_err(|error| io::Error::new(error.kind(), format!("{name}: {field}: {error}")))?;
         merged.add(&histogram);
+        if merged.is_overflowing() {
+            let reason = format!("{name}: {field}: the counts of the files add up to over 2^63");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
     }
     Ok(merged.summary())
 }
 
 fn errors(reports: &[&Report]) -> Vec<ErrorCount> {
-    let mut merged: Vec<ErrorCount> = Vec::new();
+    let mut merged: BTreeMap<_, ErrorCount> = BTreeMap::new();
     for error in reports.iter().flat_map(|run| &run.errors) {
-        let is_same = |other: &&mut ErrorCount| {
-            (other.phase, other.error, &other.errno) == (error.phase, error.error, &error.errno)
-        };
-        match merged.iter_mut().find(is_same) {
-            Some(same) => same.count = same.count.saturating_add(error.count),
-            None => merged.push(error.clone()),
-        }
+        let add = |sum: &mut ErrorCount| sum.count = sum.count.saturating_add(error.count);
+        merged.entry((error.phase, error.error, &error.errno)).and_modify(add).or_insert_with(|| error.clone());
     }
-    merged.sort_by(|a, b| (a.phase, a.error, &a.errno).cmp(&(b.phase, b.error, &b.errno)));
-    merged
+    merged.into_values().collect()
 }
 
 fn verify(reports: &[&Report]) -> Verify {
