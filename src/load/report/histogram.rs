@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(error(1, 5, MICROSECONDS_MAX, &[2]), other);
         assert_eq!(error(1, digits, u64::MAX / 2, &[2]), other);
         let forged = "hdr_v2 is not a histogram: it has more counts than its range";
-        assert_eq!(error(10 << 20, digits, MICROSECONDS_MAX, &[2; 10 << 20]), forged);
+        assert_eq!(error(10 << 20, digits, MICROSECONDS_MAX, &vec![2; 10 << 20]), forged);
         let forged = "hdr_v2 is not a histogram: a count is not possible";
         assert_eq!(error(9, digits, MICROSECONDS_MAX, &[u8::MAX; 9]), forged);
     }

@@ -75,6 +75,17 @@ impl Run {
 
 impl Diagnosis<'_> {
     pub(super) fn classify(&self) -> Corruption {
+        let corruption = self.classify_within();
+        // Bytes in place of others, and more after them.
+        let surplus = (self.evidence.len() as u64).saturating_sub(self.sent - self.offset);
+        if (corruption.lost_bytes, corruption.extra_bytes) == (0, 0) {
+            return Corruption { extra_bytes: surplus, ..corruption };
+        }
+        corruption
+    }
+
+    /// Classifies the bytes up to the end of what was sent.
+    fn classify_within(&self) -> Corruption {
         let runs = self.runs();
         let own = || runs.iter().filter(|run| !run.is_foreign);
         let Some(first) = runs.first() else { return self.guess() };
@@ -232,7 +243,7 @@ impl Diagnosis<'_> {
         if let Some(extra) = (1..length).find(continues) {
             return self.inserted(extra);
         }
-        if length == 1 || 2 * wrong_bytes <= length {
+        if length == 1 || 2 * wrong_bytes <= length.min(expected) {
             return flipped;
         }
         Corruption { wrong_bytes, ..self.corruption(FindingKind::Unknown) }

@@ -467,6 +467,29 @@ fn bytes_after_the_stream_are_classified() {
 }
 
 #[test]
+fn bytes_that_exceed_what_was_sent_are_extra_whatever_the_others_are() {
+    let sent = one(64);
+    let random = stream(&Pattern::new(2), 7, 0, 128);
+    let corruption = |came: Vec<u8>| {
+        let echo = Echo { sent: sent.clone(), came, reads: vec![200], end: End::Cut };
+        let Corruption { kind, wrong_bytes, extra_bytes, .. } = echo.corruption().unwrap();
+        (kind, wrong_bytes, extra_bytes)
+    };
+    let wrong = random.iter().zip(&sent.bytes).filter(|(came, sent)| came != sent).count() as u64;
+    assert_eq!(corruption(random.clone()), (FindingKind::Unknown, wrong, 64));
+    // A single wrong byte, and more bytes than were sent.
+    let mut flipped = [&sent.bytes[..], &random[..64]].concat();
+    flipped[20] ^= 1;
+    assert_eq!(corruption(flipped), (FindingKind::Flipped, 1, 64));
+    let mut short = one(12).bytes;
+    short[0] ^= 1;
+    let sent = one(12);
+    let echo = Echo { sent, came: [&short[..], &[1, 2, 3]].concat(), reads: vec![200], end: End::Cut };
+    let Corruption { kind, wrong_bytes, extra_bytes, .. } = echo.corruption().unwrap();
+    assert_eq!((kind, wrong_bytes, extra_bytes), (FindingKind::Flipped, 1, 3));
+}
+
+#[test]
 fn a_word_of_a_connection_never_opened_is_not_foreign() {
     let sent = one(128);
     let mut came = sent.bytes.clone();
