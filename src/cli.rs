@@ -1,5 +1,6 @@
 //! The command line and its subcommands.
 
+mod descriptors;
 #[cfg(feature = "load")]
 mod doctor;
 #[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only a part"))]

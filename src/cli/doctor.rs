@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use ecoloop::host::{Capacity, Limit, Plan, Purpose, limits};
+use ecoloop::host::{Capacity, Limit, Plan, Purpose, is_local, limits};
 use ecoloop::load::{SourceRange, count_pairs};
 
 use super::format::{self, plural};
@@ -40,7 +40,7 @@ pub(super) struct Arguments {
     #[arg(short, long, value_name = "COUNT", value_parser = count)]
     connections: u32,
 
-    /// Purpose of the connections [default: both on this machine]
+    /// Purpose of the connections [default: load if no ADDR is of this machine, else both]
     #[arg(long = "for", value_name = "PURPOSE")]
     purpose: Option<For>,
 
@@ -83,18 +83,15 @@ impl Arguments {
             count_pairs(&sources, &targets)
         };
         let pairs = pairs.unwrap_or_else(|reason| usage_error("doctor", &reason));
+        let is_remote = !targets.is_empty() && !targets.iter().any(|target| is_local(target.ip()));
         let purpose = match self.purpose {
             Some(For::Serve) => Purpose::Serve,
             Some(For::Load) => Purpose::Load,
+            // The server is on another machine.
+            None if is_remote => Purpose::Load,
             None => Purpose::Both,
         };
-        Ok(Plan {
-            connections: self.connections,
-            purpose,
-            sources: sources.len(),
-            pairs,
-            loopback: targets.iter().any(|target| target.ip().is_loopback()),
-        })
+        Ok(Plan { connections: self.connections, purpose, sources, targets, pairs, other_descriptors: None })
     }
 }
 
@@ -156,7 +153,14 @@ mod tests {
     use super::*;
 
     fn printed(connections: u32) -> (String, Vec<Limit>) {
-        let plan = Plan { connections, purpose: Purpose::Both, sources: 0, pairs: 1, loopback: false };
+        let plan = Plan {
+            connections,
+            purpose: Purpose::Both,
+            sources: Vec::new(),
+            targets: Vec::new(),
+            pairs: 1,
+            other_descriptors: None,
+        };
         let limits = limits(&plan);
         let mut out = Vec::new();
         print(&mut out, &plan, &limits).unwrap();

@@ -16,6 +16,7 @@ use ecoloop::load::{self, Close, Config, Interrupt, Mode, ProgressCell, Session,
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::descriptors;
 use super::format::plural;
 use super::progress::ProgressDisplay;
 use super::result_files::{self, REPORT};
@@ -25,6 +26,9 @@ use super::{exit_status, print_error, table, usage_error};
 const CONNECTIONS: &str = "Connections";
 const MESSAGES: &str = "Messages";
 const TIME: &str = "Time";
+
+/// Descriptors that a run opens besides its connections: its poll, its timer and its waker.
+const RUN_DESCRIPTORS: u64 = 3;
 
 const HELP: &str = "\
 ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
@@ -256,14 +260,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let config = arguments.config();
     config.validate().unwrap_or_else(|error| usage_error("load", &error.to_string()));
     let outputs = arguments.output.open()?;
-    rlimit::increase_nofile_limit(u64::MAX).map_err(|error| format!("cannot read the descriptor limit: {error}"))?;
-    if config.unresolved == 0 {
-        warn_of_limits(&config);
-    }
-
+    let descriptor_limit = descriptors::raise_limit(print_error);
     let interrupt = Interrupt::default();
     let (requests, requested) = mpsc::sync_channel(1);
     handle_signals(interrupt.clone(), requests.clone())?;
+    if config.unresolved == 0 {
+        warn_of_limits(&config, descriptor_limit);
+    }
     let progress = ProgressCell::default();
     // With --repeat, a redrawn line would mix with the messages about a window.
     let draw = !arguments.output.quiet && !arguments.repeat;
@@ -271,17 +274,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if arguments.repeat {
         thread::Builder::new().name("lines".to_owned()).spawn(move || read_lines(&requests))?;
         let verdict = Session::connect(config, &interrupt, &progress)
-            .map_err(Into::into)
+            .map_err(|error| with_hint(error).into())
             .and_then(|session| measure_repeatedly(session, &requested));
         display.finish();
         return Ok(exit_status(verdict?));
     }
     let report = load::run(config, &interrupt, &progress);
     display.finish();
-    let report = report?;
+    let report = report.map_err(with_hint)?;
     outputs.write(&report)?;
     advise(&report);
     Ok(exit_status(report.verdict))
+}
+
+/// Adds to an error of a run which options cause it.
+fn with_hint(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::OutOfMemory => {
+            io::Error::new(error.kind(), format!("{error}; choose smaller --connections or --pipeline"))
+        }
+        _ => error,
+    }
 }
 
 /// Starts a thread for SIGINT and SIGTERM: the first interrupts the run, which then reports; the second ends the process.
@@ -342,13 +355,14 @@ fn measure_repeatedly(mut session: Session, requested: &Receiver<io::Result<bool
 }
 
 /// Warns about system limits below what the run needs.
-fn warn_of_limits(config: &Config) {
+fn warn_of_limits(config: &Config, descriptor_limit: Option<u64>) {
     let plan = Plan {
         connections: config.connections,
         purpose: Purpose::Load,
-        sources: config.sources.len(),
+        sources: config.sources.clone(),
+        targets: config.targets.clone(),
         pairs: count_pairs(&config.sources, &config.targets).unwrap_or(1),
-        loopback: config.targets.iter().any(|target| target.ip().is_loopback()),
+        other_descriptors: descriptor_limit.and_then(descriptors::count_open).map(|open| open + RUN_DESCRIPTORS),
     };
     for warning in warnings(&plan) {
         print_error(&warning);
@@ -370,7 +384,10 @@ fn advise(report: &Report) {
     for error in &report.errors {
         let remedy = match error.error {
             ErrorName::NoDescriptors => "raise the descriptor limit (ulimit -n, ulimit -Hn)",
-            ErrorName::NoPorts => "add --source addresses or targets, or widen net.ipv4.ip_local_port_range",
+            ErrorName::NoPorts => {
+                "name this machine's own address with --source, whose ports in TIME_WAIT can be used again; or add addresses or \
+                 targets, or widen net.ipv4.ip_local_port_range"
+            }
             ErrorName::NotLocal => "use a --source that ip address lists, or add it with ip address add",
             ErrorName::NoMemory => "check net.ipv4.tcp_mem and the free memory",
             ErrorName::Refused => "no server listens there, or its backlog is full",

@@ -15,6 +15,7 @@ use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::descriptors;
 use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
 use super::values::{Address, SOCKETS, SocketArguments, count, size};
@@ -146,7 +147,7 @@ impl Arguments {
         let mut config = Config::default();
         config.buffer_size = self.buffer_size;
         config.backlog = self.backlog;
-        config.max_connections = self.max_connections()?;
+        config.max_connections = self.max_connections();
         config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
         config.recv_buffer = self.socket.recv_buffer;
@@ -161,17 +162,20 @@ impl Arguments {
     }
 
     /// Raises the soft descriptor limit to the hard one, and returns `--max-connections` or what that limit allows.
-    fn max_connections(&self) -> io::Result<usize> {
-        let limit = rlimit::increase_nofile_limit(u64::MAX)
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot read the descriptor limit: {error}")))?;
-        let most = limit.saturating_sub(DESCRIPTORS_KEPT).max(1);
-        if let Some(requested) = self.max_connections.filter(|&requested| u64::from(requested) > most) {
+    fn max_connections(&self) -> usize {
+        let limit = descriptors::raise_limit(|warning| log::warn!(target: TARGET, "{warning}"));
+        let most = limit.map(|limit| limit.saturating_sub(DESCRIPTORS_KEPT).max(1));
+        let requested = self.max_connections.map(u64::from);
+        if let (Some(limit), Some(requested)) = (limit, requested)
+            && requested > limit.saturating_sub(DESCRIPTORS_KEPT)
+        {
             log::warn!(
                 target: TARGET,
                 "--max-connections {requested} exceeds the descriptor limit of {limit}: raise it (ulimit -Hn)"
             );
         }
-        Ok(usize::try_from(self.max_connections.map_or(most, u64::from)).unwrap_or(usize::MAX))
+        let count = requested.or(most).and_then(|count| usize::try_from(count).ok());
+        count.unwrap_or(Config::default().max_connections)
     }
 }
 
@@ -181,6 +185,7 @@ fn with_hint(error: io::Error) -> io::Error {
         io::ErrorKind::AddrInUse => "end the other server, choose another port, or start both with --reuse-port",
         io::ErrorKind::AddrNotAvailable => "no interface of this machine has this address (see ip address)",
         io::ErrorKind::PermissionDenied => "choose a port from 1024 up, or grant CAP_NET_BIND_SERVICE",
+        io::ErrorKind::OutOfMemory => "choose a smaller --buffer-size",
         _ => return error,
     };
     io::Error::new(error.kind(), format!("{error}; {hint}"))

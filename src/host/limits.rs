@@ -2,12 +2,19 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
+use super::cgroup::Groups;
 use super::procfs::{self, SocketStatistics, parse_ports};
 
 /// Descriptors of a process that are not connections, with a margin.
 const DESCRIPTORS_KEPT: u64 = 64;
+/// Largest value of `fs.nr_open` (`sysctl_nr_open_max`).
+const NR_OPEN_MAX: u64 = 0x7fff_ffc0;
+/// Threads of a server or of a load generator.
+const THREADS: u64 = 4;
 /// Bytes of kernel memory of one idle end: its socket, its file and its epoll entry.
 const END_BYTES: u64 = 4096;
 /// Largest burst of new connections to plan for: the default backlog of a server.
@@ -20,7 +27,7 @@ const WIDEST_RANGE: &str = "1024 65535";
 pub enum Purpose {
     /// The server's; its clients are on other machines.
     Serve,
-    /// The load generator's, and with [`Plan::loopback`] the server's too.
+    /// The load generator's, and the server's too if a target is an address of this machine.
     Load,
     /// Both.
     Both,
@@ -33,28 +40,29 @@ pub struct Plan {
     pub connections: u32,
     /// Which of their ends are on this machine.
     pub purpose: Purpose,
-    /// Number of addresses that a load generator connects from; 0 if the system chooses one.
-    pub sources: usize,
+    /// Addresses that a load generator connects from; empty if the system chooses one.
+    pub sources: Vec<IpAddr>,
+    /// Addresses that a load generator connects to; empty if they are not known.
+    pub targets: Vec<SocketAddr>,
     /// Number of source/target pairs, each with the whole port range; at least 1.
     pub pairs: u32,
-    /// Whether a target of the load generator is a loopback address.
-    pub loopback: bool,
+    /// Descriptors that the process uses for anything but connections. `None`: at most 64.
+    pub other_descriptors: Option<u64>,
 }
 
-impl Plan {
-    /// Returns the number of ends of each connection that are on this machine.
-    fn ends(&self) -> u64 {
-        let is_both = match self.purpose {
-            Purpose::Serve => false,
-            Purpose::Load => self.loopback,
-            Purpose::Both => true,
-        };
-        if is_both { 2 } else { 1 }
-    }
+/// Returns whether an address is one of this machine, which a socket can be bound to.
+#[must_use]
+pub fn is_local(address: IpAddr) -> bool {
+    !UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
+}
 
-    fn total_ends(&self) -> u64 {
-        u64::from(self.connections) * self.ends()
-    }
+/// Returns the address that the system would connect from.
+fn source_of(target: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    // Of a datagram socket, which sends nothing.
+    socket.connect(target).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// A limit of this machine, compared with a [`Plan`].
@@ -117,11 +125,39 @@ struct Machine {
     proc: PathBuf,
     /// The soft and the hard limit.
     descriptors: Option<(u64, u64)>,
+    /// The root of the control groups.
+    groups: PathBuf,
+    is_local: fn(IpAddr) -> bool,
+    source_of: fn(SocketAddr) -> Option<IpAddr>,
 }
 
 impl Machine {
     fn here() -> Self {
-        Self { proc: PathBuf::from("/proc"), descriptors: rlimit::Resource::NOFILE.get().ok() }
+        Self {
+            proc: PathBuf::from("/proc"),
+            descriptors: rlimit::Resource::NOFILE.get().ok(),
+            groups: PathBuf::from("/sys/fs/cgroup"),
+            is_local,
+            source_of,
+        }
+    }
+
+    /// Returns the number of ends of each connection that are on this machine.
+    fn ends(&self, plan: &Plan) -> u64 {
+        let is_both = match plan.purpose {
+            Purpose::Serve => false,
+            Purpose::Load => plan.targets.iter().any(|target| (self.is_local)(target.ip())),
+            Purpose::Both => true,
+        };
+        if is_both { 2 } else { 1 }
+    }
+
+    fn total_ends(&self, plan: &Plan) -> u64 {
+        u64::from(plan.connections) * self.ends(plan)
+    }
+
+    fn groups(&self) -> Option<Groups> {
+        Some(Groups::new(self.read("self/cgroup")?, self.groups.clone()))
     }
 
     fn read(&self, path: &str) -> Option<String> {
@@ -167,12 +203,19 @@ fn limits_of(machine: &Machine, plan: &Plan) -> Vec<Limit> {
     let mut limits = descriptors(machine, plan);
     limits.push(file_max(machine, plan));
     if plan.purpose != Purpose::Serve {
+        limits.extend(sources(machine, plan));
         limits.push(ports(machine, plan));
+        limits.extend(time_wait(machine, plan));
     }
     if plan.purpose != Purpose::Load {
         limits.extend([accept_queue(machine, plan), handshakes(machine, plan)]);
     }
     limits.extend([memory(machine, plan), memory_in_flight(machine, plan)]);
+    if let Some(groups) = machine.groups() {
+        limits.extend(group_memory(&groups, machine, plan));
+        limits.extend(group_tasks(&groups, machine, plan));
+        limits.extend(group_cores(&groups));
+    }
     limits.extend(tracked(machine, plan));
     limits.push(watches(machine, plan));
     limits
@@ -221,12 +264,18 @@ fn descriptors(machine: &Machine, plan: &Plan) -> Vec<Limit> {
     const SOFT: &str = "ulimit -Sn";
     const HARD: &str = "ulimit -Hn";
     const NR_OPEN: &str = "fs.nr_open";
-    let needed = u64::from(plan.connections) + DESCRIPTORS_KEPT;
-    let room = |limit: u64| limit.saturating_sub(DESCRIPTORS_KEPT);
+    let kept = plan.other_descriptors.unwrap_or(DESCRIPTORS_KEPT);
+    let needed = u64::from(plan.connections) + kept;
+    let room = |limit: u64| limit.saturating_sub(kept);
     let nr_open = machine.number("sys/fs/nr_open").map_or_else(
         || Limit::unknown(NR_OPEN),
         |most| {
-            let limit = Limit::new(NR_OPEN, most.to_string(), room(most), plan);
+            let mut limit = Limit::new(NR_OPEN, most.to_string(), room(most), plan);
+            if needed > NR_OPEN_MAX {
+                limit.advice =
+                    limit.insufficient.then(|| format!("several processes: it can be {NR_OPEN_MAX} at most"));
+                return limit;
+            }
             limit.fix(|| format!("sysctl -w fs.nr_open={needed}"))
         },
     );
@@ -234,8 +283,9 @@ fn descriptors(machine: &Machine, plan: &Plan) -> Vec<Limit> {
         return vec![nr_open, Limit::unknown(HARD), Limit::unknown(SOFT)];
     };
     let text = |limit: u64| if limit == rlimit::INFINITY { "unlimited".to_owned() } else { limit.to_string() };
-    let mut hard = Limit::new(HARD, text(hard), room(hard), plan).fix(|| format!("ulimit -n {needed}"));
-    if hard.insufficient {
+    let mut hard = Limit::new(HARD, text(hard), room(hard), plan);
+    if hard.insufficient && needed <= NR_OPEN_MAX {
+        hard.commands.push(format!("ulimit -n {needed}"));
         // setrlimit(2): above the hard limit only with CAP_SYS_RESOURCE, and above `fs.nr_open` not even then.
         hard.advice = Some(format!(
             "without root `LimitNOFILE={needed}` in the systemd unit, or `* hard nofile {needed}` in /etc/security/limits.conf and a new login"
@@ -258,9 +308,9 @@ fn file_max(machine: &Machine, plan: &Plan) -> Limit {
     const NAME: &str = "fs.file-max";
     let Some(most) = machine.number("sys/fs/file-max") else { return Limit::unknown(NAME) };
     let used = machine.number("sys/fs/file-nr").unwrap_or(0);
-    let kept = used + DESCRIPTORS_KEPT * plan.ends();
-    let limit = Limit::new(NAME, with_used(most, used), most.saturating_sub(kept) / plan.ends(), plan);
-    limit.fix(|| format!("sysctl -w fs.file-max={}", kept + plan.total_ends()))
+    let kept = used + DESCRIPTORS_KEPT * machine.ends(plan);
+    let limit = Limit::new(NAME, with_used(most, used), most.saturating_sub(kept) / machine.ends(plan), plan);
+    limit.fix(|| format!("sysctl -w fs.file-max={}", kept + machine.total_ends(plan)))
 }
 
 fn ports(machine: &Machine, plan: &Plan) -> Limit {
@@ -283,12 +333,61 @@ fn ports(machine: &Machine, plan: &Plan) -> Limit {
         if widest * pairs >= connections {
             limit.commands.push(format!("sysctl -w net.ipv4.ip_local_port_range=\"{WIDEST_RANGE}\""));
         }
-        let ports_of_source = count * pairs / plan.sources.max(1) as u64;
+        let ports_of_source = count * pairs / plan.sources.len().max(1) as u64;
         if ports_of_source > 0 {
             limit.advice = Some(format!("--source with {} addresses", connections.div_ceil(ports_of_source)));
         }
     }
     limit
+}
+
+/// Checks that the sources are addresses of this machine: a connection from another one fails.
+fn sources(machine: &Machine, plan: &Plan) -> Option<Limit> {
+    let foreign: Vec<_> = plan.sources.iter().filter(|&&source| !(machine.is_local)(source)).collect();
+    let (count, first) = (plan.sources.len() as u64, plan.sources.first()?);
+    let local = count - foreign.len() as u64;
+    let value = match (&foreign[..], count) {
+        ([], 1) => format!("{first}, local"),
+        ([], _) => format!("{count} addresses, all local"),
+        ([one], _) => format!("{one} is not local"),
+        ([one, rest @ ..], _) => format!("{one} and {} more are not local", rest.len()),
+    };
+    // Connections rotate over the sources.
+    let mut limit = Limit::new("--source", value, u64::from(plan.connections) * local / count, plan);
+    if let Some(one) = foreign.first().filter(|_| limit.insufficient) {
+        let length = if one.is_ipv4() { 32 } else { 128 };
+        limit.advice = Some(format!("`ip address add {one}/{length} dev INTERFACE` for each, or only local sources"));
+    }
+    Some(limit)
+}
+
+/// Checks the ports that connections of a run before have left in `TIME_WAIT`, for a minute.
+///
+/// The system assigns none of them to a target that is not a loopback address, unless `tcp_tw_reuse` is 1 (ip-sysctl). One that a
+/// load generator with `--source` chooses can be used again at once.
+fn time_wait(machine: &Machine, plan: &Plan) -> Option<Limit> {
+    const NAME: &str = "TIME_WAIT";
+    let reuse = machine.number("sys/net/ipv4/tcp_tw_reuse").unwrap_or(2);
+    let is_kept = |target: &&SocketAddr| reuse == 0 || reuse == 2 && !target.ip().is_loopback();
+    let targets: Vec<_> = plan.targets.iter().filter(is_kept).copied().collect();
+    if targets.is_empty() || !plan.sources.is_empty() {
+        return None;
+    }
+    let reserved = machine.read("sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    let range = machine.read("sys/net/ipv4/ip_local_port_range")?;
+    let ports = parse_ports(&range, &reserved)?.len() as u64 * u64::from(plan.pairs);
+    let Some(waiting) = procfs::time_wait(&machine.proc, &targets) else { return Some(Limit::unknown(NAME)) };
+    let noun = if waiting == 1 { "port" } else { "ports" };
+    let mut limit = Limit::new(NAME, format!("{waiting} {noun}"), ports.saturating_sub(waiting), plan);
+    // Without one, the limit is that of the range.
+    limit.insufficient &= waiting > 0;
+    if limit.insufficient {
+        let own = targets.first().and_then(|&target| (machine.source_of)(target));
+        let own = own.map_or("an address of this machine".to_owned(), |own| own.to_string());
+        limit.advice =
+            Some(format!("--source {own}, whose ports in TIME_WAIT can be used again, or a wait of a minute"));
+    }
+    Some(limit)
 }
 
 fn accept_queue(machine: &Machine, plan: &Plan) -> Limit {
@@ -314,13 +413,46 @@ fn memory(machine: &Machine, plan: &Plan) -> Limit {
     const NAME: &str = "MemAvailable";
     let available = machine.read("meminfo").and_then(|text| procfs::field(&text, "MemAvailable:"));
     let Some(available_kib) = available else { return Limit::unknown(NAME) };
-    let connections = (available_kib << 10) / (END_BYTES * plan.ends());
+    let connections = (available_kib << 10) / (END_BYTES * machine.ends(plan));
     let mut limit = Limit::new(NAME, format!("{} MiB", available_kib >> 10), connections, plan);
     if limit.insufficient {
-        let needed = (plan.total_ends() * END_BYTES).div_ceil(1 << 20);
+        let needed = (machine.total_ends(plan) * END_BYTES).div_ceil(1 << 20);
         limit.advice = Some(format!("{needed} MiB of available memory"));
     }
     limit
+}
+
+/// Checks the memory of the control group, which the kernel's memory for sockets is a part of.
+fn group_memory(groups: &Groups, machine: &Machine, plan: &Plan) -> Option<Limit> {
+    let memory = groups.memory()?;
+    let value = format!("{} MiB, {} in use", memory.most >> 20, memory.used >> 20);
+    let mut limit = Limit::new("memory.max", value, memory.left() / (END_BYTES * machine.ends(plan)), plan);
+    if limit.insufficient {
+        let needed = (memory.used + machine.total_ends(plan) * END_BYTES).div_ceil(1 << 20);
+        limit.advice = Some(format!("{needed} MiB for the control group (MemoryMax= of systemd, --memory of docker)"));
+    }
+    Some(limit)
+}
+
+/// Checks that the control group has room for the threads.
+fn group_tasks(groups: &Groups, machine: &Machine, plan: &Plan) -> Option<Limit> {
+    const NAME: &str = "pids.max";
+    let tasks = groups.tasks()?;
+    let value = with_used(tasks.most, tasks.used);
+    let needed = THREADS * machine.ends(plan);
+    if tasks.left() >= needed {
+        return Some(Limit { value: Some(value), capacity: Capacity::Any, ..Limit::unknown(NAME) });
+    }
+    let more = tasks.used + needed;
+    let advice = format!("{more} tasks for the control group (TasksMax= of systemd, --pids-limit of docker)");
+    Some(Limit { advice: Some(advice), ..Limit::new(NAME, value, 0, plan) })
+}
+
+/// Returns the share of the processors, which limits no number of connections.
+fn group_cores(groups: &Groups) -> Option<Limit> {
+    let cores = groups.cores()?;
+    let value = if cores < 1.0 { format!("{:.0} % of a core", cores * 100.0) } else { format!("{cores:.1} cores") };
+    Some(Limit { value: Some(value), capacity: Capacity::Any, ..Limit::unknown("cpu.max") })
 }
 
 /// Checks the pages of data in flight: at least one for each end.
@@ -330,10 +462,10 @@ fn memory_in_flight(machine: &Machine, plan: &Plan) -> Limit {
     let Some([_, _, most]) = limits.as_deref() else { return Limit::unknown(NAME) };
     let used = SocketStatistics::read_at(&machine.proc).map_or(0, |sockets| sockets.tcp_mem_pages);
     let value = if used == 0 { format!("{most} pages") } else { format!("{most} pages, {used} in use") };
-    let limit = Limit::new(NAME, value, most.saturating_sub(used) / plan.ends(), plan);
+    let limit = Limit::new(NAME, value, most.saturating_sub(used) / machine.ends(plan), plan);
     limit.fix(|| {
         // 3 : 4 : 6, as the kernel's defaults.
-        let share = (used + plan.total_ends()).div_ceil(6);
+        let share = (used + machine.total_ends(plan)).div_ceil(6);
         format!("sysctl -w net.ipv4.tcp_mem=\"{} {} {}\"", share * 3, share * 4, share * 6)
     })
 }
@@ -351,9 +483,9 @@ fn tracked(machine: &Machine, plan: &Plan) -> Option<Limit> {
 fn watches(machine: &Machine, plan: &Plan) -> Limit {
     const NAME: &str = "fs.epoll.max_user_watches";
     let Some(most) = machine.number("sys/fs/epoll/max_user_watches") else { return Limit::unknown(NAME) };
-    let kept = DESCRIPTORS_KEPT * plan.ends();
-    let limit = Limit::new(NAME, most.to_string(), most.saturating_sub(kept) / plan.ends(), plan);
-    limit.fix(|| format!("sysctl -w fs.epoll.max_user_watches={}", kept + plan.total_ends()))
+    let kept = DESCRIPTORS_KEPT * machine.ends(plan);
+    let limit = Limit::new(NAME, most.to_string(), most.saturating_sub(kept) / machine.ends(plan), plan);
+    limit.fix(|| format!("sysctl -w fs.epoll.max_user_watches={}", kept + machine.total_ends(plan)))
 }
 
 fn with_used(most: u64, used: u64) -> String {

@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -113,6 +114,44 @@ impl SocketStatistics {
             tcp_mem_pages: field_of(&ipv4, "TCP:", "mem")?,
         })
     }
+}
+
+/// Returns how many sockets of this network namespace are in `TIME_WAIT` after a connection to one of `targets`.
+pub(super) fn time_wait(proc: &Path, targets: &[SocketAddr]) -> Option<u64> {
+    const TIME_WAIT: &str = "06";
+    let all = fs::read_to_string(proc.join("net/sockstat")).ok()?;
+    if field_of(&all, "TCP:", "tw")? == 0 {
+        // Without reading a table of a million sockets.
+        return Some(0);
+    }
+    let mut count = 0;
+    for name in ["net/tcp", "net/tcp6"] {
+        let Ok(file) = File::open(proc.join(name)) else { continue };
+        for row in BufReader::new(file).lines() {
+            let row = row.ok()?;
+            let mut words = row.split_ascii_whitespace().skip(2);
+            let (Some(remote), Some(TIME_WAIT)) = (words.next(), words.next()) else { continue };
+            count += u64::from(parse_address(remote).is_some_and(|remote| targets.contains(&remote)));
+        }
+    }
+    Some(count)
+}
+
+/// Parses an address of `/proc/net/tcp`: words of four bytes as this machine stores them, and the port (proc(5)).
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let (words, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let bytes = |at: usize| Some(u32::from_str_radix(words.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    let address = match words.len() {
+        8 => IpAddr::from(bytes(0)?),
+        32 => {
+            let mut all = [0; 16];
+            all.as_chunks_mut().0.copy_from_slice(&[bytes(0)?, bytes(8)?, bytes(16)?, bytes(24)?]);
+            IpAddr::from(all)
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(address, port))
 }
 
 /// Returns the ports that this system assigns to connections: `ip_local_port_range` without the reserved ones.

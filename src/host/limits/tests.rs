@@ -24,12 +24,23 @@ fn large_machine() -> (Files, Machine) {
     ] {
         files.write(path, text);
     }
-    let machine = Machine { proc: files.root().to_owned(), descriptors: Some((1024, 10_000_000)) };
+    let machine = machine(&files, Some((1024, 10_000_000)));
     (files, machine)
 }
 
+/// A machine of these files, whose addresses are 127.0.0.1 and 10.0.0.1.
+fn machine(files: &Files, descriptors: Option<(u64, u64)>) -> Machine {
+    Machine {
+        proc: files.root().to_owned(),
+        descriptors,
+        groups: files.root().join("cgroup"),
+        is_local: |address| ["127.0.0.1", "10.0.0.1"].map(|own| own.parse().unwrap()).contains(&address),
+        source_of: |_| "10.0.0.1".parse().ok(),
+    }
+}
+
 fn plan(connections: u32, purpose: Purpose) -> Plan {
-    Plan { connections, purpose, sources: 0, pairs: 1, loopback: false }
+    Plan { connections, purpose, sources: Vec::new(), targets: Vec::new(), pairs: 1, other_descriptors: None }
 }
 
 /// Returns the one limit that is insufficient for `plan`.
@@ -81,6 +92,94 @@ fn the_hard_descriptor_limit_counts_and_the_soft_one_is_raised() {
     assert_eq!(limit.advice.as_deref(), Some(advice));
     machine.descriptors = Some((20_001, 20_001));
     assert!(limits_of(&machine, &plan(19_937, Purpose::Both)).iter().all(|limit| !limit.insufficient));
+}
+
+#[test]
+fn descriptors_that_are_counted_replace_those_that_are_kept() {
+    let (_files, mut machine) = large_machine();
+    machine.descriptors = Some((1000, 1000));
+    let plan = |connections| Plan { other_descriptors: Some(10), ..plan(connections, Purpose::Load) };
+    assert!(limits_of(&machine, &plan(990)).iter().all(|limit| !limit.insufficient));
+    let limit = only_insufficient(&machine, &plan(991));
+    assert_eq!((limit.capacity, &limit.commands[..]), (Capacity::Connections(990), &["ulimit -n 1001".to_owned()][..]));
+}
+
+#[test]
+fn no_command_exceeds_the_maximum_of_nr_open() {
+    let (files, mut machine) = large_machine();
+    machine.descriptors = Some((256, 1000));
+    let of_descriptors = |connections| {
+        let limits = limits_of(&machine, &plan(connections, Purpose::Serve)).into_iter();
+        limits.take(2).flat_map(|limit| limit.commands).collect::<Vec<_>>()
+    };
+    assert_eq!(of_descriptors(0x7fff_ff80), ["sysctl -w fs.nr_open=2147483584", "ulimit -n 2147483584"]);
+    assert_eq!(of_descriptors(0x7fff_ff81), [""; 0]);
+    let limits = limits_of(&machine, &plan(0x7fff_ff81, Purpose::Serve));
+    assert_eq!(limits[0].advice.as_deref(), Some("several processes: it can be 2147483584 at most"));
+    drop(files);
+}
+
+#[test]
+fn sources_must_be_addresses_of_this_machine() {
+    let (_files, machine) = large_machine();
+    let plan = |sources: &[&str]| Plan {
+        sources: sources.iter().map(|source| source.parse().unwrap()).collect(),
+        ..plan(1000, Purpose::Load)
+    };
+    assert!(limits_of(&machine, &plan(&["127.0.0.1", "10.0.0.1"])).iter().all(|limit| !limit.insufficient));
+    let limit = only_insufficient(&machine, &plan(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "127.0.0.1"]));
+    assert_eq!((limit.name, limit.capacity), ("--source", Capacity::Connections(500)));
+    assert_eq!(limit.value.as_deref(), Some("10.0.0.2 and 1 more are not local"));
+    let advice = "`ip address add 10.0.0.2/32 dev INTERFACE` for each, or only local sources";
+    assert_eq!(limit.advice.as_deref(), Some(advice));
+}
+
+#[test]
+fn ports_in_time_wait_are_lost_to_a_remote_target() {
+    let (files, machine) = large_machine();
+    let row = |remote: &str, state: &str| format!("   1: 0100000A:9C40 {remote} {state} 00000000:00000000 03:0000\n");
+    // Two to 192.0.2.1:5000, one to another port of it, and a connection that is open.
+    let rows = [("010200C0:1388", "06"), ("010200C0:1388", "06"), ("010200C0:1389", "06"), ("010200C0:1388", "01")];
+    let rows: String = rows.iter().map(|(remote, state)| row(remote, state)).collect();
+    files.write("net/tcp", &format!("  sl  local_address rem_address   st\n{rows}"));
+    let load = |target: &str| Plan { targets: vec![target.parse().unwrap()], ..plan(50_000, Purpose::Load) };
+    let limit = only_insufficient(&machine, &load("192.0.2.1:5000"));
+    assert_eq!((limit.name, limit.capacity), ("TIME_WAIT", Capacity::Connections(49_998)));
+    assert_eq!(limit.value.as_deref(), Some("2 ports"));
+    let advice = "--source 10.0.0.1, whose ports in TIME_WAIT can be used again, or a wait of a minute";
+    assert_eq!(limit.advice.as_deref(), Some(advice));
+
+    let is_enough = |plan: &Plan| limits_of(&machine, plan).iter().all(|limit| !limit.insufficient);
+    let limit = only_insufficient(&machine, &load("192.0.2.1:5001"));
+    assert_eq!((limit.value.as_deref(), limit.capacity), (Some("1 port"), Capacity::Connections(49_999)));
+    assert!(is_enough(&Plan { sources: vec!["10.0.0.1".parse().unwrap()], ..load("192.0.2.1:5000") }));
+    assert!(is_enough(&load("127.0.0.1:5000")), "tcp_tw_reuse is 2");
+    files.write("sys/net/ipv4/tcp_tw_reuse", "1\n");
+    assert!(is_enough(&load("192.0.2.1:5000")));
+    files.write("sys/net/ipv4/tcp_tw_reuse", "0\n");
+    files.write("net/sockstat", "TCP: inuse 207 orphan 0 tw 0 alloc 212 mem 100\n");
+    assert!(is_enough(&load("192.0.2.1:5000")), "no socket is in TIME_WAIT");
+}
+
+#[test]
+fn control_groups_are_limits() {
+    let (files, machine) = large_machine();
+    files.write("self/cgroup", "0::/a\n");
+    files.write("cgroup/a/memory.max", &format!("{}\n", 50 << 20));
+    files.write("cgroup/a/memory.current", &format!("{}\n", 10 << 20));
+    files.write("cgroup/a/cpu.max", "20000 100000\n");
+    files.write("cgroup/a/pids.max", "100\n");
+    let named =
+        |name| limits_of(&machine, &plan(1, Purpose::Serve)).into_iter().find(|limit| limit.name == name).unwrap();
+    assert_eq!(named("cpu.max").value.as_deref(), Some("20 % of a core"));
+    assert_eq!((named("pids.max").capacity, named("pids.max").insufficient), (Capacity::Any, false));
+    let limit = only_insufficient(&machine, &plan(10_241, Purpose::Serve));
+    assert_eq!((limit.name, limit.capacity), ("memory.max", Capacity::Connections(10_240)));
+    let advice = "51 MiB for the control group (MemoryMax= of systemd, --memory of docker)";
+    assert_eq!(limit.advice.as_deref(), Some(advice));
+    files.write("cgroup/a/pids.current", "97\n");
+    let limit = only_insufficient(&machine, &plan(1, Purpose::Serve));
+    assert_eq!((limit.name, limit.capacity), ("pids.max", Capacity::Connections(0)));
 }
 
 #[test]
@@ -149,6 +248,7 @@ fn every_pair_has_the_whole_port_range() {
     let (files, machine) = large_machine();
     files.write("sys/net/ipv4/ip_local_port_range", "20000 21999");
     for (sources, pairs, capacity, needed) in [(3, 3, 6000, 20), (0, 2, 4000, 10), (2, 4, 8000, 10)] {
+        let sources = (0..sources).map(|_| "10.0.0.1".parse().unwrap()).collect();
         let plan = Plan { sources, pairs, ..plan(40_000, Purpose::Load) };
         let limit = only_insufficient(&machine, &plan);
         assert_eq!((limit.name, limit.capacity), (PORTS, Capacity::Connections(capacity)));
@@ -204,11 +304,12 @@ fn the_syn_queue_limits_a_burst_without_syn_cookies() {
 fn a_loopback_connection_takes_the_memory_of_two_ends() {
     let (files, machine) = large_machine();
     files.write("meminfo", "MemTotal: 4000000 kB\nMemAvailable:   160000 kB\n");
-    let load = |loopback| Plan { loopback, ..plan(45_000, Purpose::Load) };
+    let load = |target: &str| Plan { targets: vec![target.parse().unwrap()], ..plan(45_000, Purpose::Load) };
     for (plan, capacity, advice) in [
         (plan(45_000, Purpose::Serve), 40_000, "176 MiB of available memory"),
-        (load(false), 40_000, "176 MiB of available memory"),
-        (load(true), 20_000, "352 MiB of available memory"),
+        (load("192.0.2.1:5000"), 40_000, "176 MiB of available memory"),
+        (load("127.0.0.1:5000"), 20_000, "352 MiB of available memory"),
+        (load("10.0.0.1:5000"), 20_000, "352 MiB of available memory"),
         (plan(45_000, Purpose::Both), 20_000, "352 MiB of available memory"),
     ] {
         let limit = only_insufficient(&machine, &plan);
@@ -220,7 +321,7 @@ fn a_loopback_connection_takes_the_memory_of_two_ends() {
 #[test]
 fn an_unreadable_limit_is_unknown_and_not_insufficient() {
     let files = Files::new();
-    let machine = Machine { proc: files.root().to_owned(), descriptors: None };
+    let machine = machine(&files, None);
     let limits = limits_of(&machine, &plan(1_000_000, Purpose::Both));
     assert!(limits.len() >= 10);
     for limit in limits {
