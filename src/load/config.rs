@@ -112,6 +112,11 @@ impl Config {
         self.pipeline.map_or(if self.is_open_loop() { u64::MAX } else { 1 }, u64::from)
     }
 
+    /// Returns how many due times a connection keeps: in an open loop they are computed from the schedule.
+    pub(super) fn due_times_max(&self) -> usize {
+        if self.is_open_loop() { 1 } else { usize::try_from(self.in_flight_max()).unwrap_or(usize::MAX) }
+    }
+
     /// Checks the settings, as [`run`](super::run) does.
     ///
     /// # Errors

@@ -92,6 +92,16 @@ impl Connector {
         self.sources.retry(pair, port, &self.options)
     }
 
+    /// Begins no further connect, unless connects are repeated, and returns how many would have followed.
+    pub(super) fn give_up(&mut self) -> u64 {
+        if self.retry_pause > 0 {
+            return 0;
+        }
+        let left = self.counts.requested.saturating_sub(self.counts.opened);
+        self.counts.opened += left;
+        left
+    }
+
     /// Delays the next connect by the retry pause, so that a dead server is not flooded.
     pub(super) fn pause(&mut self, now: u64) {
         self.paused_until = now + self.retry_pause;

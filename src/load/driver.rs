@@ -86,8 +86,7 @@ impl Driver {
             totals: Totals::new(),
             size: config.size as u64,
             pipeline,
-            // In an open loop, due times are computed from the schedule.
-            ring_size: if config.is_open_loop() { 1 } else { usize::try_from(pipeline).unwrap_or(usize::MAX) },
+            ring_size: config.due_times_max(),
             close: config.close,
             pattern: Pattern::new(config.seed),
             buffer: vec![0; BUFFER_BYTES].into(),
@@ -133,8 +132,13 @@ impl Driver {
             }
             Err(failure) => failure,
         };
-        self.totals.record_error(failure.phase, failure.error, failure.errno);
-        self.connector.pause(now);
+        let not_begun = if failure.is_lasting() { self.connector.give_up() } else { 0 };
+        self.record_connect_failure(failure, 1 + not_begun);
+    }
+
+    fn record_connect_failure(&mut self, failure: ConnectFailure, count: u64) {
+        self.totals.record_errors(failure.phase, failure.error, failure.errno, count);
+        self.connector.pause(self.clock.now());
     }
 
     /// Makes the next message of a connection due at `due`.
@@ -224,10 +228,11 @@ impl Driver {
         }
         match removal {
             Removal::Ended => self.connector.sources.release(client.pair, client.port),
-            Removal::PortTaken => {
-                let result = self.connector.reconnect(client.pair, client.port);
-                self.begin(reactor, client.verifier.connection(), result);
-            }
+            Removal::PortTaken => match self.connector.reconnect(client.pair, client.port) {
+                Ok(connecting) => self.begin(reactor, client.verifier.connection(), Ok(connecting)),
+                // Only this pair has no port left.
+                Err(failure) => self.record_connect_failure(failure, 1),
+            },
         }
     }
 

@@ -101,7 +101,12 @@ impl Totals {
     }
 
     pub(super) fn record_error(&mut self, phase: Phase, error: ErrorName, errno: Option<i32>) {
-        *self.errors.entry((phase, error, errno)).or_default() += 1;
+        self.record_errors(phase, error, errno, 1);
+    }
+
+    /// Counts an error of `count` connections.
+    pub(super) fn record_errors(&mut self, phase: Phase, error: ErrorName, errno: Option<i32>, count: u64) {
+        *self.errors.entry((phase, error, errno)).or_default() += count;
     }
 
     pub(super) fn errors(&self) -> impl Iterator<Item = ((Phase, ErrorName, Option<i32>), u64)> {

@@ -25,6 +25,12 @@ pub(crate) struct ConnectFailure {
 }
 
 impl ConnectFailure {
+    /// Returns whether the next connect would fail in the same way: descriptors, ports or epoll watches are exhausted, and no connection
+    /// of a run that does not repeat its connects gives one back.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self.error, ErrorName::NoDescriptors | ErrorName::NoPorts) || self.errno == Some(libc::ENOSPC)
+    }
+
     fn new(phase: Phase, error: &io::Error) -> Self {
         Self { phase, error: classify(error), errno: error.raw_os_error() }
     }
