@@ -33,6 +33,7 @@ pub mod host;
 #[cfg(feature = "load")]
 pub mod load;
 mod log_target;
+mod memory;
 mod reactor;
 mod ready;
 mod server;

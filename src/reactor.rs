@@ -44,6 +44,7 @@ use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
+use crate::memory;
 use crate::ready::Ready;
 
 /// The [`Waker`]'s token, outside every slab.
@@ -372,8 +373,16 @@ impl<T> Reactor<T> {
     }
 
     /// Reserves room for `additional` values, so that the slab does not grow while they are inserted.
-    pub fn reserve(&mut self, additional: usize) {
+    ///
+    /// # Errors
+    ///
+    /// - `OutOfMemory`: the system has not enough memory.
+    pub fn try_reserve(&mut self, additional: usize) -> io::Result<()> {
+        // The slab has no reservation that can fail. It at least doubles, and an entry is at most a word larger than its value.
+        let count = (self.slots.len().saturating_add(additional)).max(2 * self.slots.capacity());
+        memory::check(count.saturating_mul(size_of::<(Slot<T>, usize)>()))?;
         self.slots.reserve(additional);
+        Ok(())
     }
 
     /// Returns how many values there is room for before the slab grows.

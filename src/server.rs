@@ -31,6 +31,7 @@ use self::echo::{Core, Echo, Entry};
 use self::handle::Command;
 use self::idle::Visit;
 use self::listen::ACCEPTED_INHERITS;
+use crate::memory;
 use crate::reactor::Reactor;
 
 pub use self::config::Config;
@@ -137,6 +138,9 @@ impl Server {
             })?;
             listeners.extend(registered.map(|socket| Listener { socket, address, key }));
         }
+        memory::check(config.buffer_size).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot allocate a buffer_size of {}: {error}", config.buffer_size))
+        })?;
         let core = Core {
             local_addrs: listeners.iter().map(|listener| listener.address).collect(),
             acceptor: Acceptor::new(listeners),

@@ -21,6 +21,7 @@ use super::stage::Stage;
 use super::timeline::Timeline;
 use super::timer::{SECOND, Timer, nanoseconds};
 use super::totals::AbandonReason;
+use crate::memory;
 use crate::reactor::Reactor;
 
 /// Maximum number of connects begun in a turn, so that established connections do not wait for a storm of new ones.
@@ -28,6 +29,10 @@ const CONNECTS_PER_TURN: u32 = 64;
 /// Maximum number of connections closed in a turn, for the same reason.
 const CLOSES_PER_TURN: u32 = 64;
 const EVENTS_PER_TURN: usize = 1024;
+/// Bytes of a connection in lists of keys and in the schedule.
+const LIST_BYTES: usize = 96;
+/// Bytes of memory for everything that is not of a connection.
+const MEMORY_KEPT: usize = 16 << 20;
 
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -59,7 +64,7 @@ impl Engine {
         reactor.insert(SourceFd(&timer.descriptor()), Interest::READABLE, |_| Registered::Timer)?;
         let waker = Arc::new(reactor.waker()?);
         interrupt.register(&waker);
-        reactor.reserve(config.connections as usize);
+        reserve(&mut reactor, &config)?;
         let mut driver = Driver::new(&config)?;
         if config.unresolved > 0 {
             // Without one of its targets it would be another run.
@@ -412,6 +417,19 @@ impl Engine {
             self.driver.remove(&mut self.reactor, key, removal);
         }
     }
+}
+
+/// Reserves the memory of every connection. What is allocated later cannot fail without ending the process.
+fn reserve(reactor: &mut Reactor<Registered>, config: &Config) -> io::Result<()> {
+    let (connections, due_times) = (config.connections as usize, config.due_times_max());
+    let ring = if due_times > 1 { due_times.saturating_mul(size_of::<u64>()) } else { 0 };
+    memory::check(connections.saturating_mul(ring.saturating_add(LIST_BYTES)).saturating_add(MEMORY_KEPT))
+        .and_then(|()| reactor.try_reserve(connections))
+        .map_err(|error| {
+            let pipeline = config.pipeline.map_or(String::new(), |pipeline| format!(" with pipeline {pipeline}"));
+            let noun = if connections == 1 { "connection" } else { "connections" };
+            io::Error::new(error.kind(), format!("cannot allocate {connections} {noun}{pipeline}: {error}"))
+        })
 }
 
 fn clients(reactor: &mut Reactor<Registered>) -> impl Iterator<Item = (usize, &mut Client)> {

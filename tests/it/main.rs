@@ -13,6 +13,7 @@ mod fairness;
 mod few_ports;
 mod injected;
 mod library;
+mod limits;
 #[cfg(feature = "load")]
 mod load;
 mod logging;

@@ -1,0 +1,164 @@
+//! Limits of the system: memory, descriptors, ports, and the forecasts of them.
+
+use std::net::TcpListener;
+
+use crate::support::{Process, assert_echoes, connect, ecoloop, limited};
+
+/// Address space that is enough for a few connections, in KiB.
+const MEMORY_KIB: u64 = 400 << 10;
+
+/// Returns the one line of standard error of a command that must fail for lack of memory.
+#[track_caller]
+fn memory_refusal(arguments: &[&str]) -> String {
+    let ended = Process::start(limited(MEMORY_KIB, &ecoloop(arguments))).wait();
+    assert_eq!((ended.status.code(), &ended.stdout[..]), (Some(1), &[][..]), "{ended:?}");
+    // Warnings of other limits may precede it.
+    let lines: Vec<_> = ended.stderr.iter().filter(|line| !line.contains(") allows ")).collect();
+    let [line] = lines[..] else { panic!("not one line: {ended:?}") };
+    line.strip_prefix("ecoloop: ").unwrap().to_owned()
+}
+
+#[test]
+fn a_buffer_that_does_not_fit_in_memory_is_refused() {
+    let line = memory_refusal(&["serve", "--buffer-size", "1GiB", "127.0.0.1:0"]);
+    let expected = "cannot allocate a buffer_size of 1073741824: out of memory; choose a smaller --buffer-size";
+    assert_eq!(line, expected);
+    let small = limited(MEMORY_KIB, &ecoloop(&["serve", "--buffer-size", "1MiB", "127.0.0.1:0"]));
+    let mut server = Process::start(small);
+    assert_echoes(&mut connect(server.listening()), b"hola");
+}
+
+#[cfg(feature = "load")]
+mod load {
+    use std::process::Command;
+
+    use ecoloop::Config;
+    use ecoloop::load::Report;
+    use ecoloop::load::report::{ErrorName, Phase};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::support::{Ended, eventually, serve};
+
+    #[test]
+    fn connections_that_do_not_fit_in_memory_are_refused() {
+        let server = serve(Config::default());
+        let address = server.local_addr().to_string();
+        let hint = "out of memory; choose smaller --connections or --pipeline";
+        for (options, what) in [
+            (&["-c", "5M"][..], "5000000 connections"),
+            (&["-p", "130M"], "1 connection with pipeline 130000000"),
+            (&["-c", "1000", "-p", "100k"], "1000 connections with pipeline 100000"),
+            (&["-c", "5M", "--mode", "hold"], "5000000 connections"),
+        ] {
+            let line = memory_refusal(&[&["load", "-q", "-d", "100ms"], options, &[&address]].concat());
+            assert_eq!(line, format!("cannot allocate {what}: {hint}"), "{options:?}");
+        }
+        assert_eq!(server.handle().stats().accepted, 0);
+        let command = ecoloop(&["load", "-q", "-c", "50", "-p", "16", "-d", "100ms", &address]);
+        assert_eq!(Process::start(limited(MEMORY_KIB, &command)).wait().status.code(), Some(0));
+    }
+
+    /// Runs a command with a descriptor limit, soft and hard.
+    #[track_caller]
+    fn with_descriptors(limit: u32, command: &Command) -> Ended {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
+        Process::start({
+            limited.arg(command.get_program()).args(command.get_args());
+            limited
+        })
+        .wait()
+    }
+
+    #[test]
+    fn a_load_stops_at_the_first_shortage_of_descriptors_as_its_warning_says() {
+        let server = serve(Config::default());
+        let address = server.local_addr().to_string();
+        for mode in ["echo", "hold"] {
+            let arguments = ["load", "--mode", mode, "-c", "1M", "-d", "100ms", "--json", "-", &address];
+            let ended = with_descriptors(100, &ecoloop(&arguments));
+            let [line] = &ended.stdout[..] else { panic!("not one line: {ended:?}") };
+            let report = Report::from_json(line).unwrap();
+            let forecast = format!("allows {} of 1000000 connections", report.connections.established);
+            let warning = ended.stderr.iter().find(|line| line.contains("ulimit -Hn (100)")).unwrap();
+            assert!(warning.contains(&forecast), "{warning}: not {forecast}");
+            let [error] = &report.errors[..] else { panic!("{:?}", report.errors) };
+            let rest = 1_000_000 - report.connections.established;
+            assert_eq!((error.phase, error.error, error.count), (Phase::Connect, ErrorName::NoDescriptors, rest));
+            assert_eq!(report.connections.opened_total, 1_000_000);
+        }
+        // Each of the sockets was closed: one attempt failed, and no other was made.
+        eventually("the end of the connections", || server.handle().stats().closed.end_of_stream > 0);
+    }
+
+    #[test]
+    fn churn_goes_on_when_connections_give_their_descriptors_back() {
+        let server = serve(Config::default());
+        let address = server.local_addr().to_string();
+        let arguments = ["load", "--mode", "churn", "-c", "200", "-d", "500ms", "--json", "-", &address];
+        let ended = with_descriptors(100, &ecoloop(&arguments));
+        let report = Report::from_json(&ended.stdout[0]).unwrap();
+        assert!(report.connections.verified > 100, "{:?}", report.connections);
+    }
+
+    #[test]
+    fn a_remote_target_means_the_load_alone() {
+        let doctor = |arguments: &[&str]| Process::start(ecoloop(&[&["doctor", "-c", "1"], arguments].concat())).wait();
+        let last = |ended: &Ended| ended.stdout.iter().rfind(|line| line.contains("1 connection")).unwrap().clone();
+        // TEST-NET-1 of RFC 5737: no machine has it.
+        assert!(last(&doctor(&["192.0.2.1:5000"])).contains("for a load"), "{:?}", doctor(&["192.0.2.1:5000"]));
+        for targets in [&[][..], &["127.0.0.1:5000"], &["127.0.0.1:5000", "192.0.2.1:5000"]] {
+            assert!(last(&doctor(targets)).contains("for a server and its load on this machine"), "{targets:?}");
+        }
+        assert!(last(&doctor(&["--for", "serve", "192.0.2.1:5000"])).contains("for a server"));
+    }
+
+    #[test]
+    fn doctor_names_a_source_that_is_not_local() {
+        let ended = Process::start(ecoloop(&["doctor", "-c", "10", "--source", "192.0.2.1", "127.0.0.1:5000"])).wait();
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        let has = |text: &str| ended.stdout.iter().any(|line| line.contains(text));
+        assert!(has("--source (192.0.2.1 is not local) allows 0 connections"), "{ended:?}");
+        assert!(has("ip address add 192.0.2.1/32 dev INTERFACE"), "{ended:?}");
+    }
+
+    #[test]
+    #[ignore = "needs strace"]
+    fn a_limit_that_cannot_be_raised_is_a_warning() {
+        let server = serve(Config::default());
+        let address = server.local_addr().to_string();
+        // The C library reads the limit of the stack twice; then the limit is read, raised, and read again.
+        for (when, warning) in [
+            ("when=4", "cannot raise the descriptor limit: Operation not permitted (os error 1); it stays at 512"),
+            ("when=3+", "cannot raise the descriptor limit: Operation not permitted (os error 1)"),
+        ] {
+            let traced = |arguments: &[&str]| {
+                let command = ecoloop(arguments);
+                let mut traced = Command::new("sh");
+                traced.args(["-c", "ulimit -Sn 512; exec strace \"$@\"", "sh", "-f", "-qq", "-o", "/dev/null", "-e"]);
+                traced.arg(format!("inject=prlimit64:error=EPERM:{when}"));
+                traced.arg(command.get_program()).args(command.get_args());
+                traced
+            };
+            let ended = Process::start(traced(&["load", "-d", "100ms", "--json", "-", &address])).wait();
+            let report: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
+            assert_eq!((ended.status.code(), &report["verdict"]), (Some(0), &"pass".into()), "{ended:?}");
+            assert_eq!(ended.stderr, [format!("ecoloop: {warning}")]);
+
+            let mut server = Process::start(traced(&["serve", "--lang", "en", "127.0.0.1:0"]));
+            let line = server.line_with("descriptor limit");
+            assert!(line.contains("WARN") && line.ends_with(warning), "{line}");
+            assert_echoes(&mut connect(server.listening()), b"hola");
+        }
+    }
+}
+
+#[test]
+fn a_reservation_that_does_not_fit_in_memory_is_an_error() {
+    let mut reactor = ecoloop::Reactor::<TcpListener>::new(1).unwrap();
+    let error = reactor.try_reserve(usize::MAX / 4).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory);
+    reactor.try_reserve(100).unwrap();
+    assert!(reactor.capacity() >= 100);
+}
