@@ -33,6 +33,7 @@ pub(super) struct Acceptor {
     exhausted: bool,
     /// When each kind of failure was last logged: one must not suppress the other.
     exhaustion_logged_at: Option<Instant>,
+    full_logged_at: Option<Instant>,
     failure_logged_at: Option<Instant>,
 }
 
@@ -56,6 +57,7 @@ impl Acceptor {
             retry_at: None,
             exhausted: false,
             exhaustion_logged_at: None,
+            full_logged_at: None,
             failure_logged_at: None,
         }
     }
@@ -125,6 +127,14 @@ impl Acceptor {
     fn warn_dropped(&mut self, address: SocketAddr, error: &io::Error) {
         let message = format_args!("cannot serve {address}: {error}; the connection is dropped");
         warn_rate_limited(&mut self.failure_logged_at, Instant::now(), message);
+    }
+
+    /// Logs that `max_connections` connections are open.
+    pub(super) fn warn_full(&mut self, max_connections: usize) {
+        let noun = if max_connections == 1 { "connection is" } else { "connections are" };
+        let message =
+            format_args!("{max_connections} {noun} open, the maximum: more wait in the backlog until one closes");
+        warn_rate_limited(&mut self.full_logged_at, Instant::now(), message);
     }
 
     /// Returns when to accept again, if no connection closes before.

@@ -136,6 +136,9 @@ impl<O: Observer> Echo<O> {
             }
             Ok(())
         });
+        if *connections == config.max_connections {
+            acceptor.warn_full(*connections);
+        }
     }
 
     /// Counts and reports the reason, then closes. The key is free from the next turn on.

@@ -28,6 +28,25 @@ fn a_buffer_that_does_not_fit_in_memory_is_refused() {
     assert_echoes(&mut connect(server.listening()), b"hola");
 }
 
+#[test]
+fn max_connections_is_logged_once_when_it_is_reached() {
+    let (mut server, address) = Process::serve(&["--max-connections", "2"]);
+    let mut first = connect(address);
+    assert_echoes(&mut first, b"hola");
+    let mut second = connect(address);
+    let reached = "WARN  [ecoloop] 2 connections are open, the maximum: more wait in the backlog until one closes";
+    let before = server.lines_through("the maximum");
+    assert_eq!(before.iter().filter(|line| line.contains("WARN")).count(), 1, "{before:?}");
+    assert!(before.last().unwrap().ends_with(reached), "{before:?}");
+    // Reached again within a minute.
+    let mut third = connect(address);
+    drop(first);
+    assert_echoes(&mut third, b"hola");
+    assert_echoes(&mut second, b"hola");
+    let ended = server.terminate();
+    assert!(!ended.stdout.iter().any(|line| line.contains("WARN")), "{ended:?}");
+}
+
 #[cfg(feature = "load")]
 mod load {
     use std::process::Command;
