@@ -26,10 +26,9 @@ use socket2::SockRef;
 
 use self::accept::{Acceptor, Listener};
 use self::config::TRIM_THRESHOLD;
-use self::drain::Phase;
+use self::drain::Lifecycle;
 use self::echo::{Core, Echo, Entry};
 use self::handle::Command;
-use self::idle::Visit;
 use self::listen::ACCEPTED_INHERITS;
 use crate::memory;
 use crate::reactor::Reactor;
@@ -148,7 +147,7 @@ impl Server {
             config,
             connections: 0,
             connections_peak: 0,
-            phase: Phase::Serving,
+            lifecycle: Lifecycle::Serving,
             hand: None,
             started: Instant::now(),
             handle,
@@ -199,7 +198,7 @@ impl<O> Server<O> {
     /// `None` or later than now, and then waits for both.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.echo.core.phase.is_finished() {
+        if self.echo.core.lifecycle.is_finished() {
             None
         } else if self.reactor.has_pending() {
             Some(Instant::now())
@@ -243,7 +242,7 @@ impl<O: Observer> Server<O> {
     /// - The poll itself fails, which no peer can cause.
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Turn> {
         let timeout = self.run_timers(timeout);
-        if self.echo.core.phase.is_finished() {
+        if self.echo.core.lifecycle.is_finished() {
             return Ok(Turn::Finished);
         }
         self.wait(timeout)?;
@@ -253,13 +252,13 @@ impl<O: Observer> Server<O> {
         self.reactor.serve(self.echo.core.config.reads_per_turn, &mut self.echo);
         self.resume_listeners();
         if self.echo.core.connections == 0 {
-            if self.echo.core.phase.is_draining() {
+            if self.echo.core.lifecycle.is_draining() {
                 self.echo.finish(&mut self.reactor, CloseReason::Drained);
             } else if self.echo.core.connections_peak > 0 {
                 self.trim();
             }
         }
-        Ok(if self.echo.core.phase.is_finished() { Turn::Finished } else { Turn::Running })
+        Ok(if self.echo.core.lifecycle.is_finished() { Turn::Finished } else { Turn::Running })
     }
 
     /// Waits for events, at most for `timeout`. Polls without blocking first, for the configured time.
@@ -288,8 +287,8 @@ impl<O: Observer> Server<O> {
 
     #[cold]
     fn handle_command(&mut self) {
-        match (self.echo.core.handle.command(), self.echo.core.phase) {
-            (Command::Drain, Phase::Serving) => self.echo.begin_drain(&mut self.reactor),
+        match (self.echo.core.handle.command(), self.echo.core.lifecycle) {
+            (Command::Drain, Lifecycle::Serving) => self.echo.begin_drain(&mut self.reactor),
             (Command::Stop, _) => self.echo.finish(&mut self.reactor, CloseReason::Stopped),
             _ => {}
         }
@@ -308,9 +307,9 @@ impl<O: Observer> Server<O> {
             self.echo.core.acceptor.resume();
         }
         if is_expired(self.echo.core.hand.map(|hand| hand.deadline())) {
-            self.advance_hand(now);
+            self.echo.advance_hand(&mut self.reactor, now);
         }
-        if is_expired(self.echo.core.phase.deadline()) {
+        if is_expired(self.echo.core.lifecycle.deadline()) {
             self.echo.finish(&mut self.reactor, CloseReason::Cut);
         }
         self.resume_listeners();
@@ -322,27 +321,6 @@ impl<O: Observer> Server<O> {
     fn resume_listeners(&mut self) {
         for key in self.echo.core.acceptor.take_unfinished() {
             self.reactor.resume(key);
-        }
-    }
-
-    /// Visits the next connections, and ends those that are silent.
-    fn advance_hand(&mut self, now: Instant) {
-        let Some(hand) = &mut self.echo.core.hand else { return };
-        let (is_draining, rounds) = (self.echo.core.phase.is_draining(), hand.rounds());
-        let silent = hand.advance(now, &mut self.reactor, |entry| match entry {
-            Entry::Connection { connection, .. } if is_draining => idle::visit_draining(connection, rounds),
-            Entry::Connection { connection, .. } => idle::visit(connection),
-            Entry::Listener(_) => Visit::Wait,
-        });
-        for key in silent {
-            if is_draining {
-                self.reactor.get_mut(key).map(drain::send_fin);
-            } else {
-                self.echo.close(&mut self.reactor, key, CloseReason::Idle);
-            }
-        }
-        if self.echo.core.connections == 0 {
-            self.echo.core.hand = None;
         }
     }
 

@@ -3,7 +3,6 @@
 use std::io;
 use std::time::Duration;
 
-use super::idle::LATENESS;
 use crate::reactor::EVENTS_MAX;
 
 /// How long accepting backs off after a failure that is not one connection's own.
@@ -12,6 +11,8 @@ pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the hand takes for a round while a server drains.
 pub(super) const DRAIN_PERIOD: Duration = Duration::from_millis(50);
+/// How late a round of the hand may end without delaying the next: mio rounds a timeout up to a millisecond.
+pub(super) const LATENESS: Duration = Duration::from_millis(2);
 /// Visits without a byte after which a connection is silent in a drain: they span at least 100 ms.
 pub(super) const DRAIN_TICKS: u8 = 4;
 /// Visits without a byte after which a connection is idle: they span at least `idle_timeout`, and about a sixteenth more.

@@ -101,7 +101,7 @@ pub enum Outcome {
 }
 
 /// The result of one call of `read`, `write` or `flush`.
-enum Step {
+enum Call {
     Moved(usize),
     Blocked,
     Failed(ErrorKind),
@@ -185,14 +185,14 @@ impl<S: Read + Write> Connection<S> {
         if self.read_state == ReadState::Drained {
             return Outcome::Wait;
         }
-        let received = match step(|| self.stream.read(buffer)) {
-            Step::Moved(0) => return Outcome::Ended,
-            Step::Moved(received) => received,
-            Step::Blocked => {
+        let received = match retry_interrupted(|| self.stream.read(buffer)) {
+            Call::Moved(0) => return Outcome::Ended,
+            Call::Moved(received) => received,
+            Call::Blocked => {
                 self.read_state = ReadState::Drained;
                 return Outcome::Wait;
             }
-            Step::Failed(kind) => return Outcome::Failed(kind),
+            Call::Failed(kind) => return Outcome::Failed(kind),
         };
         self.idle_ticks = 0;
         if self.discarding {
@@ -208,15 +208,15 @@ impl<S: Read + Write> Connection<S> {
             buffer
         };
         sink.received(data);
-        match step(|| self.stream.write(data)) {
-            Step::Moved(written) if written == data.len() => {
+        match retry_interrupted(|| self.stream.write(data)) {
+            Call::Moved(written) if written == data.len() => {
                 sink.sent(written);
                 self.after_write::<FLUSHES>()
             }
-            Step::Moved(0) => Outcome::Failed(ErrorKind::WriteZero),
-            Step::Moved(written) => self.send_rest::<FLUSHES>(data, written, sink),
-            Step::Blocked => self.keep(data),
-            Step::Failed(kind) => Outcome::Failed(kind),
+            Call::Moved(0) => Outcome::Failed(ErrorKind::WriteZero),
+            Call::Moved(written) => self.send_rest::<FLUSHES>(data, written, sink),
+            Call::Blocked => self.keep(data),
+            Call::Failed(kind) => Outcome::Failed(kind),
         }
     }
 
@@ -281,12 +281,12 @@ impl<S: Read + Write> Connection<S> {
 
     /// Flushes the stream. Returns `Again` if nothing is left in it, and `Wait` if it blocks: its bytes are pending output then.
     fn flush(&mut self) -> Outcome {
-        let flushed = step(|| self.stream.flush().map(|()| 0));
-        self.unflushed = matches!(flushed, Step::Blocked);
+        let flushed = retry_interrupted(|| self.stream.flush().map(|()| 0));
+        self.unflushed = matches!(flushed, Call::Blocked);
         match flushed {
-            Step::Moved(_) => Outcome::Again,
-            Step::Blocked => Outcome::Wait,
-            Step::Failed(kind) => Outcome::Failed(kind),
+            Call::Moved(_) => Outcome::Again,
+            Call::Blocked => Outcome::Wait,
+            Call::Failed(kind) => Outcome::Failed(kind),
         }
     }
 
@@ -295,11 +295,11 @@ impl<S: Read + Write> Connection<S> {
     /// A short write is followed by another: only after `WouldBlock` does the kernel report that there is room again.
     fn send(&mut self, data: &[u8], mut sent: usize) -> (usize, Option<ErrorKind>) {
         while sent < data.len() {
-            match step(|| self.stream.write(&data[sent..])) {
-                Step::Moved(0) => return (sent, Some(ErrorKind::WriteZero)),
-                Step::Moved(n) => sent += n,
-                Step::Blocked => break,
-                Step::Failed(kind) => return (sent, Some(kind)),
+            match retry_interrupted(|| self.stream.write(&data[sent..])) {
+                Call::Moved(0) => return (sent, Some(ErrorKind::WriteZero)),
+                Call::Moved(n) => sent += n,
+                Call::Blocked => break,
+                Call::Failed(kind) => return (sent, Some(kind)),
             }
         }
         (sent, None)
@@ -361,14 +361,14 @@ impl<S> Connection<S> {
 }
 
 #[inline]
-fn step(mut call: impl FnMut() -> io::Result<usize>) -> Step {
+fn retry_interrupted(mut call: impl FnMut() -> io::Result<usize>) -> Call {
     loop {
         match call() {
-            Ok(n) => return Step::Moved(n),
+            Ok(n) => return Call::Moved(n),
             Err(error) => match error.kind() {
                 ErrorKind::Interrupted => {}
-                ErrorKind::WouldBlock => return Step::Blocked,
-                kind => return Step::Failed(kind),
+                ErrorKind::WouldBlock => return Call::Blocked,
+                kind => return Call::Failed(kind),
             },
         }
     }

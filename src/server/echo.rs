@@ -7,14 +7,15 @@ use std::time::Instant;
 use socket2::SockRef;
 
 use super::accept::Acceptor;
-use super::config::Config;
+use super::config::{Config, DRAIN_PERIOD};
 use super::connection::{Connection, Outcome, Sink};
-use super::drain::Phase;
+use super::drain::{self, Lifecycle};
 use super::handle::Handle;
-use super::idle::Hand;
+use super::idle::{self, Hand, Visit};
 use super::listen::{self, ACCEPTED_INHERITS};
 use super::observer::{CloseReason, Observer, Peer};
 use super::stats::Counters;
+use crate::log_target::LOG_TARGET;
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
 use crate::socket::Socket;
@@ -38,7 +39,7 @@ pub(super) struct Core {
     pub(super) connections: usize,
     /// The most that were open since none was.
     pub(super) connections_peak: usize,
-    pub(super) phase: Phase,
+    pub(super) lifecycle: Lifecycle,
     /// Finds connections on which no byte moves, if there are any to find.
     pub(super) hand: Option<Hand>,
     pub(super) started: Instant,
@@ -69,7 +70,7 @@ impl Core {
 
     /// Returns every deadline that is set: the turn must not wait past one.
     pub(super) fn deadlines(&self) -> [Option<Instant>; 3] {
-        [self.acceptor.retry_at(), self.hand.map(|hand| hand.deadline()), self.phase.deadline()]
+        [self.acceptor.retry_at(), self.hand.map(|hand| hand.deadline()), self.lifecycle.deadline()]
     }
 }
 
@@ -150,6 +151,59 @@ impl<O: Observer> Echo<O> {
             drop(connection);
             self.core.acceptor.resume();
         }
+    }
+
+    /// Visits the next connections, and ends those that are silent.
+    pub(super) fn advance_hand(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
+        let Some(hand) = &mut self.core.hand else { return };
+        let (is_draining, rounds) = (self.core.lifecycle.is_draining(), hand.rounds());
+        let silent = hand.advance(now, reactor, |entry| match entry {
+            Entry::Connection { connection, .. } if is_draining => idle::visit_draining(connection, rounds),
+            Entry::Connection { connection, .. } => idle::visit(connection),
+            Entry::Listener(_) => Visit::Wait,
+        });
+        for key in silent {
+            match reactor.get_mut(key) {
+                Some(Entry::Connection { connection, .. }) if is_draining => drain::send_fin(connection),
+                _ => self.close(reactor, key, CloseReason::Idle),
+            }
+        }
+        if self.core.connections == 0 {
+            self.core.hand = None;
+        }
+    }
+
+    /// Accepts the connections that wait, closes the listeners, and looks for silent connections from now on.
+    pub(super) fn begin_drain(&mut self, reactor: &mut Reactor<Entry>) {
+        let backlog = self.core.config.backlog as usize;
+        for index in 0..self.core.acceptor.listener_count() {
+            self.accept(reactor, index, backlog);
+        }
+        self.close_listeners(reactor);
+        let now = Instant::now();
+        self.core.lifecycle = Lifecycle::Draining { deadline: now.checked_add(self.core.config.drain_timeout) };
+        self.core.hand = Some(Hand::new(DRAIN_PERIOD, now, reactor));
+    }
+
+    fn close_listeners(&mut self, reactor: &mut Reactor<Entry>) {
+        for mut listener in self.core.acceptor.close() {
+            reactor.remove(listener.key);
+            if let Err(error) = reactor.deregister(&mut listener.socket) {
+                log::debug!(target: LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
+            }
+        }
+    }
+
+    /// Closes every socket.
+    pub(super) fn finish(&mut self, reactor: &mut Reactor<Entry>, reason: CloseReason) {
+        self.core.lifecycle = Lifecycle::Finished;
+        self.core.hand = None;
+        self.close_listeners(reactor);
+        let keys: Vec<_> = reactor.iter_mut().map(|(key, _)| key).collect();
+        for key in keys {
+            self.close(reactor, key, reason);
+        }
+        reactor.shrink_to_fit();
     }
 }
 

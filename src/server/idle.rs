@@ -2,16 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::config::{DRAIN_TICKS, IDLE_TICKS};
+use super::config::{DRAIN_TICKS, IDLE_TICKS, LATENESS};
 use super::connection::Connection;
-use super::echo::Entry;
 use crate::reactor::Reactor;
 
 /// Most entries of the slab that are visited in one turn.
 const SLICE: usize = 1024;
-
-/// How late a round may end without delaying the next: mio rounds a timeout up to a millisecond.
-pub(super) const LATENESS: Duration = Duration::from_millis(2);
 
 /// Visits every connection once a period, a slice of the slab at a time: no turn is longer for a million connections than for ten.
 ///
@@ -40,7 +36,7 @@ pub(super) enum Visit {
 
 impl Hand {
     /// Begins a round at `start`.
-    pub(super) fn new(period: Duration, start: Instant, reactor: &Reactor<Entry>) -> Self {
+    pub(super) fn new<T>(period: Duration, start: Instant, reactor: &Reactor<T>) -> Self {
         Self { period, rounds: 1, start, next: 0, end: reactor.capacity().max(1) }
     }
 
@@ -58,11 +54,11 @@ impl Hand {
     }
 
     /// Visits the slice that is due. Returns the connections that are silent.
-    pub(super) fn advance(
+    pub(super) fn advance<T>(
         &mut self,
         now: Instant,
-        reactor: &mut Reactor<Entry>,
-        mut visit: impl FnMut(&mut Entry) -> Visit,
+        reactor: &mut Reactor<T>,
+        mut visit: impl FnMut(&mut T) -> Visit,
     ) -> Vec<usize> {
         let end_of_slice = self.end.min(self.next + SLICE);
         let mut silent = Vec::new();
