@@ -384,10 +384,11 @@ fn advise(report: &Report) {
     for error in &report.errors {
         let remedy = match error.error {
             ErrorName::NoDescriptors => "raise the descriptor limit (ulimit -n, ulimit -Hn)",
-            ErrorName::NoPorts => {
-                "name this machine's own address with --source, whose ports in TIME_WAIT can be used again; or add addresses or \
-                 targets, or widen net.ipv4.ip_local_port_range"
+            ErrorName::NoPorts if report.config.sources.is_empty() => {
+                "name this machine's own address with --source, whose ports in TIME_WAIT can be used again; or add targets, or \
+                 widen net.ipv4.ip_local_port_range"
             }
+            ErrorName::NoPorts => "add --source addresses or targets, or widen net.ipv4.ip_local_port_range",
             ErrorName::NotLocal => "use a --source that ip address lists, or add it with ip address add",
             ErrorName::NoMemory => "check net.ipv4.tcp_mem and the free memory",
             ErrorName::Refused => "no server listens there, or its backlog is full",

@@ -30,6 +30,20 @@ impl Namespace {
         command
     }
 
+    /// Connects this namespace, as 10.77.0.1, and another one, as 10.77.0.2.
+    #[track_caller]
+    fn link_to(&self, other: &Self) {
+        let process = std::process::id();
+        let ends = [(self, "a", "10.77.0.1/24"), (other, "b", "10.77.0.2/24")];
+        let name = |letter| format!("eco{process}{letter}");
+        run(Command::new("ip").args(["link", "add", &name("a"), "type", "veth", "peer", "name", &name("b")]));
+        for (namespace, letter, address) in ends {
+            run(Command::new("ip").args(["link", "set", &name(letter), "netns", &namespace.0]));
+            run(namespace.command("ip").args(["address", "add", address, "dev", &name(letter)]));
+            run(namespace.command("ip").args(["link", "set", &name(letter), "up"]));
+        }
+    }
+
     #[track_caller]
     fn start(&self, arguments: &[&str]) -> Process {
         let inner = ecoloop(arguments);
@@ -133,5 +147,54 @@ fn each_source_and_target_pair_uses_the_whole_port_range() {
             if held < requested { vec![(Phase::Bind, ErrorName::NoPorts, requested - held)] } else { vec![] };
         assert_eq!((report.connections.held, errors(&report)), (held, expected), "{source} to {targets:?}");
         assert_eq!(report.messages.verified, held * 2);
+    }
+}
+
+#[test]
+#[ignore = "needs root: it makes two network namespaces and a link between them"]
+fn ports_in_time_wait_are_forecast_and_an_own_source_uses_them_again() {
+    const REMOTE: &str = "10.77.0.2:5000";
+    let (client, server) = (Namespace::new("client", "20000 20199"), Namespace::new("server", "32768 60999"));
+    client.link_to(&server);
+    let _server = server.serve(&[REMOTE]);
+    let run = ["-m", "2", "-c", "150", REMOTE];
+    assert_eq!(client.load(&run).connections.held, 150);
+
+    let doctor = |arguments: &[&str]| client.start(&[&["doctor", "-c", "150"], arguments].concat()).wait();
+    let ended = doctor(&[REMOTE]);
+    let has = |text: &str| ended.stdout.iter().any(|line| line.contains(text));
+    assert!(ended.status.code() == Some(1) && has("TIME_WAIT (150 ports) allows 50 connections"), "{ended:?}");
+    assert!(has("--source 10.77.0.1, whose ports in TIME_WAIT can be used again, or a wait of a minute"), "{ended:?}");
+
+    let ended = client.start(&[&["load", "--json", "-"], &run[..]].concat()).wait();
+    let report = Report::from_json(&ended.stdout[0]).unwrap();
+    assert_eq!((report.connections.held, errors(&report)), (50, vec![(Phase::Connect, ErrorName::NoPorts, 100)]));
+    let hint = "connect no_ports 100 times: name this machine's own address with --source";
+    assert!(ended.stderr.iter().any(|line| line.contains(hint)), "{ended:?}");
+    assert!(
+        ended.stderr.iter().any(|line| line.contains("TIME_WAIT (150 ports) allows 50 of 150 connections")),
+        "{ended:?}"
+    );
+
+    assert_eq!(doctor(&["--source", "10.77.0.1", REMOTE]).status.code(), Some(0));
+    let report = client.load(&[&["--source", "10.77.0.1"], &run[..]].concat());
+    assert_eq!((report.connections.held, report.verdict), (150, Verdict::Pass));
+}
+
+#[test]
+#[ignore = "needs root: it makes a network namespace with 200 ports"]
+fn a_load_opens_as_many_connections_as_its_warning_says() {
+    let namespace = Namespace::new("forecast", "20000 20199");
+    let _server = namespace.serve(&[ADDRESS]);
+    for (sources, phase) in [(&[][..], Phase::Connect), (&["--source", "127.0.0.1"], Phase::Bind)] {
+        let arguments = ["load", "--json", "-", "-m", "2", "--close", "rst", "-c", "1M", ADDRESS];
+        let ended = namespace.start(&[&arguments, sources].concat()).wait();
+        let report = Report::from_json(&ended.stdout[0]).unwrap();
+        let rest = 1_000_000 - 200;
+        assert_eq!((report.connections.held, errors(&report)), (200, vec![(phase, ErrorName::NoPorts, rest)]));
+        assert!(
+            ended.stderr.iter().any(|line| line.contains("200 ports) allows 200 of 1000000 connections")),
+            "{ended:?}"
+        );
     }
 }
