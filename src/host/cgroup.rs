@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::procfs::field;
+
 /// Memory limit that version 1 has for none: the largest number of pages (`PAGE_COUNTER_MAX`), less what rounding takes.
 const UNLIMITED: u64 = 1 << 62;
 
@@ -36,14 +38,27 @@ impl Groups {
         Self { text, root }
     }
 
-    /// Returns the memory in bytes of the group that has the least left.
+    /// Returns the memory in bytes of the group that has the least left. Files that the system can drop are not used memory.
     pub(super) fn memory(&self) -> Option<Usage> {
-        self.least("memory", ["memory.max", "memory.limit_in_bytes"], ["memory.current", "memory.usage_in_bytes"])
+        let usage = |group: &PathBuf| {
+            let either = |names: [&str; 2]| names.iter().find_map(|name| number(&group.join(name)));
+            let most = either(["memory.max", "memory.limit_in_bytes"]).filter(|&most| most < UNLIMITED)?;
+            let used = either(["memory.current", "memory.usage_in_bytes"]).unwrap_or(0);
+            let statistics = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+            let names = ["total_inactive_file ", "inactive_file "];
+            let droppable = names.iter().find_map(|name| field(&statistics, name)).unwrap_or(0);
+            Some(Usage { most, used: used.saturating_sub(droppable) })
+        };
+        self.groups("memory").iter().filter_map(usage).min_by_key(|usage| usage.left())
     }
 
     /// Returns the tasks of the group that has the fewest left. A thread is a task.
     pub(super) fn tasks(&self) -> Option<Usage> {
-        self.least("pids", ["pids.max"; 2], ["pids.current"; 2])
+        let usage = |group: &PathBuf| {
+            let most = number(&group.join("pids.max"))?;
+            Some(Usage { most, used: number(&group.join("pids.current")).unwrap_or(0) })
+        };
+        self.groups("pids").iter().filter_map(usage).min_by_key(|usage| usage.left())
     }
 
     /// Returns how many cores the group with the smallest quota may use.
@@ -62,16 +77,6 @@ impl Groups {
             (quota > 0.0 && period > 0.0).then_some(quota / period)
         };
         self.groups("cpu").iter().filter_map(|group| quota(group)).reduce(f64::min)
-    }
-
-    /// Returns the usage of the group with the least left. The files' names are those of version 2 and of version 1.
-    fn least(&self, controller: &str, most: [&str; 2], used: [&str; 2]) -> Option<Usage> {
-        let usage = |group: &PathBuf| {
-            let read = |names: [&str; 2]| names.iter().find_map(|name| number(&group.join(name)));
-            let most = read(most).filter(|&most| most < UNLIMITED)?;
-            Some(Usage { most, used: read(used).unwrap_or(0) })
-        };
-        self.groups(controller).iter().filter_map(usage).min_by_key(|usage| usage.left())
     }
 
     /// Returns the directories of the group of a controller and of the groups above it, in both versions.
@@ -129,7 +134,8 @@ mod tests {
                 ("machine/server/pids.max", "100\n"),
                 ("machine/server/pids.current", "7\n"),
                 ("machine/memory.max", "5000\n"),
-                ("machine/memory.current", "4000\n"),
+                ("machine/memory.current", "4600\n"),
+                ("machine/memory.stat", "anon 4000\nfile 900\ninactive_file 600\nactive_file 300\n"),
                 ("machine/cpu.max", "20000 100000\n"),
                 ("machine/pids.max", "max\n"),
                 ("cpu.max", "max 100000\n"),
@@ -155,7 +161,8 @@ mod tests {
             "12:memory:/a\n5:cpu,cpuacct:/b\n3:pids:/c\n1:name=systemd:/d\n0::/e\n",
             &[
                 ("memory/a/memory.limit_in_bytes", "4096\n"),
-                ("memory/a/memory.usage_in_bytes", "96\n"),
+                ("memory/a/memory.usage_in_bytes", "196\n"),
+                ("memory/a/memory.stat", "inactive_file 50\ntotal_inactive_file 100\n"),
                 ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
                 ("cpu/b/cpu.cfs_quota_us", "150000\n"),
                 ("cpu/b/cpu.cfs_period_us", "100000\n"),
