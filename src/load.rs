@@ -56,6 +56,7 @@ pub use self::sources::{SourceRange, count_pairs};
 /// # Errors
 ///
 /// - `InvalidInput`: a setting is out of range, or a source or target has no counterpart of its address family.
+/// - `OutOfMemory`: the system has not enough memory for [`Config::connections`] and [`Config::pipeline`].
 /// - [`Config::server_pid`] cannot be read.
 /// - The process has no descriptor left before the first connect, or the poll fails.
 pub fn run(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Report> {

@@ -94,6 +94,7 @@ impl Server {
     ///
     /// - `InvalidInput`: a field of `config` is zero or above its limit, or `address` resolves to nothing.
     /// - The address does not resolve.
+    /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
     /// - `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and the other errors of bind(2) and listen(2); the text names the address.
     /// - The process is out of descriptors.
     pub fn bind(address: impl ToSocketAddrs, config: Config) -> io::Result<Self> {
@@ -114,6 +115,7 @@ impl Server {
     /// # Errors
     ///
     /// - `InvalidInput`: a field of `config` is zero or above its limit.
+    /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
     /// - The socket's options cannot be set, or the process is out of descriptors.
     pub fn from_listener(listener: std::net::TcpListener, config: Config) -> io::Result<Self> {
         config.validate()?;
