@@ -361,10 +361,10 @@ fn sources(machine: &Machine, plan: &Plan) -> Option<Limit> {
     Some(limit)
 }
 
-/// Checks the ports that connections of a run before have left in `TIME_WAIT`, for a minute.
+/// Checks the ports that an earlier run has left in `TIME_WAIT`, where they stay for a minute.
 ///
-/// The system assigns none of them to a target that is not a loopback address, unless `tcp_tw_reuse` is 1 (ip-sysctl). One that a
-/// load generator with `--source` chooses can be used again at once.
+/// The system assigns none of them to a target that is not a loopback address, unless `tcp_tw_reuse` is 1 (ip-sysctl). With `--source`
+/// the load generator chooses the ports, and the system accepts them.
 fn time_wait(machine: &Machine, plan: &Plan) -> Option<Limit> {
     const NAME: &str = "TIME_WAIT";
     let reuse = machine.number("sys/net/ipv4/tcp_tw_reuse").unwrap_or(2);

@@ -57,7 +57,7 @@ mod load {
     use serde_json::Value;
 
     use super::*;
-    use crate::support::{Ended, eventually, serve};
+    use crate::support::{Ended, serve};
 
     #[test]
     fn connections_that_do_not_fit_in_memory_are_refused() {
@@ -107,8 +107,6 @@ mod load {
             assert_eq!((error.phase, error.error, error.count), (Phase::Connect, ErrorName::NoDescriptors, rest));
             assert_eq!(report.connections.opened_total, 1_000_000);
         }
-        // Each of the sockets was closed: one attempt failed, and no other was made.
-        eventually("the end of the connections", || server.handle().stats().closed.end_of_stream > 0);
     }
 
     #[test]

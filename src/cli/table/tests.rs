@@ -194,8 +194,16 @@ fn each_leaf(report: &Value, call: &mut dyn FnMut(&Value)) {
 
 #[test]
 fn no_number_of_a_file_overflows() {
-    let json = serde_json::to_value(example()).unwrap();
-    each_leaf(&json, &mut |changed| {
+    let report = example_with(|json| {
+        json["errors"] = json!([{"phase": "connect", "error": "refused", "errno": "ECONNREFUSED", "count": 1}]);
+        json["verify"]["findings"] = json!([{
+            "kind": "flipped", "connection": 7, "local": "127.0.0.1:40312", "peer": "127.0.0.1:5000", "offset": 5000,
+        }]);
+        json["hold"] = json!({"alive": 1, "late": 1, "reset": 1, "closed": 1, "silent": 1});
+        let second = |t| json!({"t": t, "rate": 2000, "open": 50, "errors": 0, "p50": 66, "p99": 140});
+        json["timeline"] = json!([second(1), second(2)]);
+    });
+    each_leaf(&serde_json::to_value(report).unwrap(), &mut |changed| {
         let Ok(report) = Report::from_json(&changed.to_string()) else { return };
         let mut other = report.clone();
         other.run_id.push('2');

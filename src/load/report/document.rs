@@ -13,7 +13,7 @@ use crate::load::error::{ErrorName, Phase};
 /// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";
 
-/// The field that says whether the others are those of [`Report`].
+/// The field that identifies a [`Report`].
 #[derive(Deserialize)]
 struct Header {
     schema: Option<String>,
@@ -84,8 +84,8 @@ impl Report {
     /// - `InvalidData`: `text` is not JSON, is not of this schema, or a field is missing or of another type.
     pub fn from_json(text: &str) -> io::Result<Self> {
         let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
-        // Before the other fields: another schema would fail with a missing field, which misleads. Fields that are not of the type
-        // are skipped without being kept, so that the memory is in proportion to the text.
+        // Before the other fields: another schema would fail with a missing field, which misleads. Unknown fields are skipped and not
+        // kept, so that the memory is in proportion to the text.
         let header: Header = serde_json::from_str(text).map_err(|error| match error.classify() {
             Category::Data => invalid(format!("not a report: {error}")),
             _ => invalid(format!("not a JSON document: {error}")),

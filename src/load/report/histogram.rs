@@ -185,7 +185,7 @@ impl Histogram {
     }
 }
 
-/// Decodes a compressed V2 histogram of at most `counts` counts, whose range and precision must be those of [`Histogram::new`].
+/// Decodes a compressed V2 histogram of at most `counts` counts. Its range and precision must equal [`Histogram::new`]'s.
 ///
 /// Checks the header first: the decoder allocates what it announces.
 fn decode(bytes: &[u8], counts: usize) -> Result<hdrhistogram::Histogram<u64>, String> {
