@@ -1,7 +1,7 @@
-//! A TCP echo server on one thread and one readiness loop, to run, to embed and to read.
+//! A TCP echo server, a load generator that tests echo servers, and the event loop of both. Each runs on one thread.
 //!
-//! Every byte that a client sends comes back, in order. When the client closes its direction, the server closes the other. A client
-//! that stops reading stalls only itself: an idle connection costs 56 bytes, and one with pending output at most one buffer more.
+//! The server returns every byte that a client sends, in order. When the client closes its direction, the server closes the other. A
+//! client that stops reading stalls only itself.
 //!
 //! ```no_run
 //! let report = ecoloop::Server::bind("127.0.0.1:5000", ecoloop::Config::default())?.run()?;
@@ -9,18 +9,21 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! [`Server`] is the echo server. [`Connection`] is one connection's echo over any non-blocking stream. [`Reactor`] is the loop
-//! without a protocol.
+//! - [`Server`] is the echo server: on your thread, on its own, or one turn at a time in another event loop.
+//! - [`Connection`] is one connection's echo over any non-blocking stream.
+//! - [`Reactor`] is the event loop without a protocol.
+//! - `load`, with the feature `load`, is the load generator. `host`, with the same feature, finds the limits of this machine.
 //!
 //! # Limits
 //!
-//! Every buffer and queue has a documented limit: see [`Config`]. An idle connection costs 56 bytes of this process's memory on a
-//! 64-bit system, and the memory of a peak is returned to the system when the last connection has closed.
+//! Every buffer and queue has a documented limit: see [`Config`]. An idle connection takes 56 bytes of this process on a 64-bit
+//! system, and one with pending output at most one buffer more. When the last connection has closed, the memory of a peak is returned
+//! to the system. With glibc it stays with the allocator, for the next peak, if the process has freed a larger block before; setting
+//! `MALLOC_MMAP_THRESHOLD_` in the environment prevents that (mallopt(3), `M_MMAP_THRESHOLD`).
 //!
 //! # What it is not
 //!
-//! There is no TLS, no UDP, no async runtime and no second thread. Linux is tested; macOS and the BSDs are meant to build; nothing
-//! else is promised.
+//! There is no TLS, no UDP and no async runtime. Linux is tested; macOS and the BSDs are meant to build; nothing else is promised.
 
 #[cfg(not(unix))]
 compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file descriptor");
