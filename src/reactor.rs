@@ -89,7 +89,8 @@ pub trait Handler<T> {
     /// Serves the value under `key`. `ready` is what was reported since the last call: [`Ready::NONE`] if the key was only queued.
     fn ready(&mut self, key: usize, value: &mut T, ready: Ready) -> Next<Self::Act>;
 
-    /// Takes the step that [`ready`](Self::ready) returned. It may insert, remove and resume any key.
+    /// Takes the step that [`ready`](Self::ready) returned. It may insert, remove and resume any key, and must not call
+    /// [`wait`](Reactor::wait) or [`serve`](Reactor::serve): the pass that calls it is not over.
     fn act(&mut self, reactor: &mut Reactor<T>, key: usize, act: Self::Act) -> Next<Infallible>;
 }
 
@@ -104,8 +105,8 @@ pub trait Handler<T> {
 ///
 /// # Keys
 ///
-/// The key of a removed value is used again after the next [`wait`](Self::wait) at the earliest, so an event that was reported for
-/// the old value cannot reach a new one.
+/// The key of a removed value is used again after the next [`wait`](Self::wait) or [`shrink_to_fit`](Self::shrink_to_fit) at the
+/// earliest, so an event that was reported for the old value cannot reach a new one.
 ///
 /// # Examples
 ///
@@ -391,7 +392,8 @@ impl<T> Reactor<T> {
         self.slots.capacity()
     }
 
-    /// Frees the keys of removed values, and the memory beyond the last key in use.
+    /// Frees the memory beyond the last key in use, and the keys of removed values, unless an event that was reported for one may be
+    /// left to serve. Visits every entry of the slab.
     pub fn shrink_to_fit(&mut self) {
         let slots = &mut self.slots;
         self.run_queue.retain(|&key| slots.get(key).is_some_and(|slot| slot.value.is_some()));

@@ -43,8 +43,8 @@ pub use self::stats::{ClosedStats, Report, Stats};
 /// A TCP echo server on one readiness loop: bound and listening, and served by whoever calls [`run`](Self::run) or
 /// [`turn`](Self::turn).
 ///
-/// It starts no thread but in [`spawn`](Self::spawn), installs no signal handler and no logger, and prints nothing; what it has
-/// to say of the system's failures goes through `log` under the target `ecoloop`.
+/// It starts a thread only in [`spawn`](Self::spawn), installs no signal handler and no logger, and prints nothing. It logs failures
+/// of the system with `log`, under the target `ecoloop`.
 ///
 /// # Examples
 ///
@@ -242,6 +242,20 @@ impl<O: Observer> Server<O> {
     /// # Errors
     ///
     /// - The poll itself fails, which no peer can cause.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use ecoloop::{Config, Server, Turn};
+    ///
+    /// let mut server = Server::bind("127.0.0.1:0", Config::default())?;
+    /// let handle = server.handle();
+    /// while server.turn(Some(Duration::from_millis(10)))? == Turn::Running {
+    ///     handle.drain();
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Turn> {
         let timeout = self.run_timers(timeout);
         if self.echo.core.lifecycle.is_finished() {

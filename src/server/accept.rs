@@ -189,7 +189,8 @@ fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// Returns whether the error was pending on the new connection. accept(2), "Error handling", says to go on as after `EAGAIN`.
+/// Returns whether the next connection may be accepted in spite of the error. accept(2), "Error handling", names those of the
+/// network, which were pending on the new connection; `EPERM` is a firewall's.
 fn is_one_connections_own(error: &io::Error) -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if error.raw_os_error() == Some(libc::ENONET) {

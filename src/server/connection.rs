@@ -317,7 +317,7 @@ impl<S> Connection<S> {
         &mut self.stream
     }
 
-    /// Returns the stream, without what is pending.
+    /// Returns the stream. Pending output is lost.
     pub fn into_inner(self) -> S {
         self.stream
     }
