@@ -287,6 +287,9 @@ fn a_message_cannot_write_to_the_operators_terminal() {
         ("\u{301} has nothing to combine with".as_bytes(), "\\u{301} has nothing to combine with"),
         (b"\x1b[2J\x1b]0;title\x07", "\\u{1b}[2J\\u{1b}]0;title\\u{7}"),
         (b"one\r\ntwo\tthree\0\x7f", "one\\r\\ntwo\\tthree\\0\\u{7f}"),
+        // Characters that show nothing, and take a place or none: fillers, joiners, selectors of a variant.
+        ("a\u{34f}\u{fe0f}b\u{115f}\u{3164}\u{ffa0}".as_bytes(), "a\\u{34f}\\u{fe0f}b\\u{115f}\\u{3164}\\u{ffa0}"),
+        ("a\u{17b4}\u{180b}\u{2800}\u{1d159}\u{e0100}".as_bytes(), "a\\u{17b4}\\u{180b}\\u{2800}\\u{1d159}\\u{e0100}"),
         ("\u{9b}31m \u{200b} \u{2028} \u{feff}".as_bytes(), "\\u{9b}31m \\u{200b} \\u{2028} \\u{feff}"),
         (b"ab\xffcd\xc3", "ab\\xffcd\\xc3"),
         (b"\xc0\x80 \xed\xa0\x80 \xf5", "\\xc0\\x80 \\xed\\xa0\\x80 \\xf5"),
