@@ -18,6 +18,7 @@ mod progress;
 #[cfg(feature = "load")]
 mod result_files;
 mod serve;
+mod signals;
 #[cfg(feature = "load")]
 mod table;
 mod values;
@@ -91,6 +92,7 @@ fn exit_status(verdict: Verdict) -> ExitCode {
 
 /// Parses the command line and runs the subcommand. A usage error ends the process with exit status 2.
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
+    signals::set_mask().map_err(|error| format!("cannot set the signal mask: {error}"))?;
     let cli = Cli::try_parse().unwrap_or_else(|error| suggest_subcommand(error).exit());
     match cli.command {
         None => serve::run(&cli.serve),

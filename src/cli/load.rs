@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{self, BufRead, stdin};
 use std::net::Ipv4Addr;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -13,13 +15,13 @@ use clap::{Args, ValueEnum};
 use ecoloop::host::{Plan, Purpose, warnings};
 use ecoloop::load::report::{Ended, ErrorName, Report, Verdict};
 use ecoloop::load::{self, Close, Config, Interrupt, Mode, ProgressCell, Session, SourceRange, Threshold, count_pairs};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::descriptors;
 use super::format::plural;
 use super::progress::ProgressDisplay;
 use super::result_files::{self, REPORT};
+use super::signals::{Requests, is_ignored};
 use super::values::{Address, SocketArguments, count, rate, size};
 use super::{exit_status, print_error, table, usage_error};
 
@@ -257,13 +259,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(conflict) = arguments.conflict() {
         usage_error("load", conflict);
     }
-    let config = arguments.config();
-    config.validate().unwrap_or_else(|error| usage_error("load", &error.to_string()));
-    let outputs = arguments.output.open()?;
-    let descriptor_limit = descriptors::raise_limit(print_error);
     let interrupt = Interrupt::default();
     let (requests, requested) = mpsc::sync_channel(1);
-    handle_signals(interrupt.clone(), requests.clone())?;
+    let has_begun = Arc::new(AtomicBool::new(false));
+    handle_signals(Arc::clone(&has_begun), interrupt.clone(), requests.clone())?;
+    let config = arguments.config();
+    config.validate().unwrap_or_else(|error| usage_error("load", &error.to_string()));
+    has_begun.store(true, Ordering::Release);
+    let outputs = arguments.output.open()?;
+    let descriptor_limit = descriptors::raise_limit(print_error);
     if config.unresolved == 0 {
         warn_of_limits(&config, descriptor_limit);
     }
@@ -297,19 +301,24 @@ fn with_hint(error: io::Error) -> io::Error {
     }
 }
 
-/// Starts a thread for SIGINT and SIGTERM: the first interrupts the run, which then reports; the second ends the process.
-fn handle_signals(interrupt: Interrupt, requests: SyncSender<io::Result<bool>>) -> Result<(), Box<dyn Error>> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| format!("cannot handle signals: {error}"))?;
+/// Starts a thread for SIGINT, SIGTERM and SIGHUP: the first interrupts the run, which then reports; the second ends the process. Until
+/// the run has begun, the first ends it.
+fn handle_signals(
+    has_begun: Arc<AtomicBool>,
+    interrupt: Interrupt,
+    requests: SyncSender<io::Result<bool>>,
+) -> Result<(), Box<dyn Error>> {
+    // Under nohup(1) the run outlives its terminal.
+    let signals: &[_] = if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] };
+    let mut signals = Requests::new(signals)?;
     let wait = move || {
-        let mut signals = signals.forever();
-        if signals.next().is_some() {
+        if signals.next().is_some() && has_begun.load(Ordering::Acquire) {
             interrupt.set();
             // If the channel is full, the request in it ends the wait.
             let _ = requests.try_send(Ok(false));
+            signals.next();
         }
-        if signals.next().is_some() {
-            std::process::exit(130);
-        }
+        process::exit(130);
     };
     thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
     Ok(())

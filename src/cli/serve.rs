@@ -3,9 +3,11 @@
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -13,11 +15,11 @@ use clap::{ArgAction, Args};
 use ecoloop::{Config, Handle, Report, Server};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use super::descriptors;
 use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
+use super::signals::Requests;
 use super::values::{Address, SOCKETS, SocketArguments, count, size};
 
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
@@ -105,21 +107,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         }
     });
     let report_file = report_file.transpose()?;
-    // Before the address is bound: a process that accepts connections can be shut down gracefully.
-    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| format!("cannot handle signals: {error}"))?;
+    let stage = Arc::new(Stage::default());
+    handle_signals(Arc::clone(&stage))?;
     let log_writer = super::log::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
 
-    let server = arguments.bind()?;
+    let config = arguments.config();
+    let addresses = arguments.resolve()?;
+    stage.is_binding.store(true, Ordering::Release);
+    let server = Server::bind(&addresses[..], config).map_err(with_hint)?;
+    let handle = server.handle();
+    let observer = LogObserver::new(arguments.lang.unwrap_or_else(Language::from_environment), handle.clone());
+    let _ = stage.handle.set(handle);
     if let Some((path, file)) = &report_file {
         truncate(file).map_err(|error| format!("cannot truncate {}: {error}", path.display()))?;
     }
-    let handle = server.handle();
-    let observer = LogObserver::new(arguments.lang.unwrap_or_else(Language::from_environment), handle.clone());
     observer.log_start(server.local_addrs());
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || handle_signals(signals, &handle))
-        .map_err(|error| format!("cannot start the thread that waits for signals: {error}"))?;
     let mut server = server.with_observer(observer);
     let ended = server.run();
 
@@ -143,7 +145,7 @@ impl Arguments {
         }
     }
 
-    fn bind(&self) -> io::Result<Server> {
+    fn config(&self) -> Config {
         let mut config = Config::default();
         config.buffer_size = self.buffer_size;
         config.backlog = self.backlog;
@@ -154,11 +156,15 @@ impl Arguments {
         config.send_buffer = self.socket.send_buffer;
         config.nodelay = !self.socket.nagle;
         config.reuse_port = self.reuse_port;
+        config
+    }
+
+    fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let mut addresses = Vec::new();
         for address in &self.addresses {
             addresses.extend(address.resolve(Ipv4Addr::UNSPECIFIED.into())?);
         }
-        Server::bind(&addresses[..], config).map_err(with_hint)
+        Ok(addresses)
     }
 
     /// Raises the soft descriptor limit to the hard one, and returns `--max-connections` or what that limit allows.
@@ -191,15 +197,35 @@ fn with_hint(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{error}; {hint}"))
 }
 
-/// Drains at the first signal and stops at the next. Ignores SIGHUP.
-fn handle_signals(mut signals: Signals, handle: &Handle) {
-    for signal in signals.forever() {
-        match signal {
-            SIGHUP => {}
-            _ if handle.is_ending() => handle.stop(),
-            _ => handle.drain(),
+/// How far the start has come, for the thread that handles signals.
+#[derive(Default)]
+struct Stage {
+    /// From here on a client may have connected.
+    is_binding: AtomicBool,
+    handle: OnceLock<Handle>,
+}
+
+/// Starts a thread for signals: the first drains the server, and the next stops it. Until the server binds its addresses, a signal ends
+/// the process. SIGHUP is ignored.
+fn handle_signals(stage: Arc<Stage>) -> Result<(), String> {
+    let requests = Requests::new(&[SIGINT, SIGTERM, SIGHUP])?;
+    let handle_each = move || {
+        for signal in requests {
+            if signal == SIGHUP {
+                continue;
+            }
+            if !stage.is_binding.load(Ordering::Acquire) {
+                process::exit(0);
+            }
+            let handle = stage.handle.wait();
+            if handle.is_ending() { handle.stop() } else { handle.drain() }
         }
-    }
+    };
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(handle_each)
+        .map_err(|error| format!("cannot start the thread that waits for signals: {error}"))?;
+    Ok(())
 }
 
 /// Truncates a regular file. A device or a pipe has nothing to truncate.

@@ -395,9 +395,9 @@ fn sigint_and_sigterm_drain() {
 fn a_second_signal_ends_at_once() {
     for (first, second) in [(Signal::INT, Signal::INT), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
         let report = Scratch::new("second-signal");
-        let (process, address) = Process::serve(&["--drain-timeout", "1h", "--report", report.path()]);
+        let (mut process, address) = Process::serve(&["--drain-timeout", "1h", "--report", report.path()]);
         let client = drained_by(first, &process, address);
-        process.signal(second);
+        process.signal_until_ended(second);
         assert_closed(&process.wait(), &report, "stopped", 1);
         drop(client);
     }

@@ -258,12 +258,12 @@ fn sigint_and_sigterm_drain() {
 #[test]
 fn a_second_signal_stops() {
     for (first, second) in [(Signal::INT, Signal::INT), (Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM)] {
-        let (server, address) = serve(NEVER);
+        let (mut server, address) = serve(NEVER);
         let mut client = connect(address);
         assert_echoes(&mut client, b"hola");
         server.signal(first);
         assert_ended(&mut client);
-        server.signal(second);
+        server.signal_until_ended(second);
         let ended = server.wait();
         assert!(ended.summary().contains("1 connection accepted, 1 closed (1 stopped)"), "{}", ended.summary());
     }

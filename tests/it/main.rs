@@ -22,5 +22,6 @@ mod merge;
 mod narration;
 mod reactor;
 mod scale;
+mod signals;
 mod support;
 mod transports;

@@ -268,8 +268,11 @@ fn what_the_server_closes_says_why_and_not_that_the_client_closed_it() {
         assert_closed_last(&cut, words, "Cut", words.reasons[1]);
         let stopped = lines_after_signal(words, &["--drain-timeout", "1h"], |process, mut client| {
             assert_ended(&mut client);
-            process.signal(Signal::TERM);
-            eventually("the stop", || client.write_all(b"x").is_err());
+            eventually("the stop", || {
+                // A repeat within 0.3 s is ignored.
+                process.signal(Signal::TERM);
+                client.write_all(b"x").is_err()
+            });
         });
         assert_closed_last(&stopped, words, "Stopped", words.reasons[2]);
     }

@@ -177,6 +177,15 @@ impl Process {
         kill_process(self.pid(), signal).unwrap();
     }
 
+    /// Sends a signal until the process has exited: a repeat within 0.3 s is ignored.
+    #[track_caller]
+    pub(crate) fn signal_until_ended(&mut self, signal: Signal) {
+        eventually("the exit of the process", || {
+            self.signal(signal);
+            self.has_ended()
+        });
+    }
+
     /// Waits until the process has exited.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Ended {

@@ -98,7 +98,7 @@ fn a_closed_standard_output_is_no_error() {
 
 #[test]
 fn an_interrupted_run_reports_its_results() {
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let server = serve(ServerConfig::default());
         let address = server.local_addr().to_string();
         let process = Process::start(ecoloop(&["load", "-c", "3", "-d", "1h", "--json", "-", &address]));

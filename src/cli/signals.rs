@@ -1,0 +1,88 @@
+//! The signals of the process, in order and without repeats.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use signal_hook::iterator::Signals;
+
+/// A repeat of a signal within this time is the same request: timeout(1), or Ctrl-C through a wrapper, sends it to the process and
+/// once more to its group.
+const REPEAT_INTERVAL: Duration = Duration::from_millis(300);
+
+/// Sets the signal mask of this thread, which threads started from it inherit.
+///
+/// Unblocks the signals that end the process: whoever started it may have left them blocked. Blocks two that would end or stop it in
+/// the middle of a write, so that the write fails with EFBIG (SIGXFSZ), or succeeds from the background of a terminal (SIGTTOU).
+pub(crate) fn set_mask() -> io::Result<()> {
+    let set = |signals: [Signal; 2]| signals.into_iter().collect::<SigSet>();
+    set([Signal::SIGINT, Signal::SIGTERM]).thread_unblock()?;
+    set([Signal::SIGXFSZ, Signal::SIGTTOU]).thread_block()?;
+    Ok(())
+}
+
+/// The signals that the process receives from now on. An iterator that waits.
+pub(super) struct Requests {
+    signals: Signals,
+    last: Option<(i32, Instant)>,
+}
+
+impl Requests {
+    pub(super) fn new(signals: &[i32]) -> Result<Self, String> {
+        let signals = Signals::new(signals).map_err(|error| format!("cannot handle signals: {error}"))?;
+        Ok(Self { signals, last: None })
+    }
+
+    /// Records a signal, and returns whether it is a request of its own.
+    fn is_new(&mut self, signal: i32, now: Instant) -> bool {
+        let is_repeat = self.last.is_some_and(|(last, at)| last == signal && now - at < REPEAT_INTERVAL);
+        if !is_repeat {
+            self.last = Some((signal, now));
+        }
+        !is_repeat
+    }
+}
+
+impl Iterator for Requests {
+    type Item = i32;
+
+    fn next(&mut self) -> Option<i32> {
+        loop {
+            let signal = self.signals.forever().next()?;
+            if self.is_new(signal, Instant::now()) {
+                return Some(signal);
+            }
+        }
+    }
+}
+
+/// Returns whether the process was started with a signal ignored, as nohup(1) does with SIGHUP. Call it before [`Requests::new`].
+#[cfg(feature = "load")]
+pub(super) fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+
+    use super::*;
+
+    #[test]
+    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    fn a_repeat_within_the_interval_is_the_same_request() {
+        let mut requests = Requests::new(&[]).unwrap();
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        assert!(requests.is_new(SIGTERM, start));
+        assert!(!requests.is_new(SIGTERM, after(1)));
+        // The interval starts at the request, not at its last repeat.
+        assert!(!requests.is_new(SIGTERM, after(299)));
+        assert!(requests.is_new(SIGTERM, after(300)));
+        assert!(requests.is_new(SIGINT, after(301)));
+        assert!(requests.is_new(SIGTERM, after(302)));
+    }
+}

@@ -1,0 +1,152 @@
+//! Signals of the process: requests, repeats, and what is blocked or ignored.
+
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{
+    Process, Scratch, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening, reserve_port,
+};
+
+/// A repeat within this time is surely one for a server whose clock began before the test's.
+const REPEAT: Duration = Duration::from_millis(200);
+
+#[test]
+fn a_repeat_of_a_signal_is_the_same_request_and_a_later_one_stops_the_server() {
+    // A machine that is too slow for one repeat may do the next in time.
+    eventually("a repeat in time", || {
+        let (server, address) = Process::serve(&["--drain-timeout", "1h"]);
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"hola");
+        let start = Instant::now();
+        server.signal(Signal::TERM);
+        eventually("the drain", || !is_listening(address));
+        server.signal(Signal::TERM);
+        if start.elapsed() > REPEAT {
+            return false;
+        }
+        // The drain goes on: its FIN comes, and the client's is waited for.
+        assert_ended(&mut client);
+        half_close(&client);
+        assert!(server.wait().summary().contains("1 closed (1 drained)"));
+        true
+    });
+
+    let (mut server, address) = Process::serve(&["--drain-timeout", "1h"]);
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    server.signal_until_ended(Signal::TERM);
+    assert!(server.wait().summary().contains("1 closed (1 stopped)"));
+}
+
+/// Two signals are two requests at any interval.
+#[test]
+fn another_signal_stops_the_server() {
+    let (server, address) = Process::serve(&["--drain-timeout", "1h"]);
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    server.signal(Signal::INT);
+    eventually("the drain", || !is_listening(address));
+    server.signal(Signal::TERM);
+    assert!(server.wait().summary().contains("1 closed (1 stopped)"));
+}
+
+#[test]
+fn a_blocked_sigterm_is_unblocked() {
+    let (_reserved, address) = reserve_port();
+    let inner = ecoloop(&[&address.to_string(), "--reuse-port"]);
+    let mut command = Command::new("env");
+    command.args(["--block-signal=TERM", "--block-signal=INT"]).arg(inner.get_program()).args(inner.get_args());
+    let mut server = Process::start(command);
+    server.listening();
+    assert!(server.terminate().summary().contains("0 connections accepted"));
+}
+
+#[test]
+fn the_background_of_a_terminal_does_not_stop_the_server() {
+    let program = env!("CARGO_BIN_EXE_ecoloop");
+    let pid = Scratch::new("pid");
+    let shell = format!("stty tostop; {program} 127.0.0.1:0 --lang en & echo $! > {}; wait", pid.path());
+    let mut command = Command::new("script");
+    // -m: a job in the background has a process group of its own, and SIGTTOU stops it when it writes.
+    command.args(["-qefc", &format!("sh -mc '{shell}'"), "/dev/null"]).stdin(Stdio::null());
+    let mut terminal = Process::start(command);
+    let address = terminal.listening();
+    assert_echoes(&mut connect(address), b"hola");
+    let server = fs::read_to_string(pid.path()).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(server).unwrap(), Signal::TERM).unwrap();
+    terminal.line_with("Done: 1 connection accepted");
+    terminal.wait();
+}
+
+/// The resolver waits for a name server that drops what it is sent.
+#[test]
+#[ignore = "needs root"]
+fn until_it_listens_a_signal_ends_the_server_at_once() {
+    for (arguments, status) in [(&["name.example:5000"][..], 0), (&["load", "name.example:5000"], 130)] {
+        let inner = ecoloop(arguments);
+        let script = "ip link set lo up && ip route add 192.0.2.0/24 dev lo && mount --bind /proc/self/fd/0 /etc/resolv.conf \
+                      && echo ready >&2 && exec \"$0\" \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["-mn", "sh", "-c", script]).arg(inner.get_program()).args(inner.get_args());
+        let resolver = Scratch::new("resolv.conf");
+        fs::write(resolver.path(), "nameserver 192.0.2.1\n").unwrap();
+        command.stdin(File::open(resolver.path()).unwrap());
+        let process = Process::start(command);
+        eventually("the question to the name server", || {
+            let sockets = fs::read_to_string(format!("/proc/{}/net/udp", process.pid())).unwrap_or_default();
+            sockets.contains("010200C0:0035")
+        });
+        let start = Instant::now();
+        let ended = process.terminate();
+        assert_eq!(ended.status.code(), Some(status), "{ended:?}");
+        // The resolver gives up after 10 s.
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}
+
+#[cfg(feature = "load")]
+mod load {
+    use ecoloop::Config;
+    use ecoloop::load::Report;
+    use ecoloop::load::report::Verdict;
+
+    use super::*;
+    use crate::support::serve;
+
+    /// timeout(1) and a wrapper's Ctrl-C deliver a signal twice.
+    #[test]
+    fn a_repeat_of_a_signal_does_not_cost_the_report() {
+        let server = serve(Config::default());
+        let address = server.local_addr().to_string();
+        for _ in 0..10 {
+            let before = server.handle().stats().bytes_in;
+            let process = Process::start(ecoloop(&["load", "-c", "50", "-d", "1h", "--json", "-", &address]));
+            eventually("traffic", || server.handle().stats().bytes_in > before + 10_000);
+            process.signal(Signal::INT);
+            std::thread::yield_now();
+            process.signal(Signal::INT);
+            let ended = process.wait();
+            assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+            assert_eq!(Report::from_json(&ended.stdout[0]).unwrap().verdict, Verdict::Interrupted);
+        }
+    }
+
+    #[test]
+    fn under_nohup_a_load_outlives_its_terminal() {
+        let server = serve(Config::default());
+        let address = server.local_addr().to_string();
+        let inner = ecoloop(&["load", "-d", "1h", "--json", "-", &address]);
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
+        let process = Process::start(command);
+        eventually("traffic", || server.handle().stats().bytes_in > 0);
+        process.signal(Signal::HUP);
+        let before = server.handle().stats().bytes_in;
+        eventually("more traffic", || server.handle().stats().bytes_in > before + 10_000);
+        process.signal(Signal::INT);
+        assert_eq!(process.wait().status.code(), Some(130));
+    }
+}
