@@ -11,6 +11,7 @@ mod log;
 mod log_observer;
 #[cfg(feature = "load")]
 mod merge;
+mod output;
 #[cfg(feature = "load")]
 mod plot;
 #[cfg(feature = "load")]
@@ -24,7 +25,7 @@ mod table;
 mod values;
 
 use std::error::Error;
-use std::io::Write;
+use std::io;
 use std::process::ExitCode;
 
 #[cfg(feature = "load")]
@@ -76,7 +77,8 @@ fn usage_error(subcommand: &str, reason: &str) -> ! {
 ///
 /// The line may contain text from a file, or the name of one.
 pub(crate) fn print_error(line: &str) {
-    let _ = writeln!(std::io::stderr(), "ecoloop: {}", format::strip_control(line));
+    let line = format!("ecoloop: {}\n", format::strip_control(line));
+    let _ = output::write_whole(io::stderr(), &mut line.as_bytes());
 }
 
 /// Returns the exit status of a verdict.

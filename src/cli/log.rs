@@ -1,19 +1,18 @@
 //! Logging that can neither block the loop nor end the process.
 //!
-//! `simple_logger` prints with `println!`, which panics on a full or broken output and blocks on a full pipe. So only a writer
-//! thread prints, from a bounded queue that drops lines when it is full. No other thread writes to standard output.
+//! Only a writer thread prints, because a full pipe blocks it. It takes the lines from a bounded queue that drops lines when it is full.
+//! No other thread writes to standard output.
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use simple_logger::SimpleLogger;
+
+use super::output::write_whole;
 
 /// The name in brackets on each line.
 pub(super) const TARGET: &str = "ecoloop";
@@ -25,7 +24,6 @@ const SEPARATOR: char = '\x1e';
 /// How long the process waits at its end for standard output, then for standard error: together a second.
 const STDOUT_TIMEOUT: Duration = Duration::from_millis(900);
 const STDERR_TIMEOUT: Duration = Duration::from_millis(100);
-const WRITER: &str = "log";
 
 /// Ends the log.
 pub(super) struct Writer(Arc<Queue>);
@@ -47,13 +45,6 @@ struct Half {
 
 /// Starts the writer thread, and sends it every record from `level` up.
 pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
-    // A line that cannot be written panics in the writer. That is expected, and not printed.
-    let print_panic = panic::take_hook();
-    panic::set_hook(Box::new(move |panic| {
-        if thread::current().name() != Some(WRITER) {
-            print_panic(panic);
-        }
-    }));
     let queue = Arc::new(Queue {
         half: Mutex::new(Half { lines: String::with_capacity(HALF_BYTES), finish: None }),
         filled: Condvar::new(),
@@ -61,7 +52,7 @@ pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
         written_lines: AtomicU64::new(0),
     });
     let of_writer = Arc::clone(&queue);
-    thread::Builder::new().name(WRITER.to_owned()).spawn(move || of_writer.write_lines())?;
+    thread::Builder::new().name("log".to_owned()).spawn(move || of_writer.write_lines())?;
     log::set_boxed_logger(Box::new(Logger(Arc::clone(&queue)))).map_err(std::io::Error::other)?;
     log::set_max_level(level);
     Ok(Writer(queue))
@@ -117,13 +108,7 @@ impl Queue {
     }
 
     fn write_lines(&self) {
-        let logger = SimpleLogger::new().with_utc_timestamps();
-        let stdout_is_closed = stdout_is_closed();
-        let write = |level, line: &str| {
-            let print =
-                || logger.log(&Record::builder().level(level).target(TARGET).args(format_args!("{line}")).build());
-            !stdout_is_closed && panic::catch_unwind(AssertUnwindSafe(print)).is_ok()
-        };
+        let mut printer = Printer::default();
         let mut lines = String::with_capacity(HALF_BYTES);
         loop {
             let wait = |half: &mut Half| half.lines.is_empty() && half.finish.is_none();
@@ -135,16 +120,40 @@ impl Queue {
                 let (level, words) = line.split_at(1);
                 let level =
                     Level::iter().nth(level.parse().map_or(0, |level: usize| level - 1)).unwrap_or(Level::Error);
-                if write(level, words) {
+                if printer.print(level, words) {
                     self.written_lines.fetch_add(1, Ordering::Relaxed);
                 }
             }
             lines.clear();
             if let Some(answer) = finish {
                 let lost = self.lost();
-                let _ = answer.send(lost == 0 || write(Level::Warn, &lost_lines(lost)));
+                let _ = answer.send(lost == 0 || printer.print(Level::Warn, &lost_lines(lost)));
             }
         }
+    }
+}
+
+/// Prints lines on standard output.
+#[derive(Default)]
+struct Printer {
+    line: String,
+    /// The last line was written in part.
+    is_mid_line: bool,
+}
+
+impl Printer {
+    /// Returns whether the whole line was written. One that follows a part of another begins on a new line.
+    fn print(&mut self, level: Level, words: &str) -> bool {
+        let end_of_part = if self.is_mid_line { "\n" } else { "" };
+        let time = humantime::format_rfc3339_millis(SystemTime::now());
+        self.line.clear();
+        let _ = writeln!(self.line, "{end_of_part}{time} {level:<5} [{TARGET}] {words}");
+        let mut rest = self.line.as_bytes();
+        let is_written = write_whole(std::io::stdout(), &mut rest).is_ok();
+        if let Some(last) = self.line.as_bytes()[..self.line.len() - rest.len()].last() {
+            self.is_mid_line = *last != b'\n';
+        }
+        is_written
     }
 }
 
@@ -152,7 +161,7 @@ impl Queue {
 fn print_on_stderr(line: String) {
     let (sender, done) = mpsc::channel();
     let write = move || {
-        let _ = writeln!(std::io::stderr(), "{line}");
+        let _ = write_whole(std::io::stderr(), &mut format!("{line}\n").as_bytes());
         let _ = sender.send(());
     };
     if thread::Builder::new().spawn(write).is_ok() {
@@ -178,18 +187,4 @@ impl fmt::Write for Bounded<'_> {
         self.0.push_str(text);
         Ok(())
     }
-}
-
-/// Returns whether the process was started without a standard output.
-///
-/// Rust's runtime opens `/dev/null` in its place, for reading and writing, and every write seems to succeed. A shell that
-/// redirects to `/dev/null` opens it for writing only.
-fn stdout_is_closed() -> bool {
-    let is_null = std::fs::read_link("/proc/self/fd/1").is_ok_and(|path| path.as_os_str() == "/dev/null");
-    let flags = std::fs::read_to_string("/proc/self/fdinfo/1").unwrap_or_default();
-    let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
-    // proc(5): in octal. O_RDWR is 2 of the access mode's two bits.
-    let is_read_write =
-        flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|flags| flags & 3 == 2);
-    is_null && is_read_write
 }

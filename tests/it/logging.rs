@@ -1,5 +1,6 @@
 //! A standard output that cannot be written costs log lines, and nothing else.
 
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -7,7 +8,9 @@ use std::sync::mpsc;
 use std::thread;
 
 use rustix::io::ioctl_fionbio;
-use rustix::pipe::fcntl_getpipe_size;
+use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
+#[cfg(target_os = "linux")]
+use rustix::process::{Resource, Rlimit, prlimit};
 
 use crate::support::{
     Ended, Process, Scratch, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close,
@@ -102,18 +105,31 @@ fn a_working_output_loses_no_line() {
     assert!(ended.stderr.is_empty(), "{ended:?}");
 }
 
+/// Returns the end of a server with `-v` and these redirections, which has served a [`load`].
+#[track_caller]
+fn serve_redirected(report: &Scratch, redirection: &str) -> Ended {
+    let (_reserved, address) = reserve_port();
+    let server = ecoloop(&[&address.to_string(), "--reuse-port", "-v", "--report", report.path()]);
+    let process = Process::start(through_shell(&server, redirection));
+    load(address);
+    process.terminate()
+}
+
 #[test]
-fn a_closed_or_full_output_costs_every_line_and_nothing_else() {
-    for redirection in [">&-", ">/dev/full"] {
-        let report = Scratch::new("closed-or-full");
-        let (_reserved, address) = reserve_port();
-        let server = ecoloop(&[&address.to_string(), "--reuse-port", "-v", "--report", report.path()]);
-        let process = Process::start(through_shell(&server, redirection));
-        load(address);
-        let ended = process.terminate();
-        assert_eq!(lost_lines(&ended, &report), LINES, "{redirection}");
-        assert_lost_on_stderr(&ended, LINES);
-    }
+fn a_full_output_costs_every_line_and_nothing_else() {
+    let report = Scratch::new("full");
+    let ended = serve_redirected(&report, ">/dev/full");
+    assert_eq!(lost_lines(&ended, &report), LINES);
+    assert_lost_on_stderr(&ended, LINES);
+}
+
+/// It is `/dev/null` by the time that `main` runs.
+#[test]
+fn a_closed_output_discards_and_loses_nothing() {
+    let report = Scratch::new("closed");
+    let ended = serve_redirected(&report, ">&-");
+    assert_eq!(lost_lines(&ended, &report), 0);
+    assert!(ended.stderr.is_empty(), "{ended:?}");
 }
 
 #[test]
@@ -167,38 +183,68 @@ fn a_reader_that_resumes_gets_the_queued_lines_and_the_count_of_lost_ones() {
 }
 
 #[test]
-fn after_a_failed_line_later_lines_are_written() {
-    let report = Scratch::new("not-the-last");
+fn a_non_blocking_output_is_written_whole() {
+    let report = Scratch::new("non-blocking");
     let (reader, writer) = pipe().unwrap();
     // Another program that shares the pipe may set this: then a write to a full pipe fails instead of blocking.
     ioctl_fionbio(&writer, true).unwrap();
-    let (process, address, mut reader) = serve_into(&report, reader, writer);
+    fcntl_setpipe_size(&writer, 4096).unwrap();
+    let (process, address, reader) = serve_into(&report, reader, writer);
+    let lines = thread::spawn(move || reader.lines().map(Result::unwrap).collect::<Vec<_>>());
     load(address);
-    let (sender, received) = mpsc::channel();
-    thread::spawn(move || {
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).unwrap() > 0 {
-            let _ = sender.send(String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned());
-        }
-    });
-    eventually("a line", || {
-        visit(address);
-        received.try_iter().any(|line| line.contains("Received is there room?"))
-    });
     let ended = process.terminate();
-    assert!(lost_lines(&ended, &report) > 0);
+    let lines = lines.join().unwrap();
+    // A queue that was full for a moment may have cost some. Each of the others is whole.
+    let lost = lost_lines(&ended, &report);
+    let count = if lost == 0 { LINES } else { LINES + 1 };
+    assert_eq!(1 + lines.len() + lost, count);
+    assert!(lines.iter().all(|line| line.starts_with("20") && line.contains(" [ecoloop] ")), "{lines:?}");
+    assert!(ended.stderr.is_empty(), "{ended:?}");
+}
+
+/// A write that passes the limit of the file size is cut there, and the next one fails.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_half_written_line_is_lost_and_does_not_touch_the_next() {
+    let (log, report) = (Scratch::new("log"), Scratch::new("half"));
+    let mut command = ecoloop(&["127.0.0.1:0", "-v", "--report", report.path()]);
+    command.stdout(File::create(log.path()).unwrap()).stderr(Stdio::piped());
+    let process = Process::adopt(command);
+    let text = || fs::read_to_string(log.path()).unwrap();
+    eventually("the start", || text().ends_with("Waiting for connections...\n"));
+    let limit = |current| {
+        let limit = Rlimit { current, maximum: None };
+        prlimit(Some(process.pid()), Resource::Fsize, limit).unwrap();
+    };
+    let start = text();
+    let address = start.lines().next().unwrap().split_once("on IP ").unwrap().1.replace(", port ", ":");
+    let length = start.len() + 30;
+    limit(Some(length as u64));
+    let mut client = connect(address.parse().unwrap());
+    assert_echoes(&mut client, b"first");
+    eventually("half a line", || text().len() == length);
+    limit(None);
+    assert_echoes(&mut client, b"second");
+    drop(client);
+    let ended = process.terminate();
+    assert!(ended.status.success(), "{ended:?}");
+    let text = text();
+    let lines: Vec<_> = text.lines().skip(2).collect();
+    assert_eq!(lines[0].len(), 30);
+    assert!(lines[1..].iter().all(|line| line.starts_with("20") && line.contains(" [ecoloop] ")), "{text}");
+    assert!(lines[1..].iter().any(|line| line.ends_with("Received second")), "{text}");
+    let lost = report.json()["log_lines_lost"].as_u64().unwrap();
+    // The start, the connection, two messages, their end and the close, the wait and the summary: 9. And half of one, and the count.
+    assert_eq!(text.lines().count() as u64, 9 - lost + 2, "{text}");
+    assert!(lines.last().unwrap().contains(" log line"), "{text}");
 }
 
 #[test]
 fn with_both_outputs_closed_full_or_unread_the_exit_status_is_0() {
-    for redirection in [">&- 2>&-", ">/dev/full 2>/dev/full", ">/dev/full 2>&-"] {
+    for (redirection, lost) in [(">&- 2>&-", 0), (">/dev/full 2>/dev/full", LINES), (">/dev/full 2>&-", LINES)] {
         let report = Scratch::new("both");
-        let (_reserved, address) = reserve_port();
-        let server = ecoloop(&[&address.to_string(), "--reuse-port", "-v", "--report", report.path()]);
-        let process = Process::start(through_shell(&server, redirection));
-        load(address);
-        let ended = process.terminate();
-        assert_eq!(lost_lines(&ended, &report), LINES, "{redirection}");
+        let ended = serve_redirected(&report, redirection);
+        assert_eq!(lost_lines(&ended, &report), lost, "{redirection}");
     }
 
     let report = Scratch::new("both-unread");
