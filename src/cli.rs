@@ -25,7 +25,7 @@ mod table;
 mod values;
 
 use std::error::Error;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 #[cfg(feature = "load")]
@@ -95,7 +95,11 @@ fn exit_status(verdict: Verdict) -> ExitCode {
 /// Parses the command line and runs the subcommand. A usage error ends the process with exit status 2.
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     signals::set_mask().map_err(|error| format!("cannot set the signal mask: {error}"))?;
-    let cli = Cli::try_parse().unwrap_or_else(|error| suggest_subcommand(error).exit());
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(help) if !help.use_stderr() => return print_help(&help).map(|()| ExitCode::SUCCESS),
+        Err(error) => suggest_subcommand(error).exit(),
+    };
     match cli.command {
         None => serve::run(&cli.serve),
         Some(Command::Serve(arguments)) => serve::run(&arguments),
@@ -106,6 +110,14 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
         #[cfg(feature = "load")]
         Some(Command::Merge(arguments)) => merge::run(&arguments),
     }
+}
+
+/// Prints the help or the version. The parser itself would ignore that it cannot.
+fn print_help(help: &clap::Error) -> Result<(), Box<dyn Error>> {
+    if io::stdout().is_terminal() {
+        return help.print().map_err(|error| format!("cannot write to standard output: {error}").into());
+    }
+    Ok(output::print(help.to_string().as_bytes())?)
 }
 
 /// Adds a tip to a usage error if the first argument, which is taken for an address, resembles a subcommand.

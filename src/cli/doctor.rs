@@ -10,8 +10,8 @@ use ecoloop::host::{Capacity, Limit, Plan, Purpose, is_local, limits};
 use ecoloop::load::{SourceRange, count_pairs};
 
 use super::format::{self, plural};
-use super::usage_error;
 use super::values::{Address, count};
+use super::{output, usage_error};
 
 const HELP: &str = "\
 ADDR    IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
@@ -59,14 +59,9 @@ enum For {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let plan = arguments.plan()?;
     let limits = limits(&plan);
-    // Not `println!`, which panics where standard output is closed.
-    match print(&mut io::stdout().lock(), &plan, &limits) {
-        // A reader of the first lines only, such as head(1), has them.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            return Err(format!("cannot write to standard output: {error}").into());
-        }
-        _ => {}
-    }
+    let mut text = Vec::new();
+    print(&mut text, &plan, &limits)?;
+    output::print(&text)?;
     Ok(if limits.iter().any(|limit| limit.insufficient) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::descriptors;
 use super::format::plural;
+use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
 use super::result_files::{self, REPORT};
 use super::signals::{Requests, is_ignored};
@@ -31,6 +32,9 @@ const TIME: &str = "Time";
 
 /// Descriptors that a run opens besides its connections: its poll, its timer and its waker.
 const RUN_DESCRIPTORS: u64 = 3;
+/// How long an interrupted run waits for a reader of standard output.
+const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
+const PRINT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 const HELP: &str = "\
 ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
@@ -279,15 +283,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         thread::Builder::new().name("lines".to_owned()).spawn(move || read_lines(&requests))?;
         let verdict = Session::connect(config, &interrupt, &progress)
             .map_err(|error| with_hint(error).into())
-            .and_then(|session| measure_repeatedly(session, &requested));
+            .and_then(|session| measure_repeatedly(session, &requested, &interrupt));
         display.finish();
         return Ok(exit_status(verdict?));
     }
     let report = load::run(config, &interrupt, &progress);
     display.finish();
     let report = report.map_err(with_hint)?;
-    outputs.write(&report)?;
+    let written = outputs.write(&report);
     advise(&report);
+    written?;
     Ok(exit_status(report.verdict))
 }
 
@@ -318,6 +323,8 @@ fn handle_signals(
             let _ = requests.try_send(Ok(false));
             signals.next();
         }
+        // Neither a temporary file nor half of a file is left behind.
+        let _files = lock_files();
         process::exit(130);
     };
     thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
@@ -337,11 +344,15 @@ fn read_lines(requests: &SyncSender<io::Result<bool>>) {
 }
 
 /// Measures a window for each request, and returns the worst verdict.
-fn measure_repeatedly(mut session: Session, requested: &Receiver<io::Result<bool>>) -> Result<Verdict, Box<dyn Error>> {
+fn measure_repeatedly(
+    mut session: Session,
+    requested: &Receiver<io::Result<bool>>,
+    interrupt: &Interrupt,
+) -> Result<Verdict, Box<dyn Error>> {
     let (mut worst, mut when) = (Verdict::Pass, "");
     while requested.recv()?.map_err(|error| format!("cannot read standard input: {error}"))? {
         let report = session.measure()?;
-        result_files::print_document(&report)?;
+        print_unless_interrupted(result_files::document(&report)?, interrupt)?;
         advise(&report);
         worst = worst.max(report.verdict);
         when = "after the last window: ";
@@ -361,6 +372,23 @@ fn measure_repeatedly(mut session: Session, requested: &Receiver<io::Result<bool
         Ended::Complete => Verdict::Fail,
     };
     Ok(worst.max(verdict_of_rest))
+}
+
+/// Writes to standard output. Once the run is interrupted, waits at most `PRINT_TIMEOUT` for a reader.
+fn print_unless_interrupted(text: String, interrupt: &Interrupt) -> Result<(), Box<dyn Error>> {
+    let (sender, printed) = mpsc::channel();
+    let print = move || sender.send(output::print(text.as_bytes()));
+    thread::Builder::new().name("print".to_owned()).spawn(print)?;
+    let mut waited = Duration::ZERO;
+    loop {
+        match printed.recv_timeout(PRINT_POLL_INTERVAL) {
+            Err(RecvTimeoutError::Timeout) if waited < PRINT_TIMEOUT => {
+                waited += if interrupt.is_set() { PRINT_POLL_INTERVAL } else { Duration::ZERO };
+            }
+            Err(_) => return Err("cannot write to standard output: its reader does not read".into()),
+            Ok(printed) => return Ok(printed?),
+        }
+    }
 }
 
 /// Warns about system limits below what the run needs.

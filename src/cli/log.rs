@@ -28,6 +28,13 @@ const STDERR_TIMEOUT: Duration = Duration::from_millis(100);
 /// Ends the log.
 pub(super) struct Writer(Arc<Queue>);
 
+/// The end of the log.
+pub(super) struct Finished {
+    pub(super) lost_lines: u64,
+    /// Whether the writer thread waits for nothing more: then another thread may write to standard output.
+    pub(super) is_written: bool,
+}
+
 /// The queue between the loop and the writer thread.
 struct Queue {
     half: Mutex<Half>,
@@ -59,18 +66,18 @@ pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
 }
 
 impl Writer {
-    /// Waits at most a second until all is written, and returns how many lines were lost. If standard output does not show that
-    /// number, prints it on standard error.
-    pub(super) fn finish(self) -> u64 {
+    /// Waits at most a second until all is written. If standard output does not show how many lines were lost, prints it on standard
+    /// error.
+    pub(super) fn finish(self) -> Finished {
         let (sender, answer) = mpsc::channel();
         self.0.lock().finish = Some(sender);
         self.0.filled.notify_one();
-        let is_shown = answer.recv_timeout(STDOUT_TIMEOUT) == Ok(true);
+        let is_shown = answer.recv_timeout(STDOUT_TIMEOUT);
         let lost = self.0.lost();
-        if lost > 0 && !is_shown {
+        if lost > 0 && is_shown != Ok(true) {
             print_on_stderr(lost_lines(lost));
         }
-        lost
+        Finished { lost_lines: lost, is_written: is_shown.is_ok() }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,7 +33,7 @@ Examples:
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// Reports written by ecoloop load --json
+    /// Reports written by ecoloop load --json; - is standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 
@@ -64,9 +64,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 fn read(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let max_bytes = REPORT_MIB_MAX << 20;
-    let length = File::open(path)
-        .and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes))
-        .map_err(|error| error.to_string())?;
+    let input: io::Result<Box<dyn Read>> = if path == Path::new("-") {
+        Ok(Box::new(io::stdin()))
+    } else {
+        File::open(path).map(|file| Box::new(file) as _)
+    };
+    let length =
+        input.and_then(|input| input.take(max_bytes + 1).read_to_end(&mut bytes)).map_err(|error| error.to_string())?;
     if length as u64 > max_bytes {
         return Err(format!("it is larger than {REPORT_MIB_MAX} MiB"));
     }

@@ -1,16 +1,13 @@
-//! The files of a result, which are opened before the run and put in place at its end, and standard output.
+//! The outputs of a result, which are opened before the run and written at its end.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use ecoloop::load::{Histogram, Report};
-use tempfile::{Builder, NamedTempFile};
 
+use super::output::{self, Output};
 use super::plot::plot;
 use super::table::table;
 
@@ -27,7 +24,7 @@ pub(super) const REPORT: &str = "Report";
 #[group(skip)]
 #[command(next_help_heading = REPORT)]
 pub(super) struct Arguments {
-    /// Write the report to FILE as JSON; - is standard output, without the table
+    /// Write the report to FILE as JSON; here and below, - is standard output, without the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
@@ -58,60 +55,50 @@ pub(super) struct Outputs {
 impl Arguments {
     /// Returns whether JSON on standard output is the only output.
     pub(super) fn is_json_on_stdout_alone(&self) -> bool {
-        self.json_is_stdout() && self.hgrm.is_none() && self.plot.is_none()
-    }
-
-    fn json_is_stdout(&self) -> bool {
-        self.json.as_deref() == Some(Path::new("-"))
+        self.json.as_deref().is_some_and(output::is_stdout) && self.hgrm.is_none() && self.plot.is_none()
     }
 
     /// Opens every output, so that a run is not lost for a file that cannot be created.
     pub(super) fn open(&self) -> Result<Outputs, String> {
-        let is_stdout = self.json_is_stdout();
-        let open = |path: &PathBuf| Output::open(path);
-        let json = if is_stdout { Some(Output::Stdout) } else { self.json.as_ref().map(open).transpose()? };
-        let hgrm = self.hgrm.as_ref().map(open).transpose()?;
-        let plot = self.plot.as_ref().map(open).transpose()?;
+        let open = |path: &Option<PathBuf>| path.as_deref().map(Output::open).transpose();
+        let outputs =
+            Outputs { json: open(&self.json)?, hgrm: open(&self.hgrm)?, plot: open(&self.plot)?, table: false };
         let mut targets = HashSet::new();
-        for output in [&json, &hgrm, &plot].into_iter().flatten() {
-            if let Output::File { target, .. } = output
-                && !targets.insert(target)
-            {
+        for output in outputs.documents() {
+            let target = match output {
+                Output::Stdout => Path::new("-"),
+                Output::File(target) => target,
+                Output::Stderr | Output::Device(..) => continue,
+            };
+            if !targets.insert(target) {
                 return Err(format!("cannot create {}: two outputs have this name", target.display()));
             }
         }
-        Ok(Outputs { json, hgrm, plot, table: !is_stdout && !self.quiet })
+        let table = !targets.contains(Path::new("-")) && !self.quiet;
+        Ok(Outputs { table, ..outputs })
     }
-}
-
-/// Writes a report as JSON on standard output, and flushes it.
-pub(super) fn print_document(report: &Report) -> Result<(), String> {
-    Output::Stdout.write(&document(report)?)
 }
 
 impl Outputs {
-    /// Writes every output and prints the table, even if one of them fails.
-    pub(super) fn write(self, report: &Report) -> Result<(), String> {
-        let Self { json, hgrm, plot: svg, table: is_wanted } = self;
+    fn documents(&self) -> impl Iterator<Item = &Output> {
+        [&self.json, &self.hgrm, &self.plot].into_iter().flatten()
+    }
+
+    /// Writes every output and prints the table, even if some of them fail.
+    pub(super) fn write(&self, report: &Report) -> Result<(), String> {
         let results = [
-            json.map(|output| output.write(&document(report)?)),
-            hgrm.map(|output| output.write(&hgrm_text(&latencies(report)?))),
-            svg.map(|output| output.write(&plot(report)?)),
+            self.json.as_ref().map(|output| output.write(&document(report)?)),
+            self.hgrm.as_ref().map(|output| output.write(&hgrm_text(&latencies(report)?))),
+            self.plot.as_ref().map(|output| output.write(&plot(report)?)),
+            self.table.then(|| output::print(table(report).as_bytes())),
         ];
-        if is_wanted {
-            match io::stdout().lock().write_all(table(report).as_bytes()) {
-                // A reader of the first lines only, such as head(1), has them.
-                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                    return Err(format!("cannot write to standard output: {error}"));
-                }
-                _ => {}
-            }
-        }
-        results.into_iter().flatten().collect()
+        let failures: Vec<_> = results.into_iter().flatten().filter_map(Result::err).collect();
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 }
 
-fn document(report: &Report) -> Result<String, String> {
+/// Returns a report as JSON.
+pub(super) fn document(report: &Report) -> Result<String, String> {
     report.to_json().map(|json| json + "\n").map_err(|error| format!("no JSON: {error}"))
 }
 
@@ -139,77 +126,10 @@ fn hgrm_text(histogram: &Histogram) -> String {
     text
 }
 
-/// The destination of one document.
-enum Output {
-    Stdout,
-    /// A pipe, a terminal, `/dev/null`: it cannot be replaced by a file.
-    Device(PathBuf, File),
-    /// A temporary file, which is renamed to `target` once it is written.
-    File {
-        target: PathBuf,
-        temporary: NamedTempFile,
-    },
-}
-
-impl Output {
-    fn open(path: &Path) -> Result<Self, String> {
-        let failed = |error: io::Error| format!("cannot create {}: {error}", path.display());
-        if path == Path::new("-") {
-            return Err("cannot create -: only --json writes to standard output; ./- is a file of that name".to_owned());
-        }
-        match fs::metadata(path) {
-            Ok(metadata) if metadata.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
-            Ok(metadata) if !metadata.is_file() => {
-                let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
-                Ok(Self::Device(path.to_owned(), file))
-            }
-            // Replaces the file behind a symbolic link, and keeps the link.
-            Ok(_) => Self::open_file(&fs::canonicalize(path).map_err(failed)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::open_file(path),
-            Err(error) => Err(failed(error)),
-        }
-    }
-
-    fn open_file(path: &Path) -> Result<Self, String> {
-        let failed = |error: io::Error| format!("cannot create {}: {error}", path.display());
-        let Some(name) = path.file_name() else {
-            return Err(format!("cannot create {:?}: not the name of a file", path.display()));
-        };
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let directory = fs::canonicalize(directory).map_err(failed)?;
-        // In the target's directory, because a rename does not cross file systems; with the mode of a new file (umask(2)).
-        let temporary = Builder::new()
-            .prefix(".ecoloop-")
-            .suffix(".tmp")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(&directory)
-            .map_err(failed)?;
-        Ok(Self::File { target: directory.join(name), temporary })
-    }
-
-    fn write(self, text: &str) -> Result<(), String> {
-        match self {
-            Self::Stdout => {
-                let mut stdout = io::stdout().lock();
-                let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-                written.map_err(|error| format!("cannot write to standard output: {error}"))
-            }
-            Self::Device(path, mut file) => {
-                file.write_all(text.as_bytes()).map_err(|error| format!("cannot write to {}: {error}", path.display()))
-            }
-            Self::File { target, mut temporary } => {
-                let written = temporary.write_all(text.as_bytes());
-                let replaced = written.and_then(|()| temporary.persist(&target).map_err(|error| error.error));
-                replaced.map(drop).map_err(|error| format!("cannot write {}: {error}", target.display()))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::fs;
 
     use tempfile::TempDir;
 
@@ -221,61 +141,6 @@ mod tests {
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
-    }
-
-    #[test]
-    fn a_file_keeps_its_old_content_until_the_new_is_complete() {
-        let directory = TempDir::new().unwrap();
-        let path = directory.path().join("report.json");
-        fs::write(&path, "old").unwrap();
-        let output = Output::open(&path).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-        output.write("new").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        assert_eq!(names(&directory), ["report.json"]);
-    }
-
-    #[test]
-    fn a_new_file_has_the_mode_of_any_new_file() {
-        let directory = TempDir::new().unwrap();
-        let [ours, other] = ["ours", "other"].map(|name| directory.path().join(name));
-        Output::open(&ours).unwrap().write("new").unwrap();
-        File::create(&other).unwrap();
-        let [ours, other] = [ours, other].map(|path| fs::metadata(path).unwrap().permissions().mode());
-        assert_eq!(ours, other, "{ours:o} {other:o}");
-    }
-
-    #[test]
-    fn a_failed_run_leaves_nothing_behind() {
-        let directory = TempDir::new().unwrap();
-        drop(Output::open(&directory.path().join("report.json")).unwrap());
-        assert!(names(&directory).is_empty());
-    }
-
-    #[test]
-    fn a_symbolic_link_is_kept_and_a_device_is_not_replaced() {
-        let directory = TempDir::new().unwrap();
-        let [file, link, device] = ["file", "link", "null"].map(|name| directory.path().join(name));
-        fs::write(&file, "old").unwrap();
-        symlink(&file, &link).unwrap();
-        symlink("/dev/null", &device).unwrap();
-        Output::open(&link).unwrap().write("new").unwrap();
-        Output::open(&device).unwrap().write("new").unwrap();
-        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
-        assert_eq!(fs::read_link(&link).unwrap(), file);
-        assert_eq!(fs::read_link(&device).unwrap(), Path::new("/dev/null"));
-    }
-
-    #[test]
-    fn an_output_that_cannot_be_created_is_refused_before_the_run() {
-        let directory = TempDir::new().unwrap();
-        let refusal = |path: &Path| Output::open(path).err().unwrap();
-        let missing = directory.path().join("missing/report.json");
-        let expected = format!("cannot create {}: No such file or directory (os error 2)", missing.display());
-        assert_eq!(refusal(&missing), expected);
-        assert_eq!(refusal(directory.path()), format!("cannot create {}: is a directory", directory.path().display()));
-        assert_eq!(refusal(Path::new("")), "cannot create \"\": not the name of a file");
-        assert!(refusal(Path::new("-")).starts_with("cannot create -: only --json writes to standard output"));
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! `ecoloop serve`: the echo server as a process.
 
 use std::error::Error;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
@@ -19,6 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::descriptors;
 use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
+use super::output::Output;
 use super::signals::Requests;
 use super::values::{Address, SOCKETS, SocketArguments, count, size};
 
@@ -80,7 +80,7 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = SOCKETS, help = "Share the port with other processes that set this option (SO_REUSEPORT)")]
     reuse_port: bool,
 
-    /// Write the final figures to FILE as JSON
+    /// Write the final figures to FILE as JSON; - is standard output
     #[arg(long, help_heading = OUTPUT, value_name = "FILE")]
     report: Option<PathBuf>,
 
@@ -99,14 +99,7 @@ pub(super) struct Arguments {
 
 /// Serves until a signal ends the process.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let report_file = arguments.report.as_ref().map(|path| {
-        // Not truncated yet: a server that cannot listen keeps the previous report.
-        match OpenOptions::new().write(true).create(true).truncate(false).open(path) {
-            Ok(file) => Ok((path, file)),
-            Err(error) => Err(format!("cannot create {}: {error}", path.display())),
-        }
-    });
-    let report_file = report_file.transpose()?;
+    let report_output = arguments.report.as_deref().map(Output::open).transpose()?;
     let stage = Arc::new(Stage::default());
     handle_signals(Arc::clone(&stage))?;
     let log_writer = super::log::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
@@ -118,8 +111,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let handle = server.handle();
     let observer = LogObserver::new(arguments.lang.unwrap_or_else(Language::from_environment), handle.clone());
     let _ = stage.handle.set(handle);
-    if let Some((path, file)) = &report_file {
-        truncate(file).map_err(|error| format!("cannot truncate {}: {error}", path.display()))?;
+    if let Some(output) = &report_output {
+        output.clear()?;
     }
     observer.log_start(server.local_addrs());
     let mut server = server.with_observer(observer);
@@ -127,9 +120,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 
     let report = server.report();
     log::info!(target: TARGET, "{}", server.observer().summary(&report));
-    let lost = log_writer.finish();
-    if let Some((path, file)) = report_file {
-        write_report(file, &report, lost).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    let log = log_writer.finish();
+    match report_output {
+        Some(Output::Stdout) if !log.is_written => {
+            return Err("cannot write to standard output: the log waits for its reader".into());
+        }
+        Some(output) => output.write(&document(&report, log.lost_lines))?,
+        None => {}
     }
     ended.map_err(|error| format!("cannot wait for events: {error}"))?;
     Ok(ExitCode::SUCCESS)
@@ -228,12 +225,8 @@ fn handle_signals(stage: Arc<Stage>) -> Result<(), String> {
     Ok(())
 }
 
-/// Truncates a regular file. A device or a pipe has nothing to truncate.
-fn truncate(file: &File) -> io::Result<()> {
-    if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) }
-}
-
-fn write_report(mut file: File, report: &Report, log_lines_lost: u64) -> io::Result<()> {
+/// Returns the final figures as JSON.
+fn document(report: &Report, log_lines_lost: u64) -> String {
     let (stats, closed) = (report.stats, report.stats.closed);
     let json = serde_json::json!({
         "accepted": stats.accepted,
@@ -252,5 +245,5 @@ fn write_report(mut file: File, report: &Report, log_lines_lost: u64) -> io::Res
         "log_lines_lost": log_lines_lost,
         "seconds": report.elapsed.as_secs_f64(),
     });
-    writeln!(file, "{json:#}")
+    format!("{json:#}\n")
 }

@@ -27,7 +27,9 @@ impl Interrupt {
         }
     }
 
-    pub(super) fn is_set(&self) -> bool {
+    /// Returns whether the runs were told to end.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
         self.0.is_set.load(Ordering::Acquire)
     }
 

@@ -226,6 +226,7 @@ fn a_half_written_line_is_lost_and_does_not_touch_the_next() {
     limit(None);
     assert_echoes(&mut client, b"second");
     drop(client);
+    eventually("the close", || text().ends_with("Waiting for connections...\n"));
     let ended = process.terminate();
     assert!(ended.status.success(), "{ended:?}");
     let text = text();

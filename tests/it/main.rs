@@ -23,5 +23,7 @@ mod narration;
 mod reactor;
 mod scale;
 mod signals;
+#[cfg(feature = "load")]
+mod streams;
 mod support;
 mod transports;

@@ -109,9 +109,13 @@ fn until_it_listens_a_signal_ends_the_server_at_once() {
 
 #[cfg(feature = "load")]
 mod load {
+    use std::io::Write;
+
     use ecoloop::Config;
     use ecoloop::load::Report;
     use ecoloop::load::report::Verdict;
+    use rustix::pipe::fcntl_getpipe_size;
+    use tempfile::TempDir;
 
     use super::*;
     use crate::support::serve;
@@ -148,5 +152,51 @@ mod load {
         eventually("more traffic", || server.handle().stats().bytes_in > before + 10_000);
         process.signal(Signal::INT);
         assert_eq!(process.wait().status.code(), Some(130));
+    }
+
+    #[test]
+    fn a_load_that_is_killed_or_interrupted_twice_leaves_no_temporary_file() {
+        let server = serve(Config::default());
+        let address = server.local_addr().to_string();
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("report.json");
+        let files = || fs::read_dir(directory.path()).unwrap().count();
+        let start = || {
+            let before = server.handle().stats().bytes_in;
+            let arguments = ["load", "-d", "1h", "--json", path.to_str().unwrap(), &address];
+            let process = Process::start(ecoloop(&arguments));
+            eventually("traffic", || server.handle().stats().bytes_in > before + 10_000);
+            process
+        };
+        let process = start();
+        process.signal(Signal::KILL);
+        process.wait();
+        assert_eq!(files(), 0);
+
+        let process = start();
+        process.signal(Signal::INT);
+        process.signal(Signal::TERM);
+        process.wait();
+        // The second may come before or after the report.
+        assert_eq!(files(), usize::from(path.exists()));
+    }
+
+    #[test]
+    fn a_repeated_load_whose_output_nobody_reads_ends_at_the_first_signal() {
+        let server = serve(Config::default());
+        let address = server.local_addr().to_string();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(&vec![b'x'; fcntl_getpipe_size(&writer).unwrap()]).unwrap();
+        let mut command = ecoloop(&["load", "--repeat", "--json", "-", "-m", "1", &address]);
+        command.stdin(Stdio::piped()).stdout(writer).stderr(Stdio::piped());
+        let mut process = Process::adopt(command);
+        process.take_input().write_all(b"\n").unwrap();
+        // The first message and that of the window.
+        eventually("the window", || server.handle().stats().bytes_out == 2 * 64);
+        process.signal(Signal::INT);
+        let ended = process.wait();
+        let words = "ecoloop: cannot write to standard output: its reader does not read";
+        assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(1), &[words.to_owned()][..]), "{ended:?}");
+        drop(reader);
     }
 }

@@ -85,18 +85,6 @@ fn an_output_file_that_cannot_be_created_is_an_error_before_the_first_connect() 
 }
 
 #[test]
-fn a_closed_standard_output_is_no_error() {
-    let server = serve(ServerConfig::default());
-    let address = server.local_addr().to_string();
-    for arguments in [&["doctor", "-c", "1"][..], &["load", "-m", "1", &address]] {
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        drop(reader);
-        let ended = ecoloop(arguments).stdout(writer).output().unwrap();
-        assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &b""[..]), "{arguments:?}");
-    }
-}
-
-#[test]
 fn an_interrupted_run_reports_its_results() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let server = serve(ServerConfig::default());
