@@ -88,7 +88,7 @@ fn exit_status(verdict: Verdict) -> ExitCode {
         Verdict::Pass => ExitCode::SUCCESS,
         Verdict::Fail => ExitCode::FAILURE,
         // 128 and the number of SIGINT, as a shell reports it.
-        Verdict::Interrupted => ExitCode::from(130),
+        Verdict::Interrupted | Verdict::Running => ExitCode::from(130),
     }
 }
 

@@ -41,11 +41,13 @@ mod totals;
 mod verify;
 
 use std::io;
+use std::time::Duration;
 
 pub use self::config::{Close, Config};
 pub use self::interrupt::Interrupt;
 pub use self::progress::{Progress, ProgressCell, Step};
 pub use self::report::{Histogram, Mode, Percentile, Report, Threshold, merge};
+use self::session::RunningReports;
 pub use self::session::Session;
 pub use self::sources::{SourceRange, count_pairs};
 
@@ -60,7 +62,34 @@ pub use self::sources::{SourceRange, count_pairs};
 /// - [`Config::server_pid`] cannot be read.
 /// - The process has no descriptor left before the first connect, or the poll fails.
 pub fn run(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Report> {
-    let mut session = Session::open(config, interrupt, progress)?;
-    session.run_window()?;
-    session.end()
+    run_reporting(config, interrupt, progress, RunningReports::none())
+}
+
+/// Runs a load as [`run`] does, and calls `take` every `interval` with the report until then, whose verdict is
+/// [`Running`](report::Verdict::Running).
+///
+/// The call is part of the loop: `take` must hand the report to another thread to write it.
+///
+/// # Errors
+///
+/// - The errors of [`run`].
+pub fn run_with_reports(
+    config: Config,
+    interrupt: &Interrupt,
+    progress: &ProgressCell,
+    interval: Duration,
+    take: impl FnMut(Report),
+) -> io::Result<Report> {
+    run_reporting(config, interrupt, progress, RunningReports::new(interval, take))
+}
+
+fn run_reporting(
+    config: Config,
+    interrupt: &Interrupt,
+    progress: &ProgressCell,
+    mut reports: RunningReports<'_>,
+) -> io::Result<Report> {
+    let mut session = Session::open(config, interrupt, progress, &mut reports)?;
+    session.run_window(&mut reports)?;
+    session.end(&mut reports)
 }

@@ -21,7 +21,7 @@ use super::descriptors;
 use super::format::plural;
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
-use super::result_files::{self, REPORT};
+use super::result_files::{self, Outputs, REPORT};
 use super::signals::{Requests, is_ignored};
 use super::values::{Address, SocketArguments, count, rate, size};
 use super::{exit_status, print_error, table, usage_error};
@@ -32,6 +32,8 @@ const TIME: &str = "Time";
 
 /// Descriptors that a run opens besides its connections: its poll, its timer and its waker.
 const RUN_DESCRIPTORS: u64 = 3;
+/// How often a run rewrites its JSON file.
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long an interrupted run waits for a reader of standard output.
 const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 const PRINT_POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -287,7 +289,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         display.finish();
         return Ok(exit_status(verdict?));
     }
-    let report = load::run(config, &interrupt, &progress);
+    let report = run_and_save(config, &interrupt, &progress, &outputs);
     display.finish();
     let report = report.map_err(with_hint)?;
     let written = outputs.write(&report);
@@ -304,6 +306,31 @@ fn with_hint(error: io::Error) -> io::Error {
         }
         _ => error,
     }
+}
+
+/// Runs, and rewrites the JSON file from a thread, so that a run which is killed leaves something.
+fn run_and_save(
+    config: Config,
+    interrupt: &Interrupt,
+    progress: &ProgressCell,
+    outputs: &Outputs,
+) -> io::Result<Report> {
+    if !outputs.has_json_file() {
+        return load::run(config, interrupt, progress);
+    }
+    let (sender, reports) = mpsc::sync_channel::<Report>(1);
+    let save = move || {
+        for failure in reports.iter().filter_map(|report| outputs.write_running(&report).err()) {
+            print_error(&failure);
+        }
+    };
+    thread::scope(|scope| {
+        thread::Builder::new().name("save".to_owned()).spawn_scoped(scope, save)?;
+        // Does not wait for a slow disk: the next report contains this one.
+        load::run_with_reports(config, interrupt, progress, SAVE_INTERVAL, move |report| {
+            let _ = sender.try_send(report);
+        })
+    })
 }
 
 /// Starts a thread for SIGINT, SIGTERM and SIGHUP: the first interrupts the run, which then reports; the second ends the process. Until

@@ -107,12 +107,12 @@ impl Output {
     }
 
     fn open_file(target: &Path) -> io::Result<Self> {
-        let writing = lock_files();
+        let files = lock_files();
         if let Err(error) = create_temporary(target) {
             // In a directory that takes no new file, an existing one can be written.
             OpenOptions::new().write(true).open(target).map_err(|_| error)?;
         }
-        drop(writing);
+        drop(files);
         Ok(Self::File(target.to_owned()))
     }
 
@@ -136,7 +136,7 @@ impl Output {
             Self::Device(path, file) => write_whole(file, &mut text.as_bytes())
                 .map_err(|error| format!("cannot write {}: {error}", path.display())),
             Self::File(target) => {
-                let _writing = lock_files();
+                let _files = lock_files();
                 let Err(Unwritten { error, temporary }) = replace(target, text) else { return Ok(()) };
                 let temporary = temporary.or_else(|| write_temporary(NamedTempFile::with_prefix("ecoloop-"), text));
                 let kept = temporary.and_then(|file| file.keep().ok());
@@ -144,6 +144,14 @@ impl Output {
                 Err(format!("cannot write {}: {error}{}", target.display(), kept.unwrap_or_default()))
             }
         }
+    }
+
+    /// Replaces a file by a document that is not the last one. If that fails, nothing of it is kept.
+    #[cfg(feature = "load")]
+    pub(super) fn replace(&self, text: &str) -> Result<(), String> {
+        let Self::File(target) = self else { return self.write(text) };
+        let _files = lock_files();
+        replace(target, text).map_err(|unwritten| format!("cannot write {}: {}", target.display(), unwritten.error))
     }
 }
 

@@ -84,6 +84,16 @@ impl Outputs {
         [&self.json, &self.hgrm, &self.plot].into_iter().flatten()
     }
 
+    /// Returns whether the JSON document goes to a file, which can be rewritten.
+    pub(super) fn has_json_file(&self) -> bool {
+        matches!(self.json, Some(Output::File(_)))
+    }
+
+    /// Writes the JSON document of a run that has not ended.
+    pub(super) fn write_running(&self, report: &Report) -> Result<(), String> {
+        self.json.as_ref().map_or(Ok(()), |output| output.replace(&document(report)?))
+    }
+
     /// Writes every output and prints the table, even if some of them fail.
     pub(super) fn write(&self, report: &Report) -> Result<(), String> {
         let results = [

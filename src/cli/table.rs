@@ -208,6 +208,7 @@ fn verdict(report: &Report) -> Vec<String> {
             lines
         }
         Verdict::Interrupted => vec!["INTERRUPTED".to_owned()],
+        Verdict::Running => vec!["RUNNING".to_owned()],
     }
 }
 

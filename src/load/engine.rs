@@ -89,12 +89,17 @@ impl Engine {
         })
     }
 
-    /// Runs until step `until` begins or the run is interrupted.
-    pub(super) fn run_until(&mut self, until: Step) -> io::Result<()> {
+    /// Runs until step `until` begins or the run is interrupted. From `pause` on, in nanoseconds of the run, it returns earlier: in the
+    /// window at the end of a second, whose latencies the timeline has by then.
+    pub(super) fn run_until(&mut self, until: Step, pause: u64) -> io::Result<()> {
         while self.driver.step < until && !self.interrupted {
             let timeout = self.advance()?;
             if self.driver.step >= until {
                 // The caller takes its measurements before the first work of this step.
+                break;
+            }
+            let is_mid_second = self.driver.step == Step::Measure && self.driver.totals.is_mid_second();
+            if self.driver.clock.now() >= pause && !is_mid_second {
                 break;
             }
             self.turn(timeout)?;

@@ -9,8 +9,11 @@ use super::error::errno_name;
 use super::interrupt::Interrupt;
 use super::progress::{ProgressCell, Step};
 use super::report::{
-    self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Mode, Phases, Readings, Report, Settings,
+    self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Messages, Mode, Phases, Readings, Report, Settings,
+    Verdict,
 };
+use super::stage::Stage;
+use super::timer::nanoseconds;
 use crate::host::{Process, SocketStatistics};
 
 /// Measures several windows over the same connections: [`run`](super::run) in parts.
@@ -47,6 +50,25 @@ pub struct Session {
     readings: Readings,
 }
 
+/// Takes the reports of a run that has not ended.
+pub(super) struct RunningReports<'a> {
+    interval: u64,
+    /// When the next one is due, in nanoseconds of the run.
+    next: u64,
+    take: Box<dyn FnMut(Report) + 'a>,
+}
+
+impl<'a> RunningReports<'a> {
+    pub(super) fn new(interval: Duration, take: impl FnMut(Report) + 'a) -> Self {
+        let interval = nanoseconds(interval);
+        Self { interval, next: interval, take: Box::new(take) }
+    }
+
+    pub(super) fn none() -> Self {
+        Self::new(Duration::MAX, drop)
+    }
+}
+
 impl Session {
     /// Opens every connection and verifies it by a first message. A connection that fails is an error in the first report.
     ///
@@ -61,11 +83,16 @@ impl Session {
                 "only the connections of mode echo outlast a window",
             ));
         }
-        Self::open(config, interrupt, progress)
+        Self::open(config, interrupt, progress, &mut RunningReports::none())
     }
 
     /// Opens every connection, in any mode.
-    pub(super) fn open(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Self> {
+    pub(super) fn open(
+        config: Config,
+        interrupt: &Interrupt,
+        progress: &ProgressCell,
+        reports: &mut RunningReports<'_>,
+    ) -> io::Result<Self> {
         config.validate()?;
         if config.unresolved == 0 {
             wait_for(config.start_at, interrupt);
@@ -74,9 +101,22 @@ impl Session {
         let memory_before = server.as_ref().and_then(Process::resident_bytes);
         let own = Process::own();
         let start = SystemTime::now();
-        let mut engine = Engine::new(config, interrupt, progress.clone())?;
-        engine.run_until(Step::Ready)?;
-        Ok(Self { engine, own, server, memory_before, start, readings: Readings::default() })
+        let engine = Engine::new(config, interrupt, progress.clone())?;
+        let mut session = Self { engine, own, server, memory_before, start, readings: Readings::default() };
+        session.run_until(Step::Ready, reports)?;
+        Ok(session)
+    }
+
+    /// Runs until step `until` begins or the run is interrupted, and reports when it is time.
+    fn run_until(&mut self, until: Step, reports: &mut RunningReports<'_>) -> io::Result<()> {
+        loop {
+            self.engine.run_until(until, reports.next)?;
+            if self.engine.driver.step >= until || self.engine.interrupted {
+                return Ok(());
+            }
+            (reports.take)(self.running_report());
+            reports.next = self.engine.driver.clock.now().saturating_add(reports.interval);
+        }
     }
 
     /// Measures one window, and returns the report of everything since the last report.
@@ -89,7 +129,7 @@ impl Session {
     /// - The poll itself fails.
     pub fn measure(&mut self) -> io::Result<Report> {
         self.catch_up()?;
-        self.run_window()?;
+        self.run_window(&mut RunningReports::none())?;
         Ok(self.report())
     }
 
@@ -100,7 +140,7 @@ impl Session {
     /// - The poll itself fails.
     pub fn close(mut self) -> io::Result<Report> {
         self.catch_up()?;
-        self.end()
+        self.end(&mut RunningReports::none())
     }
 
     /// Serves the events since the last window, and begins the next report.
@@ -111,24 +151,24 @@ impl Session {
     }
 
     /// Runs one window, until its last reply.
-    pub(super) fn run_window(&mut self) -> io::Result<()> {
+    pub(super) fn run_window(&mut self, reports: &mut RunningReports<'_>) -> io::Result<()> {
         self.engine.begin_window();
-        self.engine.run_until(Step::Measure)?;
+        self.run_until(Step::Measure, reports)?;
         let memory = self.server.as_ref().and_then(Process::resident_bytes);
         let cpu_before = CpuTimes::now(&self.own, self.server.as_ref());
-        self.engine.run_until(Step::Drain)?;
+        self.run_until(Step::Drain, reports)?;
         self.readings = Readings {
             cpu: CpuTimes::now(&self.own, self.server.as_ref()).since(cpu_before),
             memory: memory.zip(self.memory_before).map(|(now, before)| now.saturating_sub(before)),
             sockets: SocketStatistics::read(),
         };
-        self.engine.run_until(Step::Idle)
+        self.run_until(Step::Idle, reports)
     }
 
     /// Closes every connection, and returns the report.
-    pub(super) fn end(mut self) -> io::Result<Report> {
+    pub(super) fn end(mut self, reports: &mut RunningReports<'_>) -> io::Result<Report> {
         self.engine.begin_close();
-        self.engine.run_until(Step::Done)?;
+        self.run_until(Step::Done, reports)?;
         Ok(self.report())
     }
 
@@ -138,6 +178,27 @@ impl Session {
         let report = report::build(measured, &self.engine.config.thresholds);
         self.engine.reset();
         self.readings = Readings::default();
+        report
+    }
+}
+
+impl Session {
+    /// Returns the report of the run until now: that of a run which is interrupted here, except for what is in flight. A message is due
+    /// in it once its outcome is known.
+    fn running_report(&self) -> Report {
+        let driver = &self.engine.driver;
+        let mut measured = measured(&self.engine, self.start, self.readings);
+        measured.ended = Ended::Interrupted;
+        let Messages { unsent, verified, unanswered, failed, .. } = measured.messages;
+        measured.messages.due = unsent + verified + unanswered + failed;
+        if driver.step < driver.workload.closes_from() {
+            let mut counts = driver.connector.counts;
+            (counts.held, counts.late) = (counts.at(Stage::Steady), 0);
+            measured.connections.held = counts.held;
+            measured.hold = driver.workload.outcomes(&counts);
+        }
+        let mut report = report::build(measured, &self.engine.config.thresholds);
+        report.verdict = Verdict::Running;
         report
     }
 }
@@ -194,9 +255,11 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
 
 /// Returns the duration of each phase.
 fn phases(engine: &Engine) -> Phases {
+    let mut begun = engine.begun;
+    // The current phase lasts until now.
+    begun[engine.driver.step as usize + 1..].fill(engine.driver.clock.now());
     let seconds = |from: Step, to: Step| {
-        let begun = engine.begun[from as usize];
-        Duration::from_nanos(engine.begun[to as usize].saturating_sub(begun)).as_secs_f64()
+        Duration::from_nanos(begun[to as usize].saturating_sub(begun[from as usize])).as_secs_f64()
     };
     Phases {
         connect: seconds(Step::Connect, Step::Warmup),

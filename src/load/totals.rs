@@ -94,6 +94,11 @@ impl Totals {
         self.second.quantile(quantile)
     }
 
+    /// Returns whether the current second has latencies.
+    pub(super) fn is_mid_second(&self) -> bool {
+        self.second.count() > 0
+    }
+
     /// Adds the current second's latencies to those before it.
     pub(super) fn end_second(&mut self) {
         self.latency.add(&self.second);

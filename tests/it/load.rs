@@ -8,6 +8,7 @@ mod failures;
 mod faulty_server;
 mod hold;
 mod report;
+mod running;
 mod schedule;
 mod verification;
 mod windows;
@@ -108,7 +109,7 @@ fn status(verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => 0,
         Verdict::Fail => 1,
-        Verdict::Interrupted => 130,
+        Verdict::Interrupted | Verdict::Running => 130,
     }
 }
 

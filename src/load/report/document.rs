@@ -128,6 +128,8 @@ pub enum Verdict {
     Fail,
     /// The run was interrupted.
     Interrupted,
+    /// The run has not ended; or it was killed, if this is what it left.
+    Running,
 }
 
 /// What each connection does.

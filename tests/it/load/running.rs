@@ -1,0 +1,63 @@
+//! The report of a run that has not ended.
+
+use std::time::Duration;
+
+use ecoloop::Config as ServerConfig;
+use ecoloop::load::report::{Ended as RunEnded, Verdict};
+use ecoloop::load::{Interrupt, Mode, ProgressCell, Report, run_with_reports};
+use rustix::process::Signal;
+
+use super::{assert_clean, assert_sums, config};
+use crate::support::{Process, Scratch, TIMEOUT, ecoloop, serve};
+
+#[test]
+fn a_run_reports_at_an_interval_and_its_last_report_is_the_same_as_without() {
+    for (mode, rate) in [(Mode::Echo, None), (Mode::Echo, Some(1000.0)), (Mode::Hold, None), (Mode::Churn, None)] {
+        let server = serve(ServerConfig::default());
+        let mut config = config(server.local_addr());
+        (config.mode, config.rate, config.connections) = (mode, rate, 3);
+        (config.timeout, config.duration) = (TIMEOUT, Duration::from_millis(2500));
+        let mut running: Vec<Report> = Vec::new();
+        let interval = Duration::from_millis(100);
+        let take = |report| running.push(report);
+        let last = run_with_reports(config, &Interrupt::default(), &ProgressCell::default(), interval, take).unwrap();
+        assert_sums(&last);
+        assert_clean(&last);
+        let timeline: u64 = last.timeline.iter().map(|sample| sample.rate).sum();
+        // The last reply of each connection may come after the window.
+        let after = last.messages.verified - timeline;
+        assert!(mode != Mode::Echo || after <= 3, "{after} {:?}", last.messages);
+
+        // In the window each follows the end of a second.
+        assert!(running.len() >= 2, "{mode:?}: {}", running.len());
+        for report in &running {
+            assert_sums(report);
+            assert_eq!((report.verdict, report.ended), (Verdict::Running, RunEnded::Interrupted), "{mode:?}");
+            assert_eq!((&report.run_id, report.start), (&last.run_id, last.start));
+            assert!(mode == Mode::Churn || report.connections.held == 3, "{mode:?}: {:?}", report.connections);
+        }
+        let in_window: Vec<_> = running.iter().filter(|report| report.timeline.len() == 1).collect();
+        let [report, ..] = in_window[..] else { panic!("{mode:?}: no report of the first second") };
+        assert!(report.phases_s.measure >= 1.0 && report.phases_s.measure < 2.5, "{:?}", report.phases_s);
+        assert!(mode == Mode::Hold || report.messages.verified > 0, "{mode:?}: {:?}", report.messages);
+    }
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn a_run_that_is_killed_leaves_the_report_of_its_last_minute() {
+    let server = serve(ServerConfig::default());
+    let file = Scratch::new("running");
+    let address = server.local_addr().to_string();
+    let process = Process::start(ecoloop(&["load", "-d", "1h", "-r", "100", "--json", file.path(), &address]));
+    let is_written = || std::fs::metadata(file.path()).unwrap().len() > 0;
+    while !is_written() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    process.signal(Signal::KILL);
+    process.wait();
+    assert_eq!(file.json()["verdict"], "running");
+    let report = Report::from_json(&std::fs::read_to_string(file.path()).unwrap()).unwrap();
+    assert_sums(&report);
+    assert!((5900..=6500).contains(&report.messages.verified), "{:?}", report.messages);
+}
