@@ -6,6 +6,8 @@ mod doctor;
 #[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only a part"))]
 mod format;
 #[cfg(feature = "load")]
+mod input;
+#[cfg(feature = "load")]
 mod load;
 mod log;
 mod log_observer;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::{self, BufRead, stdin};
+use std::io::{self, BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::process::{self, ExitCode};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::descriptors;
 use super::format::plural;
+use super::input::Input;
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
 use super::result_files::{self, Outputs, REPORT};
@@ -360,7 +361,7 @@ fn handle_signals(
 
 /// Sends `true` for each line of standard input, and `false` at its end.
 fn read_lines(requests: &SyncSender<io::Result<bool>>) {
-    let mut input = stdin().lock();
+    let mut input = BufReader::new(Input);
     loop {
         let is_line = input.skip_until(b'\n').map(|length| length > 0);
         let is_last = !matches!(is_line, Ok(true));

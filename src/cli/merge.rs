@@ -10,6 +10,7 @@ use clap::Args;
 use ecoloop::load::{self, Report, Threshold};
 
 use super::exit_status;
+use super::input::Input;
 use super::result_files::{self, REPORT};
 
 /// Maximum size of a report. One of a week has about 40 MiB: 70 bytes for each second.
@@ -64,11 +65,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 fn read(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let max_bytes = REPORT_MIB_MAX << 20;
-    let input: io::Result<Box<dyn Read>> = if path == Path::new("-") {
-        Ok(Box::new(io::stdin()))
-    } else {
-        File::open(path).map(|file| Box::new(file) as _)
-    };
+    let input: io::Result<Box<dyn Read>> =
+        if path == Path::new("-") { Ok(Box::new(Input)) } else { File::open(path).map(|file| Box::new(file) as _) };
     let length =
         input.and_then(|input| input.take(max_bytes + 1).read_to_end(&mut bytes)).map_err(|error| error.to_string())?;
     if length as u64 > max_bytes {

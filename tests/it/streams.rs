@@ -1,14 +1,14 @@
 //! Standard output and the files of a result: full, gone, non-blocking, closed, and where a rename cannot be.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, pipe};
+use std::io::{Read, Write, pipe};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::thread;
 
 use ecoloop::Config;
 use ecoloop::load::Report;
-use rustix::io::ioctl_fionbio;
+use rustix::io::{ioctl_fionbio, ioctl_fionread};
 use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -115,6 +115,35 @@ fn a_non_blocking_standard_output_is_written_whole() {
         } else {
             assert!(text.ends_with(b"</svg>\n"), "the plot is cut");
         }
+    }
+}
+
+/// A terminal that another program has set to this, which is standard output too.
+#[test]
+fn a_non_blocking_standard_input_is_waited_for() {
+    let text = fs::read_to_string(report().path()).unwrap();
+    let server = serve(Config::default());
+    let address = server.local_addr().to_string();
+    for (arguments, input) in [
+        (&["merge", "--json", "-", "-"][..], &text[..]),
+        (&["load", "--repeat", "--json", "-", "-m", "1", &address], "\n"),
+    ] {
+        let (reader, mut writer) = pipe().unwrap();
+        ioctl_fionbio(&reader, true).unwrap();
+        let mut command = ecoloop(arguments);
+        command.stdin(reader);
+        let process = Process::start(command);
+        let (first, rest) = input.split_at(input.len() / 2);
+        writer.write_all(first.as_bytes()).unwrap();
+        // Then it waits for the rest: merge has read the first half, and load is connected, while its other thread reads.
+        eventually("the wait", || match arguments[0] {
+            "merge" => ioctl_fionread(&writer).unwrap() == 0,
+            _ => server.handle().stats().bytes_out > 0,
+        });
+        writer.write_all(rest.as_bytes()).unwrap();
+        drop(writer);
+        let ended = process.wait();
+        assert_eq!((ended.status.code(), ended.stdout.len()), (Some(0), 1), "{ended:?}");
     }
 }
 
