@@ -33,7 +33,7 @@ use std::process::ExitCode;
 #[cfg(feature = "load")]
 use clap::error::ErrorKind;
 use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 #[cfg(feature = "load")]
 use ecoloop::load::report::Verdict;
 
@@ -97,7 +97,9 @@ fn exit_status(verdict: Verdict) -> ExitCode {
 /// Parses the command line and runs the subcommand. A usage error ends the process with exit status 2.
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     signals::set_mask().map_err(|error| format!("cannot set the signal mask: {error}"))?;
-    let cli = match Cli::try_parse() {
+    let command = accept_hyphen_values(Cli::command()).mut_subcommands(accept_hyphen_values);
+    let matches = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match matches {
         Ok(cli) => cli,
         Err(help) if !help.use_stderr() => return print_help(&help).map(|()| ExitCode::SUCCESS),
         Err(error) => suggest_subcommand(error).exit(),
@@ -120,6 +122,16 @@ fn print_help(help: &clap::Error) -> Result<(), Box<dyn Error>> {
         return help.print().map_err(|error| format!("cannot write to standard output: {error}").into());
     }
     Ok(output::print(help.to_string().as_bytes())?)
+}
+
+/// Has the parser of each number say what is wrong with `-1`, which would be an unknown option otherwise.
+fn accept_hyphen_values(command: clap::Command) -> clap::Command {
+    const NUMBERS: [&str; 7] = ["COUNT", "RATE", "SIZE", "DURATION", "U64", "PID", "SOURCE"];
+    command.mut_args(|argument| {
+        let is_number =
+            argument.get_value_names().is_some_and(|names| names.iter().any(|name| NUMBERS.contains(&name.as_str())));
+        argument.allow_hyphen_values(is_number)
+    })
 }
 
 /// Adds a tip to a usage error if the first argument, which is taken for an address, resembles a subcommand.

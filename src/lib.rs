@@ -31,6 +31,8 @@ compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file 
 #[cfg(all(feature = "load", not(any(target_os = "linux", target_os = "android"))))]
 compile_error!("the load generator paces with timerfd(2), of Linux: build with `--no-default-features --features cli`");
 
+#[cfg(any(feature = "cli", feature = "load"))]
+pub mod address;
 #[cfg(feature = "load")]
 pub mod host;
 #[cfg(feature = "load")]

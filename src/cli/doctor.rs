@@ -2,15 +2,16 @@
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use ecoloop::address::ScopedIp;
 use ecoloop::host::{Capacity, Limit, Plan, Purpose, is_local, limits};
 use ecoloop::load::{SourceRange, count_pairs};
 
 use super::format::{self, plural};
-use super::values::{Address, count};
+use super::values::{Address, TargetArguments, count};
 use super::{output, usage_error};
 
 const HELP: &str = "\
@@ -35,6 +36,9 @@ pub(super) struct Arguments {
     /// Servers that a load would connect to
     #[arg(value_name = "ADDR")]
     targets: Vec<Address>,
+
+    #[command(flatten)]
+    target: TargetArguments,
 
     /// Number of connections
     #[arg(short, long, value_name = "COUNT", value_parser = count)]
@@ -67,9 +71,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 
 impl Arguments {
     fn plan(&self) -> io::Result<Plan> {
-        let mut targets: Vec<SocketAddr> = Vec::new();
-        for target in &self.targets {
-            targets.extend(target.resolve(Ipv4Addr::LOCALHOST.into())?);
+        let mut targets: Vec<Vec<SocketAddr>> = Vec::new();
+        for address in &self.targets {
+            match self.target.resolve(address) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => usage_error("doctor", &error.to_string()),
+                resolved => targets.extend(resolved?),
+            }
         }
         let sources = SourceRange::expand(&self.sources).unwrap_or_else(|reason| usage_error("doctor", &reason));
         let pairs = if targets.is_empty() {
@@ -78,7 +85,7 @@ impl Arguments {
             count_pairs(&sources, &targets)
         };
         let pairs = pairs.unwrap_or_else(|reason| usage_error("doctor", &reason));
-        let is_remote = !targets.is_empty() && !targets.iter().any(|target| is_local(target.ip()));
+        let is_remote = !targets.is_empty() && !targets.iter().flatten().any(|target| is_local(target.ip()));
         let purpose = match self.purpose {
             Some(For::Serve) => Purpose::Serve,
             Some(For::Load) => Purpose::Load,
@@ -86,6 +93,8 @@ impl Arguments {
             None if is_remote => Purpose::Load,
             None => Purpose::Both,
         };
+        let sources = sources.into_iter().map(ScopedIp::ip).collect();
+        let targets = targets.concat();
         Ok(Plan { connections: self.connections, purpose, sources, targets, pairs, other_descriptors: None })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{self, BufRead, BufReader};
-use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,13 +18,13 @@ use ecoloop::load::{self, Close, Config, Interrupt, Mode, ProgressCell, Session,
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::descriptors;
-use super::format::plural;
+use super::format::{abbreviate, plural};
 use super::input::Input;
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::{Requests, is_ignored};
-use super::values::{Address, SocketArguments, count, rate, size};
+use super::values::{Address, SocketArguments, TargetArguments, count, rate, size};
 use super::{exit_status, print_error, table, usage_error};
 
 const CONNECTIONS: &str = "Connections";
@@ -77,6 +77,9 @@ pub(super) struct Arguments {
     /// Servers; connections rotate over all source/target pairs
     #[arg(value_name = "ADDR", required = true)]
     addresses: Vec<Address>,
+
+    #[command(flatten, next_help_heading = CONNECTIONS)]
+    target: TargetArguments,
 
     /// Number of connections
     #[arg(short, long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1", value_parser = count)]
@@ -217,8 +220,9 @@ impl Arguments {
     fn config(&self) -> Config {
         let mut config = Config::new(Vec::new());
         for address in &self.addresses {
-            match address.resolve(Ipv4Addr::LOCALHOST.into()) {
+            match self.target.resolve(address) {
                 Ok(targets) => config.targets.extend(targets),
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => usage_error("load", &error.to_string()),
                 Err(error) => {
                     print_error(&error.to_string());
                     config.unresolved += 1;
@@ -228,6 +232,7 @@ impl Arguments {
         config.sources = SourceRange::expand(&self.sources).unwrap_or_else(|reason| usage_error("load", &reason));
         if config.unresolved == 0 {
             count_pairs(&config.sources, &config.targets).unwrap_or_else(|reason| usage_error("load", &reason));
+            warn_of_unpaired(&config);
         }
         config.connections = self.connections;
         config.mode = match self.mode {
@@ -419,13 +424,30 @@ fn print_unless_interrupted(text: String, interrupt: &Interrupt) -> Result<(), B
     }
 }
 
+/// Warns about sources and targets that have no counterpart of their address family.
+fn warn_of_unpaired(config: &Config) {
+    let families: Vec<_> = config.targets.iter().flatten().map(SocketAddr::is_ipv4).collect();
+    let unpaired = config.sources.iter().filter(|source| !families.contains(&source.ip().is_ipv4()));
+    let unused: Vec<_> = unpaired.collect();
+    if !unused.is_empty() {
+        print_error(&format!("no target has the address family of source {}: it is not used", abbreviate(&unused)));
+    }
+    let has_source =
+        |address: &SocketAddr| config.sources.iter().any(|source| source.ip().is_ipv4() == address.is_ipv4());
+    for target in config.targets.iter().filter(|_| !config.sources.is_empty()) {
+        if let Some(address) = target.first().filter(|_| !target.iter().any(has_source)) {
+            print_error(&format!("no source has the address family of target {address}: nothing connects to it"));
+        }
+    }
+}
+
 /// Warns about system limits below what the run needs.
 fn warn_of_limits(config: &Config, descriptor_limit: Option<u64>) {
     let plan = Plan {
         connections: config.connections,
         purpose: Purpose::Load,
-        sources: config.sources.clone(),
-        targets: config.targets.clone(),
+        sources: config.sources.iter().map(|source| source.ip()).collect(),
+        targets: config.targets.concat(),
         pairs: count_pairs(&config.sources, &config.targets).unwrap_or(1),
         other_descriptors: descriptor_limit.and_then(descriptors::count_open).map(|open| open + RUN_DESCRIPTORS),
     };

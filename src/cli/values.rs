@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
 use bytesize::ByteSize;
 use clap::Args;
+use ecoloop::address::ScopedIp;
 use ecoloop::units::parse_count;
 #[cfg(feature = "load")]
 use ecoloop::units::parse_rate;
@@ -34,29 +35,89 @@ impl Address {
 }
 
 impl FromStr for Address {
-    type Err = &'static str;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> Result<Self, String> {
         const EXPECTED: &str = "expected IP:PORT, [IPv6]:PORT, NAME:PORT or :PORT";
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Socket(address));
+        if let Some((scheme, rest)) = text.split_once("://") {
+            return Err(format!("write {rest} without {scheme}://"));
         }
-        let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
-        let port = port.parse().map_err(|_| "the port must be a number from 0 to 65535")?;
+        if text.contains(',') {
+            return Err("write several addresses with spaces between them, not commas".to_owned());
+        }
+        if let Some(rest) = text.strip_prefix('[') {
+            return bracketed(rest);
+        }
+        if is_ipv6(text) {
+            return Err(format!("an IPv6 address is written in brackets, with a port: [{text}]:PORT"));
+        }
+        let Some((host, port)) = text.rsplit_once(':') else {
+            return Err(match text {
+                _ if is_number(text) => format!("a port alone is written :{text}"),
+                _ if is_name(text) => format!("the port is missing: {text}:PORT"),
+                _ => EXPECTED.to_owned(),
+            });
+        };
+        if is_ipv6(host) {
+            return Err(format!("an IPv6 address with a port is written in brackets: [{host}]:{port}"));
+        }
+        let port = parse_port(port)?;
         if host.is_empty() {
             return Ok(Self::Port(port));
         }
-        if host.contains(':') {
-            return Err("an IPv6 address with a port is written [IPv6]:PORT");
+        if let Ok(ip) = host.parse::<Ipv4Addr>() {
+            return Ok(Self::Socket((ip, port).into()));
         }
-        // RFC 1123, 2.1, and the underscore, which exists in real zones.
+        // RFC 1123, 2.1.
         let last_label = host.rsplit('.').next().unwrap_or_default();
-        if !last_label.is_empty() && last_label.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err("not an IPv4 address, and no name ends in a number");
+        if is_number(last_label) {
+            return Err(format!("{host} is not an IPv4 address, and no name ends in a number"));
         }
-        let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-        if is_name && !host.starts_with(['-', '.']) { Ok(Self::Name(text.to_owned())) } else { Err(EXPECTED) }
+        if !host.is_ascii() {
+            return Err(format!("write the name {host} in its ASCII form, which begins with xn--"));
+        }
+        if is_name(host) {
+            return Ok(Self::Name(text.to_owned()));
+        }
+        Err(format!("{host} is not a name: it has characters other than letters, digits, hyphens and dots"))
     }
+}
+
+/// Parses what follows the opening bracket of `[IPv6]:PORT`.
+fn bracketed(rest: &str) -> Result<Address, String> {
+    let Some((host, port)) = rest.split_once(']') else {
+        return Err("the closing bracket is missing: expected [IPv6]:PORT".to_owned());
+    };
+    let ip = host.parse::<ScopedIp>()?;
+    if ip.ip().is_ipv4() {
+        return Err(format!("brackets are for IPv6: write {host}{port}"));
+    }
+    match port.strip_prefix(':') {
+        Some(port) => Ok(Address::Socket(ip.with_port(parse_port(port)?))),
+        None if port.is_empty() => Err(format!("the port is missing: [{host}]:PORT")),
+        None => Err(format!("the port follows a colon: [{host}]:{port}")),
+    }
+}
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    let port = text.parse().ok().filter(|_| is_number(text));
+    port.ok_or_else(|| "the port must be a number from 0 to 65535".to_owned())
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Returns whether the text is an IPv6 address, with or without a zone.
+fn is_ipv6(text: &str) -> bool {
+    let (ip, zone) = text.split_once('%').unwrap_or((text, ""));
+    ip.parse::<Ipv6Addr>().is_ok() && !zone.contains(':')
+}
+
+/// Returns whether the text can be the name of a host. The underscore exists in real zones.
+fn is_name(text: &str) -> bool {
+    let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !text.is_empty() && !text.starts_with(['-', '.']) && text.bytes().all(is_valid)
 }
 
 impl fmt::Display for Address {
@@ -66,6 +127,53 @@ impl fmt::Display for Address {
             Self::Name(name) => name.fmt(formatter),
             Self::Port(port) => write!(formatter, ":{port}"),
         }
+    }
+}
+
+/// Options of `load` and `doctor` for the addresses of a target.
+#[cfg(feature = "load")]
+#[derive(Args)]
+pub(super) struct TargetArguments {
+    /// Use only the IPv4 addresses of a name
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    ipv4: bool,
+
+    /// Use only the IPv6 addresses of a name
+    #[arg(short = '6', long)]
+    ipv6: bool,
+
+    /// Make every address of a name a target of its own [default: the first that accepts]
+    #[arg(long)]
+    all_addresses: bool,
+}
+
+#[cfg(feature = "load")]
+impl TargetArguments {
+    /// Resolves to targets, each with the addresses to try; a bare port is a port of this machine.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: the address is of the excluded family.
+    /// - The name does not resolve, or has no address of the family.
+    pub(super) fn resolve(&self, address: &Address) -> io::Result<Vec<Vec<SocketAddr>>> {
+        let localhost = if self.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+        let mut addresses = address.resolve(localhost)?;
+        addresses.retain(|address| if address.is_ipv4() { !self.ipv6 } else { !self.ipv4 });
+        if addresses.is_empty() {
+            let family = if self.ipv4 { "IPv4" } else { "IPv6" };
+            return Err(match address {
+                Address::Name(name) => io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!("cannot resolve {name}: it has no {family} address"),
+                ),
+                _ => io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is not an {family} address")),
+            });
+        }
+        Ok(if self.all_addresses {
+            addresses.into_iter().map(|address| vec![address]).collect()
+        } else {
+            vec![addresses]
+        })
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use super::report::{Mode, Threshold};
+use crate::address::ScopedIp;
 
 /// Maximum number of connections: more cannot be told apart by their bytes.
 const CONNECTIONS_MAX: u64 = 1 << 26;
@@ -20,12 +21,14 @@ const RATE_MAX: f64 = 1e9;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Addresses of the servers. Connections rotate over all source/target pairs.
-    pub targets: Vec<SocketAddr>,
+    /// The servers, each with its addresses, which are tried in order until one accepts. Connections rotate over all source/target
+    /// pairs.
+    pub targets: Vec<Vec<SocketAddr>>,
     /// Number of targets whose name did not resolve. 0. If there are any, nothing is connected, and the report has an error for each.
     pub unresolved: u32,
-    /// Addresses to connect from; the run chooses their ports. Empty: the system chooses address and port.
-    pub sources: Vec<IpAddr>,
+    /// Addresses to connect from; the run chooses their ports. Empty: the system chooses address and port. One without a target of its
+    /// family is not used.
+    pub sources: Vec<ScopedIp>,
     /// Number of open connections. 1.
     pub connections: u32,
     /// What each connection does. [`Mode::Echo`].
@@ -71,11 +74,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Returns the defaults, with these targets.
+    /// Returns the defaults, with a target at each address.
     #[must_use]
     pub fn new(targets: Vec<SocketAddr>) -> Self {
         Self {
-            targets,
+            targets: targets.into_iter().map(|address| vec![address]).collect(),
             unresolved: 0,
             sources: Vec::new(),
             connections: 1,

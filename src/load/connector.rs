@@ -102,6 +102,11 @@ impl Connector {
         left
     }
 
+    /// Begins a connect to the next address of a target, on a new socket.
+    pub(super) fn connect_from(&mut self, pair: u32) -> Result<Connecting, ConnectFailure> {
+        self.sources.connect_from(pair, &self.options)
+    }
+
     /// Delays the next connect by the retry pause, so that a dead server is not flooded.
     pub(super) fn pause(&mut self, now: u64) {
         self.paused_until = now + self.retry_pause;

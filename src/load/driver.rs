@@ -44,6 +44,8 @@ pub(super) enum Removal {
     Ended,
     /// Its port was taken: a connect from another port replaces it.
     PortTaken,
+    /// The address has not accepted: a connect to the target's next one, in this pair, replaces it.
+    NextAddress(u32),
 }
 
 /// The state that all connections share.
@@ -136,6 +138,19 @@ impl Driver {
         self.record_connect_failure(failure, 1 + not_begun);
     }
 
+    /// Registers a connect that replaces another, or records why it could not begin: other pairs may still have a port.
+    fn begin_again(
+        &mut self,
+        reactor: &mut Reactor<Registered>,
+        number: u64,
+        result: Result<Connecting, ConnectFailure>,
+    ) {
+        match result {
+            Ok(connecting) => self.begin(reactor, number, Ok(connecting)),
+            Err(failure) => self.record_connect_failure(failure, 1),
+        }
+    }
+
     fn record_connect_failure(&mut self, failure: ConnectFailure, count: u64) {
         self.totals.record_errors(failure.phase, failure.error, failure.errno, count);
         self.connector.pause(self.clock.now());
@@ -193,6 +208,11 @@ impl Driver {
 
     /// Records that a call failed or a timeout expired, and ends the connection.
     pub(super) fn fail(&mut self, client: &mut Client, phase: Phase, error: ErrorName, errno: Option<i32>) -> Removal {
+        if client.stage == Stage::Connecting
+            && let Some(pair) = self.connector.sources.next_address(client.pair, error)
+        {
+            return Removal::NextAddress(pair);
+        }
         let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
         if let Some(corruption) = client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
             return self.record_corruption(client, &corruption);
@@ -228,11 +248,15 @@ impl Driver {
         }
         match removal {
             Removal::Ended => self.connector.sources.release(client.pair, client.port),
-            Removal::PortTaken => match self.connector.reconnect(client.pair, client.port) {
-                Ok(connecting) => self.begin(reactor, client.verifier.connection(), Ok(connecting)),
-                // Only this pair has no port left.
-                Err(failure) => self.record_connect_failure(failure, 1),
-            },
+            Removal::PortTaken => {
+                let result = self.connector.reconnect(client.pair, client.port);
+                self.begin_again(reactor, client.verifier.connection(), result);
+            }
+            Removal::NextAddress(pair) => {
+                self.connector.sources.release(client.pair, client.port);
+                let result = self.connector.connect_from(pair);
+                self.begin_again(reactor, client.verifier.connection(), result);
+            }
         }
     }
 
@@ -257,6 +281,7 @@ impl Driver {
             (Ok(_), Ok(_)) => {}
         }
         self.totals.connect.record(now - client.since);
+        self.connector.sources.settle(client.pair);
         client.enter(Stage::Opening, &mut self.connector.counts, now);
         self.enqueue(client, now);
         ControlFlow::Continue(true)

@@ -208,14 +208,19 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
     let (config, driver) = (&engine.config, &engine.driver);
     let (totals, counts) = (&driver.totals, driver.connector.counts);
     let is_open_loop = config.is_open_loop();
+    let (targets, sources) = if config.unresolved > 0 {
+        (config.targets.concat(), config.sources.clone())
+    } else {
+        (driver.connector.sources.target_addresses(), driver.connector.sources.sources())
+    };
     Measured {
         start,
         ended: if engine.interrupted { Ended::Interrupted } else { Ended::Complete },
         mode: config.mode,
         r#loop: if is_open_loop { Loop::Open } else { Loop::Closed },
         settings: Settings {
-            targets: config.targets.clone(),
-            sources: config.sources.clone(),
+            targets,
+            sources,
             size: config.size as u64,
             pipeline: config.pipeline.or(if is_open_loop { None } else { Some(1) }),
             rate: config.rate,

@@ -9,18 +9,19 @@ mod ranges;
 mod socket;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use mio::net::TcpStream;
 
+use self::pairs::Pairs;
 pub use self::pairs::count_pairs;
-use self::pairs::{Group, pair_up};
 use self::ports::PairPorts;
 pub use self::ranges::SourceRange;
 pub(crate) use self::socket::{ConnectFailure, SocketOptions};
 use self::socket::{NO_PORTS, bound_failure, open, unbound_failure};
-use super::error::ErrorName;
+use super::error::{ErrorName, Phase};
 use super::pattern::splitmix64;
+use crate::address::ScopedIp;
 use crate::host::local_ports;
 
 /// A socket that is connecting or connected.
@@ -36,8 +37,7 @@ pub(crate) struct Connecting {
 /// Connects from all source/target pairs in turn, and keeps the ports of each.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
-    groups: Vec<Group>,
-    pairs: u32,
+    pairs: Pairs,
     /// The pair of the next connection.
     next: u32,
     seed: u64,
@@ -52,9 +52,9 @@ impl Sources {
     ///
     /// # Errors
     ///
-    /// - `InvalidInput`: there is no target, or an address without a counterpart of its family.
+    /// - `InvalidInput`: there is no target, or none with a source of its family.
     /// - `Other`: the port range is empty.
-    pub(crate) fn new(sources: &[IpAddr], targets: &[SocketAddr], seed: u64) -> io::Result<Self> {
+    pub(crate) fn new(sources: &[ScopedIp], targets: &[Vec<SocketAddr>], seed: u64) -> io::Result<Self> {
         let ports = if sources.is_empty() { Vec::new() } else { local_ports() };
         if !sources.is_empty() && ports.is_empty() {
             return Err(io::Error::other("net.ipv4.ip_local_port_range has no port that is not reserved"));
@@ -62,10 +62,10 @@ impl Sources {
         Self::with_ports(sources, targets, seed, ports)
     }
 
-    fn with_ports(sources: &[IpAddr], targets: &[SocketAddr], seed: u64, ports: Vec<u16>) -> io::Result<Self> {
-        let groups = pair_up(sources, targets).map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, reason))?;
-        let pairs = groups.iter().map(Group::pairs).sum();
-        Ok(Self { groups, pairs, next: 0, seed, ports: ports.into(), used: Vec::new() })
+    fn with_ports(sources: &[ScopedIp], targets: &[Vec<SocketAddr>], seed: u64, ports: Vec<u16>) -> io::Result<Self> {
+        let pairs =
+            Pairs::new(sources, targets).map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, reason))?;
+        Ok(Self { pairs, next: 0, seed, ports: ports.into(), used: Vec::new() })
     }
 
     /// Opens a non-blocking socket for the next pair with a free port, and starts to connect it.
@@ -73,15 +73,57 @@ impl Sources {
     /// Fails with `no_ports` if no pair has a free port.
     pub(crate) fn connect(&mut self, options: &SocketOptions) -> Result<Connecting, ConnectFailure> {
         let mut no_ports = None;
-        for _ in 0..self.pairs {
+        for _ in 0..self.pairs.count() {
             let pair = self.next;
-            self.next = (pair + 1) % self.pairs;
-            match self.connect_pair(pair, options) {
+            self.next = (pair + 1) % self.pairs.count();
+            if !self.pairs.is_current(pair) {
+                continue;
+            }
+            match self.connect_from(pair, options) {
                 Err(failure) if failure.error == ErrorName::NoPorts => no_ports = Some(failure),
                 result => return result,
             }
         }
         Err(no_ports.unwrap_or(NO_PORTS))
+    }
+
+    /// Opens a non-blocking socket for `pair`, or after a failure for the next address of its target, and starts to connect it.
+    pub(crate) fn connect_from(
+        &mut self,
+        mut pair: u32,
+        options: &SocketOptions,
+    ) -> Result<Connecting, ConnectFailure> {
+        loop {
+            match self.connect_pair(pair, options) {
+                Err(failure) if failure.phase == Phase::Connect => match self.next_address(pair, failure.error) {
+                    Some(next) => pair = next,
+                    None => return Err(failure),
+                },
+                result => return result,
+            }
+        }
+    }
+
+    /// Returns a pair with the next address of the same target after a connect has failed, if there is one to try.
+    pub(crate) fn next_address(&mut self, pair: u32, error: ErrorName) -> Option<u32> {
+        // A shortage of this machine is not the address's.
+        let is_shortage = matches!(error, ErrorName::NoDescriptors | ErrorName::NoMemory | ErrorName::NoPorts);
+        if is_shortage { None } else { self.pairs.next_address(pair) }
+    }
+
+    /// Keeps to the target's address of a connection that was accepted.
+    pub(crate) fn settle(&mut self, pair: u32) {
+        self.pairs.settle(pair);
+    }
+
+    /// Returns the target addresses in use: of a target of which none has accepted a connection, all.
+    pub(crate) fn target_addresses(&self) -> Vec<SocketAddr> {
+        self.pairs.target_addresses()
+    }
+
+    /// Returns the sources that have a target.
+    pub(crate) fn sources(&self) -> Vec<ScopedIp> {
+        self.pairs.sources()
     }
 
     /// Connects again from another port of the pair, on a new socket, after a connect has failed because `port` is taken.
@@ -101,7 +143,7 @@ impl Sources {
         if used.taken_later >= ports {
             return Err(NO_PORTS);
         }
-        self.connect_pair(pair, options)
+        self.connect_from(pair, options)
     }
 
     /// Returns the port of a closed connection, to be used again after all others.
@@ -116,9 +158,8 @@ impl Sources {
     }
 
     /// Returns the source and the target of a pair. The source is `None` if the system chooses it.
-    pub(crate) fn pair(&self, pair: u32) -> (Option<IpAddr>, SocketAddr) {
-        let first = &self.groups[0];
-        if pair < first.pairs() { first.pair(pair) } else { self.groups[1].pair(pair - first.pairs()) }
+    pub(crate) fn pair(&self, pair: u32) -> (Option<ScopedIp>, SocketAddr) {
+        self.pairs.pair(pair)
     }
 
     fn connect_pair(&mut self, pair: u32, options: &SocketOptions) -> Result<Connecting, ConnectFailure> {
@@ -136,7 +177,7 @@ impl Sources {
         let mut failure = NO_PORTS;
         for _ in 0..tries {
             let Some(port) = self.take_port(pair) else { break };
-            let local = SocketAddr::new(source, port);
+            let local = source.with_port(port);
             if local == peer {
                 self.used[pair as usize].free.push_back(port);
                 continue;

@@ -10,12 +10,12 @@ use crate::support::{Process, ecoloop};
 const ADDRESS: &str = "127.0.0.1:5000";
 
 /// A network namespace of one test, which is deleted when dropped.
-struct Namespace(String);
+pub(crate) struct Namespace(String);
 
 impl Namespace {
     /// Creates one with `ports` as its `ip_local_port_range`.
     #[track_caller]
-    fn new(test: &str, ports: &str) -> Self {
+    pub(crate) fn new(test: &str, ports: &str) -> Self {
         let namespace = Self(format!("ecoloop-{}-{test}", std::process::id()));
         run(Command::new("ip").args(["netns", "add", &namespace.0]));
         run(namespace.command("ip").args(["link", "set", "lo", "up"]));
@@ -24,7 +24,11 @@ impl Namespace {
         namespace
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn name(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0, program]).stdin(Stdio::null());
         command
@@ -45,7 +49,7 @@ impl Namespace {
     }
 
     #[track_caller]
-    fn start(&self, arguments: &[&str]) -> Process {
+    pub(crate) fn start(&self, arguments: &[&str]) -> Process {
         let inner = ecoloop(arguments);
         let mut command = self.command(inner.get_program().to_str().unwrap());
         command.args(inner.get_args());
@@ -53,7 +57,7 @@ impl Namespace {
     }
 
     #[track_caller]
-    fn serve(&self, addresses: &[&str]) -> Process {
+    pub(crate) fn serve(&self, addresses: &[&str]) -> Process {
         let mut server = self.start(&[&["serve", "--lang", "en"], addresses].concat());
         for _ in addresses {
             server.listening();
@@ -62,7 +66,7 @@ impl Namespace {
     }
 
     #[track_caller]
-    fn load(&self, arguments: &[&str]) -> Report {
+    pub(crate) fn load(&self, arguments: &[&str]) -> Report {
         let ended = self.start(&[&["load", "--json", "-"], arguments].concat()).wait();
         let [line] = &ended.stdout[..] else { panic!("not one line: {ended:?}") };
         Report::from_json(line).unwrap()
@@ -76,7 +80,7 @@ impl Drop for Namespace {
 }
 
 #[track_caller]
-fn run(command: &mut Command) {
+pub(crate) fn run(command: &mut Command) {
     assert!(command.status().unwrap().success(), "{command:?}");
 }
 

@@ -1,6 +1,7 @@
 //! `ecoloop load`, against this crate's server and against faulty servers.
 
 mod accounting;
+mod addresses;
 mod churn;
 mod command_line;
 mod connecting;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 
+use crate::address::ScopedIp;
 use crate::load::error::{ErrorName, Phase};
 
 /// The schema of the documents that are written and read.
@@ -158,10 +159,10 @@ pub enum Loop {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Settings {
-    /// The servers.
+    /// The servers: of each the address that accepted, or every address that was tried.
     pub targets: Vec<SocketAddr>,
-    /// The source addresses; empty if the system chose.
-    pub sources: Vec<IpAddr>,
+    /// The source addresses that were used; empty if the system chose.
+    pub sources: Vec<ScopedIp>,
     /// Message size in bytes.
     pub size: u64,
     /// Maximum messages in flight per connection; `None` is unlimited.

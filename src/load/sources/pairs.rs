@@ -1,63 +1,179 @@
 //! Pairs of a source and a target address.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::ranges::distinct;
+use crate::address::ScopedIp;
 
-/// Returns the number of source/target pairs: IPv4 with IPv4, IPv6 with IPv6. Without sources, one for each target.
+/// Returns the number of source/target pairs that are used at a time: IPv4 with IPv4, IPv6 with IPv6. Without sources, one for each
+/// target. A target is a list of addresses, of which one is used.
 ///
 /// # Errors
 ///
-/// - There is no target, or an address without a counterpart of its family.
-pub fn count_pairs(sources: &[IpAddr], targets: &[SocketAddr]) -> Result<u32, String> {
-    let groups = pair_up(sources, targets)?;
-    Ok(groups.iter().map(Group::pairs).sum())
+/// - There is no target, or none with a source of its family.
+pub fn count_pairs(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<u32, String> {
+    let pairs = Pairs::new(sources, targets)?;
+    let count = (0..pairs.count()).filter(|&pair| pairs.is_current(pair)).count();
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// Sources and targets of one family.
+/// Every source with every target address of its family, and which address of each target is used.
+#[derive(Debug, Default)]
+pub(super) struct Pairs {
+    groups: Vec<Group>,
+    targets: Vec<Target>,
+}
+
+/// Sources and target addresses of one family.
 #[derive(Debug)]
-pub(super) struct Group {
+struct Group {
     /// `None` if the system chooses.
-    sources: Vec<Option<IpAddr>>,
-    targets: Vec<SocketAddr>,
+    sources: Vec<Option<ScopedIp>>,
+    addresses: Vec<TargetAddress>,
 }
 
-pub(super) fn pair_up(sources: &[IpAddr], targets: &[SocketAddr]) -> Result<Vec<Group>, String> {
-    let targets = distinct(targets.iter().copied());
-    if targets.is_empty() {
-        return Err("there is no target".to_owned());
-    }
-    let groups = if sources.is_empty() {
-        vec![Group { sources: vec![None], targets }]
-    } else {
-        let sources = distinct(sources.iter().copied());
-        let of_family = |is_ipv4: bool| Group {
-            sources: sources.iter().copied().filter(|source| source.is_ipv4() == is_ipv4).map(Some).collect(),
-            targets: targets.iter().copied().filter(|target| target.is_ipv4() == is_ipv4).collect(),
+#[derive(Clone, Copy, Debug)]
+struct TargetAddress {
+    address: SocketAddr,
+    /// Its target, and its place there.
+    target: usize,
+    place: usize,
+}
+
+/// A server, of which the addresses are tried in order until one accepts.
+#[derive(Debug)]
+struct Target {
+    addresses: Vec<SocketAddr>,
+    /// The place of the address that new connections use.
+    current: usize,
+    /// The current address has accepted a connection.
+    is_settled: bool,
+}
+
+impl Pairs {
+    /// Pairs what can be paired. A source or a target address without a counterpart of its family is left out.
+    pub(super) fn new(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<Self, String> {
+        // Without sources every address is of the one group.
+        let families = if sources.is_empty() { vec![None] } else { vec![Some(true), Some(false)] };
+        let is_of = |family: Option<bool>, is_ipv4: bool| family.is_none_or(|family| family == is_ipv4);
+        let has_source = |address: &SocketAddr| {
+            sources.is_empty() || sources.iter().any(|source| source.ip().is_ipv4() == address.is_ipv4())
         };
-        vec![of_family(true), of_family(false)]
-    };
-    for group in &groups {
-        match (&group.sources[..], &group.targets[..]) {
-            ([Some(source), ..], []) => return Err(format!("no target has the address family of source {source}")),
-            ([], [target, ..]) => return Err(format!("no source has the address family of target {target}")),
-            _ => {}
+        let reachable = targets.iter().map(|target| distinct(target.iter().copied().filter(has_source)));
+        let targets: Vec<_> = distinct(reachable.filter(|addresses| !addresses.is_empty()))
+            .into_iter()
+            .map(|addresses| Target { addresses, current: 0, is_settled: false })
+            .collect();
+        if targets.is_empty() {
+            return Err("there is no target, or none with the address family of a source".to_owned());
+        }
+        let mut addresses = Vec::new();
+        for (target, of_target) in targets.iter().enumerate() {
+            let places = of_target.addresses.iter().enumerate();
+            addresses.extend(places.map(|(place, &address)| TargetAddress { address, target, place }));
+        }
+        let sources = if sources.is_empty() { vec![None] } else { distinct(sources.iter().copied().map(Some)) };
+        let groups = families.into_iter().map(|family| {
+            let is_source =
+                |source: &Option<ScopedIp>| source.is_none_or(|source| is_of(family, source.ip().is_ipv4()));
+            Group {
+                sources: sources.iter().copied().filter(is_source).collect(),
+                addresses: addresses.iter().copied().filter(|of| is_of(family, of.address.is_ipv4())).collect(),
+            }
+        });
+        let groups: Vec<_> = groups.filter(|group| group.count() > 0).collect();
+        let pairs: usize = groups.iter().map(|group| group.sources.len() * group.addresses.len()).sum();
+        u32::try_from(pairs).map_err(|_| format!("{pairs} source/target pairs are too many"))?;
+        Ok(Self { groups, targets })
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.groups.iter().map(Group::count).sum()
+    }
+
+    /// Returns the source and the target address of a pair. The source is `None` if the system chooses it.
+    pub(super) fn pair(&self, pair: u32) -> (Option<ScopedIp>, SocketAddr) {
+        let (source, of) = self.find(pair);
+        (source, of.address)
+    }
+
+    /// Returns whether new connections use the target address of the pair.
+    pub(super) fn is_current(&self, pair: u32) -> bool {
+        let (_, of) = self.find(pair);
+        self.targets[of.target].current == of.place
+    }
+
+    /// Keeps to the address of a pair that has accepted a connection.
+    pub(super) fn settle(&mut self, pair: u32) {
+        let (_, of) = self.find(pair);
+        let target = &mut self.targets[of.target];
+        if !target.is_settled {
+            (target.current, target.is_settled) = (of.place, true);
         }
     }
-    let pairs: usize = groups.iter().map(|group| group.sources.len() * group.targets.len()).sum();
-    u32::try_from(pairs).map_err(|_| format!("{pairs} source/target pairs are too many"))?;
-    Ok(groups)
+
+    /// Returns a pair with the next address of the same target, after a connect to the address of `pair` has failed; `None` if all
+    /// were tried, or the address has accepted a connection before.
+    pub(super) fn next_address(&mut self, pair: u32) -> Option<u32> {
+        let (_, of) = self.find(pair);
+        let target = &mut self.targets[of.target];
+        let next = if target.is_settled {
+            Some(target.current).filter(|&current| current != of.place)
+        } else {
+            Some(of.place + 1).filter(|&next| next < target.addresses.len())
+        };
+        if !target.is_settled && target.current == of.place {
+            // After the last address a new connection begins with the first one again.
+            target.current = next.unwrap_or(0);
+        }
+        let mut first = 0;
+        for group in &self.groups {
+            let is_next = |other: &TargetAddress| other.target == of.target && Some(other.place) == next;
+            if let Some(column) = group.addresses.iter().position(is_next) {
+                return Some(first + group.index(column));
+            }
+            first += group.count();
+        }
+        None
+    }
+
+    /// Returns the addresses in use: of a target of which none has accepted a connection, all.
+    pub(super) fn target_addresses(&self) -> Vec<SocketAddr> {
+        let addresses = self.targets.iter().flat_map(|target| match target {
+            Target { addresses, current, is_settled: true } => &addresses[*current..=*current],
+            Target { addresses, .. } => addresses,
+        });
+        distinct(addresses.copied())
+    }
+
+    /// Returns the sources that have a target.
+    pub(super) fn sources(&self) -> Vec<ScopedIp> {
+        self.groups.iter().flat_map(|group| &group.sources).copied().flatten().collect()
+    }
+
+    fn find(&self, pair: u32) -> (Option<ScopedIp>, TargetAddress) {
+        let first = &self.groups[0];
+        match pair.checked_sub(first.count()) {
+            None => first.pair(pair),
+            Some(pair) => self.groups[1].pair(pair),
+        }
+    }
 }
 
 impl Group {
-    pub(super) fn pairs(&self) -> u32 {
-        u32::try_from(self.sources.len() * self.targets.len()).unwrap_or(u32::MAX)
+    fn count(&self) -> u32 {
+        u32::try_from(self.sources.len() * self.addresses.len()).unwrap_or(u32::MAX)
     }
 
     /// Returns pair `index`, diagonally, so that the first few connections use several sources and several targets.
-    pub(super) fn pair(&self, index: u32) -> (Option<IpAddr>, SocketAddr) {
+    fn pair(&self, index: u32) -> (Option<ScopedIp>, TargetAddress) {
         let (row, column) = (index as usize / self.sources.len(), index as usize % self.sources.len());
-        (self.sources[column], self.targets[(row + column) % self.targets.len()])
+        (self.sources[column], self.addresses[(row + column) % self.addresses.len()])
+    }
+
+    /// Returns the index of the pair of the first source with the address at `at`.
+    fn index(&self, at: usize) -> u32 {
+        u32::try_from(at * self.sources.len()).unwrap_or(u32::MAX)
     }
 }
 
@@ -67,16 +183,76 @@ mod tests {
 
     use super::*;
 
+    fn sources(texts: &[&str]) -> Vec<ScopedIp> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// Returns targets, each with its addresses separated by spaces.
+    fn targets(texts: &[&str]) -> Vec<Vec<SocketAddr>> {
+        texts.iter().map(|text| text.split(' ').map(|address| address.parse().unwrap()).collect()).collect()
+    }
+
     #[test]
     fn sources_pair_with_targets_of_their_family() {
-        let sources = ["10.0.0.1", "10.0.0.2", "::2"].map(|text| text.parse().unwrap());
-        let targets = ["10.0.1.1:5", "10.0.1.1:6", "[::1]:5"].map(|text| text.parse().unwrap());
-        assert_eq!(count_pairs(&sources, &targets), Ok(5));
-        assert_eq!(count_pairs(&sources[..1], &targets[..2]), Ok(2));
-        assert_eq!(count_pairs(&[], &targets), Ok(3));
-        assert_eq!(count_pairs(&[], &[targets[0], targets[0]]), Ok(1), "a repeated target adds no ports");
-        assert!(count_pairs(&sources, &[]).is_err());
-        assert_eq!(count_pairs(&sources, &targets[..2]).unwrap_err(), "no target has the address family of source ::2");
-        assert!(count_pairs(&sources[..2], &targets).unwrap_err().ends_with("family of target [::1]:5"));
+        let all = targets(&["10.0.1.1:5", "10.0.1.1:6", "[::1]:5"]);
+        let count = |of: &[&str], targets: &[Vec<SocketAddr>]| count_pairs(&sources(of), targets);
+        assert_eq!(count(&["10.0.0.1", "10.0.0.2", "::2"], &all), Ok(5));
+        assert_eq!(count(&["10.0.0.1"], &all[..2]), Ok(2));
+        assert_eq!(count(&[], &all), Ok(3));
+        assert_eq!(count(&[], &[all[0].clone(), all[0].clone()]), Ok(1), "a repeated target adds no ports");
+        assert!(count(&["10.0.0.1"], &[]).is_err());
+        // What has no counterpart is left out.
+        assert_eq!(count(&["10.0.0.1", "10.0.0.2", "::2"], &all[..2]), Ok(4));
+        assert_eq!(count(&["10.0.0.1"], &all), Ok(2));
+        assert!(count(&["::2"], &all[..2]).is_err(), "nothing is left");
+    }
+
+    #[test]
+    fn a_target_with_several_addresses_counts_once() {
+        let name = targets(&["[::1]:5 127.0.0.1:5"]);
+        assert_eq!(count_pairs(&[], &name), Ok(1));
+        assert_eq!(count_pairs(&sources(&["127.0.0.2", "127.0.0.3"]), &name), Ok(2));
+        assert_eq!(count_pairs(&sources(&["127.0.0.2", "127.0.0.3", "::1"]), &name), Ok(1));
+    }
+
+    #[test]
+    fn the_addresses_of_a_target_are_tried_in_order_until_one_accepts() {
+        let name = targets(&["10.0.0.1:5 10.0.0.2:5 10.0.0.3:5"]);
+        let mut pairs = Pairs::new(&[], &name).unwrap();
+        assert_eq!(pairs.next_address(0), Some(1));
+        assert!(pairs.is_current(1) && !pairs.is_current(0), "new connections begin with the second");
+        // Another connection, which was connecting at the same time, continues from where it was.
+        assert_eq!(pairs.next_address(0), Some(1));
+        assert_eq!((pairs.next_address(1), pairs.next_address(2)), (Some(2), None));
+        assert!(pairs.is_current(0), "after the last address, a new connection begins with the first");
+        assert_eq!(pairs.target_addresses(), name[0]);
+
+        pairs.settle(1);
+        assert!(pairs.is_current(1));
+        assert_eq!(pairs.next_address(0), Some(1), "a connection to another address joins it");
+        assert_eq!(pairs.next_address(1), None, "an address that has accepted once is kept");
+        assert_eq!(pairs.target_addresses(), name[0][1..2]);
+    }
+
+    #[test]
+    fn the_next_address_may_be_of_another_family() {
+        let mut pairs =
+            Pairs::new(&sources(&["127.0.0.2", "127.0.0.3", "::1"]), &targets(&["[::1]:5 127.0.0.1:5"])).unwrap();
+        let first = (0..pairs.count()).find(|&pair| pairs.is_current(pair)).unwrap();
+        assert_eq!(pairs.pair(first).1.to_string(), "[::1]:5");
+        let next = pairs.next_address(first).unwrap();
+        assert_eq!(
+            (pairs.pair(next).0, pairs.pair(next).1.to_string()),
+            (Some("127.0.0.2".parse().unwrap()), "127.0.0.1:5".to_owned())
+        );
+        assert_eq!((0..pairs.count()).filter(|&pair| pairs.is_current(pair)).count(), 2);
+    }
+
+    #[test]
+    fn two_targets_may_have_an_address_in_common() {
+        let mut pairs = Pairs::new(&[], &targets(&["127.0.0.1:5 [::1]:5", "127.0.0.1:5"])).unwrap();
+        let failed: Vec<_> = (0..pairs.count()).filter(|&pair| pairs.is_current(pair)).collect();
+        let next: Vec<_> = failed.iter().map(|&pair| pairs.next_address(pair).is_some()).collect();
+        assert_eq!(next, [true, false], "the second target has no other address");
     }
 }

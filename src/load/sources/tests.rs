@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream as StdStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream as StdStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -11,23 +11,23 @@ use crate::load::error::Phase;
 const OPTIONS: SocketOptions = SocketOptions { nodelay: true, recv_buffer: None, send_buffer: None };
 
 /// Returns loopback addresses that no other test uses.
-fn loopback<const N: u8>() -> Vec<IpAddr> {
+fn loopback<const N: u8>() -> Vec<ScopedIp> {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let first = NEXT.fetch_add(N, Ordering::Relaxed);
-    (first..first + N).map(|last| Ipv4Addr::new(127, 81, 44, last).into()).collect()
+    (first..first + N).map(|last| IpAddr::from(Ipv4Addr::new(127, 81, 44, last)).into()).collect()
 }
 
 /// Returns `count` consecutive ports that are free on `sources`, outside the range of the system.
-fn free_ports(sources: &[IpAddr], count: u16) -> Vec<u16> {
-    let is_free = |port| sources.iter().all(|&source| TcpListener::bind((source, port)).is_ok());
+fn free_ports(sources: &[ScopedIp], count: u16) -> Vec<u16> {
+    let is_free = |port| sources.iter().all(|&source| TcpListener::bind(source.with_port(port)).is_ok());
     let block = (0..100).map(|block| (20_000 + block * count..).take(count.into()).collect::<Vec<_>>());
     block.into_iter().find(|block| block.iter().copied().all(is_free)).unwrap()
 }
 
 /// Starts `count` servers on ports of `address`.
-fn servers(address: IpAddr, count: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind((address, 0)).unwrap()).collect();
-    let targets = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+fn servers(address: ScopedIp, count: usize) -> (Vec<TcpListener>, Vec<Vec<SocketAddr>>) {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind(address.with_port(0)).unwrap()).collect();
+    let targets = listeners.iter().map(|listener| vec![listener.local_addr().unwrap()]).collect();
     (listeners, targets)
 }
 
@@ -50,7 +50,7 @@ fn hold(sources: &mut Sources, servers: &[TcpListener], count: usize) -> (Vec<He
         let (server, address) = servers.iter().find(is_target).unwrap().accept().unwrap();
         assert_eq!(client.stream.local_addr().unwrap(), address);
         assert_eq!(client.port, Some(address.port()));
-        assert_eq!(source, Some(address.ip()));
+        assert_eq!(source.map(ScopedIp::ip), Some(address.ip()));
         held.push(Held { client, server });
     }
     (held, None)
@@ -58,8 +58,8 @@ fn hold(sources: &mut Sources, servers: &[TcpListener], count: usize) -> (Vec<He
 
 #[test]
 fn a_source_without_a_target_is_rejected() {
-    let sources = ["10.0.0.1", "::2"].map(|text| text.parse().unwrap());
-    assert!(Sources::new(&sources, &["10.0.1.1:5".parse().unwrap()], 1).is_err());
+    let sources = ["::1", "::2"].map(|text| text.parse().unwrap());
+    assert!(Sources::new(&sources, &[vec!["10.0.1.1:5".parse().unwrap()]], 1).is_err());
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_taken_port_is_skipped_and_found_when_it_is_free() {
     let (servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 10);
-    let others: Vec<_> = [2, 3, 7].map(|n| TcpListener::bind((addresses[0], ports[n])).unwrap()).into();
+    let others: Vec<_> = [2, 3, 7].map(|n| TcpListener::bind(addresses[0].with_port(ports[n])).unwrap()).into();
     let mut sources = Sources::with_ports(&addresses, &targets, 3, ports).unwrap();
     let (held, failure) = hold(&mut sources, &servers, 10);
     let in_use = ConnectFailure { phase: Phase::Bind, error: ErrorName::NoPorts, errno: Some(libc::EADDRINUSE) };
@@ -142,7 +142,7 @@ fn a_connection_never_comes_from_its_own_target() {
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 3);
     // Nothing listens: a connect from the target's own address would succeed, connected to itself.
-    let target = SocketAddr::new(addresses[0], ports[1]);
+    let target = vec![addresses[0].with_port(ports[1])];
     let mut sources = Sources::with_ports(&addresses, &[target], 3, ports.clone()).unwrap();
     let begun: Vec<_> = (0..9).map_while(|_| sources.connect(&OPTIONS).ok()).collect();
     let mut from: Vec<_> = begun.iter().filter_map(|begun| begun.port).collect();
@@ -154,7 +154,7 @@ fn a_connection_never_comes_from_its_own_target() {
 fn a_source_that_is_not_local_is_reported() {
     // RFC 5737: reserved for documentation.
     let addresses = ["192.0.2.1".parse().unwrap()];
-    let target = "127.0.0.1:9".parse().unwrap();
+    let target = vec!["127.0.0.1:9".parse().unwrap()];
     let mut sources = Sources::with_ports(&addresses, &[target], 3, vec![20_000, 20_001]).unwrap();
     let not_local = ConnectFailure { phase: Phase::Bind, error: ErrorName::NotLocal, errno: Some(libc::EADDRNOTAVAIL) };
     for _ in 0..3 {
@@ -286,7 +286,7 @@ fn the_system_runs_out_of_the_ports_it_chooses() {
     }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let server = TcpListener::bind("127.0.0.1:5000").unwrap();
-    let mut sources = Sources::new(&[], &[server.local_addr().unwrap()], 5).unwrap();
+    let mut sources = Sources::new(&[], &[vec![server.local_addr().unwrap()]], 5).unwrap();
     let mut held = Vec::new();
     let failure = loop {
         match sources.connect(&OPTIONS) {
@@ -298,7 +298,7 @@ fn the_system_runs_out_of_the_ports_it_chooses() {
     assert_eq!(held.len(), 2000);
 
     std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
-    let mut sources = Sources::new(&[], &["[::1]:5000".parse().unwrap()], 5).unwrap();
+    let mut sources = Sources::new(&[], &[vec!["[::1]:5000".parse().unwrap()]], 5).unwrap();
     let failure = sources.connect(&OPTIONS).unwrap_err();
     let unreachable =
         ConnectFailure { phase: Phase::Connect, error: ErrorName::Unreachable, errno: Some(libc::EADDRNOTAVAIL) };

@@ -21,7 +21,7 @@ proptest! {
         config in configs(), scripts in vec(vec(actions(), 0..12), 1..6)
     ) {
         let mut config = config;
-        config.targets = vec![faulty_server(move |number, stream| play(stream, &scripts[number % scripts.len()]))];
+        config.targets = vec![vec![faulty_server(move |number, stream| play(stream, &scripts[number % scripts.len()]))]];
         // `run` asserts the sums, and that the run ends.
         let report = run(config);
         prop_assert!(report.connections.held <= report.connections.verified);

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
+use ecoloop::address::ScopedIp;
 use ecoloop::load::report::Ended as RunEnded;
 use ecoloop::load::{self, Interrupt, ProgressCell, Step};
 
@@ -29,7 +30,7 @@ fn connections_rotate_over_the_source_addresses() {
     let (_, report) = document(&ended);
     assert_clean(&report);
     let addresses = ["127.0.0.2", "127.0.0.3", "127.0.0.9"].map(|address| address.parse::<IpAddr>().unwrap());
-    assert_eq!(report.config.sources, addresses);
+    assert_eq!(report.config.sources, addresses.map(ScopedIp::from));
     let seen = seen.lock().unwrap();
     for source in addresses {
         let ports: BTreeSet<_> = seen.iter().filter(|peer| peer.ip() == source).map(SocketAddr::port).collect();

@@ -88,7 +88,7 @@ fn settings_are_merged_and_differing_ones_dropped() {
     });
     let config = merge(&[a, b], &[]).unwrap().config;
     assert_eq!(config.targets, ["127.0.0.1:5000".parse().unwrap(), "127.0.0.1:5001".parse().unwrap()]);
-    assert_eq!(config.sources, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(config.sources, ["10.0.0.1".parse().unwrap()]);
     assert_eq!((config.seed, config.pipeline), (None, Some(9)));
     assert!(config.labels.is_empty());
 }
