@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::report::{Mode, Threshold};
 use crate::address::ScopedIp;
 
-/// Maximum number of connections: more cannot be told apart by their bytes.
+/// Maximum number of connections, far above what the ports and the memory of a machine allow.
 const CONNECTIONS_MAX: u64 = 1 << 26;
 /// Maximum number of messages in flight in a closed loop, which keeps 8 bytes for each.
 const IN_FLIGHT_MAX: u64 = 1 << 27;
@@ -131,7 +131,7 @@ impl Config {
         let reason = if self.connections == 0 || self.max_connecting == 0 {
             "connections and max_connecting must be at least 1"
         } else if u64::from(self.connections) > CONNECTIONS_MAX {
-            "connections must be at most 2^26: a run cannot tell more apart"
+            "connections must be at most 2^26"
         } else if self.size == 0 || self.pipeline == Some(0) || self.messages_per_connection == Some(0) {
             "size, pipeline and messages_per_connection must be at least 1"
         } else if !self.is_open_loop() && in_flight > IN_FLIGHT_MAX {

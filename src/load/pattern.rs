@@ -7,11 +7,16 @@ pub(crate) type Word = [u8; 8];
 
 /// Bits of the index of a word; the bits above are the connection's number.
 const INDEX_BITS: u32 = 38;
+/// Bits of a connection's number.
+const CONNECTION_BITS: u32 = u64::BITS - INDEX_BITS;
+/// Bytes of a stream that have the same key.
+const BLOCK: u64 = WORD << INDEX_BITS;
 
 /// The byte streams of a run, one for each connection, generated from a seed.
 ///
 /// Word i of connection c is an invertible mix of (seed, c, i), in little-endian order. So every word of a run is different, and a
-/// word alone identifies its connection and its index.
+/// word alone identifies its connection and its index. Beyond 2^26 connections, or 2^38 words (2 TiB) of one, other keys follow: a word
+/// is then different from all words but a few of far away, and has an identity for each key.
 #[derive(Debug)]
 pub(crate) struct Pattern {
     key: u64,
@@ -25,20 +30,26 @@ impl Pattern {
 
     /// Writes the bytes of a stream from byte `offset` on.
     pub(crate) fn fill(&self, connection: u64, offset: u64, out: &mut [u8]) {
+        if let Some(left) = left_in_block(offset, out.len()) {
+            let (out, rest) = out.split_at_mut(left);
+            self.fill(connection, offset, out);
+            return self.fill(connection, offset + left as u64, rest);
+        }
+        let stream = self.stream(connection, offset);
         let (head, skipped) = split_at_word(offset, out.len());
         let (head, out) = out.split_at_mut(head);
         // A message is mostly whole words, and copying no bytes is still a call.
         if !head.is_empty() {
-            head.copy_from_slice(&self.bytes(connection, offset / WORD)[skipped..][..head.len()]);
+            head.copy_from_slice(&stream.bytes(offset / WORD)[skipped..][..head.len()]);
         }
         let mut index = offset.div_ceil(WORD);
         let (words, tail) = out.as_chunks_mut();
         for word in words {
-            *word = self.bytes(connection, index);
+            *word = stream.bytes(index);
             index += 1;
         }
         if !tail.is_empty() {
-            tail.copy_from_slice(&self.bytes(connection, index)[..tail.len()]);
+            tail.copy_from_slice(&stream.bytes(index)[..tail.len()]);
         }
     }
 
@@ -46,10 +57,18 @@ impl Pattern {
     ///
     /// Generates the words while it compares them, which is faster than filling a buffer for `memcmp`.
     pub(crate) fn count_right(&self, connection: u64, offset: u64, data: &[u8]) -> usize {
+        if let Some(left) = left_in_block(offset, data.len()) {
+            let (data, rest) = data.split_at(left);
+            return match self.count_right(connection, offset, data) {
+                right if right < left => right,
+                _ => left + self.count_right(connection, offset + left as u64, rest),
+            };
+        }
+        let stream = self.stream(connection, offset);
         let (head, skipped) = split_at_word(offset, data.len());
         let (head, data) = data.split_at(head);
         if !head.is_empty() {
-            let right = common_prefix(head, &self.bytes(connection, offset / WORD)[skipped..]);
+            let right = common_prefix(head, &stream.bytes(offset / WORD)[skipped..]);
             if right < head.len() {
                 return right;
             }
@@ -58,25 +77,55 @@ impl Pattern {
         let mut right = head.len();
         let (words, tail) = data.as_chunks();
         for word in words {
-            let bytes = self.bytes(connection, index);
+            let bytes = stream.bytes(index);
             if *word != bytes {
                 return right + common_prefix(word, &bytes);
             }
             index += 1;
             right += bytes.len();
         }
-        if tail.is_empty() { right } else { right + common_prefix(tail, &self.bytes(connection, index)) }
+        if tail.is_empty() { right } else { right + common_prefix(tail, &stream.bytes(index)) }
     }
 
-    /// Returns the connection of a word, and its index there.
-    pub(crate) fn locate(&self, word: u64) -> (u64, u64) {
-        let place = unmix(word) ^ self.key;
-        (place >> INDEX_BITS, place & ((1 << INDEX_BITS) - 1))
+    /// Returns the connection of a word and its index there: one possibility for each key of a run with `connections` connections that
+    /// have sent `bytes` bytes each.
+    pub(crate) fn locate(&self, word: u64, connections: u64, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+        let mixed = unmix(word);
+        let highs = (0..=connections >> CONNECTION_BITS)
+            .flat_map(move |connection| (0..=bytes / BLOCK).map(move |index| (connection, index)));
+        highs.map(move |(connection, index)| {
+            let place = mixed ^ self.key(connection, index);
+            let connection = connection << CONNECTION_BITS | place >> INDEX_BITS;
+            (connection, index << INDEX_BITS | place & ((1 << INDEX_BITS) - 1))
+        })
     }
 
-    fn bytes(&self, connection: u64, index: u64) -> Word {
-        mix((connection << INDEX_BITS | index) ^ self.key).to_le_bytes()
+    /// Returns the key for these high bits of a connection's number and of an index.
+    fn key(&self, connection: u64, index: u64) -> u64 {
+        if connection | index == 0 { self.key } else { self.key ^ splitmix64(connection << CONNECTION_BITS | index) }
     }
+
+    /// Returns the part of a stream that has the key of byte `offset`.
+    fn stream(&self, connection: u64, offset: u64) -> Stream {
+        let key = self.key(connection >> CONNECTION_BITS, offset / BLOCK);
+        Stream { mask: connection << INDEX_BITS ^ key }
+    }
+}
+
+/// The words of a stream that have the same key.
+struct Stream {
+    mask: u64,
+}
+
+impl Stream {
+    fn bytes(&self, index: u64) -> Word {
+        mix(index & ((1 << INDEX_BITS) - 1) ^ self.mask).to_le_bytes()
+    }
+}
+
+/// Returns how many of `length` bytes from byte `offset` on are in its block, if there are more.
+fn left_in_block(offset: u64, length: usize) -> Option<usize> {
+    usize::try_from(BLOCK - offset % BLOCK).ok().filter(|&left| left < length)
 }
 
 /// Returns how many of `length` bytes from byte `offset` on are before the first whole word, and the offset within their word.
@@ -115,20 +164,34 @@ mod tests {
 
     use super::*;
 
+    /// Offsets of every size, and those around a change of the key.
+    fn offset() -> impl Strategy<Value = u64> {
+        prop_oneof![0..1_u64 << 40, BLOCK - 100..BLOCK + 100]
+    }
+
     proptest! {
         #[test]
         fn a_word_identifies_its_connection_and_index(seed: u64, connection in 0..1_u64 << 26, index in 0..1_u64 << INDEX_BITS) {
             let pattern = Pattern::new(seed);
             let mut word = [0; 8];
             pattern.fill(connection, index * WORD, &mut word);
-            prop_assert_eq!(pattern.locate(u64::from_le_bytes(word)), (connection, index));
+            prop_assert_eq!(pattern.locate(u64::from_le_bytes(word), 1 << 20, 1 << 40).collect::<Vec<_>>(), [(connection, index)]);
+        }
+
+        #[test]
+        fn a_word_beyond_the_first_key_identifies_them_too(seed: u64, connection in 0..1_u64 << 28, index in 0..1_u64 << 40) {
+            let pattern = Pattern::new(seed);
+            let mut word = [0; 8];
+            pattern.fill(connection, index * WORD, &mut word);
+            let mut places = pattern.locate(u64::from_le_bytes(word), 1 << 28, WORD << 40);
+            prop_assert!(places.any(|place| place == (connection, index)));
         }
 
         #[test]
         fn a_stream_is_the_same_from_any_offset(
             seed: u64,
             connection in 0..1_u64 << 26,
-            start in 0..1_u64 << 40,
+            start in offset(),
             skip in 0..40_usize,
             length in 0..100_usize,
         ) {
@@ -144,7 +207,7 @@ mod tests {
         fn the_first_wrong_byte_is_found(
             seed: u64,
             connection in 0..1_u64 << 26,
-            offset in 0..1_u64 << 40,
+            offset in offset(),
             length in 0..100_usize,
             wrong in 0..100_usize,
             difference in 1..=u8::MAX,
@@ -170,5 +233,19 @@ mod tests {
         assert_eq!(first_words(1, 2), first_words(1, 2));
         assert_ne!(first_words(1, 2), first_words(2, 2));
         assert_ne!(first_words(1, 2), first_words(1, 3));
+    }
+
+    #[test]
+    fn no_word_is_sent_again_after_2_tib_or_on_connection_number_2_to_the_26() {
+        let pattern = Pattern::new(1);
+        let words = |connection, offset| {
+            let mut words = [0; 64];
+            pattern.fill(connection, offset, &mut words);
+            words
+        };
+        assert_ne!(words(0, 0), words(0, BLOCK));
+        assert_ne!(words(1, 0), words(0, BLOCK), "the next connection begins with other words");
+        assert_ne!(words(0, 0), words(1 << CONNECTION_BITS, 0));
+        assert_eq!(pattern.count_right(0, BLOCK - 32, &[words(0, BLOCK - 64), words(0, BLOCK)].concat()[32..]), 96);
     }
 }

@@ -170,12 +170,13 @@ impl Diagnosis<'_> {
         let mut runs = Vec::new();
         let mut at = 0;
         while let Some(word) = bytes[at..].first_chunk() {
-            let (connection, index) = self.pattern.locate(u64::from_le_bytes(*word));
-            let is_foreign = connection != self.connection;
-            if !self.is_plausible(connection, index) {
+            let mut places = self.pattern.locate(u64::from_le_bytes(*word), self.opened, self.bytes_max());
+            let Some((connection, index)) = places.find(|&(connection, index)| self.is_plausible(connection, index))
+            else {
                 at += 1;
                 continue;
-            }
+            };
+            let is_foreign = connection != self.connection;
             let mut source = index * WORD;
             let left = if is_foreign { u64::MAX } else { self.sent - source };
             let length = usize::try_from(left).map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
@@ -202,9 +203,14 @@ impl Diagnosis<'_> {
         if connection == self.connection {
             (index + 1) * WORD <= self.sent
         } else {
-            // How much other connections have sent is unknown here: assume at most 16 times as much, plus 1 MiB.
-            connection < self.opened && index * WORD < 16 * self.sent + (1 << 20)
+            connection < self.opened && index * WORD < self.bytes_max()
         }
+    }
+
+    /// Returns the bytes that a connection may have sent. How much others have sent is unknown here: assume at most 16 times as much,
+    /// plus 1 MiB.
+    fn bytes_max(&self) -> u64 {
+        self.sent.saturating_mul(16).saturating_add(1 << 20)
     }
 
     /// Classifies evidence without a whole word: too few bytes, or too many wrong ones. Tries the most certain kind first.

@@ -1,4 +1,4 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::rc::Rc;
 
@@ -497,4 +497,22 @@ fn a_word_of_a_connection_never_opened_is_not_foreign() {
     assert_eq!(kind_of(&sent, came.clone(), &[200]), FindingKind::Flipped);
     came[32..64].copy_from_slice(&stream(&sent.pattern, OPENED - 1, 32, 32));
     assert_eq!(kind_of(&sent, came, &[200]), FindingKind::Foreign);
+}
+
+#[test]
+fn a_repeated_reply_on_a_connection_beyond_2_to_the_26_is_its_own() {
+    let (pattern, connection, opened) = (Pattern::new(1), (1 << 26) + 7, (1 << 26) + 100);
+    let sent = stream(&pattern, connection, 0, 128);
+    let checked = |second: &[u8]| {
+        let mut verifier = Verifier::new(connection);
+        assert_eq!(verifier.receive(&pattern, &sent[..64], 64, opened), Checked::Right);
+        match verifier.receive(&pattern, second, 128, opened) {
+            Checked::Wrong(corruption) => corruption.kind,
+            checked => panic!("{checked:?}"),
+        }
+    };
+    assert_eq!(checked(&sent[..64]), FindingKind::Duplicated);
+    assert_eq!(checked(&stream(&pattern, connection - 1, 0, 64)), FindingKind::Foreign);
+    // Of the connection that had this number's low bits before.
+    assert_eq!(checked(&stream(&pattern, 7, 64, 64)), FindingKind::Foreign);
 }
