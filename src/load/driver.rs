@@ -58,6 +58,8 @@ pub(super) struct Driver {
     pub(super) workload: Box<dyn Workload>,
     pub(super) connector: Connector,
     pub(super) totals: Totals,
+    /// When a connection was last closed, and not given up.
+    pub(super) last_closed: u64,
     /// Bytes of a message.
     size: u64,
     /// Maximum number of messages in flight on a connection.
@@ -86,6 +88,7 @@ impl Driver {
             workload,
             connector,
             totals: Totals::new(),
+            last_closed: 0,
             size: config.size as u64,
             pipeline,
             ring_size: config.due_times_max(),
@@ -201,6 +204,7 @@ impl Driver {
             Close::Rst => {
                 // If it fails, FIN is sent instead.
                 let _ = SockRef::from(&client.stream.0).set_linger(Some(Duration::ZERO));
+                self.last_closed = self.clock.now();
                 ControlFlow::Break(Removal::Ended)
             }
         }
@@ -400,6 +404,7 @@ impl Handler<Registered> for Driver {
     }
 
     fn act(&mut self, reactor: &mut Reactor<Registered>, key: usize, removal: Removal) -> Next<Infallible> {
+        self.last_closed = self.clock.now();
         self.remove(reactor, key, removal);
         Next::Wait
     }

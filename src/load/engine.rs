@@ -33,6 +33,9 @@ const EVENTS_PER_TURN: usize = 1024;
 const LIST_BYTES: usize = 96;
 /// Bytes of memory for everything that is not of a connection.
 const MEMORY_KEPT: usize = 16 << 20;
+/// The close phase ends after this many timeouts and this time for each connection, however the server trickles.
+const CLOSE_TIMEOUTS_MAX: u64 = 10;
+const CLOSE_TIME_MAX: u64 = SECOND / 1000;
 
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -186,6 +189,9 @@ impl Engine {
         if now >= self.timeline.next() {
             self.end_second();
         }
+        if self.driver.step == Step::Close && now >= self.close_deadline() {
+            self.end_close();
+        }
         self.open_connections();
         self.close_connections();
         self.enqueue_due();
@@ -229,6 +235,25 @@ impl Engine {
             }
             let Some((number, result)) = self.driver.connector.connect(now) else { return };
             self.driver.begin(&mut self.reactor, number, result);
+        }
+    }
+
+    /// Returns when the connections that are still open are given up: after a timeout without any close, and in any case at a time that
+    /// does not depend on the server.
+    fn close_deadline(&self) -> u64 {
+        let (begun, timeout) = (self.begun[Step::Close as usize], nanoseconds(self.config.timeout));
+        let bound = timeout
+            .saturating_mul(CLOSE_TIMEOUTS_MAX)
+            .saturating_add(CLOSE_TIME_MAX.saturating_mul(self.config.connections.into()));
+        (self.driver.last_closed.max(begun) + timeout).min(begun.saturating_add(bound))
+    }
+
+    /// Ends every connection that has not closed.
+    fn end_close(&mut self) {
+        for key in self.keys() {
+            self.with_client(key, |driver, client| {
+                ControlFlow::Break(driver.fail(client, Phase::Close, ErrorName::Timeout, None))
+            });
         }
     }
 

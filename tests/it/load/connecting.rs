@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::address::ScopedIp;
-use ecoloop::load::report::Ended as RunEnded;
+use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase};
 use ecoloop::load::{self, Interrupt, ProgressCell, Step};
 
 use super::faulty_server::{echo, faulty_server};
-use super::{assert_clean, config, document, run, run_command};
-use crate::support::{eventually, serve};
+use super::{assert_clean, config, document, errors, run, run_command};
+use crate::support::{TIMEOUT, eventually, serve};
 
 #[test]
 fn connections_rotate_over_the_source_addresses() {
@@ -59,6 +59,24 @@ fn max_connecting_limits_closes_in_progress_too() {
     assert_clean(&report);
     assert_eq!(CLOSING_MOST.load(Ordering::SeqCst), 2);
     assert!(report.phases_s.close >= 2.4, "{:?}", report.phases_s);
+}
+
+#[test]
+fn a_server_that_never_closes_ends_the_close_phase_after_one_timeout() {
+    let address = faulty_server(|_, stream| {
+        echo(stream)?;
+        // Longer than all closes would take one after the other.
+        thread::sleep(TIMEOUT);
+        Ok(())
+    });
+    let mut config = config(address);
+    config.connections = 25;
+    config.max_connecting = 1;
+    config.messages_per_connection = Some(1);
+    let report = run(config);
+    assert_eq!(errors(&report), [(Phase::Close, ErrorName::Timeout, None, 25)]);
+    assert_eq!((report.connections.held, report.messages.verified), (25, 25));
+    assert!(report.phases_s.close < 12.0, "{:?}", report.phases_s);
 }
 
 #[test]
