@@ -28,6 +28,8 @@ use crate::reactor::Reactor;
 const CONNECTS_PER_TURN: u32 = 64;
 /// Maximum number of connections closed in a turn, for the same reason.
 const CLOSES_PER_TURN: u32 = 64;
+/// Maximum number of scheduled messages that become due in a turn, so that at a rate beyond what can be sent a turn still ends.
+const DUE_PER_TURN: usize = 1024;
 const EVENTS_PER_TURN: usize = 1024;
 /// Bytes of a connection in lists of keys and in the schedule.
 const LIST_BYTES: usize = 96;
@@ -267,7 +269,9 @@ impl Engine {
     /// Enqueues the scheduled messages that are due, and records their lateness.
     fn enqueue_due(&mut self) {
         let now = self.driver.clock.now();
-        while let Some((due, key)) = self.driver.schedule.as_mut().and_then(|schedule| schedule.take_due(now)) {
+        for _ in 0..DUE_PER_TURN {
+            let due = self.driver.schedule.as_mut().and_then(|schedule| schedule.take_due(now));
+            let Some((due, key)) = due else { return };
             if due >= self.driver.window.start {
                 self.driver.totals.lateness.record(now - due);
             }

@@ -80,6 +80,27 @@ fn a_server_that_never_closes_ends_the_close_phase_after_one_timeout() {
 }
 
 #[test]
+fn a_rate_that_cannot_be_reached_stops_neither_the_progress_nor_an_interrupt() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.rate = Some(1e9);
+    config.duration = Duration::from_hours(1);
+    config.timeout = TIMEOUT;
+    let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
+    let run = {
+        let (interrupt, progress) = (interrupt.clone(), progress.clone());
+        thread::spawn(move || load::run(config, &interrupt, &progress).unwrap())
+    };
+    let mut seconds = 0;
+    eventually("three seconds of progress", || {
+        seconds += u32::from(progress.take().is_some_and(|progress| progress.rate.is_some()));
+        seconds == 3
+    });
+    interrupt.set();
+    assert_eq!(run.join().unwrap().ended, RunEnded::Interrupted);
+}
+
+#[test]
 fn progress_is_published_while_connecting() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
