@@ -360,7 +360,8 @@ fn multiples(start: f64, end: f64, step: f64) -> Vec<f64> {
 
 /// Returns the settings of the run in lines that fit the width.
 fn small_print(report: &Report) -> Vec<String> {
-    let start: std::time::SystemTime = report.start;
+    // humantime panics before 1970.
+    let start = report.start.max(std::time::SystemTime::UNIX_EPOCH);
     let mut words = vec![
         format!("ecoloop {}", strip_control(&report.version)),
         humantime::format_rfc3339_seconds(start).to_string(),
@@ -411,6 +412,13 @@ mod tests {
         let svg = svg.unwrap();
         assert_has(&svg, &["no message was answered"]);
         assert!(!texts(&svg).contains(&"seconds"));
+    }
+
+    #[test]
+    fn a_clock_before_1970_is_drawn_as_1970() {
+        let mut report = example();
+        report.start = std::time::SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1);
+        assert!(plot(&report).unwrap().contains("1970-01-01T00:00:00Z"));
     }
 
     #[test]

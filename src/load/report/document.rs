@@ -30,7 +30,7 @@ pub struct Report {
     pub version: String,
     /// Identity of the run; of merged runs theirs, joined by `+`.
     pub run_id: String,
-    /// Time of the first connect.
+    /// Time of the first connect. A time before 1970 is written as 1970.
     #[serde(with = "rfc3339")]
     pub start: SystemTime,
     /// How the run ended.
@@ -103,7 +103,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// - `start` is before 1970 or after 9999, which RFC 3339 cannot express.
+    /// - `start` is after 9999, which RFC 3339 cannot express.
     pub fn to_json(&self) -> io::Result<String> {
         Ok(serde_json::to_string(self)?)
     }
@@ -453,9 +453,11 @@ mod rfc3339 {
     use serde::{Deserialize, Deserializer, Serializer, de, ser};
 
     pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        // Not `to_string`, which panics if RFC 3339 cannot express the time.
+        // humantime panics before 1970, where only a clock that was never set can be.
+        let time = (*time).max(SystemTime::UNIX_EPOCH);
+        // Not `to_string`, which panics after the year 9999.
         let mut text = String::new();
-        write!(text, "{}", humantime::format_rfc3339_millis(*time)).map_err(ser::Error::custom)?;
+        write!(text, "{}", humantime::format_rfc3339_millis(time)).map_err(ser::Error::custom)?;
         serializer.serialize_str(&text)
     }
 
@@ -508,6 +510,13 @@ pub(super) mod tests {
         let json = report.to_json().unwrap();
         assert_eq!(json, expected);
         assert_eq!(Report::from_json(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn a_clock_before_1970_is_written_as_1970() {
+        let mut report = example();
+        report.start = SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1);
+        assert!(report.to_json().unwrap().contains(r#""start":"1970-01-01T00:00:00.000Z""#));
     }
 
     #[test]
