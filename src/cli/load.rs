@@ -24,7 +24,7 @@ use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::{Requests, is_ignored};
-use super::values::{Address, SocketArguments, TargetArguments, count, rate, size};
+use super::values::{Address, SocketArguments, TargetArguments, count, rate, size, time};
 use super::{exit_status, print_error, table, usage_error};
 
 const CONNECTIONS: &str = "Connections";
@@ -145,8 +145,8 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = TIME)]
     repeat: bool,
 
-    /// Start time, such as 2026-11-22T08:00:00Z, for several generators
-    #[arg(long, help_heading = TIME, value_name = "RFC3339", value_parser = humantime::parse_rfc3339)]
+    /// Start time, such as 2026-11-22T08:00:00Z or 2026-11-22T09:00:00+01:00, for several generators
+    #[arg(long, help_heading = TIME, value_name = "RFC3339", value_parser = time)]
     start_at: Option<SystemTime>,
 
     #[command(flatten)]
@@ -280,6 +280,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     has_begun.store(true, Ordering::Release);
     let outputs = arguments.output.open()?;
     let descriptor_limit = descriptors::raise_limit(print_error);
+    if let Some(late) = config.start_at.and_then(|time| SystemTime::now().duration_since(time).ok()) {
+        let late = humantime::format_duration(Duration::from_secs(late.as_secs().max(1)));
+        print_error(&format!("--start-at is {late} in the past: the run starts now"));
+    }
     if config.unresolved == 0 {
         warn_of_limits(&config, descriptor_limit);
     }

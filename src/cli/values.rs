@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
+#[cfg(feature = "load")]
+use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -222,6 +224,31 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
     Ok(value as u32)
 }
 
+/// Parses a time of RFC 3339, in UTC or with an offset: `2026-11-22T08:00:00Z`, `2026-11-22T09:00:00+01:00`.
+#[cfg(feature = "load")]
+pub(super) fn time(text: &str) -> Result<SystemTime, &'static str> {
+    const EXPECTED: &str = "expected a time such as 2026-11-22T08:00:00Z or 2026-11-22T09:00:00+01:00";
+    let parse = |utc: &str| humantime::parse_rfc3339(utc).map_err(|_| EXPECTED);
+    let Some((local, offset)) = text.len().checked_sub("+00:00".len()).and_then(|at| text.split_at_checked(at)) else {
+        return Err(EXPECTED);
+    };
+    let is_time = local.ends_with(|last: char| last.is_ascii_digit());
+    let Some((hours, minutes)) = offset.get(1..).filter(|_| is_time).and_then(|offset| offset.split_once(':')) else {
+        return parse(text);
+    };
+    let (Ok(hours @ 0..=23), Ok(minutes @ 0..=59)) = (hours.parse::<u64>(), minutes.parse::<u64>()) else {
+        return parse(text);
+    };
+    let (time, offset) = (parse(&format!("{local}Z"))?, Duration::from_secs((hours * 60 + minutes) * 60));
+    let utc = match text.as_bytes()[local.len()] {
+        // East of Greenwich the clocks are ahead of UTC.
+        b'+' => time.checked_sub(offset),
+        b'-' => time.checked_add(offset),
+        _ => return parse(text),
+    };
+    utc.ok_or(EXPECTED)
+}
+
 /// Parses a number per second, above zero: `2000`, `10k/s`, `0.5/s`.
 #[cfg(feature = "load")]
 pub(super) fn rate(text: &str) -> Result<f64, &'static str> {
@@ -229,5 +256,37 @@ pub(super) fn rate(text: &str) -> Result<f64, &'static str> {
         Some(rate) if rate > 0.0 => Ok(rate),
         Some(_) => Err("it must be above zero"),
         None => Err("expected a rate such as 2000, 10k or 0.5/s"),
+    }
+}
+
+#[cfg(all(test, feature = "load"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_an_offset_or_is_utc() {
+        let utc = humantime::parse_rfc3339("2026-11-22T08:00:00.5Z");
+        for text in [
+            "2026-11-22T08:00:00.5Z",
+            "2026-11-22T08:00:00.5+00:00",
+            "2026-11-22T09:00:00.5+01:00",
+            "2026-11-22T02:30:00.5-05:30",
+            "2026-11-23T07:00:00.5+23:00",
+        ] {
+            assert_eq!(time(text).ok(), utc.ok(), "{text}");
+        }
+        for text in [
+            "",
+            "noon",
+            "2026-11-22",
+            "2026-11-22T09:00:00",
+            "2026-11-22T09:00:00+1:00",
+            "2026-11-22T09:00:00+24:00",
+            "2026-11-22T09:00:00é01:00",
+            "2026-11-22T09:00:00Z+01:00",
+            "é+01:00",
+        ] {
+            assert!(time(text).is_err(), "{text}");
+        }
     }
 }

@@ -68,6 +68,19 @@ fn usage_errors_found_after_parsing_print_the_usage_of_the_subcommand() {
 }
 
 #[test]
+fn a_start_time_in_the_past_is_said() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let ended = run_command(&["--start-at", "2020-01-01T00:00:00+01:00", "-m", "1", "--json", "-", &address]);
+    document(&ended);
+    let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
+    assert!(
+        line.starts_with("ecoloop: --start-at is ") && line.ends_with(" in the past: the run starts now"),
+        "{line}"
+    );
+}
+
+#[test]
 fn an_output_file_that_cannot_be_created_is_an_error_before_the_first_connect() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();

@@ -84,7 +84,7 @@ fn a_rate_that_cannot_be_reached_stops_neither_the_progress_nor_an_interrupt() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
     config.rate = Some(1e9);
-    config.duration = Duration::from_hours(1);
+    config.duration = Duration::from_secs(3600);
     config.timeout = TIMEOUT;
     let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
     let run = {
