@@ -5,6 +5,7 @@ mod descriptors;
 mod doctor;
 #[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only a part"))]
 mod format;
+mod hints;
 #[cfg(feature = "load")]
 mod input;
 #[cfg(feature = "load")]

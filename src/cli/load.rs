@@ -13,12 +13,13 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
 use ecoloop::host::{Plan, Purpose, warnings};
-use ecoloop::load::report::{Ended, ErrorName, Report, Verdict};
+use ecoloop::load::report::{Ended, ErrorName, Phase, Report, Verdict};
 use ecoloop::load::{self, Close, Config, Interrupt, Mode, ProgressCell, Session, SourceRange, Threshold, count_pairs};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::descriptors;
 use super::format::{abbreviate, plural};
+use super::hints::hint_of_address;
 use super::input::Input;
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
@@ -480,9 +481,15 @@ fn advise(report: &Report) {
                  widen net.ipv4.ip_local_port_range"
             }
             ErrorName::NoPorts => "add --source addresses or targets, or widen net.ipv4.ip_local_port_range",
-            ErrorName::NotLocal => "use a --source that ip address lists, or add it with ip address add",
+            ErrorName::NotLocal => match report.config.sources[..] {
+                [only] => hint_of_address(only.ip()),
+                _ => "use --source addresses that ip address lists, or add them with ip address add",
+            },
             ErrorName::NoMemory => "check net.ipv4.tcp_mem and the free memory",
-            ErrorName::Refused => "no server listens there, or its backlog is full",
+            ErrorName::Refused => "no server listens there, or a firewall rejects the connection",
+            ErrorName::Timeout if error.phase == Phase::Connect => {
+                "the server's backlog is full, or packets to or from it are lost"
+            }
             _ => continue,
         };
         let times = plural(error.count, "time", "times");

@@ -16,6 +16,7 @@ use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::descriptors;
+use super::hints::with_bind_hint;
 use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
 use super::output::Output;
@@ -107,7 +108,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let config = arguments.config();
     let addresses = arguments.resolve()?;
     stage.is_binding.store(true, Ordering::Release);
-    let server = Server::bind(&addresses[..], config).map_err(with_hint)?;
+    let server = Server::bind(&addresses[..], config).map_err(|error| with_bind_hint(error, &addresses))?;
     let handle = server.handle();
     let observer = LogObserver::new(arguments.lang.unwrap_or_else(Language::from_environment), handle.clone());
     let _ = stage.handle.set(handle);
@@ -180,18 +181,6 @@ impl Arguments {
         let count = requested.or(most).and_then(|count| usize::try_from(count).ok());
         count.unwrap_or(Config::default().max_connections)
     }
-}
-
-/// Adds to a bind error what to do about it.
-fn with_hint(error: io::Error) -> io::Error {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => "end the other server, choose another port, or start both with --reuse-port",
-        io::ErrorKind::AddrNotAvailable => "no interface of this machine has this address (see ip address)",
-        io::ErrorKind::PermissionDenied => "choose a port from 1024 up, or grant CAP_NET_BIND_SERVICE",
-        io::ErrorKind::OutOfMemory => "choose a smaller --buffer-size",
-        _ => return error,
-    };
-    io::Error::new(error.kind(), format!("{error}; {hint}"))
 }
 
 /// How far the start has come, for the thread that handles signals.

@@ -45,6 +45,9 @@ impl Process {
     fn open_at(proc: &Path, pid: u32) -> io::Result<Self> {
         let directory = proc.join(pid.to_string());
         let status = fs::read_to_string(directory.join("status")).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if is_empty(proc) => {
+                io::Error::new(error.kind(), format!("cannot read process {pid}: {} is not mounted", proc.display()))
+            }
             io::ErrorKind::NotFound => io::Error::new(error.kind(), format!("there is no process {pid}")),
             kind => io::Error::new(kind, format!("cannot read the status of process {pid}: {error}")),
         })?;
@@ -89,6 +92,11 @@ impl Process {
         let rollup = fs::read_to_string(self.directory.join("smaps_rollup")).ok()?;
         Some(field(&rollup, "Rss:")? << 10)
     }
+}
+
+/// Returns whether a directory has no entry, or does not exist.
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
 }
 
 /// Counts of TCP sockets in this network namespace. A connection within it counts twice.

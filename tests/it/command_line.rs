@@ -42,6 +42,19 @@ fn an_address_in_use_is_refused() {
 }
 
 #[test]
+fn two_addresses_of_one_server_that_overlap_are_named() {
+    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = reserved.local_addr().unwrap().port();
+    drop(reserved);
+    let (one, all) = (format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}"));
+    for (first, second) in [(&one, &all), (&all, &one)] {
+        let line = refusal(ecoloop(&[first, second]));
+        assert!(line.starts_with(&format!("cannot listen on {second}: Address already in use")), "{line}");
+        assert!(line.contains(&format!("it overlaps with {first}")) && !line.contains("--reuse-port"), "{line}");
+    }
+}
+
+#[test]
 fn an_address_of_no_interface_is_refused() {
     // TEST-NET-1 of RFC 5737: no machine has it.
     let line = refusal(ecoloop(&["192.0.2.1:0"]));

@@ -109,6 +109,9 @@ fn an_ended_process_has_no_values() {
 fn an_invalid_pid_is_rejected() {
     // proc(5): no pid is above 4,194,304.
     assert_eq!(Process::open(4_194_305).unwrap_err().to_string(), "there is no process 4194305");
+    let unmounted = Files::new();
+    let error = Process::open_at(unmounted.root(), 1).unwrap_err().to_string();
+    assert_eq!(error, format!("cannot read process 1: {} is not mounted", unmounted.root().display()));
 
     let (report, reported) = mpsc::channel();
     let (release, wait) = mpsc::channel::<()>();

@@ -93,6 +93,19 @@ fn a_target_none_of_whose_addresses_accepts_is_one_error_a_connection() {
 }
 
 #[test]
+fn a_connect_that_times_out_is_told_apart_from_a_refused_one() {
+    let (_port, refused) = reserve_port();
+    let (silent, _socket, _queued) = silent_address();
+    for (address, hint) in [
+        (refused, "connect refused 1 time: no server listens there, or a firewall rejects the connection"),
+        (silent, "connect timeout 1 time: the server's backlog is full, or packets to or from it are lost"),
+    ] {
+        let ended = run_command(&["--connect-timeout", "100ms", "-m", "1", "--json", "-", &address.to_string()]);
+        assert_eq!(ended.stderr, [format!("ecoloop: {hint}")]);
+    }
+}
+
+#[test]
 fn several_targets_are_all_used() {
     let servers = [serve(ServerConfig::default()), serve(ServerConfig::default())];
     let mut config = config(servers[0].local_addr());
@@ -221,6 +234,22 @@ fn a_link_local_address_has_a_zone() {
         assert_eq!(report.config.sources.len(), sources.len() / 2);
         let [target] = report.config.targets[..] else { panic!("{:?}", report.config.targets) };
         assert!(matches!(target, SocketAddr::V6(v6) if v6.scope_id() > 0), "{target}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: it makes a network namespace with a tentative address"]
+fn a_tentative_address_is_said_to_be_tentative() {
+    let namespace = Namespace::new("tentative", "20000 20999");
+    link_local(&namespace);
+    let detection = "echo 100 > /proc/sys/net/ipv6/conf/veth-a/dad_transmits";
+    few_ports::run(namespace.command("sh").args(["-c", detection]));
+    few_ports::run(namespace.command("ip").args(["-6", "address", "add", "fd00::5/64", "dev", "veth-a"]));
+    let hint = "the address is tentative: try again once its duplicate address detection has ended (see ip address)";
+    for arguments in [&["[fd00::5]:5000"][..], &["load", "--source", "fd00::5", "[fd00::5]:5000"]] {
+        let ended = namespace.start(arguments).wait();
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(ended.stderr.iter().any(|line| line.ends_with(hint)), "{ended:?}");
     }
 }
 

@@ -184,7 +184,7 @@ fn a_run_without_a_window_reports_no_duration_and_no_cpu_share() {
     assert_eq!(ended.stdout[0], settings);
     let generator = ended.stdout.iter().find(|line| line.starts_with("generator ")).unwrap();
     assert!(generator.starts_with("generator    - CPU a message, - of a core, "), "{generator}");
-    let hint = "ecoloop: connect refused 1 time: no server listens there, or its backlog is full";
+    let hint = "ecoloop: connect refused 1 time: no server listens there, or a firewall rejects the connection";
     assert_eq!(ended.stderr, [hint]);
 }
 

@@ -191,7 +191,7 @@ fn a_repeated_load_without_a_window_prints_its_errors_and_a_hint() {
     drop(input);
     let ended = process.wait();
     assert_eq!((ended.status.code(), ended.stdout.len()), (Some(1), 0), "{ended:?}");
-    let hint = "ecoloop: connect refused 2 times: no server listens there, or its backlog is full";
+    let hint = "ecoloop: connect refused 2 times: no server listens there, or a firewall rejects the connection";
     assert_eq!(ended.stderr, ["ecoloop: connect refused (ECONNREFUSED): 2", hint]);
 }
 
