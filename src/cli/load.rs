@@ -41,7 +41,7 @@ const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 const PRINT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 const HELP: &str = "\
-ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
+ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1; link-local: [fe80::1%eth0]:PORT
 SIZE      bytes: 64, 4KiB, 1MiB
 COUNT     100, 10k, 1.5M
 RATE      COUNT per second: 0.5, 2000, 10k/s

@@ -167,7 +167,7 @@ fn sources_pair_with_what_they_can_reach() {
 }
 
 #[test]
-fn a_malformed_value_is_told_what_is_wrong_with_it() {
+fn the_error_for_a_malformed_value_names_what_is_wrong_with_it() {
     for (arguments, reason) in [
         (&["tcp://h:5"][..], "write h:5 without tcp://"),
         (&["a:1,b:2"], "write several addresses with spaces between them, not commas"),
@@ -239,7 +239,7 @@ fn a_link_local_address_has_a_zone() {
 
 #[test]
 #[ignore = "needs root: it makes a network namespace with a tentative address"]
-fn a_tentative_address_is_said_to_be_tentative() {
+fn the_hint_for_a_tentative_address_says_so() {
     let namespace = Namespace::new("tentative", "20000 20999");
     link_local(&namespace);
     let detection = "echo 100 > /proc/sys/net/ipv6/conf/veth-a/dad_transmits";

@@ -68,7 +68,7 @@ fn usage_errors_found_after_parsing_print_the_usage_of_the_subcommand() {
 }
 
 #[test]
-fn a_start_time_in_the_past_is_said() {
+fn a_start_time_in_the_past_is_a_warning() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let ended = run_command(&["--start-at", "2020-01-01T00:00:00+01:00", "-m", "1", "--json", "-", &address]);
