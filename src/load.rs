@@ -49,7 +49,7 @@ pub use self::progress::{Progress, ProgressCell, Step};
 pub use self::report::{Histogram, Mode, Percentile, Report, Threshold, merge};
 use self::session::RunningReports;
 pub use self::session::Session;
-pub use self::sources::{SourceRange, count_pairs};
+pub use self::sources::{SourceRange, count_pairs, unpaired};
 
 /// Runs a load and returns its report. [`Session`] measures several windows over the same connections.
 ///
@@ -57,7 +57,7 @@ pub use self::sources::{SourceRange, count_pairs};
 ///
 /// # Errors
 ///
-/// - `InvalidInput`: a setting is out of range, or a source or target has no counterpart of its address family.
+/// - `InvalidInput`: a setting is out of range, or no source can reach a target.
 /// - `OutOfMemory`: the system has not enough memory for [`Config::connections`] and [`Config::pipeline`].
 /// - [`Config::server_pid`] cannot be read.
 /// - The process has no descriptor left before the first connect, or the poll fails.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{self, BufRead, BufReader};
-use std::net::SocketAddr;
 use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +13,9 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, ValueEnum};
 use ecoloop::host::{Plan, Purpose, warnings};
 use ecoloop::load::report::{Ended, ErrorName, Phase, Report, Verdict};
-use ecoloop::load::{self, Close, Config, Interrupt, Mode, ProgressCell, Session, SourceRange, Threshold, count_pairs};
+use ecoloop::load::{
+    self, Close, Config, Interrupt, Mode, ProgressCell, Session, SourceRange, Threshold, count_pairs, unpaired,
+};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::descriptors;
@@ -429,20 +430,14 @@ fn print_unless_interrupted(text: String, interrupt: &Interrupt) -> Result<(), B
     }
 }
 
-/// Warns about sources and targets that have no counterpart of their address family.
+/// Warns about sources that reach no target, and targets that no source reaches.
 fn warn_of_unpaired(config: &Config) {
-    let families: Vec<_> = config.targets.iter().flatten().map(SocketAddr::is_ipv4).collect();
-    let unpaired = config.sources.iter().filter(|source| !families.contains(&source.ip().is_ipv4()));
-    let unused: Vec<_> = unpaired.collect();
-    if !unused.is_empty() {
-        print_error(&format!("no target has the address family of source {}: it is not used", abbreviate(&unused)));
+    let (sources, targets) = unpaired(&config.sources, &config.targets);
+    if !sources.is_empty() {
+        print_error(&format!("no target can be reached from source {}: not used", abbreviate(&sources)));
     }
-    let has_source =
-        |address: &SocketAddr| config.sources.iter().any(|source| source.ip().is_ipv4() == address.is_ipv4());
-    for target in config.targets.iter().filter(|_| !config.sources.is_empty()) {
-        if let Some(address) = target.first().filter(|_| !target.iter().any(has_source)) {
-            print_error(&format!("no source has the address family of target {address}: nothing connects to it"));
-        }
+    for target in targets {
+        print_error(&format!("no source can reach target {}: nothing connects to it", abbreviate(target)));
     }
 }
 

@@ -26,8 +26,8 @@ pub struct Config {
     pub targets: Vec<Vec<SocketAddr>>,
     /// Number of targets whose name did not resolve. 0. If there are any, nothing is connected, and the report has an error for each.
     pub unresolved: u32,
-    /// Addresses to connect from; the run chooses their ports. Empty: the system chooses address and port. One without a target of its
-    /// family is not used.
+    /// Addresses to connect from; the run chooses their ports. Empty: the system chooses address and port. One that reaches no
+    /// target is not used.
     pub sources: Vec<ScopedIp>,
     /// Number of open connections. 1.
     pub connections: u32,

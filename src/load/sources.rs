@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use mio::net::TcpStream;
 
 use self::pairs::Pairs;
-pub use self::pairs::count_pairs;
+pub use self::pairs::{count_pairs, unpaired};
 use self::ports::PairPorts;
 pub use self::ranges::SourceRange;
 pub(crate) use self::socket::{ConnectFailure, SocketOptions};
@@ -52,7 +52,7 @@ impl Sources {
     ///
     /// # Errors
     ///
-    /// - `InvalidInput`: there is no target, or none with a source of its family.
+    /// - `InvalidInput`: there is no target, or none that a source can reach.
     /// - `Other`: the port range is empty.
     pub(crate) fn new(sources: &[ScopedIp], targets: &[Vec<SocketAddr>], seed: u64) -> io::Result<Self> {
         let ports = if sources.is_empty() { Vec::new() } else { local_ports() };
@@ -76,7 +76,7 @@ impl Sources {
         for _ in 0..self.pairs.count() {
             let pair = self.next;
             self.next = (pair + 1) % self.pairs.count();
-            if !self.pairs.is_current(pair) {
+            if !self.pairs.is_usable(pair) {
                 continue;
             }
             match self.connect_from(pair, options) {

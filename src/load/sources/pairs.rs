@@ -1,20 +1,40 @@
 //! Pairs of a source and a target address.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 use super::ranges::distinct;
 use crate::address::ScopedIp;
 
-/// Returns the number of source/target pairs that are used at a time: IPv4 with IPv4, IPv6 with IPv6. Without sources, one for each
-/// target. A target is a list of addresses, of which one is used.
+/// Returns the number of source/target pairs that are used at a time: each target with every source that can reach it. Without
+/// sources, one for each target. A target is a list of addresses, of which one is used.
 ///
 /// # Errors
 ///
-/// - There is no target, or none with a source of its family.
+/// - There is no target, or none that a source can reach.
 pub fn count_pairs(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<u32, String> {
     let pairs = Pairs::new(sources, targets)?;
-    let count = (0..pairs.count()).filter(|&pair| pairs.is_current(pair)).count();
+    let count = (0..pairs.count()).filter(|&pair| pairs.is_usable(pair)).count();
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+/// Returns the sources and the targets that are left out because they have no counterpart.
+#[must_use]
+pub fn unpaired<'a>(
+    sources: &'a [ScopedIp],
+    targets: &'a [Vec<SocketAddr>],
+) -> (Vec<ScopedIp>, Vec<&'a Vec<SocketAddr>>) {
+    if sources.is_empty() {
+        return Default::default();
+    }
+    let addresses = target_addresses(sources, targets);
+    let is_unused = |source: &ScopedIp| !addresses.iter().any(|of| reaches(*source, of));
+    let is_unreachable = |target: usize| {
+        !addresses.iter().any(|of| of.target == target && sources.iter().any(|&source| reaches(source, of)))
+    };
+    (
+        sources.iter().copied().filter(is_unused).collect(),
+        targets.iter().enumerate().filter(|&(target, _)| is_unreachable(target)).map(|(_, target)| target).collect(),
+    )
 }
 
 /// Every source with every target address of its family, and which address of each target is used.
@@ -38,6 +58,8 @@ struct TargetAddress {
     /// Its target, and its place there.
     target: usize,
     place: usize,
+    /// It is an address of this machine, as far as that matters: without a loopback source it does not.
+    is_local: bool,
 }
 
 /// A server, of which the addresses are tried in order until one accepts.
@@ -51,40 +73,40 @@ struct Target {
 }
 
 impl Pairs {
-    /// Pairs what can be paired. A source or a target address without a counterpart of its family is left out.
+    /// Pairs what can be paired. A source or a target address without a counterpart is left out.
     pub(super) fn new(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<Self, String> {
-        // Without sources every address is of the one group.
-        let families = if sources.is_empty() { vec![None] } else { vec![Some(true), Some(false)] };
-        let is_of = |family: Option<bool>, is_ipv4: bool| family.is_none_or(|family| family == is_ipv4);
-        let has_source = |address: &SocketAddr| {
-            sources.is_empty() || sources.iter().any(|source| source.ip().is_ipv4() == address.is_ipv4())
-        };
-        let reachable = targets.iter().map(|target| distinct(target.iter().copied().filter(has_source)));
-        let targets: Vec<_> = distinct(reachable.filter(|addresses| !addresses.is_empty()))
-            .into_iter()
-            .map(|addresses| Target { addresses, current: 0, is_settled: false })
-            .collect();
-        if targets.is_empty() {
-            return Err("there is no target, or none with the address family of a source".to_owned());
+        let targets = distinct(targets.iter().map(|target| distinct(target.iter().copied())));
+        let mut addresses = target_addresses(sources, &targets);
+        addresses.retain(|of| sources.is_empty() || sources.iter().any(|&source| reaches(source, of)));
+        if addresses.is_empty() {
+            return Err("there is no target, or none that a source can reach".to_owned());
         }
-        let mut addresses = Vec::new();
-        for (target, of_target) in targets.iter().enumerate() {
-            let places = of_target.addresses.iter().enumerate();
-            addresses.extend(places.map(|(place, &address)| TargetAddress { address, target, place }));
-        }
-        let sources = if sources.is_empty() { vec![None] } else { distinct(sources.iter().copied().map(Some)) };
-        let groups = families.into_iter().map(|family| {
-            let is_source =
-                |source: &Option<ScopedIp>| source.is_none_or(|source| is_of(family, source.ip().is_ipv4()));
-            Group {
-                sources: sources.iter().copied().filter(is_source).collect(),
-                addresses: addresses.iter().copied().filter(|of| is_of(family, of.address.is_ipv4())).collect(),
+        let mut paired: Vec<Target> = Vec::new();
+        let mut last = None;
+        for of in &mut addresses {
+            if last.replace(of.target) != Some(of.target) {
+                paired.push(Target { addresses: Vec::new(), current: 0, is_settled: false });
             }
-        });
-        let groups: Vec<_> = groups.filter(|group| group.count() > 0).collect();
+            let target = paired.len() - 1;
+            (of.target, of.place) = (target, paired[target].addresses.len());
+            paired[target].addresses.push(of.address);
+        }
+        let groups = if sources.is_empty() {
+            vec![Group { sources: vec![None], addresses }]
+        } else {
+            let sources: Vec<_> = distinct(sources.iter().copied())
+                .into_iter()
+                .filter(|&source| addresses.iter().any(|of| reaches(source, of)))
+                .collect();
+            let of_family = |is_ipv4: bool| Group {
+                sources: sources.iter().copied().filter(|source| source.ip().is_ipv4() == is_ipv4).map(Some).collect(),
+                addresses: addresses.iter().copied().filter(|of| of.address.is_ipv4() == is_ipv4).collect(),
+            };
+            [of_family(true), of_family(false)].into_iter().filter(|group| group.count() > 0).collect()
+        };
         let pairs: usize = groups.iter().map(|group| group.sources.len() * group.addresses.len()).sum();
         u32::try_from(pairs).map_err(|_| format!("{pairs} source/target pairs are too many"))?;
-        Ok(Self { groups, targets })
+        Ok(Self { groups, targets: paired })
     }
 
     pub(super) fn count(&self) -> u32 {
@@ -97,10 +119,10 @@ impl Pairs {
         (source, of.address)
     }
 
-    /// Returns whether new connections use the target address of the pair.
-    pub(super) fn is_current(&self, pair: u32) -> bool {
-        let (_, of) = self.find(pair);
-        self.targets[of.target].current == of.place
+    /// Returns whether new connections use the pair: its source reaches the address, which is the current one of its target.
+    pub(super) fn is_usable(&self, pair: u32) -> bool {
+        let (source, of) = self.find(pair);
+        self.targets[of.target].current == of.place && source.is_none_or(|source| reaches(source, &of))
     }
 
     /// Keeps to the address of a pair that has accepted a connection.
@@ -129,8 +151,11 @@ impl Pairs {
         let mut first = 0;
         for group in &self.groups {
             let is_next = |other: &TargetAddress| other.target == of.target && Some(other.place) == next;
-            if let Some(column) = group.addresses.iter().position(is_next) {
-                return Some(first + group.index(column));
+            if let Some(at) = group.addresses.iter().position(is_next) {
+                let reaches_it =
+                    |source: &Option<ScopedIp>| source.is_none_or(|source| reaches(source, &group.addresses[at]));
+                let column = group.sources.iter().position(reaches_it)?;
+                return Some(first + group.index(column, at));
             }
             first += group.count();
         }
@@ -171,10 +196,46 @@ impl Group {
         (self.sources[column], self.addresses[(row + column) % self.addresses.len()])
     }
 
-    /// Returns the index of the pair of the first source with the address at `at`.
-    fn index(&self, at: usize) -> u32 {
-        u32::try_from(at * self.sources.len()).unwrap_or(u32::MAX)
+    /// Returns the index of the pair of the source at `column` with the address at `at`.
+    fn index(&self, column: usize, at: usize) -> u32 {
+        let addresses = self.addresses.len();
+        let row = (at + addresses - column % addresses) % addresses;
+        u32::try_from(row * self.sources.len() + column).unwrap_or(u32::MAX)
     }
+}
+
+/// Returns the addresses of all targets in order.
+fn target_addresses(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Vec<TargetAddress> {
+    let has_loopback = sources.iter().any(|source| source.ip().is_loopback());
+    // A socket can be bound only to an address of this machine. A datagram socket takes no port of a connection.
+    let is_local = |address: SocketAddr| address.ip().is_loopback() || UdpSocket::bind(with_port(address, 0)).is_ok();
+    let mut all = Vec::new();
+    for (target, addresses) in targets.iter().enumerate() {
+        all.extend(addresses.iter().enumerate().map(|(place, &address)| TargetAddress {
+            address,
+            target,
+            place,
+            is_local: has_loopback && is_local(address),
+        }));
+    }
+    all
+}
+
+fn with_port(mut address: SocketAddr, port: u16) -> SocketAddr {
+    address.set_port(port);
+    address
+}
+
+/// Returns whether a connection can have this source and this target.
+fn reaches(source: ScopedIp, of: &TargetAddress) -> bool {
+    let zone = |address: SocketAddr| match address {
+        SocketAddr::V6(v6) => Some(v6.scope_id()).filter(|&zone| zone > 0),
+        SocketAddr::V4(_) => None,
+    };
+    let zones = zone(source.with_port(0)).zip(zone(of.address));
+    source.ip().is_ipv4() == of.address.is_ipv4()
+        && (of.is_local || !source.ip().is_loopback())
+        && zones.is_none_or(|(ours, theirs)| ours == theirs)
 }
 
 #[cfg(test)]
@@ -208,6 +269,36 @@ mod tests {
     }
 
     #[test]
+    fn sources_pair_with_what_they_can_reach() {
+        // TEST-NET-2 of RFC 5737: no machine has it.
+        let far = targets(&["198.51.100.1:5", "127.0.0.1:5"]);
+        let near = sources(&["127.0.0.2", "127.0.0.3"]);
+        assert_eq!(count_pairs(&near, &far), Ok(2), "a loopback source reaches this machine only");
+        assert!(count_pairs(&near, &far[..1]).is_err());
+        assert_eq!(count_pairs(&sources(&["10.0.0.1"]), &far), Ok(2));
+        assert_eq!(count_pairs(&sources(&["127.0.0.2", "10.0.0.1"]), &far), Ok(3));
+        assert_eq!(unpaired(&near, &far), (vec![], vec![&far[0]]));
+
+        let links = targets(&["[fe80::1%7]:5", "[fe80::1%8]:5", "[fd00::1]:5"]);
+        assert_eq!(count_pairs(&sources(&["fe80::2%7"]), &links), Ok(2), "another link is out of reach");
+        assert_eq!(count_pairs(&sources(&["fd00::2"]), &links), Ok(3));
+        assert_eq!(unpaired(&sources(&["fe80::2%7", "10.0.0.1"]), &links), (sources(&["10.0.0.1"]), vec![&links[1]]));
+    }
+
+    #[test]
+    fn the_next_address_is_tried_from_a_source_that_reaches_it() {
+        let of = sources(&["127.0.0.2", "10.0.0.1", "10.0.0.2"]);
+        let mut pairs = Pairs::new(&of, &targets(&["127.0.0.1:5 198.51.100.1:5", "127.0.0.1:6"])).unwrap();
+        for pair in 0..pairs.count() {
+            let (_, address) = pairs.pair(pair);
+            if address.to_string() == "127.0.0.1:5" {
+                let next = pairs.next_address(pair).unwrap();
+                assert_eq!(pairs.pair(next), (Some(of[1]), "198.51.100.1:5".parse().unwrap()));
+            }
+        }
+    }
+
+    #[test]
     fn a_target_with_several_addresses_counts_once() {
         let name = targets(&["[::1]:5 127.0.0.1:5"]);
         assert_eq!(count_pairs(&[], &name), Ok(1));
@@ -220,15 +311,15 @@ mod tests {
         let name = targets(&["10.0.0.1:5 10.0.0.2:5 10.0.0.3:5"]);
         let mut pairs = Pairs::new(&[], &name).unwrap();
         assert_eq!(pairs.next_address(0), Some(1));
-        assert!(pairs.is_current(1) && !pairs.is_current(0), "new connections begin with the second");
+        assert!(pairs.is_usable(1) && !pairs.is_usable(0), "new connections begin with the second");
         // Another connection, which was connecting at the same time, continues from where it was.
         assert_eq!(pairs.next_address(0), Some(1));
         assert_eq!((pairs.next_address(1), pairs.next_address(2)), (Some(2), None));
-        assert!(pairs.is_current(0), "after the last address, a new connection begins with the first");
+        assert!(pairs.is_usable(0), "after the last address, a new connection begins with the first");
         assert_eq!(pairs.target_addresses(), name[0]);
 
         pairs.settle(1);
-        assert!(pairs.is_current(1));
+        assert!(pairs.is_usable(1));
         assert_eq!(pairs.next_address(0), Some(1), "a connection to another address joins it");
         assert_eq!(pairs.next_address(1), None, "an address that has accepted once is kept");
         assert_eq!(pairs.target_addresses(), name[0][1..2]);
@@ -238,20 +329,20 @@ mod tests {
     fn the_next_address_may_be_of_another_family() {
         let mut pairs =
             Pairs::new(&sources(&["127.0.0.2", "127.0.0.3", "::1"]), &targets(&["[::1]:5 127.0.0.1:5"])).unwrap();
-        let first = (0..pairs.count()).find(|&pair| pairs.is_current(pair)).unwrap();
+        let first = (0..pairs.count()).find(|&pair| pairs.is_usable(pair)).unwrap();
         assert_eq!(pairs.pair(first).1.to_string(), "[::1]:5");
         let next = pairs.next_address(first).unwrap();
         assert_eq!(
             (pairs.pair(next).0, pairs.pair(next).1.to_string()),
             (Some("127.0.0.2".parse().unwrap()), "127.0.0.1:5".to_owned())
         );
-        assert_eq!((0..pairs.count()).filter(|&pair| pairs.is_current(pair)).count(), 2);
+        assert_eq!((0..pairs.count()).filter(|&pair| pairs.is_usable(pair)).count(), 2);
     }
 
     #[test]
     fn two_targets_may_have_an_address_in_common() {
         let mut pairs = Pairs::new(&[], &targets(&["127.0.0.1:5 [::1]:5", "127.0.0.1:5"])).unwrap();
-        let failed: Vec<_> = (0..pairs.count()).filter(|&pair| pairs.is_current(pair)).collect();
+        let failed: Vec<_> = (0..pairs.count()).filter(|&pair| pairs.is_usable(pair)).collect();
         let next: Vec<_> = failed.iter().map(|&pair| pairs.next_address(pair).is_some()).collect();
         assert_eq!(next, [true, false], "the second target has no other address");
     }
