@@ -12,14 +12,14 @@ use super::client::{BUFFER_BYTES, Client, Message, Received};
 use super::config::{Close, Config};
 use super::connector::Connector;
 use super::error::{ErrorName, Phase, classify, is_port_taken};
-use super::mode::{Reaction, Status, Workload, new_workload};
+use super::mode::{Reaction, Status, Traffic, Workload, new_workload};
 use super::pattern::Pattern;
 use super::progress::Step;
 use super::report::Finding;
 use super::schedule::{SendSchedule, Window};
 use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
-use super::timer::{Clock, SECOND};
+use super::timer::{Clock, SECOND, nanoseconds};
 use super::totals::{AbandonReason, Totals};
 use super::verify::{Corruption, End};
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
@@ -87,7 +87,7 @@ impl Driver {
             schedule: None,
             workload,
             connector,
-            totals: Totals::new(),
+            totals: Totals::new(nanoseconds(config.timeout)),
             last_closed: 0,
             size: config.size as u64,
             pipeline,
@@ -171,7 +171,7 @@ impl Driver {
     pub(super) fn record_unsent(&mut self, due: u64) {
         // The first message of a connection is never on a schedule.
         if self.workload.is_reported(Message { index: 1, due }, self.window) {
-            self.totals.record_unsent();
+            self.totals.record_unsent(due);
         }
     }
 
@@ -233,14 +233,24 @@ impl Driver {
 
     /// Records the outstanding messages of a connection that ends.
     pub(super) fn abandon(&mut self, client: &mut Client, reason: AbandonReason) {
+        let (now, end) = (self.clock.now(), self.measurement_end());
         while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
             if self.workload.is_reported(message, self.window) {
                 let is_sent = client.has_begun(message.index, self.size);
-                let age = self.clock.now().saturating_sub(message.due);
-                self.totals.record_abandoned(reason, is_sent, age);
+                self.totals.record_abandoned(reason, is_sent, message.due, now, end);
             }
         }
+    }
+
+    /// Records the latency of the lost messages, because the measurement has ended.
+    pub(super) fn end_measurement(&mut self) {
+        self.totals.end_measurement(self.measurement_end().min(self.clock.now()));
+    }
+
+    /// Returns when the measurement ends: with the window, or after the last messages that follow it, which is not known before.
+    fn measurement_end(&self) -> u64 {
+        if self.workload.last_traffic() == Traffic::Nothing { self.window.end } else { u64::MAX }
     }
 
     /// Removes a connection from the reactor, and replaces it if its port was taken.

@@ -308,6 +308,7 @@ impl Engine {
                 if driver.workload.closes_from() > Step::Drain {
                     self.count_held();
                 }
+                self.driver.end_measurement();
                 self.enter(Step::Idle);
             }
             Step::Close if driver.connector.counts.open() == 0 => self.enter(Step::Done),
@@ -342,10 +343,14 @@ impl Engine {
 
     fn end_window(&mut self) {
         self.driver.window.end = self.driver.window.end.min(self.driver.clock.now());
+        let last_traffic = self.driver.workload.last_traffic();
+        if last_traffic == Traffic::Nothing {
+            self.driver.end_measurement();
+        }
         self.end_second();
         self.timeline.stop();
         self.enter(Step::Drain);
-        self.start_traffic(self.driver.workload.last_traffic());
+        self.start_traffic(last_traffic);
         if self.driver.workload.closes_from() == Step::Drain {
             self.count_held();
         }
@@ -370,16 +375,17 @@ impl Engine {
             self.count_held();
         }
         self.end_second();
+        self.driver.window.end = self.driver.window.end.min(now);
         for key in self.keys() {
             self.with_client(key, |driver, client| {
                 driver.abandon(client, AbandonReason::Unanswered);
                 ControlFlow::Break(Removal::Ended)
             });
         }
+        self.driver.end_measurement();
         for begun in &mut self.begun[self.driver.step as usize + 1..] {
             *begun = now;
         }
-        self.driver.window.end = self.driver.window.end.min(now);
     }
 
     /// Ends every connection whose timeout has expired.
@@ -417,6 +423,7 @@ impl Engine {
     fn end_second(&mut self) {
         let Driver { step, clock, window, totals, connector, .. } = &mut self.driver;
         if *step == Step::Measure {
+            totals.expire_lost(clock.now());
             let sample = self.timeline.end_second(clock.now(), *window, totals, connector.counts.open()).copied();
             if sample.is_some() {
                 self.publish(sample);

@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn each_second_has_one_sample_and_the_last_one_is_cut_short() {
-        let (mut timeline, mut totals) = (Timeline::new(), Totals::new());
+        let (mut timeline, mut totals) = (Timeline::new(), Totals::new(SECOND));
         timeline.start(WINDOW.start);
         for now in [2 * SECOND + 5, 3 * SECOND + 7, WINDOW.end] {
             totals.record_due(true);

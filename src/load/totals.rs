@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 
 use super::error::{ErrorName, Phase};
 use super::report::{Finding, Histogram, Messages, Verify};
+use super::timer::SECOND;
 use super::verify::Corruption;
 
 /// Findings that the report lists; more are only counted.
 const FINDINGS_MAX: usize = 1000;
+/// Due times of lost messages are kept to this number of nanoseconds, which bounds their memory at any rate.
+const LOST_TICK: u64 = 1 << 20;
+/// Longest age of a lost message in nanoseconds, the maximum of a histogram.
+const LOST_AGE_MAX: u64 = 3600 * SECOND;
 
 /// Why the outstanding messages of a connection are abandoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +29,10 @@ pub(super) struct Totals {
     pub(super) in_flight: u64,
     pub(super) messages: Messages,
     pub(super) verified_in_window: u64,
+    /// The age at which a lost message is recorded, unless the measurement ends before.
+    lost_age_max: u64,
+    /// Number of messages that will never come back, by due time in ticks. Their latency is recorded when the measurement ends.
+    lost: BTreeMap<u64, u64>,
     /// The latencies of the current second, and those before it.
     second: Histogram,
     pub(super) latency: Histogram,
@@ -34,11 +43,14 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    pub(super) fn new() -> Self {
+    /// Creates empty totals of a run whose replies have a timeout of `timeout` nanoseconds.
+    pub(super) fn new(timeout: u64) -> Self {
         Self {
             in_flight: 0,
             messages: Messages::default(),
             verified_in_window: 0,
+            lost_age_max: timeout.min(LOST_AGE_MAX),
+            lost: BTreeMap::new(),
             second: Histogram::new(),
             latency: Histogram::new(),
             connect: Histogram::new(),
@@ -52,6 +64,7 @@ impl Totals {
     pub(super) fn reset(&mut self) {
         self.messages = Messages::default();
         self.verified_in_window = 0;
+        self.lost.clear();
         self.latency.clear();
         self.lateness.clear();
         self.errors.clear();
@@ -65,9 +78,10 @@ impl Totals {
     }
 
     /// Counts a message that became due on a connection that has ended.
-    pub(super) fn record_unsent(&mut self) {
+    pub(super) fn record_unsent(&mut self, due: u64) {
         self.messages.due += 1;
         self.messages.unsent += 1;
+        self.record_lost(due);
     }
 
     /// Counts a verified message and its latency.
@@ -77,15 +91,41 @@ impl Totals {
         self.second.record(latency);
     }
 
-    /// Counts an outstanding message of a connection that ends `age` nanoseconds after the message was due.
-    pub(super) fn record_abandoned(&mut self, reason: AbandonReason, is_sent: bool, age: u64) {
+    /// Counts an outstanding message of a connection that ends at `now`. The measurement ends at `end`.
+    pub(super) fn record_abandoned(&mut self, reason: AbandonReason, is_sent: bool, due: u64, now: u64, end: u64) {
         if !is_sent {
             self.messages.unsent += 1;
         } else if reason == AbandonReason::Failed {
             self.messages.failed += 1;
         } else {
             self.messages.unanswered += 1;
+        }
+        let age = now.saturating_sub(due);
+        if now >= end || age >= self.lost_age_max {
             self.second.record_censored(age);
+        } else {
+            self.record_lost(due);
+        }
+    }
+
+    fn record_lost(&mut self, due: u64) {
+        *self.lost.entry(due / LOST_TICK).or_default() += 1;
+    }
+
+    /// Records the lost messages whose timeout has expired by `now`.
+    pub(super) fn expire_lost(&mut self, now: u64) {
+        while let Some(first) = self.lost.first_entry()
+            && first.key() * LOST_TICK + self.lost_age_max <= now
+        {
+            self.second.record_censored_times(self.lost_age_max, first.remove());
+        }
+    }
+
+    /// Records every lost message with its age at `end`, when the measurement ends.
+    pub(super) fn end_measurement(&mut self, end: u64) {
+        for (tick, count) in std::mem::take(&mut self.lost) {
+            let age = end.saturating_sub(tick * LOST_TICK).min(self.lost_age_max);
+            self.second.record_censored_times(age, count);
         }
     }
 

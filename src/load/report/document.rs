@@ -53,7 +53,7 @@ pub struct Report {
     pub messages: Messages,
     /// Messages verified per second of the measured window.
     pub rate_per_s: Option<f64>,
-    /// Time from when a message was due to its reply.
+    /// Time from when a message was due to its reply, of every message due.
     pub latency_us: Summary,
     /// Time from the connect to the end of the handshake.
     pub connect_us: Summary,
@@ -248,7 +248,7 @@ pub struct Messages {
 pub struct Summary {
     /// Number of values.
     pub count: u64,
-    /// Number of values that are the age of a message without a reply.
+    /// Number of values that are the age of a message without a reply, at its timeout or when the measurement ended.
     pub censored: u64,
     /// Number of values over an hour, recorded as an hour.
     pub clipped: u64,

@@ -58,18 +58,28 @@ impl Histogram {
     /// Records a duration in nanoseconds, rounded up to whole microseconds.
     #[inline]
     pub(crate) fn record(&mut self, nanoseconds: u64) {
-        let mut microseconds = nanoseconds.div_ceil(NANOSECONDS_A_MICROSECOND).max(1);
-        if microseconds > MICROSECONDS_MAX {
-            microseconds = MICROSECONDS_MAX;
-            self.clipped += 1;
-        }
-        self.values.saturating_record(microseconds);
+        self.record_times(nanoseconds, 1);
     }
 
     /// Records the age of a message without a reply, which is less than its latency would be.
     pub(crate) fn record_censored(&mut self, nanoseconds: u64) {
-        self.censored += 1;
-        self.record(nanoseconds);
+        self.record_censored_times(nanoseconds, 1);
+    }
+
+    /// Records the same age of `count` messages without a reply.
+    pub(crate) fn record_censored_times(&mut self, nanoseconds: u64, count: u64) {
+        self.censored += count;
+        self.record_times(nanoseconds, count);
+    }
+
+    #[inline]
+    fn record_times(&mut self, nanoseconds: u64, count: u64) {
+        let mut microseconds = nanoseconds.div_ceil(NANOSECONDS_A_MICROSECOND).max(1);
+        if microseconds > MICROSECONDS_MAX {
+            microseconds = MICROSECONDS_MAX;
+            self.clipped += count;
+        }
+        self.values.saturating_record_n(microseconds, count);
     }
 
     /// Returns whether there are too many values to be written.

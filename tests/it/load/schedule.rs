@@ -176,3 +176,49 @@ fn messages_due_after_the_last_connection_closed_are_unsent() {
     assert!(report.phases_s.measure >= 0.49, "{:?}", report.phases_s);
     assert!(report.rate_per_s.unwrap() < 5.0, "{:?}", report.rate_per_s);
 }
+
+#[test]
+fn messages_without_a_reply_count_in_the_latency_with_their_age_at_the_end() {
+    let closing = || {
+        faulty_server(|_, stream| {
+            echo_messages(stream, 1 + 40)?;
+            half_close(stream);
+            discard(stream)
+        })
+    };
+    let run_with = |timeout| {
+        let mut config = config(closing());
+        config.rate = Some(200.0);
+        config.duration = Duration::from_secs(1);
+        config.timeout = timeout;
+        run(config)
+    };
+    // 40 of 200 come back. The others are due every 5 ms from 0.2 s on, and have an age of 0.8 s at most.
+    let report = run_with(Duration::from_secs(10));
+    let latency = report.latency_us;
+    assert_eq!((latency.count, latency.censored), (200, 160), "{:?}", report.messages);
+    let (p50, p90, max) = (latency.p50.unwrap(), latency.p90.unwrap(), latency.max.unwrap());
+    assert!((290_000..=310_000).contains(&p50), "{p50}");
+    assert!((690_000..=710_000).contains(&p90), "{p90}");
+    assert!((790_000..=810_000).contains(&max), "{max}");
+    let latency = run_with(Duration::from_millis(100)).latency_us;
+    assert_eq!((latency.count, latency.censored), (200, 160));
+    let (p50, max) = (latency.p50.unwrap(), latency.max.unwrap());
+    assert!((100_000..=100_200).contains(&p50) && (100_000..=100_200).contains(&max), "{latency:?}");
+}
+
+#[test]
+fn a_latency_threshold_fails_when_messages_stay_unsent() {
+    let address = faulty_server(|_, stream| {
+        echo_messages(stream, 1 + 20)?;
+        half_close(stream);
+        discard(stream)
+    });
+    let mut config = config(address);
+    config.rate = Some(100.0);
+    config.duration = Duration::from_millis(500);
+    config.thresholds = ["p99>150ms", "errors>9", "connections<0"].map(|text| text.parse().unwrap()).into();
+    let report = run(config);
+    let failed: Vec<_> = report.thresholds.iter().filter(|row| row.failed).map(|row| &row.expr[..]).collect();
+    assert_eq!(failed, ["p99>150ms"], "{:?}", report.latency_us);
+}
