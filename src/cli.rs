@@ -90,6 +90,7 @@ fn exit_status(verdict: Verdict) -> ExitCode {
     match verdict {
         Verdict::Pass => ExitCode::SUCCESS,
         Verdict::Fail => ExitCode::FAILURE,
+        Verdict::Inconclusive => ExitCode::from(3),
         // 128 and the number of SIGINT, as a shell reports it.
         Verdict::Interrupted | Verdict::Running => ExitCode::from(130),
     }

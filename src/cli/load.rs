@@ -63,7 +63,8 @@ Exit status:
   0    pass: no threshold failed
   1    fail: a threshold failed; or runtime error, such as a file that cannot be created
   2    usage error
-  130  interrupted; the report covers the time until then
+  3    inconclusive: nothing failed, but the schedule was not kept or the generator was saturated
+  130  interrupted: no threshold is evaluated, and the report covers the time until then
 
 Examples:
   ecoloop load -c 50 127.0.0.1:5000
@@ -460,7 +461,7 @@ fn warn_of_limits(config: &Config, descriptor_limit: Option<u64>) {
 fn advise(report: &Report) {
     if report.schedule.kept == Some(false) {
         print_error(
-            "the schedule was not kept: this generator sent messages late or not at all, so the figures are not the server's alone",
+            "the schedule was not kept: this generator sent messages late, so the figures are not the server's alone",
         );
     }
     if report.generator.saturated == Some(true) {

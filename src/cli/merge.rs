@@ -23,7 +23,8 @@ Exit status:
   0    pass: no threshold failed
   1    fail: a threshold failed; or runtime error, such as reports that do not fit together
   2    usage error
-  130  one of the runs was interrupted
+  3    inconclusive: nothing failed, but a run did not keep its schedule or its generator was saturated
+  130  one of the runs was interrupted: no threshold is evaluated
 
 Examples:
   ecoloop merge one.json two.json

@@ -1,8 +1,9 @@
 //! The report as a table for people, without escape sequences.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ecoloop::load::report::{Ended, ErrorCount, Finding, Loop, Summary, ThresholdResult, Verdict};
+use ecoloop::load::report::{Ended, ErrorCount, Finding, Loop, Phase, Summary, ThresholdResult, Verdict};
 use ecoloop::load::{Mode, Report};
 use indicatif::HumanBytes;
 
@@ -102,6 +103,9 @@ fn work(table: &mut Table, report: &Report) {
             "{due} due: {verified} verified, {unanswered} unanswered, {unsent} unsent, {failed} failed; {deferred} deferred"
         ),
     );
+    if messages.unsent > 0 && report.ended == Ended::Complete {
+        table.row("", &format!("{unsent} not sent: their connections had ended{}", causes(&report.errors)));
+    }
     let throughput = report.rate_per_s.map_or(NO_DATA.to_owned(), |rate| {
         #[expect(
             clippy::cast_possible_truncation,
@@ -113,6 +117,18 @@ fn work(table: &mut Table, report: &Report) {
         format!("{}/s, {each_way}/s each way", plural(number(rate), "message", "messages"))
     });
     table.row("throughput", &throughput);
+}
+
+/// Returns why connections have ended, in parentheses: ` (closed_early 50)`.
+fn causes(errors: &[ErrorCount]) -> String {
+    let of_connections = errors.iter().filter(|error| !matches!(error.phase, Phase::Resolve | Phase::Close));
+    let mut counts = BTreeMap::new();
+    for error in of_connections {
+        let sum: &mut u64 = counts.entry(error.error).or_default();
+        *sum = sum.saturating_add(error.count);
+    }
+    let causes: Vec<_> = counts.iter().map(|(error, &sum)| format!("{} {}", error.name(), count(sum))).collect();
+    if causes.is_empty() { String::new() } else { format!(" ({})", causes.join(", ")) }
 }
 
 fn distributions(table: &mut Table, report: &Report) {
@@ -134,9 +150,8 @@ fn distributions(table: &mut Table, report: &Report) {
     }
     let schedule = match report.schedule.kept {
         Some(true) => "kept",
-        Some(false) => {
-            "NOT KEPT: the generator sent messages late or not at all, so the figures are not the server's alone"
-        }
+        Some(false) => "NOT KEPT: the generator sent messages late",
+        None if report.r#loop == Loop::Open => NO_DATA,
         None => "- (closed loop)",
     };
     table.row("schedule", schedule);
@@ -206,6 +221,14 @@ fn verdict(report: &Report) -> Vec<String> {
                 first.insert_str(0, "FAIL: ");
             }
             lines
+        }
+        Verdict::Inconclusive => {
+            let reasons = [
+                (report.schedule.kept == Some(false)).then_some("the schedule was not kept"),
+                (report.generator.saturated == Some(true)).then_some("the generator was saturated"),
+            ];
+            let reasons = reasons.into_iter().flatten().collect::<Vec<_>>().join(" and ");
+            vec![format!("INCONCLUSIVE: {reasons}"), "the figures are not the server's alone".to_owned()]
         }
         Verdict::Interrupted => vec!["INTERRUPTED".to_owned()],
         Verdict::Running => vec!["RUNNING".to_owned()],

@@ -25,7 +25,6 @@ use crate::host::{Process, SocketStatistics};
 ///
 /// ```
 /// use std::time::Duration;
-/// use ecoloop::load::report::Verdict;
 /// use ecoloop::load::{Config, Interrupt, ProgressCell, Session};
 ///
 /// let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
@@ -33,7 +32,7 @@ use crate::host::{Process, SocketStatistics};
 /// config.duration = Duration::from_millis(50);
 /// let mut session = Session::connect(config, &Interrupt::default(), &ProgressCell::default())?;
 /// for _ in 0..3 {
-///     assert_eq!(session.measure()?.verdict, Verdict::Pass);
+///     assert!(session.measure()?.messages.verified > 0);
 /// }
 /// assert!(session.close()?.errors.is_empty());
 /// assert_eq!(server.handle().stats().accepted, 1);

@@ -74,7 +74,9 @@ fn assert_clean(report: &Report) {
     assert_eq!((&report.errors[..], &report.verify.findings[..]), (&[][..], &[][..]));
     let messages = report.messages;
     assert_eq!((messages.unsent, messages.unanswered, messages.failed), (0, 0, 0));
-    assert_eq!((report.verdict, report.ended), (Verdict::Pass, RunEnded::Complete), "{:?}", report.thresholds);
+    // A loaded machine can keep the generator from its schedule, or from its core.
+    let has_passed = matches!(report.verdict, Verdict::Pass | Verdict::Inconclusive);
+    assert!(has_passed && report.ended == RunEnded::Complete, "{:?}: {:?}", report.verdict, report.thresholds);
 }
 
 type ErrorRow<'a> = (Phase, ErrorName, Option<&'a str>, u64);
@@ -110,6 +112,7 @@ fn status(verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => 0,
         Verdict::Fail => 1,
+        Verdict::Inconclusive => 3,
         Verdict::Interrupted | Verdict::Running => 130,
     }
 }

@@ -96,7 +96,7 @@ fn restrictions_of_the_figures_are_printed() {
     let lines = [
         "result       INTERRUPTED",
         "ended        interrupted: the figures cover the time until then",
-        "schedule     NOT KEPT: the generator sent messages late or not at all, so the figures are not the server's alone",
+        "schedule     NOT KEPT: the generator sent messages late",
         "censored     5 latencies are the age of a message without an answer",
         "clipped      1 latency over the maximum of 1 h",
         "generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99; SATURATED: the figures may be its own limit",
@@ -213,4 +213,35 @@ fn no_number_of_a_file_overflows() {
             let _ = merged.to_json();
         }
     });
+}
+
+#[test]
+fn an_inconclusive_run_has_its_reasons() {
+    let result = |kept: bool, saturated: bool| {
+        let report = example_with(|json| {
+            json["verdict"] = "inconclusive".into();
+            (json["schedule"]["kept"], json["generator"]["saturated"]) = (kept.into(), saturated.into());
+        });
+        table(&report).lines().find_map(|line| Some(line.strip_prefix("result       ")?.to_owned())).unwrap()
+    };
+    assert_eq!(result(false, false), "INCONCLUSIVE: the schedule was not kept");
+    assert_eq!(result(true, true), "INCONCLUSIVE: the generator was saturated");
+    assert_eq!(result(false, true), "INCONCLUSIVE: the schedule was not kept and the generator was saturated");
+}
+
+#[test]
+fn unsent_messages_are_attributed_to_the_connections_that_ended() {
+    let report = example_with(|json| {
+        json["messages"]["unsent"] = 1502.into();
+        json["errors"] = json!([
+            {"phase": "send", "error": "reset", "errno": "EPIPE", "count": 1},
+            {"phase": "receive", "error": "reset", "errno": "ECONNRESET", "count": 2},
+            {"phase": "receive", "error": "closed_early", "errno": null, "count": 50},
+            {"phase": "close", "error": "timeout", "errno": null, "count": 9},
+        ]);
+    });
+    assert_has(
+        &table(&report),
+        &["             1,502 not sent: their connections had ended (reset 3, closed_early 50)"],
+    );
 }

@@ -10,8 +10,10 @@ use super::histogram::Histogram;
 use super::thresholds::{Threshold, evaluate};
 use crate::host::{Process, SocketStatistics};
 
-/// The schedule is not kept above this lateness at the 99th percentile, in microseconds.
+/// At the 99th percentile, the schedule is kept up to this lateness, in microseconds.
 const LATENESS_US_MAX: u64 = 1000;
+/// The schedule is also kept if the latency is at least this multiple of the lateness.
+const LATENCY_PER_LATENESS_MIN: u64 = 10;
 /// Below this number of connections, the memory of the process itself hides that of a connection.
 const CONNECTIONS_MIN_FOR_MEMORY: u64 = 1000;
 /// Below this number of seconds, CPU time is too coarse for a percentage: the kernel counts time slices of milliseconds.
@@ -79,7 +81,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
     let per_message = |time: Duration| (verified > 0).then(|| time.as_secs_f64() * 1e6 / float(verified));
     let cpu_percent =
         cpu.own.filter(|_| seconds >= SECONDS_MIN_FOR_CPU).map(|time| time.as_secs_f64() * 100.0 / seconds);
-    let lateness = measured.lateness.summary();
+    let (latency, lateness) = (measured.latency.summary(), measured.lateness.summary());
     let mut report = Report {
         schema: SCHEMA.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -95,11 +97,9 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         hold: measured.hold,
         messages: measured.messages,
         rate_per_s: (seconds > 0.0).then(|| float(verified) / seconds),
-        latency_us: measured.latency.summary(),
         connect_us: measured.connect.summary(),
-        schedule: ScheduleReport {
-            kept: lateness.p99.map(|p99| p99 <= LATENESS_US_MAX && is_mostly_sent(measured.messages)),
-        },
+        schedule: ScheduleReport { kept: lateness.p99.map(|lateness| is_kept(lateness, latency.p99)) },
+        latency_us: latency,
         lateness_us: lateness,
         errors: measured.errors,
         verify: measured.verify,
@@ -125,15 +125,12 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         thresholds: Vec::new(),
     };
     evaluate(&mut report, requested);
-    if report.ended == Ended::Interrupted {
-        report.verdict = Verdict::Interrupted;
-    }
     report
 }
 
-/// Whether at most 1 % of the messages due are unsent.
-fn is_mostly_sent(messages: Messages) -> bool {
-    messages.unsent * 100 <= messages.due
+/// Returns whether a schedule is kept whose lateness and latency at the 99th percentile are these, in microseconds.
+fn is_kept(lateness: u64, latency: Option<u64>) -> bool {
+    lateness <= LATENESS_US_MAX || latency.is_some_and(|latency| latency >= lateness * LATENCY_PER_LATENESS_MIN)
 }
 
 /// Returns the identity of a run: when it began, and its process.
@@ -145,4 +142,23 @@ fn run_id(start: SystemTime) -> String {
 #[expect(clippy::cast_precision_loss, reason = "counts of a run are below 2^53")]
 fn float(value: u64) -> f64 {
     value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_is_kept_unless_lateness_is_over_a_millisecond_and_a_tenth_of_the_latency() {
+        for (lateness, latency, kept) in [
+            (1000, Some(1), true),
+            (1001, Some(10_009), false),
+            (1001, Some(10_010), true),
+            (5000, Some(50_000), true),
+            (5000, Some(6000), false),
+            (5000, None, false),
+        ] {
+            assert_eq!(is_kept(lateness, latency), kept, "{lateness} of {latency:?}");
+        }
+    }
 }

@@ -125,9 +125,11 @@ pub enum Ended {
 pub enum Verdict {
     /// No threshold failed.
     Pass,
+    /// No threshold failed, but the schedule was not kept or the generator was saturated.
+    Inconclusive,
     /// A threshold failed.
     Fail,
-    /// The run was interrupted.
+    /// The run was interrupted, and no threshold was evaluated.
     Interrupted,
     /// The run has not ended; or it was killed, if this is what it left.
     Running,
@@ -274,7 +276,8 @@ pub struct Summary {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ScheduleReport {
-    /// False if lateness is over 1 ms at the 99th percentile or over 1 % of messages are unsent; `None` in a closed loop.
+    /// False if lateness at the 99th percentile is over 1 ms and over a tenth of the latency; `None` if nothing was sent on a
+    /// schedule.
     pub kept: Option<bool>,
 }
 

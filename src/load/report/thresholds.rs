@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::document::{Mode, Report, ThresholdResult, Verdict};
+use super::document::{Ended, Mode, Report, ThresholdResult, Verdict};
 use crate::units::{parse_count, parse_rate};
 
 /// A condition that makes a run fail: `p99>5ms`.
@@ -56,8 +56,12 @@ impl FromStr for Threshold {
 
 /// Evaluates the default thresholds and those `requested`, and sets `thresholds` and `verdict` of the report.
 ///
-/// A requested threshold replaces the default one on the same quantity.
+/// A requested threshold replaces the default one on the same quantity. An interrupted run has no thresholds.
 pub(super) fn evaluate(report: &mut Report, requested: &[Threshold]) {
+    if report.ended == Ended::Interrupted {
+        (report.thresholds, report.verdict) = (Vec::new(), Verdict::Interrupted);
+        return;
+    }
     let defaults = [
         Threshold::new("connections", Metric::Connections, Comparison::Less, report.connections.requested),
         Threshold::new("errors", Metric::Errors, Comparison::More, 0),
@@ -72,7 +76,13 @@ pub(super) fn evaluate(report: &mut Report, requested: &[Threshold]) {
     let defaults = defaults.map(|threshold| threshold.evaluate(report, true));
     let requested = requested.iter().map(|threshold| threshold.evaluate(report, false));
     let thresholds: Vec<_> = defaults.chain(requested).collect();
-    report.verdict = if thresholds.iter().any(|threshold| threshold.failed) { Verdict::Fail } else { Verdict::Pass };
+    report.verdict = if thresholds.iter().any(|threshold| threshold.failed) {
+        Verdict::Fail
+    } else if report.schedule.kept == Some(false) || report.generator.saturated == Some(true) {
+        Verdict::Inconclusive
+    } else {
+        Verdict::Pass
+    };
     report.thresholds = thresholds;
 }
 

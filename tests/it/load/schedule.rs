@@ -67,8 +67,9 @@ fn an_open_loop_sends_exactly_the_due_messages() {
     assert_eq!((report.messages.due, report.messages.verified), (300, 300));
     assert_eq!((report.r#loop, report.config.pipeline, report.config.rate), (Loop::Open, None, Some(1000.0)));
     assert_eq!(report.lateness_us.count, 300);
-    let lateness_p99 = report.lateness_us.p99.unwrap();
-    assert_eq!(report.schedule.kept, Some(lateness_p99 <= 1000), "lateness of {lateness_p99} us at p99, all sent");
+    let (lateness, latency) = (report.lateness_us.p99.unwrap(), report.latency_us.p99.unwrap());
+    let kept = lateness <= 1000 || latency >= 10 * lateness;
+    assert_eq!(report.schedule.kept, Some(kept), "lateness of {lateness} us, latency of {latency} us at p99");
 }
 
 #[test]
@@ -153,7 +154,11 @@ fn an_open_loop_does_not_move_messages_to_another_connection() {
     // Half of the due messages belong to the faulty connection, which echoes two of them.
     assert_eq!((messages.due, messages.verified), (100, 50 + 2), "{messages:?}");
     assert_eq!(messages.unanswered, 0);
-    assert_eq!((report.schedule.kept, report.verdict), (Some(false), Verdict::Fail));
+    assert_eq!(report.verdict, Verdict::Fail);
+    // What is unsent because its connection has ended is not the generator's doing: lateness alone decides.
+    assert!(messages.unsent > 0, "{messages:?}");
+    let (lateness, latency) = (report.lateness_us.p99.unwrap(), report.latency_us.p99.unwrap());
+    assert_eq!(report.schedule.kept, Some(lateness <= 1000 || latency >= 10 * lateness));
 }
 
 #[test]

@@ -197,3 +197,16 @@ fn thresholds_are_evaluated_on_the_whole() {
     assert_eq!(failed, ["p99>98us"]);
     assert_eq!(merged.verdict, Verdict::Fail);
 }
+
+#[test]
+fn one_interrupted_run_interrupts_the_whole() {
+    let interrupted = run("b", |run| (run.ended, run.verdict) = (Ended::Interrupted, Verdict::Interrupted));
+    let merged = merge(&[run("a", |_| ()), interrupted], &[]).unwrap();
+    assert_eq!((merged.ended, merged.verdict, merged.thresholds), (Ended::Interrupted, Verdict::Interrupted, vec![]));
+}
+
+#[test]
+fn one_late_run_makes_the_whole_inconclusive() {
+    let late = run("b", |run| run.schedule.kept = Some(false));
+    assert_eq!(merge(&[run("a", |_| ()), late], &[]).unwrap().verdict, Verdict::Inconclusive);
+}

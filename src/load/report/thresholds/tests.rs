@@ -136,3 +136,20 @@ fn a_threshold_without_a_value_fails() {
     assert!(requested.iter().all(|threshold| threshold.failed && threshold.value.is_none()), "{requested:?}");
     assert_eq!(report.verdict, Verdict::Fail);
 }
+
+#[test]
+fn a_run_is_inconclusive_only_if_nothing_failed() {
+    let verdict = |kept, saturated, unanswered, ended| {
+        let mut report = example();
+        (report.schedule.kept, report.generator.saturated) = (kept, saturated);
+        (report.messages.unanswered, report.ended) = (unanswered, ended);
+        evaluated(report, &[])
+    };
+    let complete = Ended::Complete;
+    assert_eq!(verdict(Some(true), Some(false), 0, complete).0, Verdict::Pass);
+    assert_eq!(verdict(None, None, 0, complete).0, Verdict::Pass);
+    assert_eq!(verdict(Some(false), Some(false), 0, complete).0, Verdict::Inconclusive);
+    assert_eq!(verdict(None, Some(true), 0, complete).0, Verdict::Inconclusive);
+    assert_eq!(verdict(Some(false), Some(true), 1, complete).0, Verdict::Fail);
+    assert_eq!(verdict(Some(false), Some(true), 1, Ended::Interrupted), (Verdict::Interrupted, Vec::new()));
+}
