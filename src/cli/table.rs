@@ -114,7 +114,10 @@ fn work(table: &mut Table, report: &Report) {
             reason = "to three digits"
         )]
         let each_way = HumanBytes((rate * report.config.size as f64) as u64);
-        format!("{}/s, {each_way}/s each way", plural(number(rate), "message", "messages"))
+        match report.config.rate.filter(|_| report.r#loop == Loop::Open) {
+            Some(asked) => format!("asked {}/s, had {}/s, {each_way}/s each way", number(asked), number(rate)),
+            None => format!("{}/s, {each_way}/s each way", plural(number(rate), "message", "messages")),
+        }
     });
     table.row("throughput", &throughput);
 }

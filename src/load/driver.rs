@@ -348,12 +348,15 @@ impl Driver {
     fn record_replies(&mut self, client: &mut Client) {
         // The clock is read after each read(2), because a turn of a thousand events lasts milliseconds.
         let now = self.clock.read();
+        let is_measuring = matches!(self.step, Step::Warmup | Step::Measure);
+        let is_in_window = is_measuring && (self.window.start..self.window.end).contains(&now);
         while let Some(message) = client.take_reply(self.size, self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
+            self.totals.arrived_in_window += u64::from(is_in_window);
             if self.workload.is_reported(message, self.window) {
                 let latency = now.saturating_sub(message.due);
                 client.is_late |= message.index > 0 && latency > LATE;
-                self.totals.record_reply(latency, now < self.window.end);
+                self.totals.record_reply(latency);
             }
         }
         if client.stage == Stage::Opening && client.messages.done > 0 {

@@ -300,7 +300,7 @@ impl Engine {
         match step {
             Step::Connect if driver.workload.is_connected(&driver.status()) => self.enter(Step::Ready),
             Step::Warmup if driver.clock.now() >= driver.window.start => {
-                self.timeline.start(driver.clock.now());
+                self.timeline.start(driver.window.start);
                 self.enter(Step::Measure);
             }
             Step::Measure if driver.workload.is_over(&driver.status()) => self.end_window(),

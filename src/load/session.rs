@@ -236,7 +236,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         },
         hold: driver.workload.outcomes(&counts),
         messages: totals.messages,
-        verified_in_window: totals.verified_in_window,
+        arrived_in_window: totals.arrived_in_window,
         latency: &totals.latency,
         connect: &totals.connect,
         lateness: &totals.lateness,

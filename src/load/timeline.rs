@@ -10,14 +10,16 @@ pub(super) struct Timeline {
     samples: Vec<Sample>,
     /// When the current second ends, or `u64::MAX` outside the window.
     next: u64,
+    /// When the current second began.
+    since: u64,
     /// The counts at the last sample.
-    verified: u64,
+    arrived: u64,
     errors: u64,
 }
 
 impl Timeline {
     pub(super) fn new() -> Self {
-        Self { samples: Vec::new(), next: u64::MAX, verified: 0, errors: 0 }
+        Self { samples: Vec::new(), next: u64::MAX, since: 0, arrived: 0, errors: 0 }
     }
 
     /// Clears the samples.
@@ -25,9 +27,9 @@ impl Timeline {
         *self = Self::new();
     }
 
-    /// Begins the first second.
-    pub(super) fn start(&mut self, now: u64) {
-        self.next = now + SECOND;
+    /// Begins the first second, at the window's start.
+    pub(super) fn start(&mut self, start: u64) {
+        (self.since, self.next) = (start, start + SECOND);
     }
 
     /// Ends the last second.
@@ -55,20 +57,27 @@ impl Timeline {
         if self.samples.last().is_some_and(|sample| sample.t >= t) {
             return None;
         }
-        let (verified, errors) = (totals.messages.verified, totals.error_count());
+        let (arrived, errors) = (totals.arrived_in_window, totals.error_count());
+        let end = now.min(window.end);
         self.samples.push(Sample {
             t,
-            rate: verified - self.verified,
+            rate: rate(arrived - self.arrived, end.saturating_sub(self.since)),
             open,
             errors: errors - self.errors,
             p50: totals.second_quantile(0.5),
             p99: totals.second_quantile(0.99),
         });
         totals.end_second();
-        (self.verified, self.errors) = (verified, errors);
+        (self.since, self.arrived, self.errors) = (end, arrived, errors);
         self.next = window.start + (t + 1) * SECOND;
         self.samples.last()
     }
+}
+
+/// Returns `count` in `nanoseconds` as a rate per second.
+fn rate(count: u64, nanoseconds: u64) -> u64 {
+    let nanoseconds = u128::from(nanoseconds.max(1));
+    u64::try_from((u128::from(count) * u128::from(SECOND) + nanoseconds / 2) / nanoseconds).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -78,16 +87,15 @@ mod tests {
     const WINDOW: Window = Window { start: SECOND, end: 3 * SECOND + SECOND / 2 };
 
     #[test]
-    fn each_second_has_one_sample_and_the_last_one_is_cut_short() {
+    fn each_second_has_one_sample_whose_rate_is_per_second_even_if_it_is_cut_short() {
         let (mut timeline, mut totals) = (Timeline::new(), Totals::new(SECOND));
         timeline.start(WINDOW.start);
-        for now in [2 * SECOND + 5, 3 * SECOND + 7, WINDOW.end] {
-            totals.record_due(true);
-            totals.record_reply(1000, true);
+        for (now, replies) in [(2 * SECOND + 5, 1000), (3 * SECOND + 7, 1000), (WINDOW.end, 500)] {
+            totals.arrived_in_window += replies;
             assert!(timeline.end_second(now, WINDOW, &mut totals, 1).is_some());
         }
         assert!(timeline.end_second(WINDOW.end, WINDOW, &mut totals, 1).is_none());
         let seconds: Vec<_> = timeline.samples().iter().map(|sample| (sample.t, sample.rate)).collect();
-        assert_eq!(seconds, [(1, 1), (2, 1), (3, 1)]);
+        assert_eq!(seconds, [(1, 1000), (2, 1000), (3, 1000)]);
     }
 }

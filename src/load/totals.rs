@@ -28,7 +28,8 @@ pub(super) struct Totals {
     /// Messages due and neither verified nor abandoned, over all connections.
     pub(super) in_flight: u64,
     pub(super) messages: Messages,
-    pub(super) verified_in_window: u64,
+    /// Verified replies that arrived in the window, to messages of the warm-up too.
+    pub(super) arrived_in_window: u64,
     /// The age at which a lost message is recorded, unless the measurement ends before.
     lost_age_max: u64,
     /// Number of messages that will never come back, by due time in ticks. Their latency is recorded when the measurement ends.
@@ -48,7 +49,7 @@ impl Totals {
         Self {
             in_flight: 0,
             messages: Messages::default(),
-            verified_in_window: 0,
+            arrived_in_window: 0,
             lost_age_max: timeout.min(LOST_AGE_MAX),
             lost: BTreeMap::new(),
             second: Histogram::new(),
@@ -63,7 +64,7 @@ impl Totals {
     /// Clears the counts that a report contains, except messages in flight and connect times, which belong to the connections.
     pub(super) fn reset(&mut self) {
         self.messages = Messages::default();
-        self.verified_in_window = 0;
+        self.arrived_in_window = 0;
         self.lost.clear();
         self.latency.clear();
         self.lateness.clear();
@@ -85,9 +86,8 @@ impl Totals {
     }
 
     /// Counts a verified message and its latency.
-    pub(super) fn record_reply(&mut self, latency: u64, is_in_window: bool) {
+    pub(super) fn record_reply(&mut self, latency: u64) {
         self.messages.verified += 1;
-        self.verified_in_window += u64::from(is_in_window);
         self.second.record(latency);
     }
 

@@ -37,7 +37,7 @@ run          echo, open loop at 100/s, 50 connections, 64 B a message, any numbe
              10 s, to 127.0.0.1:5000, seed 1, k=v
 connections  50 requested, 50 established, 50 verified, 50 held
 messages     1,000 due: 1,000 verified, 0 unanswered, 0 unsent, 0 failed; 0 deferred
-throughput   100 messages/s, 6.25 KiB/s each way
+throughput   asked 100/s, had 100/s, 6.25 KiB/s each way
 
                     p50       p90       p99     p99.9    p99.99       max      mean     count
 latency           80 µs     96 µs    100 µs   19.0 ms   20.0 ms   20.0 ms    234 µs     1,000
@@ -144,11 +144,12 @@ fn findings_are_limited_and_control_characters_replaced() {
 fn one_takes_the_singular() {
     let report = example_with(|json| {
         (json["rate_per_s"], json["connections"]["requested"]) = (1.into(), 1.into());
+        json["loop"] = "closed".into();
         json["config"]["size"] = 1.into();
         (json["sockstat"]["tcp_inuse"], json["sockstat"]["tcp_mem_pages"]) = (1.into(), 1.into());
     });
     let lines = [
-        "run          echo, open loop at 100/s, 1 connection, 1 B a message, any number in flight",
+        "run          echo, closed loop, 1 connection, 1 B a message, any number in flight, 10 s",
         "throughput   1 message/s, 1 B/s each way",
         "kernel       1 TCP socket in this network namespace, both ends counted; 1 page of TCP buffers in the whole system",
     ];

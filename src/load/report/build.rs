@@ -33,8 +33,8 @@ pub(crate) struct Measured<'a> {
     pub(crate) connections: Connections,
     pub(crate) hold: Option<Hold>,
     pub(crate) messages: Messages,
-    /// Messages verified before the window's end.
-    pub(crate) verified_in_window: u64,
+    /// Verified replies that arrived in the window.
+    pub(crate) arrived_in_window: u64,
     pub(crate) latency: &'a Histogram,
     pub(crate) connect: &'a Histogram,
     pub(crate) lateness: &'a Histogram,
@@ -76,9 +76,9 @@ impl CpuTimes {
 /// Builds the report, and evaluates the default thresholds and those `requested`.
 pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
     let Readings { cpu, memory, sockets } = measured.readings;
-    let (verified, seconds) = (measured.verified_in_window, measured.phases_s.measure);
+    let (arrived, seconds) = (measured.arrived_in_window, measured.phases_s.measure);
     let connections_verified = measured.connections.verified;
-    let per_message = |time: Duration| (verified > 0).then(|| time.as_secs_f64() * 1e6 / float(verified));
+    let per_message = |time: Duration| (arrived > 0).then(|| time.as_secs_f64() * 1e6 / float(arrived));
     let cpu_percent =
         cpu.own.filter(|_| seconds >= SECONDS_MIN_FOR_CPU).map(|time| time.as_secs_f64() * 100.0 / seconds);
     let (latency, lateness) = (measured.latency.summary(), measured.lateness.summary());
@@ -96,7 +96,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         connections: measured.connections,
         hold: measured.hold,
         messages: measured.messages,
-        rate_per_s: (seconds > 0.0).then(|| float(verified) / seconds),
+        rate_per_s: (seconds > 0.0).then(|| float(arrived) / seconds),
         connect_us: measured.connect.summary(),
         schedule: ScheduleReport { kept: lateness.p99.map(|lateness| is_kept(lateness, latency.p99)) },
         latency_us: latency,

@@ -51,7 +51,7 @@ pub struct Report {
     pub hold: Option<Hold>,
     /// Number of messages of the measured window, by outcome.
     pub messages: Messages,
-    /// Messages verified per second of the measured window.
+    /// Verified replies that arrived in the measured window, to messages of the warm-up too, per second.
     pub rate_per_s: Option<f64>,
     /// Time from when a message was due to its reply, of every message due.
     pub latency_us: Summary,
@@ -370,7 +370,7 @@ impl FindingKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Generator {
-    /// CPU time per verified message, in microseconds.
+    /// CPU time per verified reply, in microseconds.
     pub cpu_us_per_message: Option<f64>,
     /// CPU time, in percent of one core; the sum if merged. `None` if the window is shorter than 0.1 s.
     pub cpu_percent: Option<f64>,
@@ -386,7 +386,7 @@ pub struct Generator {
 pub struct ServerSide {
     /// Its process id.
     pub pid: u32,
-    /// CPU time per verified message of the measured window, in microseconds.
+    /// CPU time per verified reply of the measured window, in microseconds.
     pub cpu_us_per_message: Option<f64>,
     /// Growth of its resident memory since before the first connect, per connection; `None` under 1,000 connections.
     pub rss_bytes_per_connection: Option<u64>,
@@ -411,7 +411,7 @@ pub struct Sockstat {
 pub struct Sample {
     /// End of the second, in seconds since the start of the window.
     pub t: u64,
-    /// Messages verified in it.
+    /// Verified replies that arrived in it, per second; the last second may be cut short.
     pub rate: u64,
     /// Connections open at its end.
     pub open: u64,

@@ -1,6 +1,9 @@
 //! The schedule: which messages are due, when, and which of them the report counts.
 
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ecoloop::Stats;
 use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
@@ -8,7 +11,7 @@ use ecoloop::load::{Mode, Report};
 
 use super::faulty_server::{discard, echo, echo_messages, faulty_server, read_message};
 use super::{FAULTY_CONNECTION, SIZE, assert_clean, config, errors, run, run_on_server};
-use crate::support::half_close;
+use crate::support::{TIMEOUT, half_close};
 
 #[test]
 fn a_closed_loop_with_a_duration_passes() {
@@ -226,4 +229,44 @@ fn a_latency_threshold_fails_when_messages_stay_unsent() {
     let report = run(config);
     let failed: Vec<_> = report.thresholds.iter().filter(|row| row.failed).map(|row| &row.expr[..]).collect();
     assert_eq!(failed, ["p99>150ms"], "{:?}", report.latency_us);
+}
+
+#[test]
+fn the_rate_counts_the_replies_that_arrive_in_the_window() {
+    const DELAY: Duration = Duration::from_millis(400);
+    // Echoes what it reads after the delay, and reads on meanwhile, as a long link does.
+    let address = faulty_server(|_, stream| {
+        let (sender, delayed) = mpsc::channel::<(Instant, Vec<u8>)>();
+        let mut writer = stream.try_clone()?;
+        thread::spawn(move || -> std::io::Result<()> {
+            for (due, data) in delayed {
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                writer.write_all(&data)?;
+            }
+            Ok(())
+        });
+        let mut buffer = [0; 4096];
+        loop {
+            match stream.read(&mut buffer)? {
+                0 => return Ok(()),
+                n => _ = sender.send((Instant::now() + DELAY, buffer[..n].to_vec())),
+            }
+        }
+    });
+    let mut config = config(address);
+    config.rate = Some(100.0);
+    config.warmup = Duration::from_secs(1);
+    config.duration = Duration::from_millis(1500);
+    config.timeout = TIMEOUT;
+    // A loaded machine can delay the replies further, beyond the window's end.
+    let is_perfect = |report: &Report| {
+        assert_clean(report);
+        assert_eq!(report.messages.verified, 150);
+        let is_rate = |rate: f64| (97.0..=103.0).contains(&rate);
+        let rates: Vec<_> = report.timeline.iter().map(|sample| sample.rate).collect();
+        // Without the replies to messages of the warm-up it would be 73.
+        is_rate(report.rate_per_s.unwrap()) && rates.len() == 2 && rates.iter().all(|rate| (90..=110).contains(rate))
+    };
+    let reports: Vec<_> = (0..5).map(|_| run(config.clone())).take_while(|report| !is_perfect(report)).collect();
+    assert!(reports.len() < 5, "{:?}", reports.last().map(|report| (report.rate_per_s, &report.timeline)));
 }
