@@ -87,11 +87,17 @@ fn work(table: &mut Table, report: &Report) {
         "connections",
         &format!("{requested} requested, {established} established, {verified} verified, {held} held{opened}"),
     );
-    if let Some(hold) = report.hold {
-        let [alive, late, reset, closed, silent] =
-            [hold.alive, hold.late, hold.reset, hold.closed, hold.silent].map(count);
-        let outcomes = format!("{alive} alive, {late} late, {reset} reset, {closed} closed, {silent} silent");
+    if let Some(hold) = &report.hold {
+        let [alive, late, reset, closed, silent, unasked] =
+            [hold.alive, hold.late, hold.reset, hold.closed, hold.silent, hold.unasked].map(count);
+        let outcomes =
+            format!("{alive} alive, {late} late, {reset} reset, {closed} closed, {silent} silent, {unasked} unasked");
         table.row("hold", &outcomes);
+        if let Some(after) = hold.closed_after_s {
+            let [min, max] = [after.min, after.max].map(|seconds| round_time(seconds * 1e6));
+            let median = after.p50.map(|p50| format!(", median {}", round_time(p50 * 1e6))).unwrap_or_default();
+            table.row("", &format!("closed or reset after {min} to {max} of silence{median}"));
+        }
     }
     let messages = &report.messages;
     let [due, verified, unanswered, unsent, failed, deferred] =
@@ -143,8 +149,11 @@ fn distributions(table: &mut Table, report: &Report) {
     };
     let heads = ["p50", "p90", "p99", "p99.9", "p99.99", "max", "mean", "count"];
     table.row("", &cells(heads.map(str::to_owned)));
+    let first = report.hold.as_ref().map(|hold| ("first", &hold.first_us));
     for (name, Summary { mean, p50, p90, p99, p99_9, p99_99, max, count: n, .. }) in
         [("latency", &report.latency_us), ("connect", &report.connect_us), ("lateness", &report.lateness_us)]
+            .into_iter()
+            .chain(first)
     {
         let [p50, p90, p99, p99_9, p99_99, max] =
             [p50, p90, p99, p99_9, p99_99, max].map(|value| value.map_or(NO_DATA.to_owned(), time));

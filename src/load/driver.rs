@@ -20,7 +20,7 @@ use super::schedule::{SendSchedule, Window};
 use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
 use super::timer::{Clock, SECOND, nanoseconds};
-use super::totals::{AbandonReason, Totals};
+use super::totals::{AbandonReason, Abandoned, Totals};
 use super::verify::{Corruption, End};
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
@@ -225,7 +225,7 @@ impl Driver {
         self.totals.record_error(if client.stage.is_over() { Phase::Close } else { phase }, error, errno);
         // A failed connect has no outcome, and an end after the measurement does not change one.
         if client.stage != Stage::Connecting && !client.stage.is_over() {
-            self.workload.record_end(error);
+            self.workload.record_end(error, self.clock.now() - client.since);
         }
         self.connector.pause(self.clock.now());
         Removal::Ended
@@ -238,7 +238,8 @@ impl Driver {
             self.totals.in_flight -= 1;
             if self.workload.is_reported(message, self.window) {
                 let is_sent = client.has_begun(message.index, self.size);
-                self.totals.record_abandoned(reason, is_sent, message.due, now, end);
+                let is_first = self.workload.is_first(message);
+                self.totals.record_abandoned(Abandoned { reason, is_sent, is_first, due: message.due }, now, end);
             }
         }
     }
@@ -356,7 +357,7 @@ impl Driver {
             if self.workload.is_reported(message, self.window) {
                 let latency = now.saturating_sub(message.due);
                 client.is_late |= message.index > 0 && latency > LATE;
-                self.totals.record_reply(latency);
+                self.totals.record_reply(latency, self.workload.is_first(message));
             }
         }
         if client.stage == Stage::Opening && client.messages.done > 0 {
@@ -377,7 +378,7 @@ impl Driver {
         if is_between_messages && !is_over {
             self.abandon(client, AbandonReason::Failed);
             self.totals.record_error(Phase::Receive, ErrorName::ClosedEarly, None);
-            self.workload.record_end(ErrorName::ClosedEarly);
+            self.workload.record_end(ErrorName::ClosedEarly, self.clock.now() - client.since);
             self.connector.pause(self.clock.now());
             return Removal::Ended;
         }

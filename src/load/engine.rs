@@ -361,10 +361,11 @@ impl Engine {
 
     fn count_held(&mut self) {
         let counts = &mut self.driver.connector.counts;
-        (counts.held, counts.late) = (0, 0);
+        (counts.held, counts.late, counts.unasked) = (0, 0, 0);
         for (_, client) in clients(&mut self.reactor).filter(|(_, client)| client.stage == Stage::Steady) {
             counts.held += 1;
             counts.late += u64::from(client.is_late);
+            counts.unasked += u64::from(client.messages.done < 2);
         }
     }
 

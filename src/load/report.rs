@@ -8,8 +8,8 @@ mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
 pub use self::document::{
-    Connections, Ended, ErrorCount, Finding, FindingKind, Generator, Hold, Loop, Messages, Mode, Phases, Report,
-    SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, Summary, ThresholdResult, Verdict, Verify,
+    ClosedAfter, Connections, Ended, ErrorCount, Finding, FindingKind, Generator, Hold, Loop, Messages, Mode, Phases,
+    Report, SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, Summary, ThresholdResult, Verdict, Verify,
 };
 pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::merge;

@@ -234,7 +234,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             held: counts.held,
             opened_total: counts.opened,
         },
-        hold: driver.workload.outcomes(&counts),
+        hold: driver.workload.outcomes(&counts, &totals.first),
         messages: totals.messages,
         arrived_in_window: totals.arrived_in_window,
         latency: &totals.latency,

@@ -38,12 +38,23 @@ pub(super) struct Counts {
     pub(super) held: u64,
     /// Held connections that had a late reply.
     pub(super) late: u64,
+    /// Held connections that had no second reply.
+    pub(super) unasked: u64,
     by_stage: [u64; Stage::COUNT],
 }
 
 impl Counts {
     pub(super) fn new(requested: u64) -> Self {
-        Self { requested, opened: 0, established: 0, verified: 0, held: 0, late: 0, by_stage: [0; Stage::COUNT] }
+        Self {
+            requested,
+            opened: 0,
+            established: 0,
+            verified: 0,
+            held: 0,
+            late: 0,
+            unasked: 0,
+            by_stage: [0; Stage::COUNT],
+        }
     }
 
     /// Returns whether the connect of every requested connection began.

@@ -23,6 +23,16 @@ pub(super) enum AbandonReason {
     Failed,
 }
 
+/// An outstanding message of a connection that ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Abandoned {
+    pub(super) reason: AbandonReason,
+    pub(super) is_sent: bool,
+    /// Its latency is recorded apart.
+    pub(super) is_first: bool,
+    pub(super) due: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Totals {
     /// Messages due and neither verified nor abandoned, over all connections.
@@ -37,6 +47,8 @@ pub(super) struct Totals {
     /// The latencies of the current second, and those before it.
     second: Histogram,
     pub(super) latency: Histogram,
+    /// Latencies of the first messages, in a mode that reports them apart.
+    pub(super) first: Histogram,
     pub(super) connect: Histogram,
     pub(super) lateness: Histogram,
     errors: BTreeMap<(Phase, ErrorName, Option<i32>), u64>,
@@ -54,6 +66,7 @@ impl Totals {
             lost: BTreeMap::new(),
             second: Histogram::new(),
             latency: Histogram::new(),
+            first: Histogram::new(),
             connect: Histogram::new(),
             lateness: Histogram::new(),
             errors: BTreeMap::new(),
@@ -67,6 +80,7 @@ impl Totals {
         self.arrived_in_window = 0;
         self.lost.clear();
         self.latency.clear();
+        self.first.clear();
         self.lateness.clear();
         self.errors.clear();
         self.verify = Verify::default();
@@ -85,14 +99,15 @@ impl Totals {
         self.record_lost(due);
     }
 
-    /// Counts a verified message and its latency.
-    pub(super) fn record_reply(&mut self, latency: u64) {
+    /// Counts a verified message and its latency, which `is_first` records apart.
+    pub(super) fn record_reply(&mut self, latency: u64, is_first: bool) {
         self.messages.verified += 1;
-        self.second.record(latency);
+        if is_first { &mut self.first } else { &mut self.second }.record(latency);
     }
 
     /// Counts an outstanding message of a connection that ends at `now`. The measurement ends at `end`.
-    pub(super) fn record_abandoned(&mut self, reason: AbandonReason, is_sent: bool, due: u64, now: u64, end: u64) {
+    pub(super) fn record_abandoned(&mut self, abandoned: Abandoned, now: u64, end: u64) {
+        let Abandoned { reason, is_sent, is_first, due } = abandoned;
         if !is_sent {
             self.messages.unsent += 1;
         } else if reason == AbandonReason::Failed {
@@ -101,7 +116,9 @@ impl Totals {
             self.messages.unanswered += 1;
         }
         let age = now.saturating_sub(due);
-        if now >= end || age >= self.lost_age_max {
+        if is_first {
+            self.first.record_censored(age);
+        } else if now >= end || age >= self.lost_age_max {
             self.second.record_censored(age);
         } else {
             self.record_lost(due);

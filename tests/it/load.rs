@@ -59,12 +59,13 @@ fn assert_sums(report: &Report) {
     let messages = report.messages;
     let sum = messages.unsent + messages.verified + messages.unanswered + messages.failed;
     assert_eq!(messages.due, sum, "{messages:?}");
-    let latencies = (report.latency_us.count, report.latency_us.censored);
+    let first = report.hold.as_ref().map(|hold| (hold.first_us.count, hold.first_us.censored)).unwrap_or_default();
+    let latencies = (report.latency_us.count + first.0, report.latency_us.censored + first.1);
     assert_eq!(latencies, (messages.due, messages.due - messages.verified), "{messages:?}");
-    if let Some(hold) = report.hold {
-        assert_eq!(hold.alive + hold.late, report.connections.held, "{hold:?}");
+    if let Some(hold) = &report.hold {
+        assert_eq!(hold.alive + hold.late + hold.unasked, report.connections.held, "{hold:?}");
         // A connection has one outcome, or none where it never connected or had a finding.
-        let outcomes = hold.alive + hold.late + hold.reset + hold.closed + hold.silent;
+        let outcomes = hold.alive + hold.late + hold.reset + hold.closed + hold.silent + hold.unasked;
         assert!(outcomes <= report.connections.requested, "{hold:?}");
     }
 }

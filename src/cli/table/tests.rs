@@ -113,10 +113,14 @@ fn a_quantity_without_data_is_a_dash() {
         (json["rate_per_s"], json["sockstat"]) = (Value::Null, Value::Null);
         json["loop"] = "closed".into();
         json["schedule"]["kept"] = Value::Null;
-        json["hold"] = json!({"alive": 48, "late": 1, "reset": 1, "closed": 0, "silent": 0});
+        json["hold"] = json!({
+            "alive": 47, "late": 1, "reset": 1, "closed": 0, "silent": 0, "unasked": 1,
+            "closed_after_s": {"min": 60, "p50": 60, "max": 60.5}, "first_us": json["connect_us"],
+        });
     });
     let lines = [
-        "hold         48 alive, 1 late, 1 reset, 0 closed, 0 silent",
+        "hold         47 alive, 1 late, 1 reset, 0 closed, 0 silent, 1 unasked",
+        "             closed or reset after 60 s to 60.5 s of silence, median 60 s",
         "throughput   -",
         "schedule     - (closed loop)",
         "generator    - CPU a message, - of a core, - a turn at p99",

@@ -1,10 +1,12 @@
 //! `hold`: each connection sends one message at its opening, none in the window, and one after it.
 
+use std::time::Duration;
+
 use super::workload::{Reaction, Status, Traffic, Workload};
 use crate::load::client::{Message, MessageCounts};
 use crate::load::config::Config;
 use crate::load::error::ErrorName;
-use crate::load::report::Hold;
+use crate::load::report::{ClosedAfter, Histogram, Hold};
 use crate::load::schedule::Window;
 use crate::load::stage::Counts;
 
@@ -16,11 +18,13 @@ pub(super) struct HoldMode {
     rate: f64,
     /// The outcomes of connections that have ended.
     ended: Hold,
+    /// How long the closed and reset connections had been idle, in nanoseconds.
+    closed_after: Vec<u64>,
 }
 
 impl HoldMode {
     pub(super) fn new(config: &Config) -> Self {
-        Self { rate: config.rate.unwrap_or(DEFAULT_RATE), ended: Hold::default() }
+        Self { rate: config.rate.unwrap_or(DEFAULT_RATE), ended: Hold::default(), closed_after: Vec::new() }
     }
 }
 
@@ -41,7 +45,14 @@ impl Workload for HoldMode {
         true
     }
 
-    fn record_end(&mut self, error: ErrorName) {
+    fn is_first(&self, message: Message) -> bool {
+        message.index == 0
+    }
+
+    fn record_end(&mut self, error: ErrorName, idle: u64) {
+        if matches!(error, ErrorName::Reset | ErrorName::ClosedEarly) {
+            self.closed_after.push(idle);
+        }
         match error {
             ErrorName::Reset => self.ended.reset += 1,
             ErrorName::ClosedEarly => self.ended.closed += 1,
@@ -50,12 +61,28 @@ impl Workload for HoldMode {
         }
     }
 
-    fn outcomes(&self, counts: &Counts) -> Option<Hold> {
-        Some(Hold { alive: counts.held - counts.late, late: counts.late, ..self.ended })
+    fn outcomes(&self, counts: &Counts, first: &Histogram) -> Option<Hold> {
+        Some(Hold {
+            alive: counts.held - counts.late - counts.unasked,
+            late: counts.late,
+            unasked: counts.unasked,
+            closed_after_s: closed_after(self.closed_after.clone()),
+            first_us: first.summary(),
+            ..self.ended.clone()
+        })
     }
 }
 
+/// Summarizes times in nanoseconds.
+fn closed_after(mut times: Vec<u64>) -> Option<ClosedAfter> {
+    times.sort_unstable();
+    let seconds = |nanoseconds: u64| Duration::from_millis(nanoseconds / 1_000_000).as_secs_f64();
+    let p50 = times.get(times.len().div_ceil(2).saturating_sub(1)).copied().map(seconds);
+    Some(ClosedAfter { min: seconds(*times.first()?), p50, max: seconds(*times.last()?) })
+}
+
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -63,12 +90,25 @@ mod tests {
     fn each_outcome_is_counted_once() {
         let mut hold = HoldMode::new(&Config::new(Vec::new()));
         for error in [ErrorName::Reset, ErrorName::ClosedEarly, ErrorName::Timeout, ErrorName::BadBytes] {
-            hold.record_end(error);
+            hold.record_end(error, 0);
         }
         let mut counts = Counts::new(9);
-        (counts.held, counts.late) = (5, 2);
-        let outcomes = hold.outcomes(&counts).map(|of| [of.alive, of.late, of.reset, of.closed, of.silent]);
-        assert_eq!(outcomes, Some([3, 2, 1, 1, 1]));
+        (counts.held, counts.late, counts.unasked) = (6, 2, 1);
+        let of = hold.outcomes(&counts, &Histogram::new()).unwrap();
+        assert_eq!([of.alive, of.late, of.reset, of.closed, of.silent, of.unasked], [3, 2, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn the_idle_times_of_closed_and_reset_connections_are_summarized() {
+        let mut hold = HoldMode::new(&Config::new(Vec::new()));
+        let outcomes = |hold: &HoldMode| hold.outcomes(&Counts::new(9), &Histogram::new()).unwrap().closed_after_s;
+        assert_eq!(outcomes(&hold), None);
+        for (error, seconds) in
+            [(ErrorName::Reset, 7200), (ErrorName::ClosedEarly, 60), (ErrorName::Timeout, 1), (ErrorName::Reset, 350)]
+        {
+            hold.record_end(error, seconds * 1_000_000_000);
+        }
+        assert_eq!(outcomes(&hold), Some(ClosedAfter { min: 60.0, p50: Some(350.0), max: 7200.0 }));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::load::client::{Message, MessageCounts};
 use crate::load::error::ErrorName;
 use crate::load::progress::Step;
-use crate::load::report::Hold;
+use crate::load::report::{Histogram, Hold};
 use crate::load::schedule::Window;
 use crate::load::stage::{Counts, Stage};
 
@@ -41,6 +41,11 @@ pub(in crate::load) trait Workload: fmt::Debug + Send + Sync {
     /// Returns whether a message belongs to the report.
     fn is_reported(&self, message: Message, window: Window) -> bool;
 
+    /// Returns whether a message is the first of its connection and its latency is reported apart.
+    fn is_first(&self, _: Message) -> bool {
+        false
+    }
+
     /// Returns whether the window has a fixed duration.
     fn is_timed(&self) -> bool {
         true
@@ -61,11 +66,11 @@ pub(in crate::load) trait Workload: fmt::Debug + Send + Sync {
         Step::Close
     }
 
-    /// Records that a connection ended with `error` before the run closed it.
-    fn record_end(&mut self, _error: ErrorName) {}
+    /// Records that a connection ended with `error` before the run closed it, `idle` nanoseconds after it was verified.
+    fn record_end(&mut self, _error: ErrorName, _idle: u64) {}
 
-    /// Returns the outcomes that only mode hold reports.
-    fn outcomes(&self, _counts: &Counts) -> Option<Hold> {
+    /// Returns the outcomes that only mode hold reports, with the latencies of the first messages.
+    fn outcomes(&self, _counts: &Counts, _first: &Histogram) -> Option<Hold> {
         None
     }
 }

@@ -53,7 +53,7 @@ pub struct Report {
     pub messages: Messages,
     /// Verified replies that arrived in the measured window, to messages of the warm-up too, per second.
     pub rate_per_s: Option<f64>,
-    /// Time from when a message was due to its reply, of every message due.
+    /// Time from when a message was due to its reply, of every message due; in [`Mode::Hold`] of the last messages alone.
     pub latency_us: Summary,
     /// Time from the connect to the end of the handshake.
     pub connect_us: Summary,
@@ -211,7 +211,7 @@ pub struct Connections {
 }
 
 /// Outcomes of [`Mode::Hold`], in connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Hold {
     /// The last message came back.
@@ -224,6 +224,24 @@ pub struct Hold {
     pub closed: u64,
     /// No reply came before the timeout.
     pub silent: u64,
+    /// The run was interrupted before the reply to its last message.
+    pub unasked: u64,
+    /// How long those reset or closed had been idle, in seconds; `None` if there are none.
+    pub closed_after_s: Option<ClosedAfter>,
+    /// Latency of the first messages; [`Report::latency_us`] is that of the last ones.
+    pub first_us: Summary,
+}
+
+/// The times from the last reply of a connection to its reset or FIN, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ClosedAfter {
+    /// The shortest time.
+    pub min: f64,
+    /// The median; `None` if merged.
+    pub p50: Option<f64>,
+    /// The longest time.
+    pub max: f64,
 }
 
 /// Number of messages of the measured window. `due` is the sum of `unsent`, `verified`, `unanswered` and `failed`.

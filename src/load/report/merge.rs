@@ -7,8 +7,8 @@ use std::time::UNIX_EPOCH;
 use serde_json::json;
 
 use super::document::{
-    Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Report, Sample, ScheduleReport, ServerSide,
-    Settings, Summary, Verify,
+    ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Report, Sample, ScheduleReport,
+    ServerSide, Settings, Summary, Verify,
 };
 use super::histogram::Histogram;
 use super::thresholds::{self, Threshold};
@@ -48,11 +48,11 @@ pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<R
         config: settings(&reports),
         phases_s: phases(&reports),
         connections: connections(&reports),
-        hold: hold(&reports),
+        hold: hold(runs)?,
         rate_per_s: sum_of(&reports, |run| run.rate_per_s),
-        latency_us: summary(runs, "latency_us", |run| &run.latency_us)?,
-        connect_us: summary(runs, "connect_us", |run| &run.connect_us)?,
-        lateness_us: summary(runs, "lateness_us", |run| &run.lateness_us)?,
+        latency_us: summary(runs, "latency_us", |run| Some(&run.latency_us))?,
+        connect_us: summary(runs, "connect_us", |run| Some(&run.connect_us))?,
+        lateness_us: summary(runs, "lateness_us", |run| Some(&run.lateness_us))?,
         schedule: ScheduleReport {
             kept: reports.iter().filter_map(|run| run.schedule.kept).reduce(|all, kept| all && kept),
         },
@@ -181,16 +181,27 @@ fn connections(reports: &[&Report]) -> Connections {
     }
 }
 
-fn hold(reports: &[&Report]) -> Option<Hold> {
-    let holds: Vec<_> = reports.iter().filter_map(|run| run.hold).collect();
-    let sum = |of: fn(&Hold) -> u64| total(holds.iter().map(of));
-    (!holds.is_empty()).then(|| Hold {
+fn hold(runs: &[(String, Report)]) -> io::Result<Option<Hold>> {
+    let holds: Vec<_> = runs.iter().filter_map(|(_, run)| run.hold.as_ref()).collect();
+    if holds.is_empty() {
+        return Ok(None);
+    }
+    let sum = |of: fn(&Hold) -> u64| total(holds.iter().map(|hold| of(hold)));
+    let closed_after = |one: ClosedAfter, other: ClosedAfter| ClosedAfter {
+        min: one.min.min(other.min),
+        p50: None,
+        max: one.max.max(other.max),
+    };
+    Ok(Some(Hold {
         alive: sum(|hold| hold.alive),
         late: sum(|hold| hold.late),
         reset: sum(|hold| hold.reset),
         closed: sum(|hold| hold.closed),
         silent: sum(|hold| hold.silent),
-    })
+        unasked: sum(|hold| hold.unasked),
+        closed_after_s: holds.iter().filter_map(|hold| hold.closed_after_s).reduce(closed_after),
+        first_us: summary(runs, "first_us", |run| run.hold.as_ref().map(|hold| &hold.first_us))?,
+    }))
 }
 
 fn messages(reports: &[&Report]) -> Messages {
@@ -205,10 +216,10 @@ fn messages(reports: &[&Report]) -> Messages {
     }
 }
 
-fn summary(runs: &[(String, Report)], field: &str, of: fn(&Report) -> &Summary) -> io::Result<Summary> {
+fn summary(runs: &[(String, Report)], field: &str, of: fn(&Report) -> Option<&Summary>) -> io::Result<Summary> {
     let mut merged = Histogram::new();
-    for (name, run) in runs {
-        let histogram = Histogram::from_summary(of(run))
+    for (name, summary) in runs.iter().filter_map(|(name, run)| Some((name, of(run)?))) {
+        let histogram = Histogram::from_summary(summary)
             .map_err(|error| io::Error::new(error.kind(), format!("{name}: {field}: {error}")))?;
         merged.add(&histogram);
         if merged.is_overflowing() {

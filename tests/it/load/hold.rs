@@ -5,13 +5,16 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
+use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use ecoloop::load::{Mode, Report};
+use rustix::process::Signal;
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{Fault, discard, echo, echo_messages, end_with_reset, faulty_server, read_message};
-use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, assert_clean, config, errors, run, run_on_server};
-use crate::support::{TIMEOUT, half_close};
+use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, assert_clean, config, document, errors, run, run_on_server};
+use crate::support::{Process, TIMEOUT, ecoloop, eventually, half_close, serve};
 
 #[test]
 fn hold_sends_one_message_at_the_start_and_one_at_the_end() {
@@ -22,6 +25,8 @@ fn hold_sends_one_message_at_the_start_and_one_at_the_end() {
     });
     assert_clean(&report);
     let hold = report.hold.unwrap();
+    // The latency is that of the last messages alone.
+    assert_eq!((report.latency_us.count, hold.first_us.count), (20, 20));
     assert_eq!([hold.alive, hold.late, hold.reset, hold.closed, hold.silent], [20, 0, 0, 0, 0]);
     assert_eq!((report.messages.due, stats.bytes_in), (40, 40 * SIZE as u64));
 }
@@ -102,6 +107,45 @@ fn a_reset_after_the_measurement_does_not_change_the_hold_outcome() {
     assert_eq!(outcomes(&report)[1..], [0; 4], "{:?}", report.hold);
 }
 
+#[test]
+fn an_interrupted_hold_reports_its_connections_as_unasked() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let process = Process::start(ecoloop(&["load", "--mode", "hold", "-c", "5", "-d", "1h", "--json", "-", &address]));
+    eventually("the first messages", || server.handle().stats().bytes_in == 5 * SIZE as u64);
+    process.signal(Signal::INT);
+    let (json, report) = document(&process.wait());
+    let hold = report.hold.unwrap();
+    // The signal can come before the client has read every first reply.
+    assert_eq!((hold.alive, hold.unasked), (0, report.connections.held));
+    assert_eq!((report.latency_us.count, &json["hold"]["closed_after_s"]), (0, &Value::Null));
+}
+
+#[test]
+fn the_time_after_which_a_server_closes_idle_connections_is_reported() {
+    const IDLE: Duration = Duration::from_millis(300);
+    let address = faulty_server(|number, stream| {
+        echo_messages(stream, 1)?;
+        if number == FAULTY_CONNECTION {
+            return echo(stream);
+        }
+        thread::sleep(IDLE);
+        half_close(stream);
+        discard(stream)
+    });
+    let mut config = config(address);
+    config.mode = Mode::Hold;
+    config.connections = 3;
+    config.max_connecting = 1;
+    config.duration = Duration::from_millis(800);
+    config.timeout = TIMEOUT;
+    let report = run(config);
+    assert_eq!(outcomes(&report), [1, 0, 0, 2, 0]);
+    let after = report.hold.unwrap().closed_after_s.unwrap();
+    assert!(after.min >= 0.29 && after.min <= after.p50.unwrap() && after.p50.unwrap() <= after.max, "{after:?}");
+    assert!(after.max < 0.8, "{after:?}");
+}
+
 /// Longer than 1 s, from which on a reply is late.
 const LATE: Duration = Duration::from_millis(1100);
 
@@ -126,6 +170,6 @@ fn hold_on_faulty_server(fault: Fault) -> Report {
 }
 
 fn outcomes(report: &Report) -> [u64; 5] {
-    let hold = report.hold.unwrap();
+    let hold = report.hold.as_ref().unwrap();
     [hold.alive, hold.late, hold.reset, hold.closed, hold.silent]
 }
