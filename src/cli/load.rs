@@ -51,10 +51,15 @@ SOURCE    IP, IP-IP or IPv4/LEN
 MODE      echo: exchange messages until the window ends
           hold: send a first message, stay idle for the window, send a last message
           churn: connect, exchange messages, close, and again until the window ends
-EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<9k, errors>10
-          DURATION  p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99
-          RATE      rate
-          COUNT     connections errors unanswered
+EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
+          DURATION  any percentile, such as p50 or p99.99, max, mean; with connect_
+                    or lateness_ before it, of these
+          RATE      rate; its percentage is of --rate
+          COUNT     connections, hold_alive, hold_late, hold_reset, hold_closed,
+                    hold_silent, hold_unasked; percentages are of --connections
+                    errors; its percentage is of the connections opened
+                    unanswered, unsent, deferred; percentages are of the messages due
+          schedule alone, without a value, fails if the schedule was not kept
 
 A run also fails if fewer connections than requested are held at its end, on any error, unanswered message or wrong byte,
 and if no message is verified. --fail-if on connections, errors or unanswered replaces that condition.
@@ -307,6 +312,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let report = report.map_err(with_hint)?;
     let written = outputs.write(&report);
     advise(&report);
+    if arguments.output.quiet {
+        print_failure(&report);
+    }
     written?;
     Ok(exit_status(report.verdict))
 }
@@ -439,6 +447,13 @@ fn warn_of_unpaired(config: &Config) {
     }
     for target in targets {
         print_error(&format!("no source can reach target {}: nothing connects to it", abbreviate(target)));
+    }
+}
+
+/// Prints the thresholds that failed, for a run without a table.
+pub(super) fn print_failure(report: &Report) {
+    if report.verdict == Verdict::Fail {
+        print_error(&format!("FAIL: {}", table::failed_thresholds(report).join(", ")));
     }
 }
 

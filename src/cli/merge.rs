@@ -11,13 +11,14 @@ use ecoloop::load::{self, Report, Threshold};
 
 use super::exit_status;
 use super::input::Input;
+use super::load::print_failure;
 use super::result_files::{self, REPORT};
 
 /// Maximum size of a report. One of a week has about 40 MiB: 70 bytes for each second.
 const REPORT_MIB_MAX: u64 = 64;
 
 const HELP: &str = "\
-EXPR  METRIC, one of > >= < <=, and a value, such as p99>5ms: see ecoloop load --help
+EXPR  METRIC, one of > >= < <=, and a value, such as p99>5ms or rate<99%: see ecoloop load --help
 
 Exit status:
   0    pass: no threshold failed
@@ -59,6 +60,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     }
     let merged = load::merge(&reports, &arguments.thresholds).map_err(|error| format!("cannot merge {error}"))?;
     outputs.write(&merged)?;
+    if arguments.output.quiet {
+        print_failure(&merged);
+    }
     Ok(exit_status(merged.verdict))
 }
 

@@ -227,8 +227,7 @@ fn verdict(report: &Report) -> Vec<String> {
             vec![format!("PASS ({})", plural(report.thresholds.len(), "threshold", "thresholds"))]
         }
         Verdict::Fail => {
-            let failed = report.thresholds.iter().filter(|threshold| threshold.failed).map(threshold);
-            let mut lines = wrap(&failed.collect::<Vec<_>>(), ", ", LINE_WIDTH);
+            let mut lines = wrap(&failed_thresholds(report), ", ", LINE_WIDTH);
             if let Some(first) = lines.first_mut() {
                 first.insert_str(0, "FAIL: ");
             }
@@ -247,17 +246,21 @@ fn verdict(report: &Report) -> Vec<String> {
     }
 }
 
-/// Formats a threshold and the value that it was compared to: `errors>0 (3)`.
-fn threshold(threshold: &ThresholdResult) -> String {
-    let is_time = !["rate", "connections", "errors", "unanswered", "findings", "verified"]
-        .iter()
-        .any(|name| threshold.expr.starts_with(name));
-    let value = match threshold.value {
-        Some(value) if is_time => mean_time(value),
-        Some(value) => number(value),
+/// Returns the thresholds that failed, each with its value: `errors>0 (3)`.
+pub(super) fn failed_thresholds(report: &Report) -> Vec<String> {
+    report.thresholds.iter().filter(|threshold| threshold.failed).map(threshold).collect()
+}
+
+fn threshold(ThresholdResult { expr, value, .. }: &ThresholdResult) -> String {
+    let is_time = ["p", "max", "mean", "connect_", "lateness_"].iter().any(|name| expr.starts_with(name));
+    let value = match value {
         None => "no data".to_owned(),
+        Some(_) if expr == "schedule" => "not kept".to_owned(),
+        Some(value) if expr.ends_with('%') => format!("{} %", number(*value)),
+        Some(value) if is_time => mean_time(*value),
+        Some(value) => number(*value),
     };
-    format!("{} ({value})", strip_control(&threshold.expr))
+    format!("{} ({value})", strip_control(expr))
 }
 
 struct Table(String);

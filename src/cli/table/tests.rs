@@ -15,7 +15,7 @@ pub(in crate::cli) fn example_with(change: impl FnOnce(&mut Value)) -> Report {
     merge(
         &mut json["latency_us"],
         json!({
-            "count": 1000, "mean": 234.5, "p50": 80, "p90": 96, "p99": 100, "p99_9": 19007, "p99_99": 20015, "max": 20015,
+            "count": 1000, "mean": 234.5, "p50": 80, "p90": 96, "p95": 98, "p99": 100, "p99_9": 19007, "p99_99": 20015, "max": 20015,
             "hdr_v2": "HISTFAAAAEZ4nI2IvQ1AERSFz71vhNeawgIKMZOI1gZW0FjIHBKFFqHR+XJ+kk+E+AMw2HznaU2JCapuYVm+IZrmTlcysWc3OwC6dBU6",
         }),
     );
@@ -70,6 +70,8 @@ fn failures_are_listed_with_their_place_and_value() {
             {"expr": "errors>0", "default": true, "value": 12_003, "failed": true},
             {"expr": "p99>5ms", "default": false, "value": 6203.4, "failed": true},
             {"expr": "lateness_p99>5ms", "default": false, "value": null, "failed": true},
+            {"expr": "rate<99%", "default": false, "value": 23.5, "failed": true},
+            {"expr": "schedule", "default": false, "value": 0, "failed": true},
             {"expr": "unanswered>0", "default": true, "value": 0, "failed": false},
         ]);
     });
@@ -78,6 +80,7 @@ fn failures_are_listed_with_their_place_and_value() {
         "             receive reset (ECONNRESET): 12,000",
         "findings     flipped at byte 5,000 of connection 7, 127.0.0.1:40312 to 127.0.0.1:5000",
         "result       FAIL: errors>0 (12,003), p99>5ms (6.20 ms), lateness_p99>5ms (no data)",
+        "             rate<99% (23.5 %), schedule (not kept)",
     ];
     assert_has(&table(&report), &lines);
     assert!(!table(&report).contains("unanswered>0"), "it holds");

@@ -278,6 +278,8 @@ pub struct Summary {
     pub p50: Option<u64>,
     /// The 90th percentile.
     pub p90: Option<u64>,
+    /// The 95th percentile.
+    pub p95: Option<u64>,
     /// The 99th percentile.
     pub p99: Option<u64>,
     /// The 99.9th percentile.
@@ -288,6 +290,21 @@ pub struct Summary {
     pub max: Option<u64>,
     /// The histogram: `HdrHistogram` V2, compressed, in base64.
     pub hdr_v2: Option<String>,
+}
+
+impl Summary {
+    /// Returns the percentiles, in microseconds: each with the share of values, from 0 to 1, that it is not below, and its name.
+    #[must_use]
+    pub fn percentiles(&self) -> [(f64, &'static str, Option<u64>); 6] {
+        [
+            (0.5, "p50", self.p50),
+            (0.9, "p90", self.p90),
+            (0.95, "p95", self.p95),
+            (0.99, "p99", self.p99),
+            (0.999, "p99.9", self.p99_9),
+            (0.9999, "p99.99", self.p99_99),
+        ]
+    }
 }
 
 /// Whether messages were sent when they were due.
@@ -449,7 +466,7 @@ pub struct ThresholdResult {
     pub expr: String,
     /// Whether it is a default threshold.
     pub default: bool,
-    /// The measured value; a duration in microseconds.
+    /// The measured value: a duration in microseconds, or a percentage if `expr` has one.
     #[serde(serialize_with = "number")]
     pub value: Option<f64>,
     /// Whether the condition is met, or there is no value.

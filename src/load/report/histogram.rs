@@ -110,6 +110,7 @@ impl Histogram {
             mean: self.mean().map(|mean| (mean * 10.0).round() / 10.0),
             p50: self.quantile(0.5),
             p90: self.quantile(0.9),
+            p95: self.quantile(0.95),
             p99: self.quantile(0.99),
             p99_9: self.quantile(0.999),
             p99_99: self.quantile(0.9999),

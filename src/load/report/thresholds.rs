@@ -2,10 +2,18 @@
 
 use std::str::FromStr;
 
-use super::document::{Ended, Mode, Report, ThresholdResult, Verdict};
+use super::document::{Ended, Hold, Loop, Mode, Report, Summary, ThresholdResult, Verdict};
+use super::histogram::Histogram;
 use crate::units::{parse_count, parse_rate};
 
-/// A condition that makes a run fail: `p99>5ms`.
+/// The metrics, in the words of a message.
+const METRICS: &str = "p50 (any percentile: p99.99), mean and max, each also with connect_ or lateness_ before it, rate, \
+                       connections, errors, unanswered, unsent, deferred, schedule, hold_alive, hold_late, hold_reset, \
+                       hold_closed, hold_silent, hold_unasked";
+/// Fails a run whose schedule is not kept. It has no comparison.
+const SCHEDULE: &str = "schedule";
+
+/// A condition that makes a run fail: `p99>5ms`, `rate<99%`, `schedule`.
 ///
 /// # Examples
 ///
@@ -18,21 +26,22 @@ pub struct Threshold {
     text: String,
     metric: Metric,
     comparison: Comparison,
-    /// In microseconds if the metric is a duration.
-    bound: f64,
+    bound: Bound,
 }
 
 impl Threshold {
     fn new(name: &str, metric: Metric, comparison: Comparison, bound: u64) -> Self {
         let text = format!("{name}{}{bound}", comparison.sign());
-        #[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
-        Self { text, metric, comparison, bound: bound as f64 }
+        Self { text, metric, comparison, bound: Bound::Value(float(bound)) }
     }
 
     fn evaluate(&self, report: &Report, default: bool) -> ThresholdResult {
-        let value = self.metric.value(report);
+        let (value, bound) = match self.bound {
+            Bound::Value(bound) => (self.metric.value(report), bound),
+            Bound::Percent(bound) => (self.metric.percent(report), bound),
+        };
         // A quantity without a value fails: it may be beyond the bound.
-        let failed = value.is_none_or(|value| self.comparison.holds(value, self.bound));
+        let failed = value.is_none_or(|value| self.comparison.holds(value, bound));
         ThresholdResult { expr: self.text.clone(), default, value, failed }
     }
 }
@@ -43,15 +52,36 @@ impl FromStr for Threshold {
     fn from_str(text: &str) -> Result<Self, String> {
         const EXPECTED: &str = "expected METRIC, one of < > <= >=, and a value, such as p99>5ms";
         let text = text.trim();
+        if text == SCHEDULE {
+            return Ok(Self::new(SCHEDULE, Metric::Schedule, Comparison::Less, 1))
+                .map(|threshold| Self { text: SCHEDULE.to_owned(), ..threshold });
+        }
         let start = text.find(['<', '>']).ok_or(EXPECTED)?;
         let (name, rest) = text.split_at(start);
         let signs = [Comparison::AtMost, Comparison::AtLeast, Comparison::Less, Comparison::More];
         let found = signs.into_iter().find_map(|sign| Some((sign, rest.strip_prefix(sign.sign())?)));
         let (comparison, value) = found.ok_or(EXPECTED)?;
-        let (metric, unit) = Metric::from_name(name.trim())?;
-        let bound = unit.parse(value.trim()).ok_or_else(|| format!("{} requires {}", name.trim(), unit.expected()))?;
+        let (name, value) = (name.trim(), value.trim());
+        let metric = Metric::from_name(name)?;
+        if metric == Metric::Schedule {
+            return Err("schedule takes no comparison: it fails if the schedule was not kept".to_owned());
+        }
+        let unit = metric.unit();
+        let bound = match value.strip_suffix('%') {
+            Some(percent) if metric.has_percentage() => parse_count(percent.trim_end()).map(Bound::Percent),
+            _ => unit.parse(value).map(Bound::Value),
+        };
+        let or_percentage = if metric.has_percentage() { ", or a percentage such as 0.1%" } else { "" };
+        let bound = bound.ok_or_else(|| format!("{name} requires {}{or_percentage}", unit.expected()))?;
         Ok(Self { text: text.to_owned(), metric, comparison, bound })
     }
+}
+
+/// What a metric is compared to: in microseconds if it is a duration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bound {
+    Value(f64),
+    Percent(f64),
 }
 
 /// Evaluates the default thresholds and those `requested`, and sets `thresholds` and `verdict` of the report.
@@ -86,73 +116,181 @@ pub(super) fn evaluate(report: &mut Report, requested: &[Threshold]) {
     report.thresholds = thresholds;
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Metric {
-    P50,
-    P90,
-    P99,
-    P99_9,
-    P99_99,
-    Max,
-    Mean,
-    ConnectP99,
-    LatenessP99,
+    Duration(Distribution, Statistic),
     Rate,
     Connections,
     Errors,
     Unanswered,
+    Unsent,
+    Deferred,
+    /// 1 if the schedule was kept, or 0.
+    Schedule,
+    Hold(HoldOutcome),
     /// Has no name on the command line, so that its default cannot be replaced.
     Findings,
     /// Has no name on the command line either.
     Verified,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Distribution {
+    Latency,
+    Connect,
+    Lateness,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Statistic {
+    /// A share of the values, from 0 to 1.
+    Quantile(f64),
+    Max,
+    Mean,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HoldOutcome {
+    Alive,
+    Late,
+    Reset,
+    Closed,
+    Silent,
+    Unasked,
+}
+
 impl Metric {
-    fn from_name(name: &str) -> Result<(Self, Unit), String> {
-        const NAMES: [(&str, Metric, Unit); 13] = [
-            ("p50", Metric::P50, Unit::Duration),
-            ("p90", Metric::P90, Unit::Duration),
-            ("p99", Metric::P99, Unit::Duration),
-            ("p99.9", Metric::P99_9, Unit::Duration),
-            ("p99.99", Metric::P99_99, Unit::Duration),
-            ("max", Metric::Max, Unit::Duration),
-            ("mean", Metric::Mean, Unit::Duration),
-            ("connect_p99", Metric::ConnectP99, Unit::Duration),
-            ("lateness_p99", Metric::LatenessP99, Unit::Duration),
-            ("rate", Metric::Rate, Unit::Rate),
-            ("connections", Metric::Connections, Unit::Count),
-            ("errors", Metric::Errors, Unit::Count),
-            ("unanswered", Metric::Unanswered, Unit::Count),
-        ];
-        let found = NAMES.iter().find(|(known, ..)| *known == name);
-        found.map(|&(_, metric, unit)| (metric, unit)).ok_or_else(|| {
-            let names: Vec<_> = NAMES.iter().map(|(name, ..)| *name).collect();
-            format!("unknown metric {name:?}; the metrics are {}", names.join(" "))
-        })
+    fn from_name(name: &str) -> Result<Self, String> {
+        let metric = match name {
+            "rate" => Self::Rate,
+            "connections" => Self::Connections,
+            "errors" => Self::Errors,
+            "unanswered" => Self::Unanswered,
+            "unsent" => Self::Unsent,
+            "deferred" => Self::Deferred,
+            SCHEDULE => Self::Schedule,
+            "hold_alive" => Self::Hold(HoldOutcome::Alive),
+            "hold_late" => Self::Hold(HoldOutcome::Late),
+            "hold_reset" => Self::Hold(HoldOutcome::Reset),
+            "hold_closed" => Self::Hold(HoldOutcome::Closed),
+            "hold_silent" => Self::Hold(HoldOutcome::Silent),
+            "hold_unasked" => Self::Hold(HoldOutcome::Unasked),
+            _ => {
+                let (distribution, statistic) = match name.split_once('_') {
+                    Some(("connect", statistic)) => (Distribution::Connect, statistic),
+                    Some(("lateness", statistic)) => (Distribution::Lateness, statistic),
+                    _ => (Distribution::Latency, name),
+                };
+                let statistic = Statistic::from_name(statistic);
+                let unknown = || format!("unknown metric {name:?}; the metrics are {METRICS}");
+                Self::Duration(distribution, statistic.ok_or_else(unknown)?)
+            }
+        };
+        Ok(metric)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
+    fn unit(self) -> Unit {
+        match self {
+            Self::Duration(..) => Unit::Duration,
+            Self::Rate => Unit::Rate,
+            _ => Unit::Count,
+        }
+    }
+
+    /// Returns whether the metric is part of a whole.
+    fn has_percentage(self) -> bool {
+        !matches!(self, Self::Duration(..) | Self::Schedule | Self::Findings | Self::Verified)
+    }
+
     fn value(self, report: &Report) -> Option<f64> {
-        let latency = &report.latency_us;
         let whole = match self {
-            Self::Mean => return latency.mean,
+            Self::Duration(distribution, statistic) => return statistic.of(distribution.of(report)),
             Self::Rate => return report.rate_per_s,
-            Self::P50 => latency.p50?,
-            Self::P90 => latency.p90?,
-            Self::P99 => latency.p99?,
-            Self::P99_9 => latency.p99_9?,
-            Self::P99_99 => latency.p99_99?,
-            Self::Max => latency.max?,
-            Self::ConnectP99 => report.connect_us.p99?,
-            Self::LatenessP99 => report.lateness_us.p99?,
             Self::Connections => report.connections.held,
             Self::Errors => report.errors.iter().fold(0, |sum, error| error.count.saturating_add(sum)),
             Self::Unanswered => report.messages.unanswered,
+            Self::Unsent => report.messages.unsent,
+            Self::Deferred => report.messages.deferred,
+            Self::Schedule => report.schedule.kept?.into(),
+            Self::Hold(outcome) => outcome.of(report.hold.as_ref()?),
             Self::Findings => report.verify.connections_failed.max(report.verify.findings.len() as u64),
             Self::Verified => report.messages.verified,
         };
-        Some(whole as f64)
+        Some(float(whole))
     }
+
+    /// Returns the value in percent of what was asked of the run, opened, or due.
+    fn percent(self, report: &Report) -> Option<f64> {
+        let whole = match self {
+            Self::Rate => report.config.rate.filter(|_| report.r#loop == Loop::Open)?,
+            Self::Errors => float(report.connections.opened_total),
+            Self::Unanswered | Self::Unsent | Self::Deferred => float(report.messages.due),
+            _ => float(report.connections.requested),
+        };
+        let value = self.value(report)?;
+        (whole > 0.0).then(|| value * 100.0 / whole)
+    }
+}
+
+impl Distribution {
+    fn of(self, report: &Report) -> &Summary {
+        match self {
+            Self::Latency => &report.latency_us,
+            Self::Connect => &report.connect_us,
+            Self::Lateness => &report.lateness_us,
+        }
+    }
+}
+
+impl Statistic {
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "max" => return Some(Self::Max),
+            "mean" => return Some(Self::Mean),
+            _ => {}
+        }
+        let percentile = name.strip_prefix('p')?;
+        let (whole, fraction) = percentile.split_once('.').unwrap_or((percentile, "0"));
+        let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+        // The point is moved in the text: 99.9 divided by 100 is more than 0.999.
+        let quantile = format!("0.{whole:0>2}{fraction}").parse().ok();
+        quantile
+            .filter(|&quantile| whole.len() <= 2 && is_number(whole) && is_number(fraction) && quantile > 0.0)
+            .map(Self::Quantile)
+    }
+
+    /// Returns the statistic in microseconds.
+    fn of(self, summary: &Summary) -> Option<f64> {
+        let quantile = match self {
+            Self::Mean => return summary.mean,
+            Self::Max => return summary.max.map(float),
+            Self::Quantile(quantile) => quantile,
+        };
+        let known = summary.percentiles().into_iter().find(|known| known.0.to_bits() == quantile.to_bits());
+        let value = match known {
+            Some((.., value)) => value,
+            None => Histogram::from_summary(summary).ok()?.quantile(quantile),
+        };
+        value.map(float)
+    }
+}
+
+impl HoldOutcome {
+    fn of(self, hold: &Hold) -> u64 {
+        match self {
+            Self::Alive => hold.alive,
+            Self::Late => hold.late,
+            Self::Reset => hold.reset,
+            Self::Closed => hold.closed,
+            Self::Silent => hold.silent,
+            Self::Unasked => hold.unasked,
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
+fn float(value: u64) -> f64 {
+    value as f64
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ fn usage_errors_exit_with_2() {
         &["--connect-rate", "0"],
         &["--rate", "-1"],
         &["--fail-if", "p99"],
-        &["--fail-if", "p98>1ms"],
+        &["--fail-if", "p>1ms"],
         &["--fail-if", "p99>5"],
         &["--fail-if", "rate<1ms"],
         &["--close", "reset"],

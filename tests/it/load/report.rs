@@ -42,7 +42,7 @@ fn json_on_standard_output_is_one_document_with_the_documented_fields() {
     let expected = "schema version run_id start ended verdict mode loop config phases_s connections hold messages rate_per_s \
                     latency_us connect_us lateness_us schedule errors verify generator server sockstat timeline thresholds";
     assert_eq!(keys(&json), expected.split_ascii_whitespace().collect());
-    let summary = "count censored clipped mean p50 p90 p99 p99_9 p99_99 max hdr_v2";
+    let summary = "count censored clipped mean p50 p90 p95 p99 p99_9 p99_99 max hdr_v2";
     let of = [
         ("config", "targets sources size pipeline rate seed labels"),
         ("phases_s", "connect warmup measure drain close"),
@@ -171,6 +171,9 @@ fn json_to_a_file_still_prints_the_table() {
     assert!(!ended.stdout.iter().chain(&ended.stderr).any(|line| line.contains('\x1b')), "{ended:?}");
     let ended = run_command(&["-m", "5", "--quiet", &address]);
     assert_eq!((ended.status.code(), ended.stdout.len()), (Some(0), 0), "{ended:?}");
+    let ended = run_command(&["-m", "5", "--quiet", "--fail-if", "connections<200%", &address]);
+    let failure = "ecoloop: FAIL: connections<200% (100 %)".to_owned();
+    assert_eq!((ended.status.code(), ended.stdout, ended.stderr), (Some(1), vec![], vec![failure]));
 }
 
 #[test]
@@ -219,7 +222,9 @@ fn merge_combines_runs_with_the_same_start_at() {
         merged.thresholds
     );
     assert_eq!(merged.run_id, format!("{}+{}", reports[0].run_id, reports[1].run_id));
-    assert_eq!(merge(&["-q", "--fail-if", "connections<5", one, two]).status.code(), Some(1));
+    let failed = merge(&["-q", "--fail-if", "connections<5", one, two]);
+    let expected = vec!["ecoloop: FAIL: connections<5 (4)".to_owned()];
+    assert_eq!((failed.status.code(), failed.stdout, failed.stderr), (Some(1), vec![], expected));
     let refused = merge(&[one, one]);
     let expected = format!("ecoloop: cannot merge {one}: run {:?} is also in {one}", reports[0].run_id);
     assert_eq!((refused.status.code(), refused.stderr), (Some(1), vec![expected]));

@@ -23,34 +23,48 @@ fn failed(report: Report, requested: &[&str]) -> Vec<String> {
     failed
 }
 
+fn quantile(distribution: Distribution, quantile: f64) -> Metric {
+    Metric::Duration(distribution, Statistic::Quantile(quantile))
+}
+
 #[test]
 fn every_metric_takes_its_unit() {
     for (text, metric, bound) in [
-        ("p50>300us", Metric::P50, 300.0),
-        ("p90 >= 5ms", Metric::P90, 5000.0),
-        ("p99>1.5s", Metric::P99, 1.5e6),
-        ("p99.9<2m", Metric::P99_9, 120e6),
-        ("p99.99<=1h", Metric::P99_99, 3600e6),
-        ("max>0us", Metric::Max, 0.0),
-        ("max>1s 500ms", Metric::Max, 1.5e6),
-        (" mean>1ms ", Metric::Mean, 1000.0),
-        ("connect_p99>1ms", Metric::ConnectP99, 1000.0),
-        ("lateness_p99>1ms", Metric::LatenessP99, 1000.0),
+        ("p50>300us", quantile(Distribution::Latency, 0.5), 300.0),
+        ("p9 >= 5ms", quantile(Distribution::Latency, 0.09), 5000.0),
+        ("p99>1.5s", quantile(Distribution::Latency, 0.99), 1.5e6),
+        ("p99.9<2m", quantile(Distribution::Latency, 0.999), 120e6),
+        ("p99.99999<=1h", quantile(Distribution::Latency, 0.999_999_9), 3600e6),
+        ("max>0us", Metric::Duration(Distribution::Latency, Statistic::Max), 0.0),
+        ("max>1s 500ms", Metric::Duration(Distribution::Latency, Statistic::Max), 1.5e6),
+        (" mean>1ms ", Metric::Duration(Distribution::Latency, Statistic::Mean), 1000.0),
+        ("connect_p99>1ms", quantile(Distribution::Connect, 0.99), 1000.0),
+        ("connect_max>1ms", Metric::Duration(Distribution::Connect, Statistic::Max), 1000.0),
+        ("lateness_p50>1ms", quantile(Distribution::Lateness, 0.5), 1000.0),
+        ("lateness_mean>1ms", Metric::Duration(Distribution::Lateness, Statistic::Mean), 1000.0),
         ("rate<2k/s", Metric::Rate, 2000.0),
         ("rate<1.5M", Metric::Rate, 1.5e6),
         ("connections<9.5k", Metric::Connections, 9500.0),
         ("errors>10", Metric::Errors, 10.0),
         ("unanswered>=1", Metric::Unanswered, 1.0),
+        ("unsent>1k", Metric::Unsent, 1000.0),
+        ("deferred>10", Metric::Deferred, 10.0),
+        ("hold_reset>0", Metric::Hold(HoldOutcome::Reset), 0.0),
+        ("hold_unasked>0", Metric::Hold(HoldOutcome::Unasked), 0.0),
     ] {
         let threshold = threshold(text);
-        assert_eq!((threshold.metric, threshold.bound, &threshold.text[..]), (metric, bound, text.trim()), "{text}");
+        let expected = (metric, Bound::Value(bound), text.trim());
+        assert_eq!((threshold.metric, threshold.bound, &threshold.text[..]), expected, "{text}");
     }
+    assert_eq!(threshold("rate<99.5%").bound, Bound::Percent(99.5));
+    assert_eq!(threshold("errors > 0.1 %").bound, Bound::Percent(0.1));
 }
 
 #[test]
 fn an_invalid_threshold_is_rejected_with_the_reason() {
     const FORM: &str = "expected METRIC, one of < > <= >=, and a value, such as p99>5ms";
     const DURATION: &str = "p99 requires a duration such as 300us, 5ms or 1.5s";
+    const COUNT: &str = "errors requires a count such as 0, 100 or 10k, or a percentage such as 0.1%";
     for (text, reason) in [
         ("", FORM),
         ("p99", FORM),
@@ -60,18 +74,21 @@ fn an_invalid_threshold_is_rejected_with_the_reason() {
         ("p99>ms", DURATION),
         ("p99>-5ms", DURATION),
         ("p99>1.2.3ms", DURATION),
-        (
-            "p99=>5ms",
-            "unknown metric \"p99=\"; the metrics are p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99 rate connections errors unanswered",
-        ),
-        (
-            "findings>3",
-            "unknown metric \"findings\"; the metrics are p50 p90 p99 p99.9 p99.99 max mean connect_p99 lateness_p99 rate connections errors unanswered",
-        ),
-        ("errors>5ms", "errors requires a count such as 0, 100 or 10k"),
-        ("errors>5/s", "errors requires a count such as 0, 100 or 10k"),
-        ("errors>inf", "errors requires a count such as 0, 100 or 10k"),
-        ("rate<5k/m", "rate requires a rate such as 2000, 10k or 10k/s"),
+        ("p99=>5ms", &format!("unknown metric \"p99=\"; the metrics are {METRICS}")),
+        ("findings>3", &format!("unknown metric \"findings\"; the metrics are {METRICS}")),
+        ("p>5ms", &format!("unknown metric \"p\"; the metrics are {METRICS}")),
+        ("p0>5ms", &format!("unknown metric \"p0\"; the metrics are {METRICS}")),
+        ("p100>5ms", &format!("unknown metric \"p100\"; the metrics are {METRICS}")),
+        ("p99.>5ms", &format!("unknown metric \"p99.\"; the metrics are {METRICS}")),
+        ("p9e1>5ms", &format!("unknown metric \"p9e1\"; the metrics are {METRICS}")),
+        ("hold_p99>5ms", &format!("unknown metric \"hold_p99\"; the metrics are {METRICS}")),
+        ("errors>5ms", COUNT),
+        ("errors>5/s", COUNT),
+        ("errors>inf", COUNT),
+        ("errors>-1%", COUNT),
+        ("p99>5%", DURATION),
+        ("schedule<1", "schedule takes no comparison: it fails if the schedule was not kept"),
+        ("rate<5k/m", "rate requires a rate such as 2000, 10k or 10k/s, or a percentage such as 0.1%"),
     ] {
         assert_eq!(text.parse::<Threshold>().unwrap_err(), reason, "{text}");
     }
@@ -152,4 +169,55 @@ fn a_run_is_inconclusive_only_if_nothing_failed() {
     assert_eq!(verdict(None, Some(true), 0, complete).0, Verdict::Inconclusive);
     assert_eq!(verdict(Some(false), Some(true), 1, complete).0, Verdict::Fail);
     assert_eq!(verdict(Some(false), Some(true), 1, Ended::Interrupted), (Verdict::Interrupted, Vec::new()));
+}
+
+#[test]
+fn any_percentile_is_read_from_the_histogram() {
+    let mut histogram = Histogram::new();
+    for value in 1..=1000 {
+        histogram.record(value * 1000);
+    }
+    let mut report = example();
+    report.latency_us = histogram.summary();
+    report.connect_us = histogram.summary();
+    for (text, value) in [("p97.5>1h", 975.0), ("p99.9>1h", 999.0), ("p95>1h", 950.0), ("connect_p1>1h", 10.0)] {
+        evaluate(&mut report, &[threshold(text)]);
+        assert_eq!(report.thresholds.last().unwrap().value, Some(value), "{text}");
+    }
+}
+
+#[test]
+fn a_percentage_is_of_what_was_asked_opened_or_due() {
+    let mut report = example();
+    report.rate_per_s = Some(470.0);
+    report.messages.deferred = 50;
+    report.connections.held = 49;
+    report.connections.opened_total = 200;
+    report.errors = vec![ErrorCount { phase: Phase::Connect, error: ErrorName::Refused, errno: None, count: 1 }];
+    report.hold = Some(Hold { reset: 1, ..Hold::default() });
+    for (text, value, has_failed) in [
+        ("rate<99%", 23.5, true),
+        ("deferred>0.25%", 0.25, false),
+        ("deferred>=0.25%", 0.25, true),
+        ("connections<98%", 98.0, false),
+        ("errors>0.5%", 0.5, false),
+        ("hold_reset>1%", 2.0, true),
+    ] {
+        evaluate(&mut report, &[threshold(text)]);
+        let row = report.thresholds.last().unwrap();
+        assert_eq!((row.value, row.failed), (Some(value), has_failed), "{text}");
+    }
+    // A closed loop has no rate that was asked of it.
+    report.config.rate = None;
+    evaluate(&mut report, &[threshold("rate<99%")]);
+    assert_eq!(report.thresholds.last().unwrap().value, None);
+}
+
+#[test]
+fn a_schedule_that_is_not_kept_fails_its_threshold() {
+    for (kept, has_failed) in [(Some(true), false), (Some(false), true), (None, true)] {
+        let mut report = example();
+        report.schedule.kept = kept;
+        assert_eq!(failed(report, &["schedule"]).contains(&"schedule".to_owned()), has_failed, "{kept:?}");
+    }
 }
