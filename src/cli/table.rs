@@ -11,13 +11,16 @@ use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, round
 
 /// Errors and findings that are printed; the JSON has them all.
 const LINES_MAX: usize = 8;
-const LINE_WIDTH: usize = 80;
+/// Characters of a line after its label: 80 in all.
+const LINE_WIDTH: usize = 80 - LABEL_WIDTH;
+const LABEL_WIDTH: usize = 13;
+/// From this share of the messages on, deferred ones are mentioned with the verdict.
+const DEFERRED_SHARE: f64 = 0.01;
 
 /// Returns the report as a table for one screen.
 pub(super) fn table(report: &Report) -> String {
     let mut table = Table(String::new());
-    let lines = wrap(&settings(report), ", ", LINE_WIDTH);
-    table.list("run", &lines);
+    table.list("run", &wrap(&settings(report), ", ", LINE_WIDTH));
     if report.ended != Ended::Complete {
         table.row("ended", "interrupted: the figures cover the time until then");
     }
@@ -31,6 +34,9 @@ pub(super) fn table(report: &Report) -> String {
     table.list("findings", &findings);
     costs(&mut table, report);
     table.list("result", &verdict(report));
+    if let Some(caution) = deferred(report) {
+        table.row("", &caution);
+    }
     table.0
 }
 
@@ -141,24 +147,18 @@ fn causes(errors: &[ErrorCount]) -> String {
 }
 
 fn distributions(table: &mut Table, report: &Report) {
-    let cells = |cells: [String; 8]| {
-        cells.iter().fold(String::new(), |mut line, cell| {
-            let _ = write!(line, "{cell:>10}");
-            line
-        })
-    };
-    let heads = ["p50", "p90", "p99", "p99.9", "p99.99", "max", "mean", "count"];
-    table.row("", &cells(heads.map(str::to_owned)));
+    let heads = report.latency_us.percentiles().map(|(_, name, _)| name.to_owned());
+    table.cells("", heads.into_iter().chain(["max", "mean"].map(str::to_owned)));
     let first = report.hold.as_ref().map(|hold| ("first", &hold.first_us));
-    for (name, Summary { mean, p50, p90, p99, p99_9, p99_99, max, count: n, .. }) in
+    for (name, summary) in
         [("latency", &report.latency_us), ("connect", &report.connect_us), ("lateness", &report.lateness_us)]
             .into_iter()
             .chain(first)
     {
-        let [p50, p90, p99, p99_9, p99_99, max] =
-            [p50, p90, p99, p99_9, p99_99, max].map(|value| value.map_or(NO_DATA.to_owned(), time));
-        let mean = mean.map_or(NO_DATA.to_owned(), mean_time);
-        table.row(name, &cells([p50, p90, p99, p99_9, p99_99, max, mean, count(*n)]));
+        let value = |value: Option<u64>| value.map_or(NO_DATA.to_owned(), time);
+        let percentiles = summary.percentiles().map(|(.., percentile)| value(percentile));
+        let mean = summary.mean.map_or(NO_DATA.to_owned(), mean_time);
+        table.cells(name, percentiles.into_iter().chain([value(summary.max), mean]));
     }
     let schedule = match report.schedule.kept {
         Some(true) => "kept",
@@ -226,24 +226,28 @@ fn verdict(report: &Report) -> Vec<String> {
         Verdict::Pass => {
             vec![format!("PASS ({})", plural(report.thresholds.len(), "threshold", "thresholds"))]
         }
-        Verdict::Fail => {
-            let mut lines = wrap(&failed_thresholds(report), ", ", LINE_WIDTH);
-            if let Some(first) = lines.first_mut() {
-                first.insert_str(0, "FAIL: ");
-            }
-            lines
-        }
+        Verdict::Fail => vec![format!("FAIL: {}", failed_thresholds(report).join(", "))],
         Verdict::Inconclusive => {
             let reasons = [
                 (report.schedule.kept == Some(false)).then_some("the schedule was not kept"),
                 (report.generator.saturated == Some(true)).then_some("the generator was saturated"),
             ];
             let reasons = reasons.into_iter().flatten().collect::<Vec<_>>().join(" and ");
-            vec![format!("INCONCLUSIVE: {reasons}"), "the figures are not the server's alone".to_owned()]
+            vec![format!("INCONCLUSIVE: {reasons}, so the figures are not the server's alone")]
         }
         Verdict::Interrupted => vec!["INTERRUPTED".to_owned()],
         Verdict::Running => vec!["RUNNING".to_owned()],
     }
+}
+
+/// Returns that the server took less than was asked, if over 1 % of the messages were deferred.
+#[expect(clippy::cast_precision_loss, reason = "to three digits")]
+pub(super) fn deferred(report: &Report) -> Option<String> {
+    let share = report.messages.deferred as f64 / report.messages.due.max(1) as f64;
+    (share > DEFERRED_SHARE).then(|| {
+        let percent = number(share * 100.0);
+        format!("{percent} % of the messages were deferred: the server did not take the asked rate")
+    })
 }
 
 /// Returns the thresholds that failed, each with its value: `errors>0 (3)`.
@@ -263,6 +267,21 @@ fn threshold(ThresholdResult { expr, value, .. }: &ThresholdResult) -> String {
     format!("{} ({value})", strip_control(expr))
 }
 
+/// Breaks a text into lines, between its phrases if they fit.
+fn fold(text: &str) -> Vec<String> {
+    let text = format!("{text} ");
+    let mut pieces = Vec::new();
+    for phrase in text.split_inclusive(", ").flat_map(|phrase| phrase.split_inclusive("; ")) {
+        if phrase.chars().count() <= LINE_WIDTH {
+            pieces.push(phrase.to_owned());
+        } else {
+            pieces.extend(phrase.split_inclusive(' ').map(str::to_owned));
+        }
+    }
+    // Each piece ends with a space, which is trimmed at the end of a line.
+    wrap(&pieces, "", LINE_WIDTH + 1)
+}
+
 struct Table(String);
 
 impl Table {
@@ -271,8 +290,22 @@ impl Table {
         self.0.push('\n');
     }
 
+    /// Adds a row, on as many lines as its text needs.
     fn row(&mut self, label: &str, text: &str) {
-        self.line(&format!("{label:<13}{text}"));
+        let mut label = label;
+        for line in fold(text) {
+            self.line(&format!("{label:<LABEL_WIDTH$}{line}"));
+            label = "";
+        }
+    }
+
+    /// Adds a row of columns, whose cells have at most 7 characters.
+    fn cells(&mut self, label: &str, cells: impl Iterator<Item = String>) {
+        let mut line = format!("{label:<LABEL_WIDTH$}");
+        for cell in cells {
+            let _ = write!(line, "{cell:>8}");
+        }
+        self.line(&line);
     }
 
     /// Adds a row for each item, up to `LINES_MAX`.

@@ -180,8 +180,11 @@ fn json_to_a_file_still_prints_the_table() {
 fn a_run_without_a_window_reports_no_duration_and_no_cpu_share() {
     let (_port, address) = reserve_port();
     let ended = run_command(&["-d", "7s", &address.to_string()]);
-    let settings = format!("run          echo, closed loop, 1 connection, 64 B a message, 1 in flight, to {address}");
-    assert_eq!(ended.stdout[0], settings);
+    let settings = [
+        "run          echo, closed loop, 1 connection, 64 B a message, 1 in flight".to_owned(),
+        format!("             to {address}, seed 1"),
+    ];
+    assert_eq!(ended.stdout[..2], settings);
     let generator = ended.stdout.iter().find(|line| line.starts_with("generator ")).unwrap();
     assert!(generator.starts_with("generator    - CPU a message, - of a core, "), "{generator}");
     let hint = "ecoloop: connect refused 1 time: no server listens there, or a firewall rejects the connection";
