@@ -70,7 +70,25 @@ fn line(progress: &Progress) -> String {
         words.push(format!("p50 {} p99 {}", time(p50), time(p99)));
     }
     if let Some(left) = progress.left {
-        words.push(format!("{} s left", left.as_secs()));
+        words.push(format!("{} s left", whole_seconds(left)));
     }
     words.join(", ")
+}
+
+/// Rounds to the nearest second: a turn after the first of ten seconds, 8.999 s are left.
+fn whole_seconds(left: Duration) -> u64 {
+    left.saturating_add(Duration::from_millis(500)).as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_rounded_to_the_nearest_second() {
+        for (milliseconds, seconds) in [(8_999, 9), (9_000, 9), (9_499, 9), (9_500, 10), (0, 0)] {
+            assert_eq!(whole_seconds(Duration::from_millis(milliseconds)), seconds, "{milliseconds} ms");
+        }
+        assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
+    }
 }

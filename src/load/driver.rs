@@ -375,7 +375,8 @@ impl Driver {
             return Removal::Ended;
         }
         let corruption = client.verifier.conclude(&self.pattern, sent, opened, End::Fin);
-        if is_between_messages && !is_over {
+        // Every byte of a message that was sent in part may have come back.
+        if !is_over && (is_between_messages || corruption.is_none()) {
             self.abandon(client, AbandonReason::Failed);
             self.totals.record_error(Phase::Receive, ErrorName::ClosedEarly, None);
             self.workload.record_end(ErrorName::ClosedEarly, self.clock.now() - client.since);

@@ -113,7 +113,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
             pid,
             cpu_us_per_message: cpu.server.and_then(per_message),
             rss_bytes_per_connection: memory
-                .filter(|_| connections_verified >= CONNECTIONS_MIN_FOR_MEMORY)
+                .filter(|_| connections_verified >= CONNECTIONS_MIN_FOR_MEMORY && measured.mode != Mode::Churn)
                 .map(|bytes| bytes.div_ceil(connections_verified)),
         }),
         sockstat: sockets.map(|sockets| Sockstat {

@@ -423,7 +423,8 @@ pub struct ServerSide {
     pub pid: u32,
     /// CPU time per verified reply of the measured window, in microseconds.
     pub cpu_us_per_message: Option<f64>,
-    /// Growth of its resident memory since before the first connect, per connection; `None` under 1,000 connections.
+    /// Growth of its resident memory since before the first connect, per connection; `None` under 1,000 connections, and in
+    /// [`Mode::Churn`], whose connections are never all open.
     pub rss_bytes_per_connection: Option<u64>,
 }
 

@@ -92,3 +92,15 @@ fn an_interrupt_after_the_churn_window_does_not_change_the_held_count() {
     assert_eq!((report.ended, report.connections.held), (RunEnded::Interrupted, 2));
     assert_eq!((report.messages.verified, report.messages.unanswered), (3, 1));
 }
+
+#[test]
+fn churn_reports_no_memory_per_connection() {
+    // The process of the test is the server.
+    let (report, _) = run_on_server(|config| {
+        config.mode = Mode::Churn;
+        config.connections = 20;
+        config.duration = Duration::from_millis(500);
+        config.server_pid = Some(std::process::id());
+    });
+    assert_eq!(report.server.unwrap().rss_bytes_per_connection, None, "{:?}", report.connections);
+}

@@ -1,6 +1,6 @@
 //! Connections that fail without corrupted data.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use ecoloop::load::Mode;
 use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{Fault, assert_messages, discard, end_with_reset, run_on_faulty_server};
+use super::faulty_server::{Fault, assert_messages, discard, end_with_reset, faulty_server, run_on_faulty_server};
 use super::{CONNECTIONS, ErrorRow, config, document, errors, run, run_command};
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve_port, serve};
 
@@ -154,4 +154,24 @@ fn running_out_of_descriptors_is_distinct_from_a_refusal_and_prints_a_hint() {
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 100)]);
     assert!(hint(&ended, "refused") && !hint(&ended, "no_descriptors"), "{ended:?}");
     assert!(start.elapsed() < TIMEOUT);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_close_after_a_message_that_was_sent_in_part_fails_the_message() {
+    // The client's second send(2) and all later ones find the socket full: only what the first call takes is sent.
+    const PART: usize = 64 * 1024;
+    let address = faulty_server(|_, stream| {
+        let mut part = vec![0; PART];
+        stream.read_exact(&mut part)?;
+        stream.write_all(&part)?;
+        half_close(stream);
+        discard(stream)
+    });
+    let load = ecoloop(&["load", "-s", "100KiB", "-m", "1", "--timeout", "1h", "--json", "-", &address.to_string()]);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=sendto:error=EAGAIN:when=2+"]);
+    command.arg(load.get_program()).args(load.get_args());
+    let (_, report) = document(&Process::start(command).wait());
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
 }
