@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::ops::Range;
 
-use ecoloop::load::report::Sample;
+use ecoloop::load::report::{Loop, Sample, Verdict};
 use ecoloop::load::{Histogram, Report};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
@@ -11,9 +11,11 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::format::{count, number, plural, round_time, strip_control, time, wrap};
-use super::table::{mode, settings};
+use super::table::{deferred, mode, settings, verdict};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// What a strip draws of a second.
+type Quantity = fn(&Sample) -> Option<u64>;
 type Drawn = Result<(), Box<dyn Error>>;
 
 const WIDTH: i32 = 920;
@@ -31,6 +33,12 @@ const AXIS_NAME_MARGIN: i32 = 12;
 const LABELS_MAX: usize = 32;
 const LEGEND_WIDTH: i32 = 330;
 
+/// Width of a bold letter, as a share of the size.
+const LETTER_WIDTH: f64 = 0.57;
+/// A longer remark would be too small to read; the table has all of it.
+const REMARK_LETTERS_MAX: usize = 130;
+const REMARK_HEIGHT: i32 = 22;
+
 /// plotters draws letters 1.24 times smaller than these sizes.
 const TITLE_SIZE: f64 = 23.0;
 const TEXT_SIZE: f64 = 16.0;
@@ -44,6 +52,7 @@ const BLUE: RGBColor = RGBColor(28, 98, 190);
 const GREY: RGBColor = RGBColor(150, 157, 167);
 const GREEN: RGBColor = RGBColor(35, 134, 84);
 const RED: RGBColor = RGBColor(203, 45, 45);
+const ORANGE: RGBColor = RGBColor(176, 96, 0);
 
 /// Steps of the curve in each halving of the distance to 100 %.
 const TICKS: u32 = 20;
@@ -55,21 +64,22 @@ pub(super) fn plot(report: &Report) -> Result<String, String> {
 
 fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
     let print = small_print(report);
-    let strips = if report.timeline.is_empty() { 0 } else { 3 * STRIP_HEIGHT + TIME_AXIS_HEIGHT };
+    let strips = if report.timeline.is_empty() { 0 } else { 4 * STRIP_HEIGHT + TIME_AXIS_HEIGHT };
     let print_height = print.iter().map(|_| PRINT_LINE_HEIGHT).sum::<i32>() + MARGIN + 4;
-    let height = TITLE_HEIGHT + LATENCY_HEIGHT + strips + print_height;
+    let title_height = TITLE_HEIGHT + if remark(report).is_some() { REMARK_HEIGHT } else { 0 };
+    let height = title_height + LATENCY_HEIGHT + strips + print_height;
     let mut svg = String::new();
     {
         let root =
             SVGBackend::with_string(&mut svg, (WIDTH.cast_unsigned(), height.cast_unsigned())).into_drawing_area();
         root.fill(&WHITE)?;
-        let (title, rest) = root.split_vertically(TITLE_HEIGHT);
+        let (title, rest) = root.split_vertically(title_height);
         draw_title(&title, report)?;
         let (latency, rest) = rest.split_vertically(LATENCY_HEIGHT);
         draw_latency(&latency, report)?;
         let (time, bottom) = rest.split_vertically(strips);
         if !report.timeline.is_empty() {
-            draw_time(&time, &report.timeline)?;
+            draw_time(&time, report)?;
         }
         for (line, text) in (0..).zip(&print) {
             let at = (MARGIN, line * PRINT_LINE_HEIGHT + 16);
@@ -81,27 +91,40 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
 }
 
 fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
-    let pace = match report.config.rate {
+    let pace = match report.config.rate.filter(|_| report.r#loop == Loop::Open) {
         Some(rate) => format!("{}/s", plural(number(rate), "message", "messages")),
         None => "closed loop".to_owned(),
     };
     let connections = plural(count(report.connections.requested), "connection", "connections");
     let title = format!("ecoloop load: {}, {connections}, {pace}", mode(report.mode));
-    let bold = FontDesc::new(FontFamily::SansSerif, TITLE_SIZE, FontStyle::Bold).color(&INK);
+    let size = fitting_size(TITLE_SIZE, &title);
+    let bold = FontDesc::new(FontFamily::SansSerif, size, FontStyle::Bold).color(&INK);
     area.draw(&Text::new(title, (MARGIN, 16), bold))?;
     let latency = &report.latency_us;
-    let percentiles = [
-        ("p50", latency.p50),
-        ("p90", latency.p90),
-        ("p99", latency.p99),
-        ("p99.9", latency.p99_9),
-        ("p99.99", latency.p99_99),
-        ("max", latency.max),
-    ];
-    let percentiles = percentiles.iter().filter_map(|(name, value)| Some(format!("{name} {}", time((*value)?))));
+    let percentiles = latency.percentiles().into_iter().chain([(1.0, "max", latency.max)]);
+    let percentiles = percentiles.filter_map(|(_, name, value)| Some(format!("{name} {}", time(value?))));
     let line = percentiles.collect::<Vec<_>>().join("  ·  ");
     area.draw(&Text::new(line, (MARGIN, 42), style(TEXT_SIZE, PALE)))?;
+    if let Some(remark) = remark(report) {
+        let color = if report.verdict == Verdict::Fail { RED } else { ORANGE };
+        let size = fitting_size(TEXT_SIZE, &remark);
+        area.draw(&Text::new(remark, (MARGIN, 66), style(size, color)))?;
+    }
     Ok(())
+}
+
+/// Returns what a reader must know of a run that did not simply pass.
+fn remark(report: &Report) -> Option<String> {
+    let verdict = (report.verdict != Verdict::Pass).then(|| verdict(report));
+    let remarks: Vec<_> = verdict.into_iter().chain(deferred(report)).collect();
+    let letters = |text: &str| text.chars().take(REMARK_LETTERS_MAX).collect::<String>();
+    (!remarks.is_empty()).then(|| letters(&remarks.join("; ")))
+}
+
+/// Returns the size of letters up to `size` in which a text fits the width.
+fn fitting_size(size: f64, text: &str) -> f64 {
+    let letters = u32::try_from(text.chars().count()).unwrap_or(u32::MAX).max(1);
+    size.min(f64::from(WIDTH - 2 * MARGIN) / (LETTER_WIDTH * f64::from(letters)))
 }
 
 /// An axis with its own labels and lines. The logarithmic axes of plotters omit labels when space is short.
@@ -270,27 +293,40 @@ fn round_logarithm(logarithm: f64, direction: i32) -> f64 {
     found.unwrap_or(logarithm)
 }
 
-/// Draws three strips over one time axis: throughput, open connections, errors.
-fn draw_time(area: &Area<'_>, timeline: &[Sample]) -> Drawn {
-    let (throughput, rest) = area.split_vertically(STRIP_HEIGHT);
+/// Draws four strips over one time axis: latency, throughput, open connections, errors.
+fn draw_time(area: &Area<'_>, report: &Report) -> Drawn {
+    let (latency, rest) = area.split_vertically(STRIP_HEIGHT);
+    let (throughput, rest) = rest.split_vertically(STRIP_HEIGHT);
     let (open, errors) = rest.split_vertically(STRIP_HEIGHT);
-    draw_strip(
-        &throughput,
-        timeline,
-        &Strip { name: "messages/s", color: BLUE, of: |point| point.rate, is_last: false },
-    )?;
-    draw_strip(
-        &open,
-        timeline,
-        &Strip { name: "open connections", color: GREEN, of: |point| point.open, is_last: false },
-    )?;
-    draw_strip(&errors, timeline, &Strip { name: "errors/s", color: RED, of: |point| point.errors, is_last: true })
+    // A file can have any number.
+    let asked = report.config.rate.filter(|rate| report.r#loop == Loop::Open && (0.0..=1e9).contains(rate));
+    let strip = |name: String, of: Quantity, color| Strip {
+        name,
+        series: vec![(of, color)],
+        asked: None,
+        format: number,
+        is_last: false,
+    };
+    let latency_strip = Strip {
+        series: vec![(|point| point.p99, BLUE), (|point| point.p50, GREEN)],
+        format: |microseconds| round_time(microseconds),
+        ..strip("latency of each second: p99, and p50 in green".to_owned(), |point| point.p99, BLUE)
+    };
+    let asked_name = asked.map(|rate| format!(", asked {}/s in gray", number(rate))).unwrap_or_default();
+    let throughput_strip = Strip { asked, ..strip(format!("messages/s{asked_name}"), |point| Some(point.rate), BLUE) };
+    draw_strip(&latency, &report.timeline, &latency_strip)?;
+    draw_strip(&throughput, &report.timeline, &throughput_strip)?;
+    draw_strip(&open, &report.timeline, &strip("open connections".to_owned(), |point| Some(point.open), GREEN))?;
+    let errors_strip = strip("errors in each second".to_owned(), |point| Some(point.errors), RED);
+    draw_strip(&errors, &report.timeline, &Strip { is_last: true, ..errors_strip })
 }
 
 struct Strip {
-    name: &'static str,
-    color: RGBColor,
-    of: fn(&Sample) -> u64,
+    name: String,
+    series: Vec<(Quantity, RGBColor)>,
+    /// A level to compare with.
+    asked: Option<f64>,
+    format: fn(f64) -> String,
     /// Has the time axis below it.
     is_last: bool,
 }
@@ -300,13 +336,15 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
     let ends = || timeline.iter().map(|point| point.t as f64);
     let (start, end) = (ends().fold(f64::MAX, f64::min) - 1.0, ends().fold(f64::MIN, f64::max));
     let step = round_step((end - start) / 8.0);
-    let most = timeline.iter().map(strip.of).max().unwrap_or(0).max(1) as f64;
+    let values = strip.series.iter().flat_map(|(of, _)| timeline.iter().filter_map(of));
+    let most = values.map(|value| value as f64).chain(strip.asked).fold(1.0, f64::max);
     let level = round_step(most / 2.0);
     let top = (most / level).ceil() * level;
     let x = Axis { range: start..end, labels: multiples(start, end, step), lines: Vec::new() };
     let y = Axis { range: 0.0..top, labels: multiples(0.0, top, level), lines: Vec::new() };
 
-    area.draw(&Text::new(strip.name, (LEFT, 8), style(TEXT_SIZE, strip.color)))?;
+    let color = strip.series.first().map_or(INK, |series| series.1);
+    area.draw(&Text::new(strip.name.clone(), (LEFT, 8), style(TEXT_SIZE, color)))?;
     let mut chart = ChartBuilder::on(area)
         .margin_right(MARGIN)
         .margin_top(28)
@@ -321,30 +359,31 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
         .axis_style(GREY)
         .label_style(style(TEXT_SIZE, INK))
         .axis_desc_style(style(TEXT_SIZE, PALE))
-        .y_label_formatter(&|level| number(*level))
+        .y_label_formatter(&|level| (strip.format)(*level))
         .x_label_formatter(&second)
         .x_desc(if strip.is_last { "seconds" } else { "" })
         .draw()?;
-    for run in unbroken(timeline) {
-        // A value applies to its whole second.
-        let line: Vec<_> = run
-            .iter()
-            .flat_map(|point| {
-                let (end, value) = (point.t as f64, (strip.of)(point) as f64);
-                [(end - 1.0, value), (end, value)]
-            })
-            .collect();
-        let ground = [(line[line.len() - 1].0, 0.0), (line[0].0, 0.0)];
-        let surface: Vec<_> = line.iter().copied().chain(ground).collect();
-        chart.draw_series([Polygon::new(surface, strip.color.mix(0.14).filled())])?;
-        chart.draw_series(LineSeries::new(line, strip.color.stroke_width(2)))?;
+    if let Some(asked) = strip.asked {
+        chart.draw_series(LineSeries::new([(start, asked), (end, asked)], GREY.stroke_width(2)))?;
+    }
+    for (of, color) in &strip.series {
+        let points: Vec<_> = timeline.iter().filter_map(|point| Some((point.t, of(point)? as f64))).collect();
+        for run in unbroken(&points) {
+            // A value applies to its whole second.
+            let line: Vec<_> =
+                run.iter().flat_map(|&(t, value)| [(t as f64 - 1.0, value), (t as f64, value)]).collect();
+            let ground = [(line[line.len() - 1].0, 0.0), (line[0].0, 0.0)];
+            let surface: Vec<_> = line.iter().copied().chain(ground).collect();
+            chart.draw_series([Polygon::new(surface, color.mix(0.14).filled())])?;
+            chart.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
+        }
     }
     Ok(())
 }
 
-/// Splits the timeline where seconds are missing.
-fn unbroken(timeline: &[Sample]) -> impl Iterator<Item = &[Sample]> {
-    timeline.chunk_by(|point, next| Some(next.t) == point.t.checked_add(1))
+/// Splits values of seconds where seconds are missing.
+fn unbroken(points: &[(u64, f64)]) -> impl Iterator<Item = &[(u64, f64)]> {
+    points.chunk_by(|point, next| Some(next.0) == point.0.checked_add(1))
 }
 
 /// Returns 1, 2 or 5 times a power of ten that is whole and at least `least`.
@@ -399,7 +438,8 @@ mod tests {
         assert_has(&svg, &["ecoloop load: echo, 50 connections, 100 messages/s"]);
         assert_has(&svg, &["0 %", "50 %", "90 %", "99 %", "99.9 %", "percentile, on a logarithmic axis"]);
         assert_has(&svg, &["50 µs", "100 µs", "1 ms", "10 ms", "latency"]);
-        assert_has(&svg, &["messages/s", "open connections", "errors/s", "seconds"]);
+        assert_has(&svg, &["latency of each second: p99, and p50 in green", "messages/s, asked 100/s in gray"]);
+        assert_has(&svg, &["open connections", "errors in each second", "seconds"]);
         assert!(texts(&svg).iter().any(|text| text.contains("64 B a message")), "the settings");
     }
 
@@ -419,6 +459,34 @@ mod tests {
         let mut report = example();
         report.start = std::time::SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1);
         assert!(plot(&report).unwrap().contains("1970-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_run_that_did_not_pass_is_marked() {
+        let words = |change: fn(&mut serde_json::Value)| {
+            let svg = plot(&example_with(change)).unwrap();
+            texts(&svg)[2].to_owned()
+        };
+        let failed = serde_json::json!([{"expr": "errors>0", "default": true, "value": 3, "failed": true}]);
+        let svg = plot(&example_with(|json| (json["verdict"], json["thresholds"]) = ("fail".into(), failed))).unwrap();
+        assert_has(&svg, &["FAIL: errors&gt;0 (3)"]);
+        assert_eq!(words(|json| json["verdict"] = "interrupted".into()), "INTERRUPTED");
+        let late = words(|json| (json["verdict"], json["schedule"]["kept"]) = ("inconclusive".into(), false.into()));
+        assert_eq!(late, "INCONCLUSIVE: the schedule was not kept, so the figures are not the server&apos;s alone");
+        let deferred = words(|json| json["messages"]["deferred"] = 500.into());
+        assert_eq!(deferred, "50 % of the messages were deferred: the pipeline or the socket was full");
+    }
+
+    #[test]
+    fn a_long_title_has_smaller_letters() {
+        for length in [10, 60, 100, 200] {
+            let size = fitting_size(TITLE_SIZE, &"x".repeat(length));
+            let letters = u32::try_from(length).unwrap();
+            assert!(
+                size <= TITLE_SIZE && size * LETTER_WIDTH * f64::from(letters) <= f64::from(WIDTH - 2 * MARGIN) + 1e-9
+            );
+        }
+        assert!((fitting_size(TITLE_SIZE, "ecoloop load") - TITLE_SIZE).abs() < 1e-9);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(super) fn table(report: &Report) -> String {
     let findings: Vec<_> = report.verify.findings.iter().map(finding).collect();
     table.list("findings", &findings);
     costs(&mut table, report);
-    table.list("result", &verdict(report));
+    table.row("result", &verdict(report));
     if let Some(caution) = deferred(report) {
         table.row("", &caution);
     }
@@ -221,32 +221,31 @@ pub(super) fn finding(Finding { kind, connection, local, peer, offset, .. }: &Fi
     format!("{} at byte {} of connection {connection}, {local} to {peer}", kind.name(), count(*offset))
 }
 
-fn verdict(report: &Report) -> Vec<String> {
+/// Returns the verdict and its reasons.
+pub(super) fn verdict(report: &Report) -> String {
     match report.verdict {
-        Verdict::Pass => {
-            vec![format!("PASS ({})", plural(report.thresholds.len(), "threshold", "thresholds"))]
-        }
-        Verdict::Fail => vec![format!("FAIL: {}", failed_thresholds(report).join(", "))],
+        Verdict::Pass => format!("PASS ({})", plural(report.thresholds.len(), "threshold", "thresholds")),
+        Verdict::Fail => format!("FAIL: {}", failed_thresholds(report).join(", ")),
         Verdict::Inconclusive => {
             let reasons = [
                 (report.schedule.kept == Some(false)).then_some("the schedule was not kept"),
                 (report.generator.saturated == Some(true)).then_some("the generator was saturated"),
             ];
             let reasons = reasons.into_iter().flatten().collect::<Vec<_>>().join(" and ");
-            vec![format!("INCONCLUSIVE: {reasons}, so the figures are not the server's alone")]
+            format!("INCONCLUSIVE: {reasons}, so the figures are not the server's alone")
         }
-        Verdict::Interrupted => vec!["INTERRUPTED".to_owned()],
-        Verdict::Running => vec!["RUNNING".to_owned()],
+        Verdict::Interrupted => "INTERRUPTED".to_owned(),
+        Verdict::Running => "RUNNING".to_owned(),
     }
 }
 
-/// Returns that the server took less than was asked, if over 1 % of the messages were deferred.
+/// Returns the share of the messages that were deferred, if it is over 1 %.
 #[expect(clippy::cast_precision_loss, reason = "to three digits")]
 pub(super) fn deferred(report: &Report) -> Option<String> {
     let share = report.messages.deferred as f64 / report.messages.due.max(1) as f64;
     (share > DEFERRED_SHARE).then(|| {
         let percent = number(share * 100.0);
-        format!("{percent} % of the messages were deferred: the server did not take the asked rate")
+        format!("{percent} % of the messages were deferred: the pipeline or the socket was full")
     })
 }
 

@@ -194,7 +194,7 @@ impl Session {
             let mut counts = driver.connector.counts;
             (counts.held, counts.late) = (counts.at(Stage::Steady), 0);
             measured.connections.held = counts.held;
-            measured.hold = driver.workload.outcomes(&counts);
+            measured.hold = driver.workload.outcomes(&counts, &driver.totals.first);
         }
         let mut report = report::build(measured, &self.engine.config.thresholds);
         report.verdict = Verdict::Running;
