@@ -211,9 +211,19 @@ fn costs(table: &mut Table, report: &Report) {
     table.row("kernel", &data(kernel));
 }
 
-pub(super) fn error(ErrorCount { phase, error, errno, count: n, .. }: &ErrorCount) -> String {
+pub(super) fn error(ErrorCount { phase, error, errno, count: n, first_s, targets, .. }: &ErrorCount) -> String {
     let errno = errno.as_ref().map(|errno| format!(" ({})", strip_control(errno))).unwrap_or_default();
-    format!("{} {}{errno}: {}", phase.name(), error.name(), count(*n))
+    let targets = match &targets[..] {
+        [] => String::new(),
+        [one] => format!(", to {}", one.target),
+        several => {
+            let counts = several.iter().map(|one| format!("{} ({})", one.target, count(one.count)));
+            format!(", to {}", abbreviate(&counts.collect::<Vec<_>>()))
+        }
+    };
+    // An error between two windows precedes the start of its report.
+    let first = if *first_s > 0.0 { format!(", first after {}", round_time(first_s * 1e6)) } else { String::new() };
+    format!("{} {}{errno}: {}{targets}{first}", phase.name(), error.name(), count(*n))
 }
 
 pub(super) fn finding(Finding { kind, connection, local, peer, offset, .. }: &Finding) -> String {

@@ -155,8 +155,9 @@ impl Driver {
     }
 
     fn record_connect_failure(&mut self, failure: ConnectFailure, count: u64) {
-        self.totals.record_errors(failure.phase, failure.error, failure.errno, count);
-        self.connector.pause(self.clock.now());
+        let now = self.clock.now();
+        self.totals.record_errors(failure.phase, failure.error, failure.errno, count, now);
+        self.connector.pause(now);
     }
 
     /// Makes the next message of a connection due at `due`.
@@ -222,13 +223,19 @@ impl Driver {
             return self.record_corruption(client, &corruption);
         }
         self.abandon(client, AbandonReason::Unanswered);
-        self.totals.record_error(if client.stage.is_over() { Phase::Close } else { phase }, error, errno);
+        let phase = if client.stage.is_over() { Phase::Close } else { phase };
+        self.record_error(client, phase, error, errno);
         // A failed connect has no outcome, and an end after the measurement does not change one.
         if client.stage != Stage::Connecting && !client.stage.is_over() {
             self.workload.record_end(error, self.clock.now() - client.since);
         }
         self.connector.pause(self.clock.now());
         Removal::Ended
+    }
+
+    fn record_error(&mut self, client: &Client, phase: Phase, error: ErrorName, errno: Option<i32>) {
+        let (_, target) = self.connector.sources.pair(client.pair);
+        self.totals.record_error(phase, error, errno, target, self.clock.now());
     }
 
     /// Records the outstanding messages of a connection that ends.
@@ -378,7 +385,7 @@ impl Driver {
         // Every byte of a message that was sent in part may have come back.
         if !is_over && (is_between_messages || corruption.is_none()) {
             self.abandon(client, AbandonReason::Failed);
-            self.totals.record_error(Phase::Receive, ErrorName::ClosedEarly, None);
+            self.record_error(client, Phase::Receive, ErrorName::ClosedEarly, None);
             self.workload.record_end(ErrorName::ClosedEarly, self.clock.now() - client.since);
             self.connector.pause(self.clock.now());
             return Removal::Ended;
@@ -398,7 +405,7 @@ impl Driver {
                 offset: corruption.offset,
             },
         );
-        self.totals.record_error(Phase::Verify, ErrorName::BadBytes, None);
+        self.record_error(client, Phase::Verify, ErrorName::BadBytes, None);
         self.abandon(client, AbandonReason::Failed);
         self.connector.pause(self.clock.now());
         Removal::Ended

@@ -76,7 +76,7 @@ impl Engine {
             driver.step = Step::Done;
         }
         for _ in 0..config.unresolved {
-            driver.totals.record_error(Phase::Resolve, ErrorName::Other, None);
+            driver.totals.record_errors(Phase::Resolve, ErrorName::Other, None, 1, 0);
         }
         Ok(Self {
             config,
@@ -355,7 +355,8 @@ impl Engine {
             self.count_held();
         }
         if let Some(failure) = self.driver.connector.never_connected() {
-            self.driver.totals.record_error(failure.phase, failure.error, failure.errno);
+            let now = self.driver.clock.now();
+            self.driver.totals.record_errors(failure.phase, failure.error, failure.errno, 1, now);
         }
     }
 

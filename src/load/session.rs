@@ -10,7 +10,7 @@ use super::interrupt::Interrupt;
 use super::progress::{ProgressCell, Step};
 use super::report::{
     self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Messages, Mode, Phases, Readings, Report, Settings,
-    Verdict,
+    TargetCount, Verdict,
 };
 use super::stage::Stage;
 use super::timer::nanoseconds;
@@ -243,11 +243,13 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         turn: &engine.turn,
         errors: totals
             .errors()
-            .map(|((phase, error, errno), count)| ErrorCount {
+            .map(|((phase, error, errno), totals)| ErrorCount {
                 phase,
                 error,
                 errno: errno.map(|errno| errno_name(errno).into_owned()),
-                count,
+                count: totals.count,
+                first_s: seconds_since_start(engine, totals.first),
+                targets: totals.targets.iter().map(|(&target, &count)| TargetCount { target, count }).collect(),
             })
             .collect(),
         verify: totals.verify.clone(),
@@ -255,6 +257,12 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         readings,
         timeline: engine.timeline.samples().to_vec(),
     }
+}
+
+/// Returns the time from the start of the report to `time`, in seconds.
+fn seconds_since_start(engine: &Engine, time: u64) -> f64 {
+    let start = engine.begun[Step::Connect as usize];
+    Duration::from_micros(time.saturating_sub(start) / 1000).as_secs_f64()
 }
 
 /// Returns the duration of each phase.

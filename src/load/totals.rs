@@ -1,6 +1,7 @@
 //! The counts and histograms of a run.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use super::error::{ErrorName, Phase};
 use super::report::{Finding, Histogram, Messages, Verify};
@@ -21,6 +22,16 @@ pub(super) enum AbandonReason {
     Unanswered,
     /// A finding, or FIN before the reply: no reply will come.
     Failed,
+}
+
+/// The errors of one kind.
+#[derive(Debug, Default)]
+pub(super) struct ErrorTotals {
+    pub(super) count: u64,
+    /// When the first one occurred.
+    pub(super) first: u64,
+    /// Their number by target. A connect that could not begin has none.
+    pub(super) targets: BTreeMap<SocketAddr, u64>,
 }
 
 /// An outstanding message of a connection that ends.
@@ -51,7 +62,7 @@ pub(super) struct Totals {
     pub(super) first: Histogram,
     pub(super) connect: Histogram,
     pub(super) lateness: Histogram,
-    errors: BTreeMap<(Phase, ErrorName, Option<i32>), u64>,
+    errors: BTreeMap<(Phase, ErrorName, Option<i32>), ErrorTotals>,
     pub(super) verify: Verify,
 }
 
@@ -162,21 +173,35 @@ impl Totals {
         self.second.clear();
     }
 
-    pub(super) fn record_error(&mut self, phase: Phase, error: ErrorName, errno: Option<i32>) {
-        self.record_errors(phase, error, errno, 1);
+    /// Counts an error at `now` of a connection to `target`.
+    pub(super) fn record_error(
+        &mut self,
+        phase: Phase,
+        error: ErrorName,
+        errno: Option<i32>,
+        target: SocketAddr,
+        now: u64,
+    ) {
+        self.record_errors(phase, error, errno, 1, now);
+        let totals = self.errors.entry((phase, error, errno)).or_default();
+        *totals.targets.entry(target).or_default() += 1;
     }
 
-    /// Counts an error of `count` connections.
-    pub(super) fn record_errors(&mut self, phase: Phase, error: ErrorName, errno: Option<i32>, count: u64) {
-        *self.errors.entry((phase, error, errno)).or_default() += count;
+    /// Counts an error at `now` of `count` connections that have no target.
+    pub(super) fn record_errors(&mut self, phase: Phase, error: ErrorName, errno: Option<i32>, count: u64, now: u64) {
+        let totals = self.errors.entry((phase, error, errno)).or_default();
+        if totals.count == 0 {
+            totals.first = now;
+        }
+        totals.count += count;
     }
 
-    pub(super) fn errors(&self) -> impl Iterator<Item = ((Phase, ErrorName, Option<i32>), u64)> {
-        self.errors.iter().map(|(&error, &count)| (error, count))
+    pub(super) fn errors(&self) -> impl Iterator<Item = ((Phase, ErrorName, Option<i32>), &ErrorTotals)> {
+        self.errors.iter().map(|(&error, totals)| (error, totals))
     }
 
     pub(super) fn error_count(&self) -> u64 {
-        self.errors.values().sum()
+        self.errors.values().map(|totals| totals.count).sum()
     }
 
     pub(super) fn record_finding(&mut self, corruption: &Corruption, finding: Finding) {

@@ -65,8 +65,11 @@ fn failures_are_listed_with_their_place_and_value() {
         json["verdict"] = "fail".into();
         json["verify"]["findings"] = json!([finding]);
         json["errors"] = json!([
-            {"phase": "connect", "error": "no_ports", "errno": null, "count": 3},
-            {"phase": "receive", "error": "reset", "errno": "ECONNRESET", "count": 12_000},
+            {"phase": "connect", "error": "no_ports", "errno": null, "count": 3, "first_s": 0.012, "targets": []},
+            {
+                "phase": "receive", "error": "reset", "errno": "ECONNRESET", "count": 12_000, "first_s": 2.5,
+                "targets": [{"target": "127.0.0.1:1", "count": 8000}, {"target": "127.0.0.1:2", "count": 4000}],
+            },
         ]);
         json["thresholds"] = json!([
             {"expr": "errors>0", "default": true, "value": 12_003, "failed": true},
@@ -78,8 +81,9 @@ fn failures_are_listed_with_their_place_and_value() {
         ]);
     });
     let lines = [
-        "errors       connect no_ports: 3",
-        "             receive reset (ECONNRESET): 12,000",
+        "errors       connect no_ports: 3, first after 12 ms",
+        "             receive reset (ECONNRESET): 12,000,",
+        "             to 127.0.0.1:1 (8,000) and 127.0.0.1:2 (4,000), first after 2.5 s",
         "findings     flipped at byte 5,000 of connection 7,",
         "             127.0.0.1:40312 to 127.0.0.1:5000",
         "result       FAIL: errors>0 (12,003), p99>5ms (6.20 ms),",
@@ -256,10 +260,10 @@ fn unsent_messages_are_attributed_to_the_connections_that_ended() {
     let report = example_with(|json| {
         json["messages"]["unsent"] = 1502.into();
         json["errors"] = json!([
-            {"phase": "send", "error": "reset", "errno": "EPIPE", "count": 1},
-            {"phase": "receive", "error": "reset", "errno": "ECONNRESET", "count": 2},
-            {"phase": "receive", "error": "closed_early", "errno": null, "count": 50},
-            {"phase": "close", "error": "timeout", "errno": null, "count": 9},
+            {"phase": "send", "error": "reset", "errno": "EPIPE", "count": 1, "first_s": 1, "targets": [{"target": "127.0.0.1:1", "count": 1}]},
+            {"phase": "receive", "error": "reset", "errno": "ECONNRESET", "count": 2, "first_s": 1, "targets": [{"target": "127.0.0.1:1", "count": 1}]},
+            {"phase": "receive", "error": "closed_early", "errno": null, "count": 50, "first_s": 1, "targets": [{"target": "127.0.0.1:1", "count": 1}]},
+            {"phase": "close", "error": "timeout", "errno": null, "count": 9, "first_s": 1, "targets": [{"target": "127.0.0.1:1", "count": 1}]},
         ]);
     });
     let lines = ["             1,502 not sent: their connections had ended (reset 3,", "             closed_early 50)"];

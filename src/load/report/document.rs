@@ -317,7 +317,7 @@ pub struct ScheduleReport {
 }
 
 /// Number of errors of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ErrorCount {
     /// What the connection was doing.
@@ -326,6 +326,20 @@ pub struct ErrorCount {
     pub error: ErrorName,
     /// The name of its errno, if it has one.
     pub errno: Option<String>,
+    /// Number of errors.
+    pub count: u64,
+    /// When the first one occurred, in seconds since the start of the run.
+    pub first_s: f64,
+    /// Number of errors by target. A connect that could not begin has none.
+    pub targets: Vec<TargetCount>,
+}
+
+/// Number of errors of one kind on connections to one target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TargetCount {
+    /// The server's address.
+    pub target: SocketAddr,
     /// Number of errors.
     pub count: u64,
 }
@@ -526,6 +540,8 @@ pub(super) mod tests {
             error: ErrorName::Refused,
             errno: Some("ECONNREFUSED".to_owned()),
             count: 1,
+            first_s: 0.5,
+            targets: vec![TargetCount { target: "127.0.0.1:5000".parse().unwrap(), count: 1 }],
         });
         report.verify.findings.push(Finding {
             kind: FindingKind::Flipped,
@@ -540,7 +556,7 @@ pub(super) mod tests {
             .collect::<String>()
             .replace(
                 r#""errors":[],"#,
-                r#""errors":[{"phase":"connect","error":"refused","errno":"ECONNREFUSED","count":1}],"#,
+                r#""errors":[{"phase":"connect","error":"refused","errno":"ECONNREFUSED","count":1,"first_s":0.5,"targets":[{"target":"127.0.0.1:5000","count":1}]}],"#,
             )
             .replace(
                 r#""findings":[]"#,

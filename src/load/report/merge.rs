@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 
 use serde_json::json;
 
 use super::document::{
     ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Report, Sample, ScheduleReport,
-    ServerSide, Settings, Summary, Verify,
+    ServerSide, Settings, Summary, TargetCount, Verify,
 };
 use super::histogram::Histogram;
 use super::thresholds::{self, Threshold};
@@ -231,12 +232,26 @@ fn summary(runs: &[(String, Report)], field: &str, of: fn(&Report) -> Option<&Su
 }
 
 fn errors(reports: &[&Report]) -> Vec<ErrorCount> {
-    let mut merged: BTreeMap<_, ErrorCount> = BTreeMap::new();
-    for error in reports.iter().flat_map(|run| &run.errors) {
-        let add = |sum: &mut ErrorCount| sum.count = sum.count.saturating_add(error.count);
-        merged.entry((error.phase, error.error, &error.errno)).and_modify(add).or_insert_with(|| error.clone());
+    let start = reports.iter().map(|run| seconds(run)).fold(f64::INFINITY, f64::min);
+    let mut merged: BTreeMap<_, (ErrorCount, BTreeMap<SocketAddr, u64>)> = BTreeMap::new();
+    for (run, error) in reports.iter().flat_map(|run| run.errors.iter().map(move |error| (run, error))) {
+        // A file of one report keeps its digits.
+        let shift = seconds(run) - start;
+        let first_s = if shift > 0.0 { round_to_microseconds(error.first_s + shift) } else { error.first_s };
+        let new = || (ErrorCount { count: 0, first_s, targets: Vec::new(), ..error.clone() }, BTreeMap::new());
+        let (sum, targets) = merged.entry((error.phase, error.error, &error.errno)).or_insert_with(new);
+        sum.count = sum.count.saturating_add(error.count);
+        sum.first_s = sum.first_s.min(first_s);
+        for TargetCount { target, count } in &error.targets {
+            let sum = targets.entry(*target).or_default();
+            *sum = sum.saturating_add(*count);
+        }
     }
-    merged.into_values().collect()
+    let with_targets = |(error, targets): (ErrorCount, BTreeMap<SocketAddr, u64>)| ErrorCount {
+        targets: targets.into_iter().map(|(target, count)| TargetCount { target, count }).collect(),
+        ..error
+    };
+    merged.into_values().map(with_targets).collect()
 }
 
 fn verify(reports: &[&Report]) -> Verify {

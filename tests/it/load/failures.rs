@@ -175,3 +175,17 @@ fn a_close_after_a_message_that_was_sent_in_part_fails_the_message() {
     let (_, report) = document(&Process::start(command).wait());
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
 }
+
+#[test]
+fn errors_are_counted_by_target() {
+    let server = serve(ServerConfig::default());
+    let (_port, closed) = reserve_port();
+    let mut config = config(server.local_addr());
+    config.targets.push(closed);
+    config.connections = 5;
+    config.duration = Duration::from_millis(100);
+    let report = run(config);
+    let [error] = &report.errors[..] else { panic!("{:?}", report.errors) };
+    let targets: Vec<_> = error.targets.iter().map(|one| (one.target, one.count)).collect();
+    assert_eq!((error.error, error.count, targets), (ErrorName::Refused, 2, vec![(closed, 2)]));
+}

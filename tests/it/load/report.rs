@@ -89,15 +89,21 @@ fn findings_and_errors_are_in_the_document_by_name() {
         discard(stream)
     });
     let ended = run_command(&["-c", "2", "--max-connecting", "1", "-m", "1", "--json", "-", &address.to_string()]);
-    let (json, report) = document(&ended);
+    let (mut json, report) = document(&ended);
     assert_eq!(report.verdict, Verdict::Fail);
     let finding = &json["verify"]["findings"][0];
     assert_eq!(keys(finding), ["kind", "connection", "local", "peer", "offset"].into());
     let fields = (&finding["kind"], &finding["connection"], &finding["offset"], &finding["peer"]);
     assert_eq!(fields, (&"flipped".into(), &0.into(), &9.into(), &address.to_string().into()));
+    for error in json["errors"].as_array_mut().unwrap() {
+        // The clock of a run begins a moment after the time of its start.
+        let first = error.as_object_mut().unwrap().remove("first_s").unwrap().as_f64().unwrap();
+        assert!(first > 0.0 && first < TIMEOUT.as_secs_f64(), "{first}");
+    }
+    let targets = [serde_json::json!({"target": address.to_string(), "count": 1})];
     let errors = serde_json::json!([
-        {"phase": "receive", "error": "closed_early", "errno": null, "count": 1},
-        {"phase": "verify", "error": "bad_bytes", "errno": null, "count": 1},
+        {"phase": "receive", "error": "closed_early", "errno": null, "count": 1, "targets": targets},
+        {"phase": "verify", "error": "bad_bytes", "errno": null, "count": 1, "targets": targets},
     ]);
     assert_eq!(json["errors"], errors);
     // A quantity without data is null, and not 0.

@@ -54,7 +54,14 @@ fn counts_and_rates_are_summed() {
 
 #[test]
 fn equal_errors_are_summed_and_all_findings_kept() {
-    let error = |error, count| ErrorCount { phase: Phase::Connect, error, errno: None, count };
+    let error = |error, count| ErrorCount {
+        phase: Phase::Connect,
+        error,
+        errno: None,
+        count,
+        first_s: 0.5,
+        targets: vec![TargetCount { target: "127.0.0.1:5000".parse().unwrap(), count }],
+    };
     let finding = |connection| Finding {
         kind: FindingKind::Lost,
         connection,
@@ -67,6 +74,7 @@ fn equal_errors_are_summed_and_all_findings_kept() {
         run.verify.findings = vec![finding(1)];
     });
     let b = run("b", |run| {
+        run.start += Duration::from_millis(100);
         run.errors = vec![error(ErrorName::Refused, 3)];
         run.verify.findings = vec![finding(1)];
     });

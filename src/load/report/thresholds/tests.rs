@@ -114,7 +114,14 @@ fn each_default_threshold_fails_by_its_own_quantity() {
     assert_eq!(failed_by(|report| report.messages.verified = 0), ["verified<1"]);
     assert_eq!(failed_by(|report| report.verify.connections_failed = 1), ["findings>0"]);
     let error = |report: &mut Report| {
-        let error = ErrorCount { phase: Phase::Connect, error: ErrorName::Refused, errno: None, count: 2 };
+        let error = ErrorCount {
+            phase: Phase::Connect,
+            error: ErrorName::Refused,
+            errno: None,
+            count: 2,
+            first_s: 0.0,
+            targets: Vec::new(),
+        };
         report.errors = vec![error];
     };
     assert_eq!(failed_by(error), ["errors>0"]);
@@ -193,7 +200,14 @@ fn a_percentage_is_of_what_was_asked_opened_or_due() {
     report.messages.deferred = 50;
     report.connections.held = 49;
     report.connections.opened_total = 200;
-    report.errors = vec![ErrorCount { phase: Phase::Connect, error: ErrorName::Refused, errno: None, count: 1 }];
+    report.errors = vec![ErrorCount {
+        phase: Phase::Connect,
+        error: ErrorName::Refused,
+        errno: None,
+        count: 1,
+        first_s: 0.0,
+        targets: Vec::new(),
+    }];
     report.hold = Some(Hold { reset: 1, ..Hold::default() });
     for (text, value, has_failed) in [
         ("rate<99%", 23.5, true),
