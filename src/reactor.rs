@@ -288,16 +288,16 @@ impl<T> Reactor<T> {
         Ok(self.events_left || !self.run_queue.is_empty())
     }
 
-    /// Serves every reported key, and up to `passes` times what the run queue holds when the pass begins.
+    /// Serves every reported key, and up to `passes` times what the run queue holds when the pass begins. If the last wait took as many
+    /// events as it could, there is one pass, over as many queued keys at most.
     ///
     /// Keys that are queued during a pass, by [`Next::Again`] or [`resume`](Self::resume), are served in the next pass, or in the next
     /// call. If the handler panics, the keys that it was not called for are left for the next call.
     ///
     /// # Fairness
     ///
-    /// A key that becomes ready waits at most for two calls of the handler for every other key, or for 128 calls and one for every
-    /// other key if that is more: the passes end before the handler was called more than 128 times, and after the first pass if the
-    /// last wait took as many events as it could.
+    /// Before a key that becomes ready is served, the handler is called at most twice as often as there are other keys that are ready,
+    /// or 128 times and once for each of them if that is more.
     #[inline(never)]
     pub fn serve<H: Handler<T>>(&mut self, passes: usize, handler: &mut H) {
         let queued = self.run_queue.len();
@@ -314,6 +314,8 @@ impl<T> Reactor<T> {
         batch.reactor.events_left = false;
         drop(batch);
         self.batch_full = self.events_served == self.events.capacity();
+        // More keys may be ready in the kernel: they must not wait for the whole queue at each batch.
+        let queued = if self.batch_full { queued.min(self.events_served) } else { queued };
         if !self.run_queue.is_empty() {
             self.serve_queued(queued, passes, handler);
         }

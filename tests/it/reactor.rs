@@ -333,6 +333,22 @@ fn a_wait_does_not_block_after_a_full_batch() {
 }
 
 #[test]
+fn ready_keys_beyond_many_batches_wait_for_two_calls_per_key() {
+    const KEYS: usize = 400;
+    let mut reactor = Reactor::new(4).unwrap();
+    // Each is ready from the start, and none is ever drained.
+    let _far: Vec<_> = (0..KEYS).map(|_| insert_pair(&mut reactor).1).collect();
+    let (mut served, mut calls) = (BTreeSet::new(), 0);
+    while served.len() < KEYS {
+        poll(&mut reactor);
+        let keys = serve(&mut reactor, 16, |_| Next::Again);
+        calls += keys.len();
+        served.extend(keys.into_iter().map(|(key, _)| key));
+    }
+    assert!(calls <= 2 * KEYS, "{calls} calls before each of {KEYS} keys was served");
+}
+
+#[test]
 fn a_deregistered_source_is_not_reported() {
     let mut reactor = reactor();
     let (near, far) = UnixStream::pair().unwrap();
