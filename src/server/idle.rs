@@ -84,7 +84,7 @@ pub(super) fn visit<S>(connection: &mut Connection<S>) -> Visit {
     let is_stalled = connection.pending() > 0;
     match connection.tick_idle() {
         IDLE_TICKS.. if is_stalled || connection.is_drained() => Visit::Silent,
-        ticks if ticks + 1 >= IDLE_TICKS && !is_stalled => read(connection),
+        ticks if ticks >= IDLE_TICKS - 1 && !is_stalled => read(connection),
         _ => Visit::Wait,
     }
 }
@@ -99,7 +99,7 @@ pub(super) fn visit_draining<S>(connection: &mut Connection<S>, rounds: u8) -> V
     }
     match ticks {
         DRAIN_TICKS.. if connection.is_drained() => Visit::Silent,
-        ticks if ticks + 1 >= DRAIN_TICKS => read(connection),
+        ticks if ticks >= DRAIN_TICKS - 1 => read(connection),
         _ => Visit::Wait,
     }
 }
