@@ -324,6 +324,10 @@ impl<O: Observer> Server<O> {
         }
         if is_expired(self.echo.core.hand.map(|hand| hand.deadline())) {
             self.echo.advance_hand(&mut self.reactor, now);
+            if self.echo.core.connections == 0 {
+                // Before the wait, which may be long.
+                self.trim();
+            }
         }
         if is_expired(self.echo.core.lifecycle.deadline()) {
             self.echo.finish(&mut self.reactor, CloseReason::Cut);

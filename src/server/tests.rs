@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,11 +15,14 @@ use mio::{Interest, Registry, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::config::TRIM_THRESHOLD;
 use super::echo::Tally;
 use super::idle::{Visit, visit_draining};
-use super::{Connection, Handle, Outcome, Peer};
+use super::{Config, Connection, Handle, Outcome, Peer, Server};
 use crate::{Handler, INTEREST, Next, Reactor, Ready};
 
+/// Longer than anything takes that a test waits for.
+const TIMEOUT: Duration = Duration::from_secs(20);
 const BUFFER_SIZE: usize = 4;
 const READS_PER_TURN: usize = 2;
 /// Fewer than there may be connections.
@@ -484,6 +487,26 @@ proptest! {
     fn a_drain_sends_fin_after_the_echo_of_what_the_kernel_had(scripts in vec(scripts(), 1..8), drain_at in 0..20_usize) {
         play(&scripts, drain_at);
     }
+}
+
+#[test]
+fn the_memory_of_a_peak_is_returned_when_its_last_connections_are_idle() {
+    let config = Config { idle_timeout: Some(Duration::from_secs(1)), ..Config::default() };
+    let mut server = Server::bind("127.0.0.1:0", config).unwrap();
+    let clients: Vec<_> = (0..TRIM_THRESHOLD).map(|_| TcpStream::connect(server.local_addr()).unwrap()).collect();
+    while server.handle().stats().accepted < clients.len() as u64 {
+        let _ = server.turn(Some(TIMEOUT)).unwrap();
+    }
+    let before = server.reactor.capacity();
+    while server.handle().stats().open() > 0 {
+        let timeout = server.run_timers(Some(TIMEOUT));
+        if server.handle().stats().open() > 0 {
+            server.reactor.wait(timeout).unwrap();
+            server.reactor.serve(1, &mut server.echo);
+        }
+    }
+    // The wait that follows has no deadline.
+    assert!(server.reactor.capacity() < before);
 }
 
 /// An idle connection costs its entry. In debug builds mio's sockets are larger.
