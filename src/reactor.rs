@@ -264,7 +264,7 @@ impl<T> Reactor<T> {
     /// Waits for events, at most for `timeout` (`None`: without limit), and not at all while [`has_pending`](Self::has_pending).
     /// Returns whether an event was reported or a key is queued.
     ///
-    /// Events that an earlier wait reported and nobody served stay, and the call returns at once. An interrupted wait returns
+    /// While events of an earlier wait are left to serve, the call returns without waiting, and keeps them. An interrupted wait returns
     /// without events: mio does not retry it, and the caller may have a deadline to look at.
     ///
     /// # Errors

@@ -40,8 +40,8 @@ pub use self::observer::{CloseReason, Observer, Peer};
 pub use self::running::Running;
 pub use self::stats::{ClosedStats, Report, Stats};
 
-/// A TCP echo server on one readiness loop: bound and listening, and served by whoever calls [`run`](Self::run) or
-/// [`turn`](Self::turn).
+/// A TCP echo server on one readiness loop. It is bound and listening, and serves while [`run`](Self::run) or [`turn`](Self::turn) is
+/// called.
 ///
 /// It starts a thread only in [`spawn`](Self::spawn), installs no signal handler and no logger, and prints nothing. It logs failures
 /// of the system with `log`, under the target `ecoloop`.

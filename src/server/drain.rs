@@ -1,4 +1,4 @@
-//! The orderly end: no new connections, FIN to each silent one, and the end of those that are left.
+//! The orderly end of a server: no new connections, FIN to each silent one, and a deadline for the rest.
 
 use std::net::Shutdown;
 use std::time::Instant;

@@ -153,7 +153,7 @@ impl<O: Observer> Echo<O> {
         }
     }
 
-    /// Visits the next connections, and ends those that are silent.
+    /// Visits the next connections. A silent one is closed, or gets FIN in a drain.
     pub(super) fn advance_hand(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
         let Some(hand) = &mut self.core.hand else { return };
         let (is_draining, rounds) = (self.core.lifecycle.is_draining(), hand.rounds());

@@ -51,7 +51,7 @@ impl Handle {
     }
 
     /// Shuts down gracefully: the server accepts no new connections, keeps echoing, and sends FIN to each connection once it is
-    /// silent. At [`Config::drain_timeout`](crate::Config::drain_timeout) it closes those that are left.
+    /// silent. At [`Config::drain_timeout`](crate::Config::drain_timeout) it closes the rest.
     pub fn drain(&self) {
         self.send(Command::Drain);
     }
