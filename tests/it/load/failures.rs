@@ -181,7 +181,7 @@ fn errors_are_counted_by_target() {
     let server = serve(ServerConfig::default());
     let (_port, closed) = reserve_port();
     let mut config = config(server.local_addr());
-    config.targets.push(closed);
+    config.targets.push(vec![closed]);
     config.connections = 5;
     config.duration = Duration::from_millis(100);
     let report = run(config);
