@@ -459,10 +459,12 @@ pub(super) fn print_failure(report: &Report) {
 
 /// Warns about system limits below what the run needs.
 fn warn_of_limits(config: &Config, descriptor_limit: Option<u64>) {
+    let (unused, _) = unpaired(&config.sources, &config.targets);
+    let used = config.sources.iter().filter(|source| !unused.contains(source));
     let plan = Plan {
         connections: config.connections,
         purpose: Purpose::Load,
-        sources: config.sources.iter().map(|source| source.ip()).collect(),
+        sources: used.map(|source| source.ip()).collect(),
         targets: config.targets.concat(),
         pairs: count_pairs(&config.sources, &config.targets).unwrap_or(1),
         other_descriptors: descriptor_limit.and_then(descriptors::count_open).map(|open| open + RUN_DESCRIPTORS),

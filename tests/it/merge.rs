@@ -66,8 +66,11 @@ fn fields_that_are_unknown_cost_no_memory() {
 
 #[test]
 fn many_kinds_of_errors_are_merged_in_time() {
-    let errno =
-        |number: u32| json!({"phase": "connect", "error": "other", "errno": format!("errno {number}"), "count": 1});
+    let errno = |number: u32| {
+        json!({
+            "phase": "connect", "error": "other", "errno": format!("errno {number}"), "count": 1, "first_s": 0.5, "targets": [],
+        })
+    };
     let file = file("errnos", |report| report["errors"] = (0..160_000).map(errno).collect());
     let ended = merge(&["--json", "-", file.path()]);
     let merged: Value = serde_json::from_str(&ended.stdout[0]).unwrap();

@@ -212,11 +212,17 @@ fn each_leaf(report: &Value, call: &mut dyn FnMut(&Value)) {
 #[test]
 fn no_number_of_a_file_overflows() {
     let report = example_with(|json| {
-        json["errors"] = json!([{"phase": "connect", "error": "refused", "errno": "ECONNREFUSED", "count": 1}]);
+        json["errors"] = json!([{
+            "phase": "connect", "error": "refused", "errno": "ECONNREFUSED", "count": 1, "first_s": 0.5,
+            "targets": [{"target": "127.0.0.1:5000", "count": 1}],
+        }]);
         json["verify"]["findings"] = json!([{
             "kind": "flipped", "connection": 7, "local": "127.0.0.1:40312", "peer": "127.0.0.1:5000", "offset": 5000,
         }]);
-        json["hold"] = json!({"alive": 1, "late": 1, "reset": 1, "closed": 1, "silent": 1});
+        json["hold"] = json!({
+            "alive": 1, "late": 1, "reset": 1, "closed": 1, "silent": 1, "unasked": 1,
+            "closed_after_s": {"min": 1.5, "p50": 2, "max": 3}, "first_us": json["latency_us"],
+        });
         let second = |t| json!({"t": t, "rate": 2000, "open": 50, "errors": 0, "p50": 66, "p99": 140});
         json["timeline"] = json!([second(1), second(2)]);
     });
