@@ -36,7 +36,7 @@ COUNT     4096, 10k, 1M
 DURATION  500us, 20ms, 5s, 1m
 
 SIGINT and SIGTERM shut down gracefully: ecoloop accepts no new connections, keeps echoing, and closes each connection
-once it is idle. A second signal ends the process at once. SIGHUP is ignored.
+once it is idle. A second signal, at least 0.3 s later, ends the process at once. SIGHUP is ignored.
 
 Exit status:
   0  ended by a signal
