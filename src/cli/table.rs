@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ecoloop::load::report::{Ended, ErrorCount, Finding, Loop, Phase, Summary, ThresholdResult, Verdict};
+use ecoloop::load::report::{Ended, ErrorCount, Excerpt, Finding, Loop, Phase, Summary, ThresholdResult, Verdict};
 use ecoloop::load::{Mode, Report};
 use indicatif::HumanBytes;
 
 use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, round_time, strip_control, time, wrap};
 
-/// Errors and findings that are printed; the JSON has them all.
-const LINES_MAX: usize = 8;
+/// Errors that are printed; the JSON has them all.
+const ERRORS_MAX: usize = 8;
+/// Findings that are printed, on up to four lines each.
+const FINDINGS_MAX: usize = 3;
 /// Characters of a line after its label: 80 in all.
 const LINE_WIDTH: usize = 80 - LABEL_WIDTH;
 const LABEL_WIDTH: usize = 13;
@@ -20,7 +22,7 @@ const DEFERRED_SHARE: f64 = 0.01;
 /// Returns the report as a table for one screen.
 pub(super) fn table(report: &Report) -> String {
     let mut table = Table(String::new());
-    table.list("run", &wrap(&settings(report), ", ", LINE_WIDTH));
+    table.list("run", &wrap(&settings(report), ", ", LINE_WIDTH), usize::MAX);
     if report.ended != Ended::Complete {
         table.row("ended", "interrupted: the figures cover the time until then");
     }
@@ -29,9 +31,9 @@ pub(super) fn table(report: &Report) -> String {
     distributions(&mut table, report);
     table.line("");
     let errors: Vec<_> = report.errors.iter().map(error).collect();
-    table.list("errors", &errors);
+    table.list("errors", &errors, ERRORS_MAX);
     let findings: Vec<_> = report.verify.findings.iter().map(finding).collect();
-    table.list("findings", &findings);
+    table.list("findings", &findings, FINDINGS_MAX);
     costs(&mut table, report);
     table.row("result", &verdict(report));
     if let Some(caution) = deferred(report) {
@@ -226,9 +228,30 @@ pub(super) fn error(ErrorCount { phase, error, errno, count: n, first_s, targets
     format!("{} {}{errno}: {}{targets}{first}", phase.name(), error.name(), count(*n))
 }
 
-pub(super) fn finding(Finding { kind, connection, local, peer, offset, .. }: &Finding) -> String {
-    let local = local.map_or(NO_DATA.to_owned(), |local| local.to_string());
-    format!("{} at byte {} of connection {connection}, {local} to {peer}", kind.name(), count(*offset))
+pub(super) fn finding(finding: &Finding) -> String {
+    let local = finding.local.map_or(NO_DATA.to_owned(), |local| local.to_string());
+    let excerpt = |name: &str, Excerpt { hex, text, .. }: &Excerpt| {
+        if hex.is_empty() {
+            String::new()
+        } else {
+            format!(", {name} {} {:?}", strip_control(hex), strip_control(text))
+        }
+    };
+    let question = if finding.offset == 0 && !finding.received.hex.is_empty() {
+        format!("; is this an echo server? it sent {:?}", strip_control(&finding.received.text))
+    } else {
+        String::new()
+    };
+    format!(
+        "{} at byte {} of connection {}, {local} to {}, after {}{}{}{question}",
+        finding.kind.name(),
+        count(finding.offset),
+        finding.connection,
+        finding.peer,
+        round_time(finding.at_s * 1e6),
+        excerpt("expected", &finding.expected),
+        excerpt("received", &finding.received),
+    )
 }
 
 /// Returns the verdict and its reasons.
@@ -317,16 +340,16 @@ impl Table {
         self.line(&line);
     }
 
-    /// Adds a row for each item, up to `LINES_MAX`.
-    fn list(&mut self, label: &str, items: &[String]) {
+    /// Adds a row for each item, up to `max`.
+    fn list(&mut self, label: &str, items: &[String], max: usize) {
         if items.is_empty() {
             self.row(label, "none");
         }
-        for (index, item) in items.iter().take(LINES_MAX).enumerate() {
+        for (index, item) in items.iter().take(max).enumerate() {
             self.row(if index == 0 { label } else { "" }, item);
         }
-        if items.len() > LINES_MAX {
-            self.row("", &format!("and {} more (see --json)", count((items.len() - LINES_MAX) as u64)));
+        if items.len() > max {
+            self.row("", &format!("and {} more (see --json)", count((items.len() - max) as u64)));
         }
     }
 }

@@ -15,7 +15,7 @@ use super::error::{ErrorName, Phase, classify, is_port_taken};
 use super::mode::{Reaction, Status, Traffic, Workload, new_workload};
 use super::pattern::Pattern;
 use super::progress::Step;
-use super::report::Finding;
+use super::report::{Excerpt, Finding};
 use super::schedule::{SendSchedule, Window};
 use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
@@ -395,14 +395,20 @@ impl Driver {
 
     /// Records a finding, and ends the connection.
     fn record_corruption(&mut self, client: &mut Client, corruption: &Corruption) -> Removal {
+        let (expected, received) = client.verifier.excerpts(&self.pattern, client.sent_bytes());
         self.totals.record_finding(
             corruption,
+            self.clock.now(),
             Finding {
                 kind: corruption.kind,
                 connection: client.verifier.connection(),
                 local: client.stream.0.local_addr().ok(),
                 peer: self.connector.sources.pair(client.pair).1,
                 offset: corruption.offset,
+                // Set when the report is built, whose start it depends on.
+                at_s: 0.0,
+                expected: Excerpt::new(&expected),
+                received: Excerpt::new(&received),
             },
         );
         self.record_error(client, Phase::Verify, ErrorName::BadBytes, None);

@@ -8,9 +8,9 @@ mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
 pub use self::document::{
-    ClosedAfter, Connections, Ended, ErrorCount, Finding, FindingKind, Generator, Hold, Loop, Messages, Mode, Phases,
-    Report, SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, Summary, TargetCount, ThresholdResult,
-    Verdict, Verify,
+    ClosedAfter, Connections, Ended, ErrorCount, Excerpt, Finding, FindingKind, Generator, Hold, Loop, Messages, Mode,
+    Phases, Report, SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, Summary, TargetCount,
+    ThresholdResult, Verdict, Verify,
 };
 pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::merge;

@@ -212,6 +212,10 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
     } else {
         (driver.connector.sources.target_addresses(), driver.connector.sources.sources())
     };
+    let mut verify = totals.verify.clone();
+    for (finding, &time) in verify.findings.iter_mut().zip(&totals.finding_times) {
+        finding.at_s = seconds_since_start(engine, time);
+    }
     Measured {
         start,
         ended: if engine.interrupted { Ended::Interrupted } else { Ended::Complete },
@@ -252,7 +256,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
                 targets: totals.targets.iter().map(|(&target, &count)| TargetCount { target, count }).collect(),
             })
             .collect(),
-        verify: totals.verify.clone(),
+        verify,
         server_pid: config.server_pid,
         readings,
         timeline: engine.timeline.samples().to_vec(),

@@ -64,6 +64,8 @@ pub(super) struct Totals {
     pub(super) lateness: Histogram,
     errors: BTreeMap<(Phase, ErrorName, Option<i32>), ErrorTotals>,
     pub(super) verify: Verify,
+    /// When each listed finding occurred.
+    pub(super) finding_times: Vec<u64>,
 }
 
 impl Totals {
@@ -82,6 +84,7 @@ impl Totals {
             lateness: Histogram::new(),
             errors: BTreeMap::new(),
             verify: Verify::default(),
+            finding_times: Vec::new(),
         }
     }
 
@@ -95,6 +98,7 @@ impl Totals {
         self.lateness.clear();
         self.errors.clear();
         self.verify = Verify::default();
+        self.finding_times.clear();
     }
 
     /// Counts a message that became due on an open connection.
@@ -204,13 +208,14 @@ impl Totals {
         self.errors.values().map(|totals| totals.count).sum()
     }
 
-    pub(super) fn record_finding(&mut self, corruption: &Corruption, finding: Finding) {
+    pub(super) fn record_finding(&mut self, corruption: &Corruption, now: u64, finding: Finding) {
         self.verify.wrong_bytes += corruption.wrong_bytes;
         self.verify.lost_bytes += corruption.lost_bytes;
         self.verify.extra_bytes += corruption.extra_bytes;
         self.verify.connections_failed += 1;
         if self.verify.findings.len() < FINDINGS_MAX {
             self.verify.findings.push(finding);
+            self.finding_times.push(now);
         }
     }
 }

@@ -9,6 +9,8 @@ use super::report::FindingKind;
 
 /// Bytes of evidence that decide, unless more than this is missing.
 const EVIDENCE: usize = 4 << 10;
+/// Bytes of each excerpt.
+const EXCERPT: usize = 16;
 /// Maximum bytes of evidence.
 const EVIDENCE_MAX: usize = 64 << 10;
 /// Compares the bytes that come back on a connection with those sent.
@@ -70,6 +72,16 @@ impl Verifier {
         self.verified
     }
 
+    /// Returns the bytes that were expected from the first wrong one on, and those that came, after a corruption. There are fewer if
+    /// fewer were sent or came.
+    pub(crate) fn excerpts(&self, pattern: &Pattern, sent: u64) -> (Vec<u8>, Vec<u8>) {
+        let mut expected = [0; EXCERPT];
+        pattern.fill(self.connection, self.verified, &mut expected);
+        let length = usize::try_from(sent.saturating_sub(self.verified)).map_or(EXCERPT, |left| left.min(EXCERPT));
+        let evidence = self.suspicion.as_ref().map_or(&[][..], |suspicion| &suspicion.evidence);
+        (expected[..length].to_vec(), evidence[..evidence.len().min(EXCERPT)].to_vec())
+    }
+
     /// Verifies the bytes of a read, when `sent` bytes of the stream are sent and the run has opened `opened` connections.
     pub(crate) fn receive(&mut self, pattern: &Pattern, data: &[u8], sent: u64, opened: u64) -> Checked {
         if self.suspicion.is_some() {
@@ -87,7 +99,7 @@ impl Verifier {
 
     /// Decides with the bytes received, because no more will come.
     pub(crate) fn conclude(&mut self, pattern: &Pattern, sent: u64, opened: u64, end: End) -> Option<Corruption> {
-        if let Some(suspicion) = self.suspicion.take() {
+        if let Some(suspicion) = &self.suspicion {
             return Some(self.diagnosis(pattern, &suspicion.evidence, sent, opened).classify());
         }
         let lost_bytes = sent - self.verified;
@@ -98,7 +110,10 @@ impl Verifier {
     #[cold]
     fn suspect(&mut self, pattern: &Pattern, data: &[u8], sent: u64, opened: u64) -> Checked {
         if self.verified >= sent {
-            return Checked::Wrong(self.diagnosis(pattern, data, sent, opened).classify_surplus());
+            let corruption = self.diagnosis(pattern, data, sent, opened).classify_surplus();
+            let evidence = data[..data.len().min(EXCERPT)].to_vec();
+            self.suspicion = Some(Box::new(Suspicion { evidence, enough: 0 }));
+            return Checked::Wrong(corruption);
         }
         let mut suspicion =
             self.suspicion.take().unwrap_or_else(|| Box::new(Suspicion { evidence: Vec::new(), enough: EVIDENCE }));
@@ -109,6 +124,7 @@ impl Verifier {
             let corruption = self.diagnosis(pattern, evidence, sent, opened).classify();
             let follows = usize::try_from(2 * corruption.lost_bytes).unwrap_or(EVIDENCE_MAX).min(EVIDENCE_MAX);
             if accounted_for || evidence.len() >= follows {
+                self.suspicion = Some(suspicion);
                 return Checked::Wrong(corruption);
             }
             // The bytes that seem lost may follow as many others: wait for these.

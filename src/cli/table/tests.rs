@@ -60,7 +60,8 @@ result       PASS (1 threshold)
 
 #[test]
 fn failures_are_listed_with_their_place_and_value() {
-    let finding = json!({"kind": "flipped", "connection": 7, "local": "127.0.0.1:40312", "peer": "127.0.0.1:5000", "offset": 5000});
+    let finding = json!({"kind": "flipped", "connection": 7, "local": "127.0.0.1:40312", "peer": "127.0.0.1:5000", "offset": 5000,
+        "at_s": 1.5, "expected": {"hex": "6162", "text": "ab"}, "received": {"hex": "6100", "text": "a."}});
     let report = example_with(|json| {
         json["verdict"] = "fail".into();
         json["verify"]["findings"] = json!([finding]);
@@ -85,7 +86,8 @@ fn failures_are_listed_with_their_place_and_value() {
         "             receive reset (ECONNRESET): 12,000,",
         "             to 127.0.0.1:1 (8,000) and 127.0.0.1:2 (4,000), first after 2.5 s",
         "findings     flipped at byte 5,000 of connection 7,",
-        "             127.0.0.1:40312 to 127.0.0.1:5000",
+        "             127.0.0.1:40312 to 127.0.0.1:5000, after 1.5 s, expected 6162 \"ab\",",
+        "             received 6100 \"a.\"",
         "result       FAIL: errors>0 (12,003), p99>5ms (6.20 ms),",
         "             lateness_p99>5ms (no data), rate<99% (23.5 %), schedule (not kept)",
     ];
@@ -143,14 +145,15 @@ fn a_quantity_without_data_is_a_dash() {
 
 #[test]
 fn findings_are_limited_and_control_characters_replaced() {
-    let finding = json!({"kind": "lost", "connection": 1, "local": null, "peer": "[::1]:5000", "offset": 0});
+    let finding = json!({"kind": "lost", "connection": 1, "local": null, "peer": "[::1]:5000", "offset": 1,
+        "at_s": 0, "expected": {"hex": "", "text": ""}, "received": {"hex": "", "text": ""}});
     let report = example_with(|json| {
         json["verify"]["findings"] = json!(vec![finding; 20]);
         json["config"]["labels"] = json!({"k": "\u{1b}[2J"});
         json["sockstat"]["scope"] = "\r\n\u{9b}1m".into();
     });
     let table = table(&report);
-    assert_has(&table, &["             and 12 more (see --json)"]);
+    assert_has(&table, &["             and 17 more (see --json)"]);
     assert!(table.lines().count() < 40);
     assert!(!table.contains(|letter: char| letter.is_control() && letter != '\n'), "{table:?}");
 }
@@ -280,7 +283,8 @@ fn unsent_messages_are_attributed_to_the_connections_that_ended() {
 fn no_line_is_longer_than_80_characters() {
     let huge = 123_456_789_012_u64;
     let address = "[2001:db8:1111:2222:3333:4444:5555:6666]:40312";
-    let finding = json!({"kind": "duplicated", "connection": huge, "local": address, "peer": address, "offset": huge});
+    let finding = json!({"kind": "duplicated", "connection": huge, "local": address, "peer": address, "offset": huge,
+        "at_s": 0, "expected": {"hex": "00".repeat(16), "text": ".".repeat(16)}, "received": {"hex": "00".repeat(16), "text": "\"".repeat(16)}});
     let table = table(&example_with(|json| {
         for counts in ["messages", "connections"] {
             json[counts].as_object_mut().unwrap().values_mut().for_each(|count| *count = huge.into());

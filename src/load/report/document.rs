@@ -345,7 +345,7 @@ pub struct TargetCount {
 }
 
 /// Corruption of the bytes that came back.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Verify {
     /// Bytes that differ from those sent.
@@ -361,7 +361,7 @@ pub struct Verify {
 }
 
 /// The first corruption of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Finding {
     /// How the bytes are corrupted.
@@ -374,6 +374,36 @@ pub struct Finding {
     pub peer: SocketAddr,
     /// Offset of the first corrupted byte in the stream.
     pub offset: u64,
+    /// When it was found, in seconds since the start of the run.
+    pub at_s: f64,
+    /// The bytes that were expected from the first corrupted one on, at most 16.
+    pub expected: Excerpt,
+    /// The bytes that came instead, at most 16.
+    pub received: Excerpt,
+}
+
+/// Bytes of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Excerpt {
+    /// Two hexadecimal digits for each byte.
+    pub hex: String,
+    /// A character for each byte: a point if it is not printable ASCII.
+    pub text: String,
+}
+
+impl Excerpt {
+    pub(in crate::load) fn new(bytes: &[u8]) -> Self {
+        let printable = |&byte: &u8| if byte == b' ' || byte.is_ascii_graphic() { char::from(byte) } else { '.' };
+        Self {
+            hex: bytes
+                .iter()
+                .flat_map(|byte| [byte >> 4, byte & 0xf])
+                .filter_map(|digit| char::from_digit(digit.into(), 16))
+                .collect(),
+            text: bytes.iter().map(printable).collect(),
+        }
+    }
 }
 
 /// How the bytes of a connection are corrupted.
@@ -549,6 +579,9 @@ pub(super) mod tests {
             local: Some("127.0.0.1:40312".parse().unwrap()),
             peer: "127.0.0.1:5000".parse().unwrap(),
             offset: 5000,
+            at_s: 1.5,
+            expected: Excerpt::new(&[0x00, b'a', 0xff]),
+            received: Excerpt::new(b"2 0"),
         });
         let expected: String = EXAMPLE
             .lines()
@@ -560,7 +593,7 @@ pub(super) mod tests {
             )
             .replace(
                 r#""findings":[]"#,
-                r#""findings":[{"kind":"flipped","connection":7,"local":"127.0.0.1:40312","peer":"127.0.0.1:5000","offset":5000}]"#,
+                r#""findings":[{"kind":"flipped","connection":7,"local":"127.0.0.1:40312","peer":"127.0.0.1:5000","offset":5000,"at_s":1.5,"expected":{"hex":"0061ff","text":".a."},"received":{"hex":"322030","text":"2 0"}}]"#,
             );
         let json = report.to_json().unwrap();
         assert_eq!(json, expected);

@@ -261,7 +261,7 @@ fn verify(reports: &[&Report]) -> Verify {
         lost_bytes: sum(|verify| verify.lost_bytes),
         extra_bytes: sum(|verify| verify.extra_bytes),
         connections_failed: sum(|verify| verify.connections_failed),
-        findings: reports.iter().flat_map(|run| run.verify.findings.iter().copied()).collect(),
+        findings: reports.iter().flat_map(|run| run.verify.findings.iter().cloned()).collect(),
     }
 }
 

@@ -92,7 +92,7 @@ fn findings_and_errors_are_in_the_document_by_name() {
     let (mut json, report) = document(&ended);
     assert_eq!(report.verdict, Verdict::Fail);
     let finding = &json["verify"]["findings"][0];
-    assert_eq!(keys(finding), ["kind", "connection", "local", "peer", "offset"].into());
+    assert_eq!(keys(finding), ["kind", "connection", "local", "peer", "offset", "at_s", "expected", "received"].into());
     let fields = (&finding["kind"], &finding["connection"], &finding["offset"], &finding["peer"]);
     assert_eq!(fields, (&"flipped".into(), &0.into(), &9.into(), &address.to_string().into()));
     for error in json["errors"].as_array_mut().unwrap() {

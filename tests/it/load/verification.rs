@@ -12,8 +12,8 @@ use socket2::SockRef;
 use super::faulty_server::{
     Fault, MESSAGES, assert_messages, discard, echo, echo_messages, faulty_server, read_message, run_on_faulty_server,
 };
-use super::{CONNECTIONS, ErrorRow, FAULTY_CONNECTION, SIZE, assert_clean, config, document, errors, run};
-use crate::support::{Process, await_unread, ecoloop, half_close};
+use super::{CONNECTIONS, ErrorRow, FAULTY_CONNECTION, SIZE, assert_clean, config, document, errors, run, run_command};
+use crate::support::{Process, TIMEOUT, await_unread, ecoloop, half_close};
 
 #[test]
 fn a_flipped_byte_is_found() {
@@ -53,11 +53,11 @@ fn swapped_words_are_reordered() {
         echo(stream)
     };
     let report = run_on_faulty_server(3, fault);
-    let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
-    assert_finding(&finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 3 * SIZE + 8);
+    let [finding] = &report.verify.findings[..] else { panic!("{:?}", report.verify) };
+    assert_finding(finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 3 * SIZE + 8);
     let report = run_on_faulty_server(0, fault);
-    let [finding] = report.verify.findings[..] else { panic!("{:?}", report.verify) };
-    assert_finding(&finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 8);
+    let [finding] = &report.verify.findings[..] else { panic!("{:?}", report.verify) };
+    assert_finding(finding, &report, FindingKind::Reordered, FAULTY_CONNECTION, 8);
 }
 
 #[test]
@@ -77,9 +77,9 @@ fn an_additional_byte_after_the_last_message_is_extra() {
         echo(stream)?;
         stream.write_all(b"x")
     });
-    let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
+    let [finding] = &report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
     assert_finding(
-        &finding,
+        finding,
         &report,
         FindingKind::Extra,
         FAULTY_CONNECTION,
@@ -127,9 +127,9 @@ fn replies_swapped_between_two_connections_are_foreign() {
         assert_eq!((report.verdict, errors(&report)), (Verdict::Fail, bad_bytes(2)));
         let mut findings = report.verify.findings.clone();
         findings.sort_by_key(|finding| finding.connection);
-        let [one, two] = findings[..] else { panic!("{findings:?}") };
-        assert_finding(&one, &report, FindingKind::Foreign, FAULTY_CONNECTION, echoed * SIZE);
-        assert_finding(&two, &report, FindingKind::Foreign, FAULTY_CONNECTION + 1, echoed * SIZE);
+        let [one, two] = &findings[..] else { panic!("{findings:?}") };
+        assert_finding(one, &report, FindingKind::Foreign, FAULTY_CONNECTION, echoed * SIZE);
+        assert_finding(two, &report, FindingKind::Foreign, FAULTY_CONNECTION + 1, echoed * SIZE);
         assert_eq!(report.verify.wrong_bytes / (2 * SIZE as u64 - 8), 1, "{:?}", report.verify);
         assert_eq!((report.connections.held, report.verify.connections_failed), (2, 2));
     }
@@ -162,8 +162,8 @@ fn data_after_urgent_data_in_a_reply_is_read() {
 fn assert_found(fault: Fault, kind: FindingKind, offset_in_message: usize, bytes: [u64; 3]) {
     for echoed in [0, 3, 3, 3] {
         let report = run_on_faulty_server(echoed, fault);
-        let [finding] = report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
-        assert_finding(&finding, &report, kind, FAULTY_CONNECTION, echoed * SIZE + offset_in_message);
+        let [finding] = &report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
+        assert_finding(finding, &report, kind, FAULTY_CONNECTION, echoed * SIZE + offset_in_message);
         let verify = &report.verify;
         assert_eq!([verify.wrong_bytes, verify.lost_bytes, verify.extra_bytes], bytes, "{verify:?}");
         assert_eq!((verify.connections_failed, errors(&report)), (1, bad_bytes(1)));
@@ -185,4 +185,32 @@ fn assert_finding(finding: &Finding, report: &Report, kind: FindingKind, connect
 /// Returns the errors of a run in which `connections` connections had a finding, and none another error.
 fn bad_bytes(connections: u64) -> Vec<ErrorRow<'static>> {
     vec![(Phase::Verify, ErrorName::BadBytes, None, connections)]
+}
+
+#[test]
+fn a_finding_has_the_bytes_expected_and_received() {
+    let report = run_on_faulty_server(3, |stream, mut message| {
+        message[9..13].copy_from_slice(b"\0 hi");
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    let [finding] = &report.verify.findings[..] else { panic!("{:?}", report.verify) };
+    let (expected, received) = (&finding.expected, &finding.received);
+    assert_eq!([expected.hex.len(), received.hex.len()], [32, 32]);
+    assert_eq!([expected.text.len(), received.text.len()], [16, 16]);
+    assert!(received.hex.starts_with("00206869") && received.text.starts_with(". hi"), "{received:?}");
+    // The bytes after the wrong ones are right.
+    assert_eq!(expected.hex[8..], received.hex[8..]);
+    assert!(finding.at_s > 0.0 && finding.at_s < TIMEOUT.as_secs_f64(), "{}", finding.at_s);
+}
+
+#[test]
+fn a_server_that_speaks_first_is_asked_whether_it_echoes() {
+    let address = faulty_server(|_, stream| {
+        stream.write_all(b"220 mail.example.com ESMTP\r\n")?;
+        discard(stream)
+    });
+    let ended = run_command(&["-d", "100ms", &address.to_string()]);
+    let table = ended.stdout.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+    assert!(table.contains("is this an echo server? it sent \"220 mail.example"), "{ended:?}");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::document::tests::example;
-use super::super::document::{Finding, FindingKind, Loop, Mode, Verdict};
+use super::super::document::{Excerpt, Finding, FindingKind, Loop, Mode, Verdict};
 use super::*;
 use crate::load::error::{ErrorName, Phase};
 
@@ -68,6 +68,9 @@ fn equal_errors_are_summed_and_all_findings_kept() {
         local: None,
         peer: "127.0.0.1:5000".parse().unwrap(),
         offset: 0,
+        at_s: 0.0,
+        expected: Excerpt::default(),
+        received: Excerpt::default(),
     };
     let a = run("a", |run| {
         run.errors = vec![error(ErrorName::Timeout, 1), error(ErrorName::Refused, 2)];
