@@ -11,6 +11,21 @@ use std::time::Duration;
 /// The dynamic ports of RFC 6335, section 6: the range to use if the system's cannot be read.
 const DYNAMIC_PORTS: (u16, u16) = (49152, 65535);
 
+/// Returns the name of this machine.
+pub(crate) fn name() -> Option<String> {
+    line("/proc/sys/kernel/hostname")
+}
+
+/// Returns the release of the kernel.
+pub(crate) fn kernel() -> Option<String> {
+    line("/proc/sys/kernel/osrelease")
+}
+
+fn line(path: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.trim_end().to_owned()).filter(|line| !line.is_empty())
+}
+
 /// A process whose CPU time and memory are read.
 #[derive(Debug)]
 pub(crate) struct Process {

@@ -4,6 +4,7 @@ mod build;
 mod document;
 mod histogram;
 mod merge;
+mod origin;
 mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
@@ -14,5 +15,6 @@ pub use self::document::{
 };
 pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::merge;
+pub use self::origin::{Options, Origin};
 pub use self::thresholds::Threshold;
 pub use super::error::{ErrorName, Phase};

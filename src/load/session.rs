@@ -9,8 +9,8 @@ use super::error::errno_name;
 use super::interrupt::Interrupt;
 use super::progress::{ProgressCell, Step};
 use super::report::{
-    self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Messages, Mode, Phases, Readings, Report, Settings,
-    TargetCount, Verdict,
+    self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Messages, Mode, Origin, Phases, Readings, Report,
+    Settings, TargetCount, Verdict,
 };
 use super::stage::Stage;
 use super::timer::nanoseconds;
@@ -230,6 +230,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             seed: Some(config.seed),
             labels: config.labels.clone(),
         },
+        origin: Origin::of(config),
         phases_s: phases(engine),
         connections: Connections {
             requested: config.connections.into(),

@@ -7,6 +7,7 @@ use super::document::{
     ScheduleReport, ServerSide, Settings, Sockstat, Verdict, Verify,
 };
 use super::histogram::Histogram;
+use super::origin::Origin;
 use super::thresholds::{Threshold, evaluate};
 use crate::host::{Process, SocketStatistics};
 
@@ -29,6 +30,7 @@ pub(crate) struct Measured<'a> {
     pub(crate) mode: Mode,
     pub(crate) r#loop: Loop,
     pub(crate) settings: Settings,
+    pub(crate) origin: Origin,
     pub(crate) phases_s: Phases,
     pub(crate) connections: Connections,
     pub(crate) hold: Option<Hold>,
@@ -92,6 +94,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         mode: measured.mode,
         r#loop: measured.r#loop,
         config: measured.settings,
+        origin: Some(measured.origin),
         phases_s: measured.phases_s,
         connections: measured.connections,
         hold: measured.hold,

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 
+use super::origin::Origin;
 use crate::address::ScopedIp;
 use crate::load::error::{ErrorName, Phase};
 
@@ -43,6 +44,8 @@ pub struct Report {
     pub r#loop: Loop,
     /// The settings that make runs comparable.
     pub config: Settings,
+    /// How the report was made; `None` if merged.
+    pub origin: Option<Origin>,
     /// Duration of each phase, in seconds.
     pub phases_s: Phases,
     /// Number of connections, by how far they got.

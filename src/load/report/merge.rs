@@ -47,6 +47,7 @@ pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<R
         start: reports.iter().map(|run| run.start).min().unwrap_or(first.start),
         ended: reports.iter().map(|run| run.ended).find(|&ended| ended != Ended::Complete).unwrap_or(Ended::Complete),
         config: settings(&reports),
+        origin: if let [only] = &reports[..] { only.origin.clone() } else { None },
         phases_s: phases(&reports),
         connections: connections(&reports),
         hold: hold(runs)?,

@@ -39,12 +39,13 @@ fn json_on_standard_output_is_one_document_with_the_documented_fields() {
     let (json, report) = document(&ended);
     assert_clean(&report);
     assert!(!ended.stderr.iter().any(|line| line.contains('\x1b')), "{ended:?}");
-    let expected = "schema version run_id start ended verdict mode loop config phases_s connections hold messages rate_per_s \
+    let expected = "schema version run_id start ended verdict mode loop config origin phases_s connections hold messages rate_per_s \
                     latency_us connect_us lateness_us schedule errors verify generator server sockstat timeline thresholds";
     assert_eq!(keys(&json), expected.split_ascii_whitespace().collect());
     let summary = "count censored clipped mean p50 p90 p95 p99 p99_9 p99_99 max hdr_v2";
     let of = [
         ("config", "targets sources size pipeline rate seed labels"),
+        ("origin", "host kernel command options"),
         ("phases_s", "connect warmup measure drain close"),
         ("connections", "requested established verified held opened_total"),
         ("messages", "due unsent verified unanswered failed deferred"),
@@ -71,6 +72,13 @@ fn json_on_standard_output_is_one_document_with_the_documented_fields() {
         (&Value::Null, &Value::Null, &"b".into())
     );
     assert_eq!((&json["config"]["rate"], &json["config"]["seed"]), (&200.into(), &7.into()));
+    let command: Vec<_> =
+        json["origin"]["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    assert_eq!((command[1], command[2..4].join(" "), command.last()), ("load", "-c 3".to_owned(), Some(&&address[..])));
+    let options = &json["origin"]["options"];
+    let fields = (&options["duration"], &options["timeout"], &options["close"], &options["nagle"]);
+    assert_eq!(fields, (&1.1.into(), &10.0.into(), &"fin".into(), &false.into()));
+    assert!(json["origin"]["kernel"].is_string() && json["origin"]["host"].is_string(), "{}", json["origin"]);
     // Memory per connection is null below 1,000 connections.
     assert_eq!(json["server"]["rss_bytes_per_connection"], Value::Null);
     assert_eq!(json["sockstat"]["scope"], "namespace");

@@ -107,7 +107,7 @@ fn settings_are_merged_and_differing_ones_dropped() {
 #[test]
 fn values_that_cannot_be_merged_are_none() {
     let merged = merge(&[run("a", |_| ()), run("b", |_| ())], &[]).unwrap();
-    assert_eq!(merged.sockstat, None);
+    assert_eq!((merged.sockstat, merged.origin), (None, None));
     let generator =
         Generator { cpu_us_per_message: Some(5.1), cpu_percent: Some(62.0), turn_us_p99: None, saturated: Some(false) };
     assert_eq!(merged.generator, generator);

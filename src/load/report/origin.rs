@@ -1,0 +1,66 @@
+//! How a report was made: the machine, the command line, and the options that are not in the settings.
+
+use serde::{Deserialize, Serialize};
+
+use crate::host;
+use crate::load::config::{Close, Config};
+
+/// How a report was made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Origin {
+    /// Name of the machine.
+    pub host: Option<String>,
+    /// Release of its kernel.
+    pub kernel: Option<String>,
+    /// The command line of the process.
+    pub command: Vec<String>,
+    /// The options that [`Settings`](super::Settings) does not have.
+    pub options: Options,
+}
+
+/// The options of a run that [`Settings`](super::Settings) does not have. Times are in seconds, sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each is documented by its option")]
+pub struct Options {
+    pub connect_rate: Option<f64>,
+    pub max_connecting: u32,
+    pub connect_timeout: f64,
+    pub timeout: f64,
+    pub duration: f64,
+    pub messages_per_connection: Option<u64>,
+    pub warmup: f64,
+    /// `fin` or `rst`.
+    pub close: String,
+    pub recv_buffer: Option<u64>,
+    pub send_buffer: Option<u64>,
+    pub nagle: bool,
+}
+
+impl Origin {
+    pub(in crate::load) fn of(config: &Config) -> Self {
+        Self {
+            host: host::name(),
+            kernel: host::kernel(),
+            command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            options: Options {
+                connect_rate: config.connect_rate,
+                max_connecting: config.max_connecting,
+                connect_timeout: config.connect_timeout.as_secs_f64(),
+                timeout: config.timeout.as_secs_f64(),
+                duration: config.duration.as_secs_f64(),
+                messages_per_connection: config.messages_per_connection,
+                warmup: config.warmup.as_secs_f64(),
+                close: match config.close {
+                    Close::Fin => "fin",
+                    Close::Rst => "rst",
+                }
+                .to_owned(),
+                recv_buffer: config.recv_buffer.map(|bytes| bytes as u64),
+                send_buffer: config.send_buffer.map(|bytes| bytes as u64),
+                nagle: !config.nodelay,
+            },
+        }
+    }
+}
