@@ -2,6 +2,7 @@
 
 mod build;
 mod document;
+mod findings;
 mod histogram;
 mod merge;
 mod origin;
@@ -9,10 +10,10 @@ mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
 pub use self::document::{
-    ClosedAfter, Connections, Ended, ErrorCount, Excerpt, Finding, FindingKind, Generator, Hold, Loop, Messages, Mode,
-    Phases, Report, SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, Summary, TargetCount,
-    ThresholdResult, Verdict, Verify,
+    ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Loop, Messages, Mode, Phases, Report, SCHEMA, Sample,
+    ScheduleReport, ServerSide, Settings, Sockstat, Summary, TargetCount, ThresholdResult, Verdict,
 };
+pub use self::findings::{Excerpt, Finding, FindingKind, Verify};
 pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::merge;
 pub use self::origin::{Options, Origin};

@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use super::document::{
     Connections, Ended, ErrorCount, Generator, Hold, Loop, Messages, Mode, Phases, Report, SCHEMA, Sample,
-    ScheduleReport, ServerSide, Settings, Sockstat, Verdict, Verify,
+    ScheduleReport, ServerSide, Settings, Sockstat, Verdict,
 };
+use super::findings::Verify;
 use super::histogram::Histogram;
 use super::origin::Origin;
 use super::thresholds::{Threshold, evaluate};

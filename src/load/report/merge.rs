@@ -9,8 +9,9 @@ use serde_json::json;
 
 use super::document::{
     ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Report, Sample, ScheduleReport,
-    ServerSide, Settings, Summary, TargetCount, Verify,
+    ServerSide, Settings, Summary, TargetCount,
 };
+use super::findings::Verify;
 use super::histogram::Histogram;
 use super::thresholds::{self, Threshold};
 

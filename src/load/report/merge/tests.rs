@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::super::document::tests::example;
-use super::super::document::{Excerpt, Finding, FindingKind, Loop, Mode, Verdict};
+use super::super::document::{Loop, Mode, Verdict};
+use super::super::findings::{Excerpt, Finding, FindingKind};
 use super::*;
 use crate::load::error::{ErrorName, Phase};
 
