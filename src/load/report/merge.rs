@@ -61,8 +61,8 @@ pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<R
         },
         errors: errors(&reports),
         verify: verify(&reports),
-        generator: generator(&reports, messages.verified),
-        server: server(&reports, messages.verified),
+        generator: generator(&reports),
+        server: server(&reports),
         // The counts may be of several machines, or several times of one.
         sockstat: if let [only] = &reports[..] { only.sockstat.clone() } else { None },
         timeline: timeline(&reports),
@@ -267,14 +267,14 @@ fn verify(reports: &[&Report]) -> Verify {
     }
 }
 
-fn generator(reports: &[&Report], messages: u64) -> Generator {
+fn generator(reports: &[&Report]) -> Generator {
     if let [only] = reports {
         return only.generator;
     }
     let saturated = reports.iter().map(|run| run.generator.saturated);
     Generator {
         cpu_us_per_message: sum_of(reports, |run| cpu_us(run, run.generator.cpu_us_per_message))
-            .and_then(|cpu_us| per_message(cpu_us, messages)),
+            .and_then(|cpu_us| per_message(cpu_us, reports)),
         cpu_percent: sum_of(reports, |run| run.generator.cpu_percent),
         turn_us_p99: None,
         // True if one is; unknown if none is and one is unknown.
@@ -283,7 +283,7 @@ fn generator(reports: &[&Report], messages: u64) -> Generator {
 }
 
 /// Returns the server if all runs drove the same one. The process that a run reads did the work of all runs.
-fn server(reports: &[&Report], messages: u64) -> Option<ServerSide> {
+fn server(reports: &[&Report]) -> Option<ServerSide> {
     if let [only] = reports {
         return only.server;
     }
@@ -292,18 +292,22 @@ fn server(reports: &[&Report], messages: u64) -> Option<ServerSide> {
         run.config.targets == reports[0].config.targets && run.server.is_none_or(|server| server.pid == pid)
     });
     let cpu_us = reports.iter().filter_map(|run| cpu_us(run, run.server?.cpu_us_per_message));
-    let cpu_us_per_message = cpu_us.reduce(f64::max).and_then(|cpu_us| per_message(cpu_us, messages));
+    let cpu_us_per_message = cpu_us.reduce(f64::max).and_then(|cpu_us| per_message(cpu_us, reports));
     is_one.then_some(ServerSide { pid, cpu_us_per_message, rss_bytes_per_connection: None })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
 fn cpu_us(run: &Report, per_message: Option<f64>) -> Option<f64> {
-    Some(per_message? * run.messages.verified as f64)
+    Some(per_message? * arrived(run)?)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
-fn per_message(cpu_us: f64, messages: u64) -> Option<f64> {
-    (messages > 0).then(|| (cpu_us / messages as f64 * 1000.0).round() / 1000.0)
+fn per_message(cpu_us: f64, reports: &[&Report]) -> Option<f64> {
+    let messages = sum_of(reports, arrived).filter(|&messages| messages > 0.0)?;
+    Some((cpu_us / messages * 1000.0).round() / 1000.0)
+}
+
+/// Returns how many replies arrived in the window, by which the CPU time of a run was divided.
+fn arrived(run: &Report) -> Option<f64> {
+    Some(run.rate_per_s? * run.phases_s.measure)
 }
 
 /// Adds up the samples of a second, which is counted from the start of the first window.

@@ -222,3 +222,25 @@ fn one_late_run_makes_the_whole_inconclusive() {
     let late = run("b", |run| run.schedule.kept = Some(false));
     assert_eq!(merge(&[run("a", |_| ()), late], &[]).unwrap().verdict, Verdict::Inconclusive);
 }
+
+#[test]
+fn cpu_time_is_divided_by_the_replies_that_arrived_in_the_windows() {
+    let busy = run("a", |run| (run.rate_per_s, run.messages.verified) = (Some(6000.0), 1));
+    let merged = merge(&[busy, run("b", |run| run.generator.cpu_us_per_message = Some(1.1))], &[]).unwrap();
+    // (60,000 of 5.1 us and 20,000 of 1.1 us) / 80,000.
+    assert_eq!(merged.generator.cpu_us_per_message, Some(4.1));
+}
+
+#[test]
+fn the_outcomes_of_hold_are_merged() {
+    let hold = |min, max| {
+        move |run: &mut Report| {
+            run.mode = Mode::Hold;
+            let closed_after_s = Some(ClosedAfter { min, p50: Some(min), max });
+            run.hold = Some(Hold { closed: 2, unasked: 1, closed_after_s, ..Hold::default() });
+        }
+    };
+    let merged = merge(&[run("a", hold(60.0, 61.0)), run("b", hold(59.0, 60.5))], &[]).unwrap().hold.unwrap();
+    assert_eq!((merged.closed, merged.unasked), (4, 2));
+    assert_eq!(merged.closed_after_s, Some(ClosedAfter { min: 59.0, p50: None, max: 61.0 }));
+}
