@@ -61,6 +61,7 @@ result       PASS (1 threshold)
 #[test]
 fn failures_are_listed_with_their_place_and_value() {
     let finding = json!({"kind": "flipped", "connection": 7, "local": "127.0.0.1:40312", "peer": "127.0.0.1:5000", "offset": 5000,
+            "at_s": 1.5, "expected": {"hex": "68", "text": "h"}, "received": {"hex": "78", "text": "x"},
         "at_s": 1.5, "expected": {"hex": "6162", "text": "ab"}, "received": {"hex": "6100", "text": "a."}});
     let report = example_with(|json| {
         json["verdict"] = "fail".into();
@@ -221,6 +222,7 @@ fn no_number_of_a_file_overflows() {
         }]);
         json["verify"]["findings"] = json!([{
             "kind": "flipped", "connection": 7, "local": "127.0.0.1:40312", "peer": "127.0.0.1:5000", "offset": 5000,
+            "at_s": 1.5, "expected": {"hex": "68", "text": "h"}, "received": {"hex": "78", "text": "x"},
         }]);
         json["hold"] = json!({
             "alive": 1, "late": 1, "reset": 1, "closed": 1, "silent": 1, "unasked": 1,
