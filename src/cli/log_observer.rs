@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 
 use clap::ValueEnum;
 use ecoloop::{CloseReason, Handle, Observer, Peer, Report};
-use log::LevelFilter;
 
 use super::format::plural;
 use super::log::TARGET;
@@ -52,16 +51,16 @@ impl Language {
     }
 }
 
-/// Logs the events of each connection, in the notes' words.
+/// Logs the events of each connection, in the notes' words. Without `MESSAGES` it is not called for a message, which costs none then.
 #[derive(Debug)]
-pub(super) struct LogObserver {
+pub(super) struct LogObserver<const MESSAGES: bool> {
     language: Language,
     /// Tells whether the server is ending: then it no longer waits for connections.
     handle: Handle,
     open: usize,
 }
 
-impl LogObserver {
+impl<const MESSAGES: bool> LogObserver<MESSAGES> {
     pub(super) fn new(language: Language, handle: Handle) -> Self {
         Self { language, handle, open: 0 }
     }
@@ -129,7 +128,7 @@ impl LogObserver {
     }
 }
 
-impl Observer for LogObserver {
+impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
     fn opened(&mut self, Peer { address, .. }: Peer) {
         self.open += 1;
         let words = self.language.pick("Connection from:", "Conexion desde:");
@@ -137,7 +136,7 @@ impl Observer for LogObserver {
     }
 
     fn received(&mut self, Peer { address, .. }: Peer, data: &[u8]) {
-        if log::max_level() >= LevelFilter::Debug {
+        if MESSAGES {
             self.log_received(address, data);
         }
     }

@@ -109,18 +109,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let addresses = arguments.resolve()?;
     stage.is_binding.store(true, Ordering::Release);
     let server = Server::bind(&addresses[..], config).map_err(|error| with_bind_hint(error, &addresses))?;
-    let handle = server.handle();
-    let observer = LogObserver::new(arguments.lang.unwrap_or_else(Language::from_environment), handle.clone());
-    let _ = stage.handle.set(handle);
+    let _ = stage.handle.set(server.handle());
     if let Some(output) = &report_output {
         output.clear()?;
     }
-    observer.log_start(server.local_addrs());
-    let mut server = server.with_observer(observer);
-    let ended = server.run();
-
-    let report = server.report();
-    log::info!(target: TARGET, "{}", server.observer().summary(&report));
+    let language = arguments.lang.unwrap_or_else(Language::from_environment);
+    let (ended, report) =
+        if arguments.verbose > 0 { serve::<true>(server, language) } else { serve::<false>(server, language) };
     let log = log_writer.finish();
     match report_output {
         Some(Output::Stdout) if !log.is_written => {
@@ -131,6 +126,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     }
     ended.map_err(|error| format!("cannot wait for events: {error}"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Serves until a signal ends the server, and logs what it does: each message too if `MESSAGES`.
+fn serve<const MESSAGES: bool>(server: Server, language: Language) -> (io::Result<()>, Report) {
+    let observer = LogObserver::<MESSAGES>::new(language, server.handle());
+    observer.log_start(server.local_addrs());
+    let mut server = server.with_observer(observer);
+    let ended = server.run().map(drop);
+    let report = server.report();
+    log::info!(target: TARGET, "{}", server.observer().summary(&report));
+    (ended, report)
 }
 
 impl Arguments {
