@@ -271,6 +271,7 @@ impl<T> Reactor<T> {
     ///
     /// - The poll itself fails (`epoll_wait(2)`), which no peer can cause.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        debug_assert!(self.events.capacity() > 0, "a handler must not wait");
         if self.events_left {
             return Ok(true);
         }
@@ -300,6 +301,7 @@ impl<T> Reactor<T> {
     /// or 128 times and once for each of them if that is more.
     #[inline(never)]
     pub fn serve<H: Handler<T>>(&mut self, passes: usize, handler: &mut H) {
+        debug_assert!(self.events.capacity() > 0, "a handler must not serve");
         let queued = self.run_queue.len();
         let batch = Batch::take_from(self);
         let mut events = batch.events.iter();

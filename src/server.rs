@@ -35,6 +35,7 @@ use crate::reactor::Reactor;
 
 pub use self::config::Config;
 pub use self::connection::{Connection, Outcome, Served};
+pub use self::drain::Turn;
 pub use self::handle::Handle;
 pub use self::observer::{CloseReason, Observer, Peer};
 pub use self::running::Running;
@@ -75,16 +76,6 @@ pub use self::stats::{ClosedStats, Report, Stats};
 pub struct Server<O = ()> {
     reactor: Reactor<Entry>,
     echo: Echo<O>,
-}
-
-/// Whether there are more turns to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Turn {
-    /// Call again when the descriptor is readable or the deadline has passed.
-    Running,
-    /// The server has drained or was stopped: every socket is closed.
-    Finished,
 }
 
 impl Server {
@@ -274,7 +265,7 @@ impl<O: Observer> Server<O> {
                 self.trim();
             }
         }
-        Ok(if self.echo.core.lifecycle.is_finished() { Turn::Finished } else { Turn::Running })
+        Ok(self.echo.core.lifecycle.into())
     }
 
     /// Waits for events, at most for `timeout`. Polls without blocking first, for the configured time.

@@ -76,6 +76,7 @@ struct Pending {
 
 /// What a call of [`Connection::serve`] has moved, and what follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
 pub struct Served {
     /// Bytes received: they are the first ones of the buffer.
     pub received: usize,

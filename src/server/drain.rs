@@ -29,6 +29,22 @@ impl Lifecycle {
     }
 }
 
+/// Whether there are more turns to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Turn {
+    /// Call again when the descriptor is readable or the deadline has passed.
+    Running,
+    /// The server has drained or was stopped: every socket is closed.
+    Finished,
+}
+
+impl From<Lifecycle> for Turn {
+    fn from(lifecycle: Lifecycle) -> Self {
+        if lifecycle.is_finished() { Self::Finished } else { Self::Running }
+    }
+}
+
 /// Sends FIN to a silent connection.
 ///
 /// What it sends after that is read and discarded until its own FIN: closing a socket with unread input sends RST, which destroys

@@ -165,7 +165,8 @@ impl<O: Observer> Echo<O> {
         for key in silent {
             match reactor.get_mut(key) {
                 Some(Entry::Connection { connection, .. }) if is_draining => drain::send_fin(connection),
-                _ => self.close(reactor, key, CloseReason::Idle),
+                Some(Entry::Connection { .. }) => self.close(reactor, key, CloseReason::Idle),
+                Some(Entry::Listener(_)) | None => {}
             }
         }
         if self.core.connections == 0 {
