@@ -7,4 +7,4 @@ mod limits;
 mod procfs;
 
 pub use self::limits::{Capacity, Limit, Plan, Purpose, is_local, limits, warnings};
-pub(crate) use self::procfs::{Process, SocketStatistics, local_ports};
+pub(crate) use self::procfs::{Process, SocketStatistics, ThreadTime, local_ports};

@@ -378,7 +378,7 @@ fn advise(report: &Report) {
     }
     if report.generator.saturated == Some(true) {
         print_error(
-            "this generator was saturated: it used over 90 % of a core, so the figures may be its own limit, not the server's",
+            "this generator was saturated: it ran or waited for a CPU over 90 % of the time, so the figures may be its own limit, not the server's",
         );
     }
     for error in &report.errors {

@@ -39,7 +39,6 @@ use crate::host::{Process, SocketStatistics};
 #[derive(Debug)]
 pub struct Session {
     engine: Engine,
-    own: Process,
     server: Option<Process>,
     memory_before: Option<u64>,
     /// When the next report began.
@@ -72,11 +71,10 @@ impl Session {
         }
         let server = config.server_pid.map(Process::open).transpose()?;
         let memory_before = server.as_ref().and_then(Process::resident_bytes);
-        let own = Process::own();
         let start = SystemTime::now();
         let mut engine = Engine::new(config, interrupt, progress.clone())?;
         engine.run_until(Step::Ready)?;
-        Ok(Self { engine, own, server, memory_before, start, readings: Readings::default() })
+        Ok(Self { engine, server, memory_before, start, readings: Readings::default() })
     }
 
     /// Measures one window, and returns the report of everything since the last report.
@@ -115,10 +113,10 @@ impl Session {
         self.engine.begin_window();
         self.engine.run_until(Step::Measure)?;
         let memory = self.server.as_ref().and_then(Process::resident_bytes);
-        let cpu_before = CpuTimes::now(&self.own, self.server.as_ref());
+        let cpu_before = CpuTimes::now(self.server.as_ref());
         self.engine.run_until(Step::Drain)?;
         self.readings = Readings {
-            cpu: CpuTimes::now(&self.own, self.server.as_ref()).since(cpu_before),
+            cpu: CpuTimes::now(self.server.as_ref()).since(cpu_before),
             memory: memory.zip(self.memory_before).map(|(now, before)| now.saturating_sub(before)),
             sockets: SocketStatistics::read(),
         };

@@ -9,6 +9,7 @@ mod faulty_server;
 mod hold;
 mod report;
 mod schedule;
+mod timing;
 mod verification;
 mod windows;
 

@@ -8,7 +8,7 @@ use super::document::{
 };
 use super::histogram::Histogram;
 use super::thresholds::{Threshold, evaluate};
-use crate::host::{Process, SocketStatistics};
+use crate::host::{Process, SocketStatistics, ThreadTime};
 
 /// The schedule is not kept above this lateness at the 99th percentile, in microseconds.
 const LATENESS_US_MAX: u64 = 1000;
@@ -16,7 +16,7 @@ const LATENESS_US_MAX: u64 = 1000;
 const CONNECTIONS_MIN_FOR_MEMORY: u64 = 1000;
 /// Below this number of seconds, CPU time is too coarse for a percentage: the kernel counts time slices of milliseconds.
 const SECONDS_MIN_FOR_CPU: f64 = 0.1;
-/// The generator is saturated above this percentage of a core.
+/// The generator is saturated if its thread ran or waited for a CPU for more than this percentage of the window.
 const SATURATED_PERCENT: f64 = 90.0;
 
 /// What was measured in a window.
@@ -53,21 +53,25 @@ pub(crate) struct Readings {
     pub(crate) sockets: Option<SocketStatistics>,
 }
 
-/// CPU time of the generator and of the server.
+/// CPU time of the generator's thread and of the server's process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CpuTimes {
-    own: Option<Duration>,
+    own: Option<ThreadTime>,
     server: Option<Duration>,
 }
 
 impl CpuTimes {
-    pub(crate) fn now(own: &Process, server: Option<&Process>) -> Self {
-        Self { own: own.cpu_time(), server: server.and_then(Process::cpu_time) }
+    /// Reads them on the generator's thread.
+    pub(crate) fn now(server: Option<&Process>) -> Self {
+        Self { own: ThreadTime::now(), server: server.and_then(Process::cpu_time) }
     }
 
     pub(crate) fn since(self, before: Self) -> Self {
-        let since = |now: Option<Duration>, before: Option<Duration>| Some(now?.saturating_sub(before?));
-        Self { own: since(self.own, before.own), server: since(self.server, before.server) }
+        Self {
+            // 0 means that the kernel does not count.
+            own: self.own.zip(before.own).map(|(now, before)| now.since(before)).filter(|own| !own.run.is_zero()),
+            server: self.server.zip(before.server).map(|(now, before)| now.saturating_sub(before)),
+        }
     }
 }
 
@@ -77,8 +81,8 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
     let (verified, seconds) = (measured.verified_in_window, measured.phases_s.measure);
     let connections_verified = measured.connections.verified;
     let per_message = |time: Duration| (verified > 0).then(|| time.as_secs_f64() * 1e6 / float(verified));
-    let cpu_percent =
-        cpu.own.filter(|_| seconds >= SECONDS_MIN_FOR_CPU).map(|time| time.as_secs_f64() * 100.0 / seconds);
+    let percent = |time: Duration| time.as_secs_f64() * 100.0 / seconds;
+    let own = cpu.own.filter(|_| seconds >= SECONDS_MIN_FOR_CPU);
     let lateness = measured.lateness.summary();
     let mut report = Report {
         schema: SCHEMA.to_owned(),
@@ -104,10 +108,10 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         errors: measured.errors,
         verify: measured.verify,
         generator: Generator {
-            cpu_us_per_message: cpu.own.and_then(per_message),
-            cpu_percent,
+            cpu_us_per_message: cpu.own.and_then(|own| per_message(own.run)),
+            cpu_percent: own.map(|own| percent(own.run)),
             turn_us_p99: measured.turn.quantile(0.99),
-            saturated: cpu_percent.map(|percent| percent > SATURATED_PERCENT),
+            saturated: own.map(|own| percent(own.run + own.wait) > SATURATED_PERCENT),
         },
         server: measured.server_pid.map(|pid| ServerSide {
             pid,

@@ -364,13 +364,14 @@ impl FindingKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Generator {
-    /// CPU time per verified message, in microseconds.
+    /// CPU time of its thread per verified message, in microseconds.
     pub cpu_us_per_message: Option<f64>,
-    /// CPU time, in percent of one core; the sum if merged. `None` if the window is shorter than 0.1 s.
+    /// CPU time of its thread, in percent of one core; the sum if merged. `None` if the window is shorter than 0.1 s.
     pub cpu_percent: Option<f64>,
     /// The 99th percentile of the duration of a turn of the loop, in microseconds.
     pub turn_us_p99: Option<u64>,
-    /// Whether it used over 90 % of a core, so that it may be the bottleneck.
+    /// Whether its thread ran or waited for a CPU for over 90 % of the window, so that it may be the bottleneck. It waits while other
+    /// threads have the CPU, and while its control group has used up its quota.
     pub saturated: Option<bool>,
 }
 
