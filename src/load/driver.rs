@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::Shutdown;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -268,13 +268,9 @@ impl Driver {
             return ControlFlow::Continue(Next::Wait);
         }
         for _ in 0..READS_PER_TURN {
-            match client.send(&self.pattern, self.size, self.pipeline, &mut self.scratch) {
-                Ok(0) => {}
-                Ok(deferred) => self.record_deferred(client, deferred),
-                Err(error) => {
-                    let removal = self.fail(client, Phase::Send, classify(&error), error.raw_os_error());
-                    return ControlFlow::Break(removal);
-                }
+            if let Err(error) = self.send(client) {
+                let removal = self.fail(client, Phase::Send, classify(&error), error.raw_os_error());
+                return ControlFlow::Break(removal);
             }
             match client.receive(&self.pattern, self.connector.counts.opened, &mut self.buffer) {
                 Received::Right => {
@@ -298,10 +294,43 @@ impl Driver {
         ControlFlow::Continue(Next::Again)
     }
 
-    fn record_deferred(&mut self, client: &Client, deferred: u64) {
-        let newest = client.newest(self.schedule.as_ref());
-        if newest.is_some_and(|newest| self.workload.is_reported(newest, self.window)) {
-            self.totals.messages.deferred += deferred;
+    /// Sends what is due, as far as the pipeline and the socket allow.
+    fn send(&mut self, client: &mut Client) -> io::Result<()> {
+        while client.send(&self.pattern, self.size, self.pipeline, &mut self.scratch)? {
+            if self.schedule.is_some() {
+                // The clock is read after each write(2): before it, the generator's own delay would be the server's.
+                self.clock.read();
+                let begun = client.take_begun(self.size);
+                self.record_lateness(client, begun);
+            }
+        }
+        let deferred = client.take_deferred(self.size);
+        if !deferred.is_empty() {
+            self.record_deferred(client, deferred);
+        }
+        Ok(())
+    }
+
+    /// Records how late scheduled messages are now.
+    fn record_lateness(&mut self, client: &Client, messages: Range<u64>) {
+        let now = self.clock.now();
+        for index in messages {
+            let due = client.message(index, self.schedule.as_ref()).due;
+            if due >= self.window.start {
+                self.totals.lateness.record(now.saturating_sub(due));
+            }
+        }
+    }
+
+    /// Records messages that wait because the pipeline or the socket is full. That is the server's doing: their lateness ends here.
+    #[cold]
+    fn record_deferred(&mut self, client: &Client, messages: Range<u64>) {
+        for index in messages.clone() {
+            let message = client.message(index, self.schedule.as_ref());
+            self.totals.messages.deferred += u64::from(self.workload.is_reported(message, self.window));
+        }
+        if self.schedule.is_some() {
+            self.record_lateness(client, messages);
         }
     }
 

@@ -234,13 +234,10 @@ impl Engine {
         }
     }
 
-    /// Enqueues the scheduled messages that are due, and records their lateness.
+    /// Enqueues the scheduled messages that are due.
     fn enqueue_due(&mut self) {
         let now = self.driver.clock.now();
         while let Some((due, key)) = self.driver.schedule.as_mut().and_then(|schedule| schedule.take_due(now)) {
-            if due >= self.driver.window.start {
-                self.driver.totals.lateness.record(now - due);
-            }
             let Some(key) = key else {
                 self.driver.record_unsent(due);
                 continue;

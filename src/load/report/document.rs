@@ -56,7 +56,8 @@ pub struct Report {
     pub latency_us: Summary,
     /// Time from the connect to the end of the handshake.
     pub connect_us: Summary,
-    /// Time from when a message was due to when the loop noticed.
+    /// Time from when a message was due to the return of the write(2) that took its first byte, or to when it was found to wait because
+    /// the pipeline or the socket was full.
     pub lateness_us: Summary,
     /// Whether messages were sent when they were due.
     pub schedule: ScheduleReport,

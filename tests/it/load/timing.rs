@@ -1,6 +1,7 @@
 //! Figures of time: what is the generator's own delay, and what is the server's.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +10,79 @@ use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
 
-use super::{config, document, run};
-use crate::support::{Process, ecoloop, serve};
+use super::faulty_server::{faulty_server, read_message};
+use super::{SIZE, assert_clean, config, document, run};
+use crate::support::{Process, TIMEOUT, ecoloop, eventually, serve};
+
+const MILLISECOND: u64 = 1000;
+
+// ---- lateness ----
+
+#[test]
+fn the_time_in_which_the_generator_is_stopped_is_its_lateness() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let arguments = ["-c", "4", "-r", "1000", "-d", "3s", "--json", "-", &address];
+    let process = Process::start(ecoloop(&[&["load"], &arguments[..]].concat()));
+    eventually("traffic", || server.handle().stats().bytes_in > 100 * SIZE as u64);
+    stop_for(&process, Duration::from_secs(1));
+    let (_, report) = document(&process.wait());
+    // A third of the messages became due during the stop, with a lateness of up to a second.
+    let lateness = &report.lateness_us;
+    assert_eq!((report.messages.due, lateness.count), (3000, 3000));
+    assert!(lateness.p90.unwrap() > 400 * MILLISECOND, "{lateness:?}");
+    assert_eq!(report.schedule.kept, Some(false));
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn slow_sends_are_lateness_and_turn_of_the_generator() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let arguments = ["-c", "4", "-r", "100", "-d", "1s", "--json", "-", &address];
+    let (_, report) = document(&run_with("sendto", "delay_enter=20ms", &arguments));
+    assert_eq!(report.lateness_us.count, 100);
+    assert!(report.lateness_us.p50.unwrap() > 20 * MILLISECOND, "{:?}", report.lateness_us);
+    assert_eq!(report.schedule.kept, Some(false));
+}
+
+#[test]
+#[ignore = "needs an idle machine"]
+fn a_healthy_generator_is_late_by_less_than_a_millisecond() {
+    let server = serve(ServerConfig::default());
+    for rate in [100.0, 10_000.0] {
+        let mut config = config(server.local_addr());
+        config.connections = 50;
+        config.rate = Some(rate);
+        config.duration = Duration::from_secs(2);
+        let report = run(config);
+        assert_clean(&report);
+        assert!(report.lateness_us.p99.unwrap() < MILLISECOND, "{rate}/s: {:?}", report.lateness_us);
+    }
+}
+
+#[test]
+fn a_deferred_message_is_late_only_until_it_was_found_due() {
+    // Each answer takes longer than ten messages.
+    let address = faulty_server(|_, stream| {
+        loop {
+            let message = read_message(stream)?;
+            thread::sleep(Duration::from_millis(100));
+            stream.write_all(&message)?;
+        }
+    });
+    let mut config = config(address);
+    config.rate = Some(100.0);
+    config.pipeline = Some(1);
+    config.duration = Duration::from_millis(500);
+    config.timeout = TIMEOUT;
+    let report = run(config);
+    assert_clean(&report);
+    assert_eq!((report.messages.due, report.lateness_us.count), (50, 50));
+    assert!(report.messages.deferred >= 40, "{:?}", report.messages);
+    assert!(report.latency_us.p90.unwrap() > 1000 * MILLISECOND, "{:?}", report.latency_us);
+    assert!(report.lateness_us.p50.unwrap() < 100 * MILLISECOND, "{:?}", report.lateness_us);
+}
 
 // ---- saturation ----
 
@@ -58,4 +130,22 @@ fn a_generator_that_has_used_up_its_cpu_quota_is_saturated() {
     let (_, report) = document(&ended);
     assert!(report.generator.cpu_percent.unwrap() < 40.0, "{:?}", report.generator);
     assert_eq!(report.generator.saturated, Some(true), "{:?}", report.generator);
+}
+
+/// Stops a process for `time`.
+#[track_caller]
+fn stop_for(process: &Process, time: Duration) {
+    process.pause();
+    thread::sleep(time);
+    process.resume();
+}
+
+/// Runs a load under strace, with `fault` injected into every `call`.
+#[track_caller]
+fn run_with(call: &str, fault: &str, arguments: &[&str]) -> crate::support::Ended {
+    let load = ecoloop(&[&["load"], arguments].concat());
+    let mut command = Command::new("strace");
+    command.args(["-D", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+    command.args(["-e", &format!("inject={call}:{fault}")]).arg(load.get_program()).args(load.get_args());
+    Process::start(command).wait()
 }
