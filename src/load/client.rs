@@ -115,15 +115,19 @@ pub(super) enum Received {
 }
 
 impl Client {
-    /// Creates a connection whose connect is in progress, with room for the due times of `ring_size` messages.
+    /// Creates a connection whose connect was due at `due` and began at `now`, with room for the due times of `ring_size` messages.
     pub(super) fn new(
         stream: TcpStream,
         number: u64,
         pair: u32,
         port: Option<u16>,
         ring_size: usize,
+        due: u64,
         now: u64,
     ) -> Self {
+        let mut due_times = DueTimes::new(ring_size);
+        // The place of the first message, which is due once the handshake is complete.
+        due_times.set(0, due);
         Self {
             stream: Socket(stream),
             stage: Stage::Connecting,
@@ -140,7 +144,7 @@ impl Client {
             messages: MessageCounts::default(),
             timed: 0,
             sent_bytes: 0,
-            due_times: DueTimes::new(ring_size),
+            due_times,
         }
     }
 
@@ -150,10 +154,20 @@ impl Client {
         self.read_until_would_block |= ready.outlasts_short_read();
     }
 
+    /// Makes the next call read, without an event.
+    pub(super) fn expect_input(&mut self) {
+        self.readable = true;
+    }
+
     /// Moves the connection to its next stage, and the counts with it.
     pub(super) fn enter(&mut self, stage: Stage, counts: &mut Counts, now: u64) {
         counts.change(Some(self.stage), Some(stage));
         (self.stage, self.since) = (stage, now);
+    }
+
+    /// Returns when the connect of a connecting client was due.
+    pub(super) fn connect_due(&self) -> u64 {
+        self.due_times.get(0)
     }
 
     /// Sets the connection's slot in a schedule, which begins with the next message.

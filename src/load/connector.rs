@@ -4,10 +4,9 @@ use std::io;
 
 use super::config::Config;
 use super::error::ErrorName;
+use super::schedule::Pace;
 use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources};
 use super::stage::{Counts, Stage};
-
-const SECOND: f64 = 1e9;
 
 /// Decides when the next connection is opened and when the next one is closed, and counts connections by stage.
 ///
@@ -17,8 +16,8 @@ pub(super) struct Connector {
     pub(super) counts: Counts,
     pub(super) sources: Sources,
     options: SocketOptions,
-    /// Connects a second.
-    rate: Option<f64>,
+    /// When each connect is due, if connects are paced.
+    pace: Option<Pace>,
     /// Maximum number of connects in progress, and of closes in progress: a million FINs overrun the queues of the kernel.
     max_connecting: u64,
     /// Nanoseconds that the next connect waits after a failed one. With 0, a connect that finds no port is not repeated.
@@ -49,7 +48,7 @@ impl Connector {
                 recv_buffer: config.recv_buffer,
                 send_buffer: config.send_buffer,
             },
-            rate: config.connect_rate,
+            pace: config.connect_rate.map(|rate| Pace::new(0, rate)),
             max_connecting: config.max_connecting.into(),
             retry_pause,
             paused_until: 0,
@@ -59,15 +58,14 @@ impl Connector {
     }
 
     /// Returns when the next connect may begin, or `None` while the maximum is in progress.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a run has fewer than 2^53 nanoseconds"
-    )]
     pub(super) fn next_connect(&self) -> Option<u64> {
-        let paced = self.rate.map_or(0, |rate| (self.counts.opened as f64 * SECOND / rate) as u64);
-        (self.counts.at(Stage::Connecting) < self.max_connecting).then(|| paced.max(self.paused_until))
+        let due = self.next_due().unwrap_or(0);
+        (self.counts.at(Stage::Connecting) < self.max_connecting).then(|| due.max(self.paused_until))
+    }
+
+    /// Returns when the next connect is due, or `None` if connects are not paced.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        self.pace.map(|pace| pace.time_of(self.counts.opened))
     }
 
     /// Begins a connect and returns the connection's number with the result, or `None` if no port is free yet.

@@ -19,7 +19,7 @@ use super::report::Finding;
 use super::schedule::{SendSchedule, Window};
 use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
-use super::timer::{Clock, SECOND};
+use super::timer::{Clock, SECOND, nanoseconds};
 use super::totals::{AbandonReason, Totals};
 use super::verify::{Corruption, End};
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
@@ -46,6 +46,13 @@ pub(super) enum Removal {
     PortTaken,
 }
 
+/// The last time that the generator itself was stopped or too slow: until `end`, for `length` nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pause {
+    pub(super) end: u64,
+    pub(super) length: u64,
+}
+
 /// The state that all connections share.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -53,6 +60,9 @@ pub(super) struct Driver {
     pub(super) step: Step,
     pub(super) window: Window,
     pub(super) schedule: Option<SendSchedule>,
+    /// The keys of the connections that are still to send their first messages of a closed loop.
+    pub(super) starting: Range<usize>,
+    pub(super) pause: Pause,
     pub(super) workload: Box<dyn Workload>,
     pub(super) connector: Connector,
     pub(super) totals: Totals,
@@ -62,6 +72,8 @@ pub(super) struct Driver {
     pipeline: u64,
     /// Number of due times that a connection keeps.
     ring_size: usize,
+    connect_timeout: u64,
+    timeout: u64,
     close: Close,
     pattern: Pattern,
     buffer: Box<[u8]>,
@@ -81,12 +93,16 @@ impl Driver {
             step: Step::Connect,
             window: Window { start: 0, end: u64::MAX },
             schedule: None,
+            starting: 0..0,
+            pause: Pause::default(),
             workload,
             connector,
             totals: Totals::new(),
             size: config.size as u64,
             pipeline,
             ring_size: config.due_times_max(),
+            connect_timeout: nanoseconds(config.connect_timeout),
+            timeout: nanoseconds(config.timeout),
             close: config.close,
             pattern: Pattern::new(config.seed),
             buffer: vec![0; BUFFER_BYTES].into(),
@@ -101,7 +117,7 @@ impl Driver {
             window: self.window,
             counts: &self.connector.counts,
             in_flight: self.totals.in_flight,
-            has_due: self.schedule.as_ref().is_some_and(SendSchedule::has_next),
+            has_due: !self.starting.is_empty() || self.schedule.as_ref().is_some_and(SendSchedule::has_next),
         }
     }
 
@@ -110,17 +126,18 @@ impl Driver {
         self.schedule.as_ref()?.next_due()
     }
 
-    /// Registers a connect that has begun, or records why it could not begin.
+    /// Registers a connect that was due at `due` and has begun, or records why it could not begin.
     pub(super) fn begin(
         &mut self,
         reactor: &mut Reactor<Registered>,
         number: u64,
+        due: u64,
         result: Result<Connecting, ConnectFailure>,
     ) {
         let (now, ring_size) = (self.clock.now(), self.ring_size);
         let failure = match result {
             Ok(Connecting { stream, pair, port }) => {
-                let wrap = |stream| Registered::Client(Client::new(stream, number, pair, port, ring_size, now));
+                let wrap = |stream| Registered::Client(Client::new(stream, number, pair, port, ring_size, due, now));
                 match reactor.insert(stream, INTEREST, wrap) {
                     Ok(_) => return self.connector.counts.change(None, Some(Stage::Connecting)),
                     Err(error) => {
@@ -191,6 +208,28 @@ impl Driver {
         }
     }
 
+    /// Returns the phase whose timeout has expired. The generator's own pause does not count towards a timeout.
+    pub(super) fn expired(&self, client: &Client) -> Option<Phase> {
+        let (phase, since, timeout) = match client.stage {
+            Stage::Connecting => (Phase::Connect, client.since, self.connect_timeout),
+            Stage::Closing => (Phase::Close, client.since, self.timeout),
+            Stage::Opening | Stage::Steady => {
+                (Phase::Receive, client.oldest(self.schedule.as_ref())?.due, self.timeout)
+            }
+            Stage::Finished => return None,
+        };
+        let pause = if since < self.pause.end { self.pause.length } else { 0 };
+        (since + timeout + pause <= self.clock.now()).then_some(phase)
+    }
+
+    /// Ends the connection if its timeout has expired.
+    pub(super) fn expire(&mut self, client: &mut Client) -> ControlFlow<Removal> {
+        match self.expired(client) {
+            Some(phase) => ControlFlow::Break(self.fail(client, phase, ErrorName::Timeout, None)),
+            None => ControlFlow::Continue(()),
+        }
+    }
+
     /// Records that a call failed or a timeout expired, and ends the connection.
     pub(super) fn fail(&mut self, client: &mut Client, phase: Phase, error: ErrorName, errno: Option<i32>) -> Removal {
         let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
@@ -228,11 +267,15 @@ impl Driver {
         }
         match removal {
             Removal::Ended => self.connector.sources.release(client.pair, client.port),
-            Removal::PortTaken => match self.connector.reconnect(client.pair, client.port) {
-                Ok(connecting) => self.begin(reactor, client.verifier.connection(), Ok(connecting)),
-                // Only this pair has no port left.
-                Err(failure) => self.record_connect_failure(failure, 1),
-            },
+            Removal::PortTaken => {
+                self.clock.read();
+                let due = client.connect_due();
+                match self.connector.reconnect(client.pair, client.port) {
+                    Ok(connecting) => self.begin(reactor, client.verifier.connection(), due, Ok(connecting)),
+                    // Only this pair has no port left.
+                    Err(failure) => self.record_connect_failure(failure, 1),
+                }
+            }
         }
     }
 
@@ -256,7 +299,7 @@ impl Driver {
             }
             (Ok(_), Ok(_)) => {}
         }
-        self.totals.connect.record(now - client.since);
+        self.totals.connect.record(now.saturating_sub(client.connect_due()));
         client.enter(Stage::Opening, &mut self.connector.counts, now);
         self.enqueue(client, now);
         ControlFlow::Continue(true)

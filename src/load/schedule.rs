@@ -9,13 +9,50 @@ pub(super) struct Window {
     pub(super) end: u64,
 }
 
-/// Message `n` is due at `start + n * interval`, on slot `n` modulo the number of slots.
+/// The times of a fixed rate: event `n` is due at `start + n * interval`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    start: u64,
+    interval: f64,
+}
+
+impl Pace {
+    /// Begins at `start`, with `rate` events a second.
+    pub(super) fn new(start: u64, rate: f64) -> Self {
+        Self { start, interval: SECOND / rate }
+    }
+
+    /// Returns when event `event` is due.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53 nanoseconds, which is a hundred days"
+    )]
+    pub(super) fn time_of(&self, event: u64) -> u64 {
+        self.start.saturating_add((event as f64 * self.interval) as u64)
+    }
+
+    /// Returns the first event that is due at `time` or later.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53 nanoseconds, which is a hundred days"
+    )]
+    fn first_from(&self, time: u64) -> u64 {
+        let about = (time.saturating_sub(self.start) as f64 / self.interval) as u64;
+        // The rounding of `time_of` decides, so that every event is on one side of `time`.
+        (about.saturating_sub(1)..u64::MAX).find(|&event| self.time_of(event) >= time).unwrap_or(u64::MAX)
+    }
+}
+
+/// The messages of an open loop, in turn on each slot: message `n` is on slot `n` modulo the number of slots.
 ///
 /// A slot is the place of one connection. It stays when the connection ends: a message never moves to another connection.
 #[derive(Debug)]
 pub(super) struct SendSchedule {
-    start: u64,
-    interval: f64,
+    pace: Pace,
     /// The key of each slot's connection, or `None` once it has ended.
     slots: Vec<Option<usize>>,
     next: u64,
@@ -23,29 +60,26 @@ pub(super) struct SendSchedule {
 }
 
 impl SendSchedule {
-    /// Schedules `rate` messages a second from `start` on. With `messages`, each slot has that many after the warm-up; without, the
-    /// schedule ends with the window.
-    pub(super) fn new(start: u64, rate: f64, keys: Vec<usize>, messages: Option<u64>, window: Window) -> Self {
-        let slots: Vec<_> = keys.into_iter().map(Some).collect();
+    /// Schedules the messages of the connections `slots`. With `messages`, each has that many after the warm-up; without, the schedule
+    /// ends with the window.
+    pub(super) fn new(pace: Pace, slots: Vec<Option<usize>>, messages: Option<u64>, window: Window) -> Self {
         let count = slots.len() as u64;
-        let mut schedule = Self { start, interval: SECOND / rate, slots, next: 0, total: 0 };
-        if count > 0 {
-            schedule.total = match messages {
-                Some(messages) => schedule.first_from(window.start).saturating_add(messages.saturating_mul(count)),
-                None => schedule.first_from(window.end),
-            };
-        }
-        schedule
+        let total = match messages {
+            _ if count == 0 => 0,
+            Some(messages) => pace.first_from(window.start).saturating_add(messages.saturating_mul(count)),
+            None => pace.first_from(window.end),
+        };
+        Self { pace, slots, next: 0, total }
     }
 
     /// Returns when message `message` of `slot` is due.
     pub(super) fn due(&self, slot: u32, message: u64) -> u64 {
-        self.time_of(message * self.slots.len() as u64 + u64::from(slot))
+        self.pace.time_of(message * self.slots.len() as u64 + u64::from(slot))
     }
 
     /// Returns when the next message is due, or `None` after the last.
     pub(super) fn next_due(&self) -> Option<u64> {
-        self.has_next().then(|| self.time_of(self.next))
+        self.has_next().then(|| self.pace.time_of(self.next))
     }
 
     /// Returns whether a message is still to become due.
@@ -69,29 +103,6 @@ impl SendSchedule {
             *occupant = None;
         }
     }
-
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "below 2^53 nanoseconds, which is a hundred days"
-    )]
-    fn time_of(&self, message: u64) -> u64 {
-        self.start.saturating_add((message as f64 * self.interval) as u64)
-    }
-
-    /// Returns the first message that is due at `time` or later.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "below 2^53 nanoseconds, which is a hundred days"
-    )]
-    fn first_from(&self, time: u64) -> u64 {
-        let about = (time.saturating_sub(self.start) as f64 / self.interval) as u64;
-        // The rounding of `time_of` decides, so that every message is on one side of `time`.
-        (about.saturating_sub(1)..u64::MAX).find(|&message| self.time_of(message) >= time).unwrap_or(u64::MAX)
-    }
 }
 
 #[cfg(test)]
@@ -100,13 +111,17 @@ mod tests {
 
     const WINDOW: Window = Window { start: 2_000_000_000, end: 3_000_000_000 };
 
+    fn slots() -> Vec<Option<usize>> {
+        vec![Some(7), Some(9)]
+    }
+
     fn due_times(schedule: &mut SendSchedule) -> Vec<(u64, Option<usize>)> {
         std::iter::from_fn(|| schedule.take_due(u64::MAX)).collect()
     }
 
     #[test]
     fn slots_take_turns_and_each_knows_its_own_due_times() {
-        let mut schedule = SendSchedule::new(2_000_000_000, 4.0, vec![7, 9], None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), slots(), None, WINDOW);
         let due = due_times(&mut schedule);
         assert_eq!(
             due,
@@ -118,13 +133,13 @@ mod tests {
 
     #[test]
     fn a_number_of_messages_is_of_each_slot_and_after_the_warm_up() {
-        let mut schedule = SendSchedule::new(1_000_000_000, 4.0, vec![7, 9], Some(3), WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(1_000_000_000, 4.0), slots(), Some(3), WINDOW);
         assert_eq!(due_times(&mut schedule).len(), 4 + 2 * 3);
     }
 
     #[test]
     fn nothing_is_taken_before_it_is_due() {
-        let mut schedule = SendSchedule::new(0, 1.0, vec![7], None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(0, 1.0), vec![Some(7)], None, WINDOW);
         assert_eq!(schedule.take_due(0), Some((0, Some(7))));
         assert_eq!(schedule.take_due(999_999_999), None);
         assert_eq!(schedule.take_due(1_000_000_000), Some((1_000_000_000, Some(7))));
@@ -132,7 +147,7 @@ mod tests {
 
     #[test]
     fn messages_of_an_ended_connection_stay_due_on_its_slot() {
-        let mut schedule = SendSchedule::new(2_000_000_000, 4.0, vec![7, 9], None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), slots(), None, WINDOW);
         // The key was reused by a connection that has no slot.
         schedule.vacate(0, 9);
         schedule.vacate(1, 9);
@@ -141,18 +156,18 @@ mod tests {
     }
 
     #[test]
-    fn without_a_connection_nothing_is_due() {
-        assert_eq!(SendSchedule::new(0, 4.0, Vec::new(), Some(3), WINDOW).next_due(), None);
+    fn without_a_slot_nothing_is_due() {
+        assert_eq!(SendSchedule::new(Pace::new(0, 4.0), Vec::new(), Some(3), WINDOW).next_due(), None);
     }
 
     #[test]
     fn every_message_is_on_one_side_of_a_time() {
         for rate in [3.0, 777.0, 10_000.0, 1e9 / 7.0] {
-            let schedule = SendSchedule::new(5, rate, vec![0], None, Window { start: 5, end: 5 });
+            let pace = Pace::new(5, rate);
             for time in [5, 6, 1_000_000, 999_999_937] {
-                let first = schedule.first_from(time);
-                assert!(schedule.time_of(first) >= time);
-                assert!(first == 0 || schedule.time_of(first - 1) < time);
+                let first = pace.first_from(time);
+                assert!(pace.time_of(first) >= time);
+                assert!(first == 0 || pace.time_of(first - 1) < time);
             }
         }
     }

@@ -174,6 +174,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         connect: &totals.connect,
         lateness: &totals.lateness,
         turn: &engine.turn,
+        longest_gap: engine.turn.quantile(1.0).map(|_| engine.longest_gap),
         errors: totals
             .errors()
             .map(|((phase, error, errno), count)| ErrorCount {
@@ -197,7 +198,7 @@ fn phases(engine: &Engine) -> Phases {
         Duration::from_nanos(engine.begun[to as usize].saturating_sub(begun)).as_secs_f64()
     };
     Phases {
-        connect: seconds(Step::Connect, Step::Warmup),
+        connect: seconds(Step::Connect, Step::Ready),
         warmup: seconds(Step::Warmup, Step::Measure),
         measure: seconds(Step::Measure, Step::Drain),
         drain: seconds(Step::Drain, Step::Idle),

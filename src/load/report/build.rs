@@ -37,6 +37,8 @@ pub(crate) struct Measured<'a> {
     pub(crate) connect: &'a Histogram,
     pub(crate) lateness: &'a Histogram,
     pub(crate) turn: &'a Histogram,
+    /// In nanoseconds; `None` without a window.
+    pub(crate) longest_gap: Option<u64>,
     pub(crate) errors: Vec<ErrorCount>,
     pub(crate) verify: Verify,
     pub(crate) server_pid: Option<u32>,
@@ -111,6 +113,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
             cpu_us_per_message: cpu.own.and_then(|own| per_message(own.run)),
             cpu_percent: own.map(|own| percent(own.run)),
             turn_us_p99: measured.turn.quantile(0.99),
+            longest_gap_us: measured.longest_gap.map(|gap| gap.div_ceil(1000)),
             saturated: own.map(|own| percent(own.run + own.wait) > SATURATED_PERCENT),
         },
         server: measured.server_pid.map(|pid| ServerSide {

@@ -54,7 +54,7 @@ pub struct Report {
     pub rate_per_s: Option<f64>,
     /// Time from when a message was due to its reply.
     pub latency_us: Summary,
-    /// Time from the connect to the end of the handshake.
+    /// Time from connect(2) to the end of the handshake; of a paced connect, from when it was due.
     pub connect_us: Summary,
     /// Time from when a message was due to the return of the write(2) that took its first byte, or to when it was found to wait because
     /// the pipeline or the socket was full.
@@ -369,8 +369,11 @@ pub struct Generator {
     pub cpu_us_per_message: Option<f64>,
     /// CPU time of its thread, in percent of one core; the sum if merged. `None` if the window is shorter than 0.1 s.
     pub cpu_percent: Option<f64>,
-    /// The 99th percentile of the duration of a turn of the loop, in microseconds.
+    /// The 99th percentile of a turn of the loop in the measured window, from one return of the poll to its next call, in microseconds.
     pub turn_us_p99: Option<u64>,
+    /// The longest time in which the generator was late at the poll, in microseconds: a turn, or a wait that ended after its timeout
+    /// because the process was stopped or had no CPU; the largest if merged.
+    pub longest_gap_us: Option<u64>,
     /// Whether its thread ran or waited for a CPU for over 90 % of the window, so that it may be the bottleneck. It waits while other
     /// threads have the CPU, and while its control group has used up its quota.
     pub saturated: Option<bool>,

@@ -4,19 +4,21 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
+use ecoloop::load::report::{ErrorName, Phase};
+use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{faulty_server, read_message};
-use super::{SIZE, assert_clean, config, document, run};
+use super::faulty_server::{echo, faulty_server, read_message};
+use super::{SIZE, assert_clean, config, document, errors, run};
 use crate::support::{Process, TIMEOUT, ecoloop, eventually, serve};
 
 const MILLISECOND: u64 = 1000;
 
-// ---- lateness ----
+// ---- lateness and turn ----
 
 #[test]
 fn the_time_in_which_the_generator_is_stopped_is_its_lateness() {
@@ -26,12 +28,13 @@ fn the_time_in_which_the_generator_is_stopped_is_its_lateness() {
     let process = Process::start(ecoloop(&[&["load"], &arguments[..]].concat()));
     eventually("traffic", || server.handle().stats().bytes_in > 100 * SIZE as u64);
     stop_for(&process, Duration::from_secs(1));
-    let (_, report) = document(&process.wait());
+    let (json, report) = document(&process.wait());
     // A third of the messages became due during the stop, with a lateness of up to a second.
     let lateness = &report.lateness_us;
     assert_eq!((report.messages.due, lateness.count), (3000, 3000));
     assert!(lateness.p90.unwrap() > 400 * MILLISECOND, "{lateness:?}");
     assert_eq!(report.schedule.kept, Some(false));
+    assert!(json["generator"]["longest_gap_us"].as_u64().unwrap() > 850 * MILLISECOND, "{}", json["generator"]);
 }
 
 #[test]
@@ -40,10 +43,11 @@ fn slow_sends_are_lateness_and_turn_of_the_generator() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
     let arguments = ["-c", "4", "-r", "100", "-d", "1s", "--json", "-", &address];
-    let (_, report) = document(&run_with("sendto", "delay_enter=20ms", &arguments));
+    let (json, report) = document(&run_with("sendto", "delay_enter=20ms", &arguments));
     assert_eq!(report.lateness_us.count, 100);
     assert!(report.lateness_us.p50.unwrap() > 20 * MILLISECOND, "{:?}", report.lateness_us);
     assert_eq!(report.schedule.kept, Some(false));
+    assert!(report.generator.turn_us_p99.unwrap() > 20 * MILLISECOND, "{}", json["generator"]);
 }
 
 #[test]
@@ -82,6 +86,89 @@ fn a_deferred_message_is_late_only_until_it_was_found_due() {
     assert!(report.messages.deferred >= 40, "{:?}", report.messages);
     assert!(report.latency_us.p90.unwrap() > 1000 * MILLISECOND, "{:?}", report.latency_us);
     assert!(report.lateness_us.p50.unwrap() < 100 * MILLISECOND, "{:?}", report.lateness_us);
+}
+
+// ---- connect latency ----
+
+#[test]
+fn a_paced_connect_counts_from_when_it_was_due() {
+    // The kernel queues one connection more than the backlog, and drops the second SYN, which comes again after a second.
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        for stream in std::net::TcpListener::from(listener).incoming() {
+            thread::spawn(move || echo(&mut stream.unwrap()));
+        }
+    });
+    let mut config = config(address);
+    config.connections = 3;
+    config.max_connecting = 1;
+    config.connect_rate = Some(100.0);
+    config.connect_timeout = TIMEOUT;
+    config.timeout = TIMEOUT;
+    config.messages_per_connection = Some(1);
+    let report = run(config);
+    assert_clean(&report);
+    // The third connect is due 10 ms after the second, and waits until that one is done.
+    assert_eq!(report.connect_us.count, 3);
+    assert!(report.connect_us.p50.unwrap() > 800 * MILLISECOND, "{:?}", report.connect_us);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_connect_does_not_count_the_connects_after_it() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let arguments = ["-c", "20", "-m", "1", "--json", "-", &address];
+    let (_, report) = document(&run_with("connect", "delay_exit=20ms", &arguments));
+    let connect = &report.connect_us;
+    assert_eq!(connect.count, 20);
+    assert!((20 * MILLISECOND..60 * MILLISECOND).contains(&connect.p50.unwrap()), "{connect:?}");
+}
+
+// ---- pauses of the generator ----
+
+#[test]
+fn no_timeout_expires_because_the_generator_was_stopped() {
+    static REPLIES: AtomicUsize = AtomicUsize::new(0);
+    // Slow replies, so that most connections wait for one when the generator is stopped.
+    let address = faulty_server(|_, stream| {
+        loop {
+            let message = read_message(stream)?;
+            thread::sleep(Duration::from_millis(100));
+            stream.write_all(&message)?;
+            REPLIES.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let address = address.to_string();
+    for pace in [&["-r", "100"][..], &[]] {
+        let before = REPLIES.load(Ordering::Relaxed);
+        let fixed = ["-c", "20", "-d", "3s", "--timeout", "1s", "--connect-timeout", "1s", "--json", "-", &address];
+        let process = Process::start(ecoloop(&[&["load"], pace, &fixed[..]].concat()));
+        eventually("traffic", || REPLIES.load(Ordering::Relaxed) > before + 50);
+        stop_for(&process, Duration::from_millis(1500));
+        let (_, report) = document(&process.wait());
+        assert_eq!((errors(&report), report.connections.held), (vec![], 20), "{pace:?}");
+        assert!(report.generator.longest_gap_us.unwrap() > 1300 * MILLISECOND, "{pace:?} {:?}", report.generator);
+    }
+}
+
+#[test]
+fn a_timeout_expires_although_the_generator_was_stopped_before() {
+    let (server, address) = Process::serve(&[]);
+    let target = address.to_string();
+    let arguments = ["-c", "3", "-m", "1000000", "--timeout", "500ms", "--json", "-", &target];
+    let process = Process::start(ecoloop(&[&["load"], &arguments[..]].concat()));
+    thread::sleep(Duration::from_millis(300));
+    stop_for(&process, Duration::from_millis(300));
+    server.pause();
+    let start = Instant::now();
+    let (_, report) = document(&process.wait());
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Timeout, None, 3)]);
+    assert!(start.elapsed() < TIMEOUT);
 }
 
 // ---- saturation ----
