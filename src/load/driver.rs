@@ -150,12 +150,16 @@ impl Driver {
             Err(failure) => failure,
         };
         let not_begun = if failure.is_lasting() { self.connector.give_up() } else { 0 };
-        self.record_connect_failure(failure, 1 + not_begun);
+        self.record_connect_failure(failure, 1 + not_begun, due);
     }
 
-    fn record_connect_failure(&mut self, failure: ConnectFailure, count: u64) {
+    /// Records connects that failed, of which the first was due at `due`.
+    fn record_connect_failure(&mut self, failure: ConnectFailure, count: u64, due: u64) {
         self.totals.record_errors(failure.phase, failure.error, failure.errno, count);
         self.connector.pause(self.clock.now());
+        if self.connector.arrivals.is_some() {
+            self.record_unsent(due);
+        }
     }
 
     /// Makes the next message of a connection due at `due`.
@@ -166,12 +170,24 @@ impl Driver {
         self.totals.record_due(is_reported);
     }
 
-    /// Records a message that is due on a connection that has ended.
+    /// Records a message that is due on a connection that has ended or could not connect.
     pub(super) fn record_unsent(&mut self, due: u64) {
         // The first message of a connection is never on a schedule.
         if self.workload.is_reported(Message { index: 1, due }, self.window) {
             self.totals.record_unsent();
         }
+    }
+
+    /// Records how late a connection of an open loop is now.
+    pub(super) fn record_connect_lateness(&mut self, due: u64) {
+        if due >= self.window.start {
+            self.totals.lateness.record(self.clock.now().saturating_sub(due));
+        }
+    }
+
+    /// Records a connection of an open loop that waits because the maximum is open or connecting.
+    pub(super) fn record_connect_deferred(&mut self, due: u64) {
+        self.totals.messages.deferred += u64::from(due >= self.window.start);
     }
 
     /// Asks the mode what a steady connection does next, and enqueues messages or closes it.
@@ -248,6 +264,9 @@ impl Driver {
 
     /// Records the outstanding messages of a connection that ends.
     pub(super) fn abandon(&mut self, client: &mut Client, reason: AbandonReason) {
+        if client.stage == Stage::Connecting && self.connector.arrivals.is_some() {
+            self.record_unsent(client.connect_due());
+        }
         while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
             if self.workload.is_reported(message, self.window) {
@@ -273,7 +292,7 @@ impl Driver {
                 match self.connector.reconnect(client.pair, client.port) {
                     Ok(connecting) => self.begin(reactor, client.verifier.connection(), due, Ok(connecting)),
                     // Only this pair has no port left.
-                    Err(failure) => self.record_connect_failure(failure, 1),
+                    Err(failure) => self.record_connect_failure(failure, 1, due),
                 }
             }
         }
@@ -301,7 +320,9 @@ impl Driver {
         }
         self.totals.connect.record(now.saturating_sub(client.connect_due()));
         client.enter(Stage::Opening, &mut self.connector.counts, now);
-        self.enqueue(client, now);
+        // In an open loop of connections, the first message was due with its connection.
+        let due = if self.connector.arrivals.is_some() { client.connect_due() } else { now };
+        self.enqueue(client, due);
         ControlFlow::Continue(true)
     }
 

@@ -20,7 +20,7 @@ use super::interrupt::Interrupt;
 use super::mode::Traffic;
 use super::progress::{Progress, ProgressCell, Step};
 use super::report::{Histogram, Sample};
-use super::schedule::{Pace, SendSchedule};
+use super::schedule::{Arrivals, Pace, SendSchedule};
 use super::stage::Stage;
 use super::timeline::Timeline;
 use super::timer::{SECOND, Timer, nanoseconds};
@@ -230,6 +230,7 @@ impl Engine {
         if now >= self.timeline.next() {
             self.end_second();
         }
+        self.defer_arrivals();
         self.open_connection();
         self.close_connections();
         self.start_connections();
@@ -289,6 +290,9 @@ impl Engine {
             Traffic::Scheduled { rate, messages } => {
                 self.driver.schedule = Some(SendSchedule::new(Pace::new(now, rate), slots, messages, window));
             }
+            Traffic::Connections { rate } => {
+                self.driver.connector.arrivals = Some(Arrivals::new(Pace::new(now, rate), window));
+            }
         }
     }
 
@@ -297,6 +301,7 @@ impl Engine {
         self.end_second();
         self.timeline.stop();
         self.driver.starting = 0..0;
+        self.end_arrivals(self.driver.window.end);
         self.enter(Step::Drain);
         let traffic = self.driver.workload.last_traffic();
         let slots = self.assign_slots(traffic);
@@ -327,6 +332,7 @@ impl Engine {
         }
         self.end_second();
         self.driver.starting = 0..0;
+        self.end_arrivals(now);
         for key in self.keys() {
             self.with_client(key, |driver, client| {
                 driver.abandon(client, AbandonReason::Unanswered);

@@ -105,6 +105,49 @@ impl SendSchedule {
     }
 }
 
+/// The connections of an open loop. Each is due at its time, until the window ends, and begins when the connector has a place for it.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    pace: Pace,
+    /// The next connection to begin.
+    next: u64,
+    /// Connections before this one have begun or were found to wait.
+    timed: u64,
+    total: u64,
+}
+
+impl Arrivals {
+    pub(super) fn new(pace: Pace, window: Window) -> Self {
+        Self { pace, next: 0, timed: 0, total: pace.first_from(window.end) }
+    }
+
+    /// Returns when the next connection to begin is due, or `None` after the last.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        (self.next < self.total).then(|| self.pace.time_of(self.next))
+    }
+
+    /// Takes the next connection if it is due by `now`: its due time, and whether it was found to wait before.
+    pub(super) fn take_due(&mut self, now: u64) -> Option<(u64, bool)> {
+        let due = self.next_due().filter(|&due| due <= now)?;
+        self.next += 1;
+        let waited = self.next <= self.timed;
+        self.timed = self.timed.max(self.next);
+        Some((due, waited))
+    }
+
+    /// Returns when the next connection is due that was not found to wait before.
+    pub(super) fn next_untimed(&self) -> Option<u64> {
+        (self.timed < self.total).then(|| self.pace.time_of(self.timed))
+    }
+
+    /// Takes the next connection that is due by `now` and has to wait: its due time.
+    pub(super) fn take_waiting(&mut self, now: u64) -> Option<u64> {
+        let due = self.next_untimed().filter(|&due| due <= now)?;
+        self.timed += 1;
+        Some(due)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,5 +213,18 @@ mod tests {
                 assert!(first == 0 || pace.time_of(first - 1) < time);
             }
         }
+    }
+
+    #[test]
+    fn a_connection_that_waits_is_found_once_and_keeps_its_due_time() {
+        let mut arrivals = Arrivals::new(Pace::new(2_000_000_000, 4.0), WINDOW);
+        assert_eq!(arrivals.take_due(2_000_000_000), Some((2_000_000_000, false)));
+        assert_eq!(arrivals.take_waiting(2_600_000_000), Some(2_250_000_000));
+        assert_eq!(arrivals.take_waiting(2_600_000_000), Some(2_500_000_000));
+        assert_eq!(arrivals.take_waiting(2_600_000_000), None);
+        assert_eq!(arrivals.take_due(2_800_000_000), Some((2_250_000_000, true)));
+        assert_eq!(arrivals.take_due(2_800_000_000), Some((2_500_000_000, true)));
+        assert_eq!(arrivals.take_due(2_800_000_000), Some((2_750_000_000, false)));
+        assert_eq!((arrivals.next_due(), arrivals.next_untimed()), (None, None));
     }
 }

@@ -154,7 +154,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             targets: config.targets.clone(),
             sources: config.sources.clone(),
             size: config.size as u64,
-            pipeline: config.pipeline.or(if is_open_loop { None } else { Some(1) }),
+            pipeline: config.pipeline.or(if config.is_scheduled() { None } else { Some(1) }),
             rate: config.rate,
             seed: Some(config.seed),
             labels: config.labels.clone(),

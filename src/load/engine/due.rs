@@ -6,10 +6,11 @@ use super::Engine;
 use crate::load::driver::Driver;
 use crate::load::hand::SLICE;
 use crate::load::progress::Step;
+use crate::load::schedule::Arrivals;
 
 /// Maximum number of connections closed in a turn, so that the others do not wait for all closes.
 const CLOSES_PER_TURN: u32 = 64;
-/// Maximum number of scheduled messages that become due in a turn.
+/// Maximum number of scheduled messages and connections that become due in a turn.
 const DUE_PER_TURN: usize = 1024;
 
 impl Engine {
@@ -23,7 +24,8 @@ impl Engine {
         };
         let close = driver.connector.may_close().then(|| driver.clock.now());
         let start = (!driver.starting.is_empty()).then(|| driver.clock.now());
-        let times = [self.next_connect(), close, start, driver.next_due()];
+        let arrival = driver.connector.arrivals.as_ref().and_then(Arrivals::next_untimed);
+        let times = [self.next_connect(), close, start, arrival, driver.next_due()];
         let next = times.into_iter().flatten().min().unwrap_or(u64::MAX);
         next.min(step).min(self.timeline.next()).min(self.hand.next_due()).min(self.next_beat)
     }
@@ -42,9 +44,37 @@ impl Engine {
             return;
         }
         let now = self.driver.clock.read();
-        let due = self.driver.connector.next_due().unwrap_or(now);
-        if let Some((number, result)) = self.driver.connector.connect(now) {
+        let connector = &mut self.driver.connector;
+        let arrival = connector.arrivals.as_mut().and_then(|arrivals| arrivals.take_due(now));
+        let due = arrival.map(|(due, _)| due).or(connector.next_due()).unwrap_or(now);
+        if let Some((number, result)) = connector.connect(now) {
             self.driver.begin(&mut self.reactor, number, due, result);
+        }
+        if let Some((due, false)) = arrival {
+            self.driver.clock.read();
+            self.driver.record_connect_lateness(due);
+        }
+    }
+
+    /// Records the connections of an open loop that are due and wait because the maximum is open or connecting.
+    pub(super) fn defer_arrivals(&mut self) {
+        let now = self.driver.clock.now();
+        if self.driver.connector.arrivals.is_none() || self.next_connect().is_some_and(|at| at <= now) {
+            return;
+        }
+        for _ in 0..DUE_PER_TURN {
+            let arrivals = self.driver.connector.arrivals.as_mut();
+            let Some(due) = arrivals.and_then(|arrivals| arrivals.take_waiting(now)) else { return };
+            self.driver.record_connect_lateness(due);
+            self.driver.record_connect_deferred(due);
+        }
+    }
+
+    /// Records the connections of an open loop that are due by `time` and never began.
+    pub(super) fn end_arrivals(&mut self, time: u64) {
+        while let Some((due, _)) = self.driver.connector.arrivals.as_mut().and_then(|arrivals| arrivals.take_due(time))
+        {
+            self.driver.record_unsent(due);
         }
     }
 

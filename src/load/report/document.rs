@@ -57,7 +57,7 @@ pub struct Report {
     /// Time from connect(2) to the end of the handshake; of a paced connect, from when it was due.
     pub connect_us: Summary,
     /// Time from when a message was due to the return of the write(2) that took its first byte, or to when it was found to wait because
-    /// the pipeline or the socket was full.
+    /// the pipeline or the socket was full. In [`Mode::Churn`], from when a connection was due to the return of connect(2).
     pub lateness_us: Summary,
     /// Whether messages were sent when they were due.
     pub schedule: ScheduleReport,
@@ -165,7 +165,7 @@ pub struct Settings {
     pub size: u64,
     /// Maximum messages in flight per connection; `None` is unlimited.
     pub pipeline: Option<u32>,
-    /// Messages due per second, over all connections, in an open loop.
+    /// Messages due per second, over all connections, in an open loop; in [`Mode::Churn`], connections.
     #[serde(serialize_with = "number")]
     pub rate: Option<f64>,
     /// Payload seed; `None` if merged runs differ.
@@ -236,7 +236,8 @@ pub struct Messages {
     pub unanswered: u64,
     /// Came back corrupted, or the connection failed.
     pub failed: u64,
-    /// Waited because the pipeline or the socket was full. They are also counted by outcome.
+    /// Waited because the pipeline or the socket was full, or in [`Mode::Churn`] the maximum of connections open. They are also counted by
+    /// outcome.
     pub deferred: u64,
 }
 

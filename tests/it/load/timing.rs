@@ -9,12 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
-use ecoloop::load::report::{ErrorName, Phase};
+use ecoloop::load::report::{ErrorName, Loop, Phase};
+use ecoloop::load::{self, Interrupt, Mode, ProgressCell};
 use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{echo, faulty_server, read_message};
-use super::{SIZE, assert_clean, config, document, errors, run};
-use crate::support::{Process, TIMEOUT, ecoloop, eventually, serve};
+use super::{SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
+use crate::support::{Process, TIMEOUT, ecoloop, eventually, reserve_port, serve};
 
 const MILLISECOND: u64 = 1000;
 
@@ -127,6 +128,93 @@ fn a_connect_does_not_count_the_connects_after_it() {
     let connect = &report.connect_us;
     assert_eq!(connect.count, 20);
     assert!((20 * MILLISECOND..60 * MILLISECOND).contains(&connect.p50.unwrap()), "{connect:?}");
+}
+
+// ---- churn in an open loop ----
+
+#[test]
+fn churn_at_a_rate_sees_the_stop_of_a_server() {
+    let (server, address) = Process::serve(&[]);
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.connections = 1000;
+    config.rate = Some(200.0);
+    config.duration = Duration::from_secs(5);
+    config.timeout = TIMEOUT;
+    let report = thread::scope(|scope| {
+        let report = scope.spawn(|| load::run(config, &Interrupt::default(), &ProgressCell::default()).unwrap());
+        thread::sleep(Duration::from_secs(2));
+        stop_for(&server, Duration::from_secs(1));
+        report.join().unwrap()
+    });
+    assert_sums(&report);
+    assert_clean(&report);
+    assert_eq!((report.r#loop, report.config.rate), (Loop::Open, Some(200.0)));
+    assert_eq!((report.messages.due, report.connections.opened_total), (1000, 1000));
+    assert_eq!((report.connect_us.count, report.lateness_us.count), (1000, 1000));
+    // A fifth of the connections was due during the stop, and waited up to a second.
+    assert!(report.latency_us.p90.unwrap() > 400 * MILLISECOND, "{:?}", report.latency_us);
+}
+
+#[test]
+fn churn_at_a_rate_counts_a_wait_for_a_place_from_when_the_connection_was_due() {
+    let address = faulty_server(|_, stream| {
+        let message = read_message(stream)?;
+        thread::sleep(Duration::from_millis(100));
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.rate = Some(100.0);
+    config.duration = Duration::from_secs(1);
+    let report = run(config);
+    assert_eq!(errors(&report), []);
+    let messages = report.messages;
+    // One connection at a time, each for a tenth of a second: about ten of the hundred are served.
+    assert_eq!((messages.due, messages.unsent + messages.verified), (100, 100), "{messages:?}");
+    assert!((2..=11).contains(&messages.verified), "{messages:?}");
+    assert!(messages.deferred >= 80, "{messages:?}");
+    assert_eq!(report.lateness_us.count, 100);
+    assert!(report.connect_us.max.unwrap() > 300 * MILLISECOND, "{:?}", report.connect_us);
+    assert!(report.lateness_us.p50.unwrap() < 100 * MILLISECOND, "{:?}", report.lateness_us);
+}
+
+#[test]
+fn churn_at_a_rate_sends_the_other_messages_of_a_connection_as_it_answers() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.mode = Mode::Churn;
+    config.connections = 1000;
+    config.rate = Some(500.0);
+    config.warmup = Duration::from_millis(100);
+    config.duration = Duration::from_millis(200);
+    config.messages_per_connection = Some(3);
+    config.timeout = TIMEOUT;
+    let report = run(config);
+    assert_clean(&report);
+    // Connections of the warm-up are not reported, and at the end of the window a connection sends none of its remaining messages.
+    assert_eq!((report.connections.opened_total, report.lateness_us.count), (150, 100));
+    assert!((200..=300).contains(&report.messages.due), "{:?}", report.messages);
+}
+
+#[test]
+fn churn_at_a_rate_against_a_closed_port_leaves_every_message_unsent() {
+    let (_port, address) = reserve_port();
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.rate = Some(100.0);
+    config.duration = Duration::from_millis(300);
+    let report = run(config);
+    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 30)]);
+    assert_eq!((report.messages.due, report.messages.unsent), (30, 30));
+}
+
+#[test]
+fn connect_rate_in_churn_is_a_usage_error_that_names_the_rate() {
+    let ended = run_command(&["--mode", "churn", "--connect-rate", "10", "127.0.0.1:1"]);
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(ended.stderr[0].contains("use -r"), "{ended:?}");
 }
 
 // ---- pauses of the generator ----
