@@ -137,6 +137,7 @@ fn distributions(table: &mut Table, report: &Report) {
         Some(false) => {
             "NOT KEPT: the generator sent messages late or not at all, so the figures are not the server's alone"
         }
+        None if report.r#loop == Loop::Open => "- (nothing was sent)",
         None => "- (closed loop)",
     };
     table.row("schedule", schedule);

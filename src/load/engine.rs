@@ -77,8 +77,8 @@ impl Engine {
         reserve(&mut reactor, &config)?;
         let mut driver = Driver::new(&config)?;
         if config.unresolved > 0 {
-            // Without one of its targets it would be another run.
-            driver.step = Step::Done;
+            // Without one of its targets it would be another run: it connects nothing.
+            driver.step = if config.is_scheduled() { Step::Ready } else { Step::Done };
         }
         for _ in 0..config.unresolved {
             driver.totals.record_error(Phase::Resolve, ErrorName::Other, None);
@@ -154,7 +154,11 @@ impl Engine {
             client.messages.reported = 0;
         }
         let traffic = self.driver.workload.traffic();
-        let slots = self.assign_slots(traffic);
+        let mut slots = self.assign_slots(traffic);
+        if slots.is_empty() && self.config.is_scheduled() {
+            // Every message of the window is due, and stays unsent.
+            slots = vec![None; self.config.connections as usize];
+        }
         // What came before grows with the number of connections: no message is due in that time.
         let now = self.driver.clock.read();
         let window = &mut self.driver.window;

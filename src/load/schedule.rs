@@ -57,6 +57,8 @@ pub(super) struct SendSchedule {
     slots: Vec<Option<usize>>,
     next: u64,
     total: u64,
+    /// No slot ever had a connection: nothing waits for its time.
+    reaches_nobody: bool,
 }
 
 impl SendSchedule {
@@ -69,7 +71,8 @@ impl SendSchedule {
             Some(messages) => pace.first_from(window.start).saturating_add(messages.saturating_mul(count)),
             None => pace.first_from(window.end),
         };
-        Self { pace, slots, next: 0, total }
+        let reaches_nobody = slots.iter().all(Option::is_none);
+        Self { pace, slots, next: 0, total, reaches_nobody }
     }
 
     /// Returns when message `message` of `slot` is due.
@@ -79,7 +82,7 @@ impl SendSchedule {
 
     /// Returns when the next message is due, or `None` after the last.
     pub(super) fn next_due(&self) -> Option<u64> {
-        self.has_next().then(|| self.pace.time_of(self.next))
+        self.has_next().then(|| if self.reaches_nobody { 0 } else { self.pace.time_of(self.next) })
     }
 
     /// Returns whether a message is still to become due.
@@ -89,7 +92,8 @@ impl SendSchedule {
 
     /// Takes the next message if it is due by `now`: its due time, and the key of its connection if that is still open.
     pub(super) fn take_due(&mut self, now: u64) -> Option<(u64, Option<usize>)> {
-        let due = self.next_due().filter(|&due| due <= now)?;
+        self.next_due().filter(|&due| due <= now)?;
+        let due = self.pace.time_of(self.next);
         let slot = usize::try_from(self.next % self.slots.len() as u64).ok()?;
         self.next += 1;
         Some((due, self.slots[slot]))
@@ -196,6 +200,14 @@ mod tests {
         schedule.vacate(1, 9);
         let keys: Vec<_> = due_times(&mut schedule).into_iter().map(|(_, key)| key).collect();
         assert_eq!(keys, [Some(7), None, Some(7), None]);
+    }
+
+    #[test]
+    fn messages_of_slots_that_never_had_a_connection_are_taken_at_once() {
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), vec![None; 3], None, WINDOW);
+        assert_eq!(schedule.next_due(), Some(0));
+        let due: Vec<_> = std::iter::from_fn(|| schedule.take_due(2_000_000_000)).collect();
+        assert_eq!(due, [2_000_000_000, 2_250_000_000, 2_500_000_000, 2_750_000_000].map(|due| (due, None)));
     }
 
     #[test]

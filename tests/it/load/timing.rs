@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
-use ecoloop::load::report::{ErrorName, Loop, Phase};
+use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
 use ecoloop::load::{self, Interrupt, Mode, ProgressCell};
 use socket2::{Domain, Socket, Type};
 
@@ -305,6 +305,31 @@ fn a_generator_that_has_used_up_its_cpu_quota_is_saturated() {
     let (_, report) = document(&ended);
     assert!(report.generator.cpu_percent.unwrap() < 40.0, "{:?}", report.generator);
     assert_eq!(report.generator.saturated, Some(true), "{:?}", report.generator);
+}
+
+// ---- an open loop that reaches nobody ----
+
+#[test]
+fn an_open_loop_that_reaches_nobody_leaves_every_message_unsent() {
+    let (_port, address) = reserve_port();
+    for (messages, due) in [(None, 36_000), (Some(7), 2 * 7)] {
+        let mut config = config(address);
+        config.connections = 2;
+        config.rate = Some(10.0);
+        // Nobody waits for it.
+        config.duration = Duration::from_secs(3600);
+        config.messages_per_connection = messages;
+        let report = run(config);
+        assert_eq!((report.r#loop, report.verdict), (Loop::Open, Verdict::Fail));
+        assert_eq!((report.messages.due, report.messages.unsent), (due, due));
+    }
+    // No name below `invalid` resolves (RFC 6761).
+    let (_, report) = document(&run_command(&["-r", "10", "--json", "-", "no.invalid:5"]));
+    assert_eq!((report.messages.due, report.messages.unsent), (100, 100));
+    let ended = run_command(&["-r", "10", &address.to_string()]);
+    assert!(ended.stdout.iter().any(|line| line.contains("open loop at 10/s")), "{ended:?}");
+    assert!(ended.stdout.iter().any(|line| line.contains("100 due: 0 verified")), "{ended:?}");
+    assert!(!ended.stdout.iter().any(|line| line.contains("closed loop")), "{ended:?}");
 }
 
 /// Stops a process for `time`.
