@@ -7,4 +7,4 @@ mod limits;
 mod procfs;
 
 pub use self::limits::{Capacity, Limit, Plan, Purpose, is_local, limits, warnings};
-pub(crate) use self::procfs::{Process, SocketStatistics, kernel, local_ports, name};
+pub(crate) use self::procfs::{Process, SocketStatistics, ThreadTime, kernel, local_ports, name};

@@ -24,6 +24,7 @@ mod connector;
 mod driver;
 mod engine;
 mod error;
+mod hand;
 mod interrupt;
 mod mode;
 mod pattern;

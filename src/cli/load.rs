@@ -104,7 +104,7 @@ pub(super) struct Arguments {
     #[arg(long = "source", help_heading = CONNECTIONS, value_name = "SOURCE")]
     sources: Vec<SourceRange>,
 
-    /// Connects per second [default: unlimited]
+    /// Connects per second; not in churn, see --rate [default: unlimited]
     #[arg(long, help_heading = CONNECTIONS, value_name = "RATE", value_parser = rate)]
     connect_rate: Option<f64>,
 
@@ -128,7 +128,7 @@ pub(super) struct Arguments {
     #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     pipeline: Option<u32>,
 
-    /// Messages per second over all connections, independent of answers (open loop)
+    /// Messages per second over all connections, in churn connections per second, independent of answers (open loop)
     #[arg(short, long, help_heading = MESSAGES, value_name = "RATE", value_parser = rate)]
     rate: Option<f64>,
 
@@ -222,7 +222,9 @@ impl Arguments {
             ModeName::Hold if self.messages_per_connection.is_some() => Some(
                 "--messages-per-connection has no effect in --mode hold: each connection sends a first and a last message",
             ),
-            ModeName::Churn if self.rate.is_some() => Some("--rate has no effect in --mode churn: use --connect-rate"),
+            ModeName::Churn if self.connect_rate.is_some() => {
+                Some("--connect-rate has no effect in --mode churn: use -r, --rate, which counts connections there")
+            }
             _ => None,
         }
     }
@@ -486,7 +488,7 @@ fn advise(report: &Report) {
     }
     if report.generator.saturated == Some(true) {
         print_error(
-            "this generator was saturated: it used over 90 % of a core, so the figures may be its own limit, not the server's",
+            "this generator was saturated: it ran or waited for a CPU over 90 % of the time, so the figures may be its own limit, not the server's",
         );
     }
     for error in &report.errors {

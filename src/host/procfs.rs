@@ -42,11 +42,6 @@ struct Threads {
 }
 
 impl Process {
-    /// Returns this process.
-    pub(crate) fn own() -> Self {
-        Self::of(PathBuf::from("/proc/self"))
-    }
-
     /// Returns the process `pid`.
     ///
     /// # Errors
@@ -112,6 +107,28 @@ impl Process {
 /// Returns whether a directory has no entry, or does not exist.
 fn is_empty(directory: &Path) -> bool {
     fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
+}
+
+/// How long a thread has run, and how long it has waited in a run queue for a CPU.
+///
+/// A thread of a control group that has used up its CPU quota waits there too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ThreadTime {
+    pub(crate) run: Duration,
+    pub(crate) wait: Duration,
+}
+
+impl ThreadTime {
+    /// Returns the times of the calling thread, without its current time slice. Both are 0 if the kernel does not count.
+    pub(crate) fn now() -> Option<Self> {
+        let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+        let mut times = text.split_ascii_whitespace().map(|time| time.parse().ok().map(Duration::from_nanos));
+        Some(Self { run: times.next()??, wait: times.next()?? })
+    }
+
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self { run: self.run.saturating_sub(before.run), wait: self.wait.saturating_sub(before.wait) }
+    }
 }
 
 /// Counts of TCP sockets in this network namespace. A connection within it counts twice.

@@ -1,6 +1,7 @@
 //! One connection of a run: its stream, what it has sent, and the messages that it awaits.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 use mio::net::TcpStream;
 
@@ -37,8 +38,8 @@ pub(super) struct Client {
     pub(super) since: u64,
     pub(super) verifier: Verifier,
     pub(super) messages: MessageCounts,
-    /// Messages that were either sent when they were due or counted as deferred.
-    deferred: u64,
+    /// Messages before this one were sent when they were due or found to wait. In a closed loop, only those found to wait count.
+    timed: u64,
     sent_bytes: u64,
     due_times: DueTimes,
 }
@@ -114,15 +115,19 @@ pub(super) enum Received {
 }
 
 impl Client {
-    /// Creates a connection whose connect is in progress, with room for the due times of `ring_size` messages.
+    /// Creates a connection whose connect was due at `due` and began at `now`, with room for the due times of `ring_size` messages.
     pub(super) fn new(
         stream: TcpStream,
         number: u64,
         pair: u32,
         port: Option<u16>,
         ring_size: usize,
+        due: u64,
         now: u64,
     ) -> Self {
+        let mut due_times = DueTimes::new(ring_size);
+        // The place of the first message, which is due once the handshake is complete.
+        due_times.set(0, due);
         Self {
             stream: Socket(stream),
             stage: Stage::Connecting,
@@ -137,9 +142,9 @@ impl Client {
             since: now,
             verifier: Verifier::new(number),
             messages: MessageCounts::default(),
-            deferred: 0,
+            timed: 0,
             sent_bytes: 0,
-            due_times: DueTimes::new(ring_size),
+            due_times,
         }
     }
 
@@ -149,15 +154,26 @@ impl Client {
         self.read_until_would_block |= ready.outlasts_short_read();
     }
 
+    /// Makes the next call read, without an event.
+    pub(super) fn expect_input(&mut self) {
+        self.readable = true;
+    }
+
     /// Moves the connection to its next stage, and the counts with it.
     pub(super) fn enter(&mut self, stage: Stage, counts: &mut Counts, now: u64) {
         counts.change(Some(self.stage), Some(stage));
         (self.stage, self.since) = (stage, now);
     }
 
+    /// Returns when the connect of a connecting client was due.
+    pub(super) fn connect_due(&self) -> u64 {
+        self.due_times.get(0)
+    }
+
     /// Sets the connection's slot in a schedule, which begins with the next message.
     pub(super) fn assign_slot(&mut self, slot: u32) {
         (self.slot, self.slot_base) = (slot, self.messages.enqueued);
+        self.timed = self.messages.enqueued;
     }
 
     /// Adds a message that is due at `due`.
@@ -166,11 +182,6 @@ impl Client {
         self.due_times.set(message.index, due);
         self.messages.enqueued += 1;
         message
-    }
-
-    /// Returns the message that became due last.
-    pub(super) fn newest(&self, schedule: Option<&SendSchedule>) -> Option<Message> {
-        Some(self.message(self.messages.enqueued.checked_sub(1)?, schedule))
     }
 
     /// Returns the outstanding message that was due first.
@@ -193,7 +204,8 @@ impl Client {
         self.take_oldest(schedule)
     }
 
-    fn message(&self, index: u64, schedule: Option<&SendSchedule>) -> Message {
+    /// Returns message `index`, which is outstanding.
+    pub(super) fn message(&self, index: u64, schedule: Option<&SendSchedule>) -> Message {
         let due = match schedule {
             Some(schedule) if index >= self.slot_base => schedule.due(self.slot, index - self.slot_base),
             _ => self.due_times.get(index),
@@ -210,8 +222,8 @@ impl Client {
         self.sent_bytes
     }
 
-    /// Sends the messages that are due, as far as `pipeline` and the socket allow, and returns how many had to be deferred.
-    pub(super) fn send(&mut self, pattern: &Pattern, size: u64, pipeline: u64, scratch: &mut [u8]) -> io::Result<u64> {
+    /// Writes once what is due, as far as `pipeline` and the socket allow. Returns whether the socket took any of it.
+    pub(super) fn send(&mut self, pattern: &Pattern, size: u64, pipeline: u64, scratch: &mut [u8]) -> io::Result<bool> {
         let MessageCounts { enqueued, done, .. } = self.messages;
         let end = enqueued.min(done.saturating_add(pipeline)) * size;
         while self.writable && self.sent_bytes < end {
@@ -220,18 +232,34 @@ impl Client {
             let chunk = &mut scratch[..length];
             pattern.fill(self.verifier.connection(), self.sent_bytes, chunk);
             match self.stream.write(chunk) {
-                Ok(n) => self.sent_bytes += n as u64,
+                Ok(n) => {
+                    self.sent_bytes += n as u64;
+                    return Ok(true);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(false)
+    }
+
+    /// Takes the messages whose first byte was sent, and which had not been found to wait before.
+    pub(super) fn take_begun(&mut self, size: u64) -> Range<u64> {
+        let begun = self.timed..self.sent_bytes.div_ceil(size);
+        self.timed = begun.end.max(self.timed);
+        begun
+    }
+
+    /// Takes the messages that wait because the pipeline or the socket is full, and which had not been found to wait before.
+    pub(super) fn take_deferred(&mut self, size: u64) -> Range<u64> {
+        let enqueued = self.messages.enqueued;
         if self.sent_bytes == enqueued * size {
-            return Ok(0);
+            return 0..0;
         }
-        let first_waiting = self.sent_bytes.div_ceil(size).max(self.deferred);
-        self.deferred = enqueued;
-        Ok(enqueued - first_waiting)
+        let deferred = self.sent_bytes.div_ceil(size).max(self.timed)..enqueued;
+        self.timed = enqueued;
+        deferred
     }
 
     /// Reads once and verifies what was read.

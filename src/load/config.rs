@@ -33,7 +33,7 @@ pub struct Config {
     pub connections: u32,
     /// What each connection does. [`Mode::Echo`].
     pub mode: Mode,
-    /// Connects a second. `None`: no limit.
+    /// Connects a second. `None`: no limit. Not in [`Mode::Churn`], whose connections [`Config::rate`] paces.
     pub connect_rate: Option<f64>,
     /// Maximum number of connects in progress, and of closes in progress. 1000.
     pub max_connecting: u32,
@@ -45,7 +45,7 @@ pub struct Config {
     pub size: usize,
     /// Maximum number of messages in flight on a connection. `None`: 1 in a closed loop, no limit in an open one.
     pub pipeline: Option<u32>,
-    /// Messages a second over all connections, in an open loop. `None`: a closed loop.
+    /// Messages a second over all connections, in an open loop; in [`Mode::Churn`], connections a second. `None`: a closed loop.
     pub rate: Option<f64>,
     /// Duration of the measured window. 10 s. [`Mode::Echo`] with [`Config::messages_per_connection`] ignores it.
     pub duration: Duration,
@@ -105,19 +105,24 @@ impl Config {
         }
     }
 
-    /// Returns whether messages are sent on a schedule, whether or not replies come.
+    /// Returns whether messages, or in churn connections, are due on a schedule, whether or not replies come.
     pub(super) fn is_open_loop(&self) -> bool {
         self.rate.is_some() && self.mode != Mode::Hold
     }
 
+    /// Returns whether each message has its place in a schedule. In churn only the first one of a connection has.
+    pub(super) fn is_scheduled(&self) -> bool {
+        self.rate.is_some() && self.mode == Mode::Echo
+    }
+
     /// Returns the maximum number of messages in flight on a connection.
     pub(super) fn in_flight_max(&self) -> u64 {
-        self.pipeline.map_or(if self.is_open_loop() { u64::MAX } else { 1 }, u64::from)
+        self.pipeline.map_or(if self.is_scheduled() { u64::MAX } else { 1 }, u64::from)
     }
 
     /// Returns how many due times a connection keeps: in an open loop they are computed from the schedule.
     pub(super) fn due_times_max(&self) -> usize {
-        if self.is_open_loop() { 1 } else { usize::try_from(self.in_flight_max()).unwrap_or(usize::MAX) }
+        if self.is_scheduled() { 1 } else { usize::try_from(self.in_flight_max()).unwrap_or(usize::MAX) }
     }
 
     /// Checks the settings, as [`run`](super::run) does.
@@ -134,14 +139,14 @@ impl Config {
             "connections must be at most 2^26"
         } else if self.size == 0 || self.pipeline == Some(0) || self.messages_per_connection == Some(0) {
             "size, pipeline and messages_per_connection must be at least 1"
-        } else if !self.is_open_loop() && in_flight > IN_FLIGHT_MAX {
+        } else if !self.is_scheduled() && in_flight > IN_FLIGHT_MAX {
             "connections times pipeline must be at most 2^27 in a closed loop"
         } else if !possible(self.rate) || !possible(self.connect_rate) {
             "a rate must be above 0 and at most 1000M a second"
         } else if self.duration.is_zero() || self.connect_timeout.is_zero() || self.timeout.is_zero() {
             "duration, connect_timeout and timeout must be above 0"
-        } else if self.mode == Mode::Churn && self.rate.is_some() {
-            "rate does not apply to churn: use connect_rate"
+        } else if self.mode == Mode::Churn && self.connect_rate.is_some() {
+            "connect_rate does not apply to churn: use rate"
         } else {
             return Ok(());
         };

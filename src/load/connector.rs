@@ -4,10 +4,9 @@ use std::io;
 
 use super::config::Config;
 use super::error::ErrorName;
+use super::schedule::{Arrivals, Pace};
 use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources};
 use super::stage::{Counts, Stage};
-
-const SECOND: f64 = 1e9;
 
 /// Decides when the next connection is opened and when the next one is closed, and counts connections by stage.
 ///
@@ -17,10 +16,12 @@ pub(super) struct Connector {
     pub(super) counts: Counts,
     pub(super) sources: Sources,
     options: SocketOptions,
-    /// Connects a second.
-    rate: Option<f64>,
+    /// When each connect is due, if connects are paced.
+    pace: Option<Pace>,
     /// Maximum number of connects in progress, and of closes in progress: a million FINs overrun the queues of the kernel.
     max_connecting: u64,
+    /// The connections of an open loop, from the beginning of its window on.
+    pub(super) arrivals: Option<Arrivals>,
     /// Nanoseconds that the next connect waits after a failed one. With 0, a connect that finds no port is not repeated.
     retry_pause: u64,
     paused_until: u64,
@@ -49,8 +50,9 @@ impl Connector {
                 recv_buffer: config.recv_buffer,
                 send_buffer: config.send_buffer,
             },
-            rate: config.connect_rate,
+            pace: config.connect_rate.map(|rate| Pace::new(0, rate)),
             max_connecting: config.max_connecting.into(),
+            arrivals: None,
             retry_pause,
             paused_until: 0,
             no_ports: None,
@@ -58,16 +60,18 @@ impl Connector {
         })
     }
 
-    /// Returns when the next connect may begin, or `None` while the maximum is in progress.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a run has fewer than 2^53 nanoseconds"
-    )]
+    /// Returns when the next connect may begin, or `None` while the maximum is in progress or none is to come.
     pub(super) fn next_connect(&self) -> Option<u64> {
-        let paced = self.rate.map_or(0, |rate| (self.counts.opened as f64 * SECOND / rate) as u64);
-        (self.counts.at(Stage::Connecting) < self.max_connecting).then(|| paced.max(self.paused_until))
+        let due = if self.arrivals.is_some() { self.next_due()? } else { self.next_due().unwrap_or(0) };
+        (self.counts.at(Stage::Connecting) < self.max_connecting).then(|| due.max(self.paused_until))
+    }
+
+    /// Returns when the next connect is due, or `None` if connects are not paced.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        match &self.arrivals {
+            Some(arrivals) => arrivals.next_due(),
+            None => self.pace.map(|pace| pace.time_of(self.counts.opened)),
+        }
     }
 
     /// Begins a connect and returns the connection's number with the result, or `None` if no port is free yet.
@@ -92,9 +96,9 @@ impl Connector {
         self.sources.retry(pair, port, &self.options)
     }
 
-    /// Begins no further connect, unless connects are repeated, and returns how many would have followed.
+    /// Begins no further connect, unless connects are repeated or due at their times, and returns how many would have followed.
     pub(super) fn give_up(&mut self) -> u64 {
-        if self.retry_pause > 0 {
+        if self.retry_pause > 0 || self.arrivals.is_some() {
             return 0;
         }
         let left = self.counts.requested.saturating_sub(self.counts.opened);

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::Shutdown;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -48,6 +48,13 @@ pub(super) enum Removal {
     NextAddress(u32),
 }
 
+/// The last time that the generator itself was stopped or too slow: until `end`, for `length` nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pause {
+    pub(super) end: u64,
+    pub(super) length: u64,
+}
+
 /// The state that all connections share.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -55,6 +62,9 @@ pub(super) struct Driver {
     pub(super) step: Step,
     pub(super) window: Window,
     pub(super) schedule: Option<SendSchedule>,
+    /// The keys of the connections that are still to send their first messages of a closed loop.
+    pub(super) starting: Range<usize>,
+    pub(super) pause: Pause,
     pub(super) workload: Box<dyn Workload>,
     pub(super) connector: Connector,
     pub(super) totals: Totals,
@@ -66,6 +76,8 @@ pub(super) struct Driver {
     pipeline: u64,
     /// Number of due times that a connection keeps.
     ring_size: usize,
+    connect_timeout: u64,
+    timeout: u64,
     close: Close,
     pattern: Pattern,
     buffer: Box<[u8]>,
@@ -85,6 +97,8 @@ impl Driver {
             step: Step::Connect,
             window: Window { start: 0, end: u64::MAX },
             schedule: None,
+            starting: 0..0,
+            pause: Pause::default(),
             workload,
             connector,
             totals: Totals::new(nanoseconds(config.timeout)),
@@ -92,6 +106,8 @@ impl Driver {
             size: config.size as u64,
             pipeline,
             ring_size: config.due_times_max(),
+            connect_timeout: nanoseconds(config.connect_timeout),
+            timeout: nanoseconds(config.timeout),
             close: config.close,
             pattern: Pattern::new(config.seed),
             buffer: vec![0; BUFFER_BYTES].into(),
@@ -106,7 +122,7 @@ impl Driver {
             window: self.window,
             counts: &self.connector.counts,
             in_flight: self.totals.in_flight,
-            has_due: self.schedule.as_ref().is_some_and(SendSchedule::has_next),
+            has_due: !self.starting.is_empty() || self.schedule.as_ref().is_some_and(SendSchedule::has_next),
         }
     }
 
@@ -115,17 +131,18 @@ impl Driver {
         self.schedule.as_ref()?.next_due()
     }
 
-    /// Registers a connect that has begun, or records why it could not begin.
+    /// Registers a connect that was due at `due` and has begun, or records why it could not begin.
     pub(super) fn begin(
         &mut self,
         reactor: &mut Reactor<Registered>,
         number: u64,
+        due: u64,
         result: Result<Connecting, ConnectFailure>,
     ) {
         let (now, ring_size) = (self.clock.now(), self.ring_size);
         let failure = match result {
             Ok(Connecting { stream, pair, port }) => {
-                let wrap = |stream| Registered::Client(Client::new(stream, number, pair, port, ring_size, now));
+                let wrap = |stream| Registered::Client(Client::new(stream, number, pair, port, ring_size, due, now));
                 match reactor.insert(stream, INTEREST, wrap) {
                     Ok(_) => return self.connector.counts.change(None, Some(Stage::Connecting)),
                     Err(error) => {
@@ -138,26 +155,32 @@ impl Driver {
             Err(failure) => failure,
         };
         let not_begun = if failure.is_lasting() { self.connector.give_up() } else { 0 };
-        self.record_connect_failure(failure, 1 + not_begun);
+        self.record_connect_failure(failure, 1 + not_begun, due);
     }
 
-    /// Registers a connect that replaces another, or records why it could not begin: other pairs may still have a port.
+    /// Registers a connect that replaces another and was due at `due`, or records why it could not begin: other pairs may still have a
+    /// port.
     fn begin_again(
         &mut self,
         reactor: &mut Reactor<Registered>,
         number: u64,
+        due: u64,
         result: Result<Connecting, ConnectFailure>,
     ) {
         match result {
-            Ok(connecting) => self.begin(reactor, number, Ok(connecting)),
-            Err(failure) => self.record_connect_failure(failure, 1),
+            Ok(connecting) => self.begin(reactor, number, due, Ok(connecting)),
+            Err(failure) => self.record_connect_failure(failure, 1, due),
         }
     }
 
-    fn record_connect_failure(&mut self, failure: ConnectFailure, count: u64) {
+    /// Records connects that failed, of which the first was due at `due`.
+    fn record_connect_failure(&mut self, failure: ConnectFailure, count: u64, due: u64) {
         let now = self.clock.now();
         self.totals.record_errors(failure.phase, failure.error, failure.errno, count, now);
         self.connector.pause(now);
+        if self.connector.arrivals.is_some() {
+            self.record_unsent(due);
+        }
     }
 
     /// Makes the next message of a connection due at `due`.
@@ -168,12 +191,24 @@ impl Driver {
         self.totals.record_due(is_reported);
     }
 
-    /// Records a message that is due on a connection that has ended.
+    /// Records a message that is due on a connection that has ended or could not connect.
     pub(super) fn record_unsent(&mut self, due: u64) {
         // The first message of a connection is never on a schedule.
         if self.workload.is_reported(Message { index: 1, due }, self.window) {
             self.totals.record_unsent(due);
         }
+    }
+
+    /// Records how late a connection of an open loop is now.
+    pub(super) fn record_connect_lateness(&mut self, due: u64) {
+        if due >= self.window.start {
+            self.totals.lateness.record(self.clock.now().saturating_sub(due));
+        }
+    }
+
+    /// Records a connection of an open loop that waits because the maximum is open or connecting.
+    pub(super) fn record_connect_deferred(&mut self, due: u64) {
+        self.totals.messages.deferred += u64::from(due >= self.window.start);
     }
 
     /// Asks the mode what a steady connection does next, and enqueues messages or closes it.
@@ -211,6 +246,28 @@ impl Driver {
         }
     }
 
+    /// Returns the phase whose timeout has expired. The generator's own pause does not count towards a timeout.
+    pub(super) fn expired(&self, client: &Client) -> Option<Phase> {
+        let (phase, since, timeout) = match client.stage {
+            Stage::Connecting => (Phase::Connect, client.since, self.connect_timeout),
+            Stage::Closing => (Phase::Close, client.since, self.timeout),
+            Stage::Opening | Stage::Steady => {
+                (Phase::Receive, client.oldest(self.schedule.as_ref())?.due, self.timeout)
+            }
+            Stage::Finished => return None,
+        };
+        let pause = if since < self.pause.end { self.pause.length } else { 0 };
+        (since + timeout + pause <= self.clock.now()).then_some(phase)
+    }
+
+    /// Ends the connection if its timeout has expired.
+    pub(super) fn expire(&mut self, client: &mut Client) -> ControlFlow<Removal> {
+        match self.expired(client) {
+            Some(phase) => ControlFlow::Break(self.fail(client, phase, ErrorName::Timeout, None)),
+            None => ControlFlow::Continue(()),
+        }
+    }
+
     /// Records that a call failed or a timeout expired, and ends the connection.
     pub(super) fn fail(&mut self, client: &mut Client, phase: Phase, error: ErrorName, errno: Option<i32>) -> Removal {
         if client.stage == Stage::Connecting
@@ -240,6 +297,9 @@ impl Driver {
 
     /// Records the outstanding messages of a connection that ends.
     pub(super) fn abandon(&mut self, client: &mut Client, reason: AbandonReason) {
+        if client.stage == Stage::Connecting && self.connector.arrivals.is_some() {
+            self.record_unsent(client.connect_due());
+        }
         let (now, end) = (self.clock.now(), self.measurement_end());
         while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
@@ -271,13 +331,15 @@ impl Driver {
         match removal {
             Removal::Ended => self.connector.sources.release(client.pair, client.port),
             Removal::PortTaken => {
+                self.clock.read();
                 let result = self.connector.reconnect(client.pair, client.port);
-                self.begin_again(reactor, client.verifier.connection(), result);
+                self.begin_again(reactor, client.verifier.connection(), client.connect_due(), result);
             }
             Removal::NextAddress(pair) => {
                 self.connector.sources.release(client.pair, client.port);
+                self.clock.read();
                 let result = self.connector.connect_from(pair);
-                self.begin_again(reactor, client.verifier.connection(), result);
+                self.begin_again(reactor, client.verifier.connection(), client.connect_due(), result);
             }
         }
     }
@@ -302,10 +364,12 @@ impl Driver {
             }
             (Ok(_), Ok(_)) => {}
         }
-        self.totals.connect.record(now - client.since);
+        self.totals.connect.record(now.saturating_sub(client.connect_due()));
         self.connector.sources.settle(client.pair);
         client.enter(Stage::Opening, &mut self.connector.counts, now);
-        self.enqueue(client, now);
+        // In an open loop of connections, the first message was due with its connection.
+        let due = if self.connector.arrivals.is_some() { client.connect_due() } else { now };
+        self.enqueue(client, due);
         ControlFlow::Continue(true)
     }
 
@@ -315,13 +379,9 @@ impl Driver {
             return ControlFlow::Continue(Next::Wait);
         }
         for _ in 0..READS_PER_TURN {
-            match client.send(&self.pattern, self.size, self.pipeline, &mut self.scratch) {
-                Ok(0) => {}
-                Ok(deferred) => self.record_deferred(client, deferred),
-                Err(error) => {
-                    let removal = self.fail(client, Phase::Send, classify(&error), error.raw_os_error());
-                    return ControlFlow::Break(removal);
-                }
+            if let Err(error) = self.send(client) {
+                let removal = self.fail(client, Phase::Send, classify(&error), error.raw_os_error());
+                return ControlFlow::Break(removal);
             }
             match client.receive(&self.pattern, self.connector.counts.opened, &mut self.buffer) {
                 Received::Right => {
@@ -345,10 +405,43 @@ impl Driver {
         ControlFlow::Continue(Next::Again)
     }
 
-    fn record_deferred(&mut self, client: &Client, deferred: u64) {
-        let newest = client.newest(self.schedule.as_ref());
-        if newest.is_some_and(|newest| self.workload.is_reported(newest, self.window)) {
-            self.totals.messages.deferred += deferred;
+    /// Sends what is due, as far as the pipeline and the socket allow.
+    fn send(&mut self, client: &mut Client) -> io::Result<()> {
+        while client.send(&self.pattern, self.size, self.pipeline, &mut self.scratch)? {
+            if self.schedule.is_some() {
+                // The clock is read after each write(2): before it, the generator's own delay would be the server's.
+                self.clock.read();
+                let begun = client.take_begun(self.size);
+                self.record_lateness(client, begun);
+            }
+        }
+        let deferred = client.take_deferred(self.size);
+        if !deferred.is_empty() {
+            self.record_deferred(client, deferred);
+        }
+        Ok(())
+    }
+
+    /// Records how late scheduled messages are now.
+    fn record_lateness(&mut self, client: &Client, messages: Range<u64>) {
+        let now = self.clock.now();
+        for index in messages {
+            let due = client.message(index, self.schedule.as_ref()).due;
+            if due >= self.window.start {
+                self.totals.lateness.record(now.saturating_sub(due));
+            }
+        }
+    }
+
+    /// Records messages that wait because the pipeline or the socket is full. That is the server's doing: their lateness ends here.
+    #[cold]
+    fn record_deferred(&mut self, client: &Client, messages: Range<u64>) {
+        for index in messages.clone() {
+            let message = client.message(index, self.schedule.as_ref());
+            self.totals.messages.deferred += u64::from(self.workload.is_reported(message, self.window));
+        }
+        if self.schedule.is_some() {
+            self.record_lateness(client, messages);
         }
     }
 

@@ -1,6 +1,9 @@
 //! The loop of a run: waits, dispatches, and leads the run from step to step.
 
+mod due;
+
 use std::io;
+use std::mem;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +13,14 @@ use mio::{Interest, Waker};
 
 use super::client::Client;
 use super::config::Config;
-use super::driver::{Driver, Registered, Removal};
+use super::driver::{Driver, Pause, Registered, Removal};
 use super::error::{ErrorName, Phase};
+use super::hand::Hand;
 use super::interrupt::Interrupt;
 use super::mode::Traffic;
 use super::progress::{Progress, ProgressCell, Step};
 use super::report::{Histogram, Sample};
-use super::schedule::SendSchedule;
+use super::schedule::{Arrivals, Pace, SendSchedule};
 use super::stage::Stage;
 use super::timeline::Timeline;
 use super::timer::{SECOND, Timer, nanoseconds};
@@ -24,13 +28,11 @@ use super::totals::AbandonReason;
 use crate::memory;
 use crate::reactor::Reactor;
 
-/// Maximum number of connects begun in a turn, so that established connections do not wait for a storm of new ones.
-const CONNECTS_PER_TURN: u32 = 64;
-/// Maximum number of connections closed in a turn, for the same reason.
-const CLOSES_PER_TURN: u32 = 64;
-/// Maximum number of scheduled messages that become due in a turn, so that at a rate beyond what can be sent a turn still ends.
-const DUE_PER_TURN: usize = 1024;
 const EVENTS_PER_TURN: usize = 1024;
+/// The loop wakes up at least this often, so that a pause of the generator itself shows.
+const BEAT: u64 = SECOND / 10;
+/// A longer gap is a pause of the generator itself, which does not count towards a timeout.
+const PAUSE_MIN: u64 = SECOND / 10;
 /// Bytes of a connection in lists of keys and in the schedule.
 const LIST_BYTES: usize = 96;
 /// Bytes of memory for everything that is not of a connection.
@@ -47,6 +49,8 @@ pub(super) struct Engine {
     pub(super) begun: [u64; Step::COUNT],
     pub(super) timeline: Timeline,
     pub(super) turn: Histogram,
+    /// The longest time in which the generator was late at the poll: a turn, or a wait that ended after its timeout.
+    pub(super) longest_gap: u64,
     pub(super) interrupted: bool,
     reactor: Reactor<Registered>,
     timer: Timer,
@@ -54,8 +58,12 @@ pub(super) struct Engine {
     /// A waker must live as long as its poll.
     _waker: Arc<Waker>,
     progress: ProgressCell,
-    /// When the timeouts are checked next.
-    next_expiry: u64,
+    hand: Hand,
+    /// Connections whose timeout has expired. Each is read once more before it ends.
+    expiring: Vec<usize>,
+    next_beat: u64,
+    /// When the last wait returned.
+    turn_start: u64,
 }
 
 impl Engine {
@@ -72,33 +80,40 @@ impl Engine {
         reserve(&mut reactor, &config)?;
         let mut driver = Driver::new(&config)?;
         if config.unresolved > 0 {
-            // Without one of its targets it would be another run.
-            driver.step = Step::Done;
+            // Without one of its targets it would be another run: it connects nothing.
+            driver.step = if config.is_scheduled() { Step::Ready } else { Step::Done };
         }
         for _ in 0..config.unresolved {
             driver.totals.record_errors(Phase::Resolve, ErrorName::Other, None, 1, 0);
         }
+        let hand = Hand::new(hand_period(&config), 0, reactor.capacity());
         Ok(Self {
             config,
             driver,
             begun: [0; Step::COUNT],
             timeline: Timeline::new(),
             turn: Histogram::new(),
+            longest_gap: 0,
             interrupted: false,
             reactor,
             timer,
             interrupt: interrupt.clone(),
             _waker: waker,
             progress,
-            next_expiry: 0,
+            hand,
+            expiring: Vec::new(),
+            next_beat: 0,
+            turn_start: 0,
         })
     }
 
     /// Runs until step `until` begins or the run is interrupted. From `pause` on, in nanoseconds of the run, it returns earlier: in the
     /// window at the end of a second, whose latencies the timeline has by then.
     pub(super) fn run_until(&mut self, until: Step, pause: u64) -> io::Result<()> {
+        // The caller's time between two steps is no turn.
+        self.turn_start = self.driver.clock.read();
         while self.driver.step < until && !self.interrupted {
-            let timeout = self.advance()?;
+            let next = self.advance();
             if self.driver.step >= until {
                 // The caller takes its measurements before the first work of this step.
                 break;
@@ -107,7 +122,7 @@ impl Engine {
             if self.driver.clock.now() >= pause && !is_mid_second {
                 break;
             }
-            self.turn(timeout)?;
+            self.turn(next)?;
         }
         self.driver.totals.end_second();
         Ok(())
@@ -115,8 +130,9 @@ impl Engine {
 
     /// Serves the events that arrived between two windows, and starts the time of the next report.
     pub(super) fn catch_up(&mut self) -> io::Result<()> {
+        self.turn_start = self.driver.clock.read();
         while !self.interrupted {
-            self.turn(Some(Duration::ZERO))?;
+            self.turn(0)?;
             if !self.reactor.has_pending() {
                 break;
             }
@@ -134,6 +150,7 @@ impl Engine {
         self.driver.schedule = None;
         self.timeline.reset();
         self.turn.clear();
+        self.longest_gap = 0;
     }
 
     /// Begins the warm-up of a window.
@@ -141,15 +158,23 @@ impl Engine {
         if self.driver.step != Step::Ready || self.interrupted {
             return;
         }
-        let window = &mut self.driver.window;
-        window.start = self.driver.clock.now() + nanoseconds(self.config.warmup);
-        let is_timed = self.driver.workload.is_timed();
-        window.end = if is_timed { window.start + nanoseconds(self.config.duration) } else { u64::MAX };
-        self.enter(Step::Warmup);
         for (_, client) in clients(&mut self.reactor) {
             client.messages.reported = 0;
         }
-        self.start_traffic(self.driver.workload.traffic());
+        let traffic = self.driver.workload.traffic();
+        let mut slots = self.assign_slots(traffic);
+        if slots.is_empty() && self.config.is_scheduled() {
+            // Every message of the window is due, and stays unsent.
+            slots = vec![None; self.config.connections as usize];
+        }
+        // What came before grows with the number of connections: no message is due in that time.
+        let now = self.driver.clock.read();
+        let window = &mut self.driver.window;
+        window.start = now + nanoseconds(self.config.warmup);
+        let is_timed = self.driver.workload.is_timed();
+        window.end = if is_timed { window.start + nanoseconds(self.config.duration) } else { u64::MAX };
+        self.enter(Step::Warmup);
+        self.start_traffic(traffic, slots);
         // Without a warm-up the window begins now.
         self.change_step();
     }
@@ -169,12 +194,23 @@ impl Engine {
         connector.close_all(keys);
     }
 
-    /// Waits once, and serves what is ready.
-    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Waits once, at most until `next`, and serves what is ready.
+    fn turn(&mut self, next: u64) -> io::Result<()> {
+        let end = self.driver.clock.read();
+        let took = end - self.turn_start;
+        if self.driver.step == Step::Measure {
+            self.turn.record(took);
+        }
+        let timeout = if next <= end {
+            Some(Duration::ZERO)
+        } else {
+            self.timer.arm(next, end)?;
+            None
+        };
         self.reactor.wait(timeout)?;
-        let start = self.driver.clock.read();
+        self.turn_start = self.driver.clock.read();
+        self.record_gap(took.max(self.turn_start.saturating_sub(next.max(end))));
         self.reactor.serve(1, &mut self.driver);
-        self.turn.record(self.driver.clock.now() - start);
         if self.interrupt.is_set() {
             self.interrupted = true;
             self.end_all();
@@ -182,11 +218,26 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs everything that is due and returns the poll timeout: zero, or none because the timer ends the wait.
-    fn advance(&mut self) -> io::Result<Option<Duration>> {
-        let now = self.driver.clock.read();
-        if now >= self.next_expiry {
-            self.expire();
+    fn record_gap(&mut self, gap: u64) {
+        if gap >= PAUSE_MIN {
+            self.driver.pause = Pause { end: self.turn_start, length: gap };
+        }
+        if matches!(self.driver.step, Step::Measure | Step::Drain) {
+            self.longest_gap = self.longest_gap.max(gap);
+        }
+    }
+
+    /// Runs everything that is due and returns when the next work is due.
+    fn advance(&mut self) -> u64 {
+        let now = self.driver.clock.now();
+        for key in mem::take(&mut self.expiring) {
+            self.with_client(key, Driver::expire);
+        }
+        if now >= self.hand.next_due() {
+            self.find_expired();
+        }
+        if now >= self.next_beat {
+            self.beat();
         }
         if now >= self.timeline.next() {
             self.end_second();
@@ -194,50 +245,13 @@ impl Engine {
         if self.driver.step == Step::Close && now >= self.close_deadline() {
             self.end_close();
         }
-        self.open_connections();
+        self.defer_arrivals();
+        self.open_connection();
         self.close_connections();
+        self.start_connections();
         self.enqueue_due();
         self.change_step();
-        let next = self.next_event();
-        if next <= now {
-            return Ok(Some(Duration::ZERO));
-        }
-        self.timer.arm(next, &self.driver.clock)?;
-        Ok(None)
-    }
-
-    /// Returns when the next work is due.
-    fn next_event(&self) -> u64 {
-        let driver = &self.driver;
-        let step = match driver.step {
-            Step::Warmup => driver.window.start,
-            Step::Measure => driver.window.end,
-            _ => u64::MAX,
-        };
-        let close = driver.connector.may_close().then(|| driver.clock.now());
-        let times = [self.next_connect(), close, driver.next_due()];
-        let next = times.into_iter().flatten().min().unwrap_or(u64::MAX);
-        next.min(step).min(self.timeline.next()).min(self.next_expiry)
-    }
-
-    fn next_connect(&self) -> Option<u64> {
-        if self.driver.workload.may_connect(&self.driver.status()) {
-            self.driver.connector.next_connect()
-        } else {
-            None
-        }
-    }
-
-    /// Begins the connects that are due.
-    fn open_connections(&mut self) {
-        let now = self.driver.clock.now();
-        for _ in 0..CONNECTS_PER_TURN {
-            if self.next_connect().is_none_or(|at| at > now) {
-                return;
-            }
-            let Some((number, result)) = self.driver.connector.connect(now) else { return };
-            self.driver.begin(&mut self.reactor, number, result);
-        }
+        self.next_event()
     }
 
     /// Returns when the connections that are still open are given up: after a timeout without any close, and in any case at a time that
@@ -256,35 +270,6 @@ impl Engine {
             self.with_client(key, |driver, client| {
                 ControlFlow::Break(driver.fail(client, Phase::Close, ErrorName::Timeout, None))
             });
-        }
-    }
-
-    fn close_connections(&mut self) {
-        for _ in 0..CLOSES_PER_TURN {
-            let Some(key) = self.driver.connector.next_close() else { return };
-            self.with_client(key, Driver::close);
-        }
-    }
-
-    /// Enqueues the scheduled messages that are due, and records their lateness.
-    fn enqueue_due(&mut self) {
-        let now = self.driver.clock.now();
-        for _ in 0..DUE_PER_TURN {
-            let due = self.driver.schedule.as_mut().and_then(|schedule| schedule.take_due(now));
-            let Some((due, key)) = due else { return };
-            if due >= self.driver.window.start {
-                self.driver.totals.lateness.record(now - due);
-            }
-            let Some(key) = key else {
-                self.driver.record_unsent(due);
-                continue;
-            };
-            self.with_client(key, |driver, client| {
-                driver.enqueue(client, due);
-                ControlFlow::Continue(())
-            });
-            // The message is sent when the connection is served, which is in this turn.
-            self.reactor.resume(key);
         }
     }
 
@@ -320,29 +305,36 @@ impl Engine {
         }
     }
 
-    fn start_traffic(&mut self, traffic: Traffic) {
+    /// Gives each steady connection its slot in the schedule of `traffic`, if it has one.
+    fn assign_slots(&mut self, traffic: Traffic) -> Vec<Option<usize>> {
+        let mut slots = Vec::new();
+        if matches!(traffic, Traffic::Scheduled { .. }) {
+            for (key, client) in clients(&mut self.reactor).filter(|(_, client)| client.stage == Stage::Steady) {
+                client.assign_slot(u32::try_from(slots.len()).unwrap_or(u32::MAX));
+                slots.push(Some(key));
+            }
+        }
+        slots
+    }
+
+    fn start_traffic(&mut self, traffic: Traffic, slots: Vec<Option<usize>>) {
+        let (now, window) = (self.driver.clock.now(), self.driver.window);
         match traffic {
             Traffic::Nothing => {}
-            Traffic::OnReply => {
-                for key in self.keys() {
-                    self.with_client(key, Driver::send_next);
-                    self.reactor.resume(key);
-                }
-            }
+            Traffic::OnReply => self.driver.starting = 0..self.reactor.capacity(),
             Traffic::Scheduled { rate, messages } => {
-                let mut keys = Vec::new();
-                for (key, client) in clients(&mut self.reactor).filter(|(_, client)| client.stage == Stage::Steady) {
-                    client.assign_slot(u32::try_from(keys.len()).unwrap_or(u32::MAX));
-                    keys.push(key);
-                }
-                let (now, window) = (self.driver.clock.now(), self.driver.window);
-                self.driver.schedule = Some(SendSchedule::new(now, rate, keys, messages, window));
+                self.driver.schedule = Some(SendSchedule::new(Pace::new(now, rate), slots, messages, window));
+            }
+            Traffic::Connections { rate } => {
+                self.driver.connector.arrivals = Some(Arrivals::new(Pace::new(now, rate), window));
             }
         }
     }
 
     fn end_window(&mut self) {
         self.driver.window.end = self.driver.window.end.min(self.driver.clock.now());
+        self.driver.starting = 0..0;
+        self.end_arrivals(self.driver.window.end);
         let last_traffic = self.driver.workload.last_traffic();
         if last_traffic == Traffic::Nothing {
             self.driver.end_measurement();
@@ -350,7 +342,9 @@ impl Engine {
         self.end_second();
         self.timeline.stop();
         self.enter(Step::Drain);
-        self.start_traffic(last_traffic);
+        let slots = self.assign_slots(last_traffic);
+        self.driver.clock.read();
+        self.start_traffic(last_traffic, slots);
         if self.driver.workload.closes_from() == Step::Drain {
             self.count_held();
         }
@@ -378,6 +372,8 @@ impl Engine {
         }
         self.end_second();
         self.driver.window.end = self.driver.window.end.min(now);
+        self.driver.starting = 0..0;
+        self.end_arrivals(now);
         for key in self.keys() {
             self.with_client(key, |driver, client| {
                 driver.abandon(client, AbandonReason::Unanswered);
@@ -390,31 +386,23 @@ impl Engine {
         }
     }
 
-    /// Ends every connection whose timeout has expired.
-    fn expire(&mut self) {
-        let (connect, reply) = (nanoseconds(self.config.connect_timeout), nanoseconds(self.config.timeout));
-        let (driver, now) = (&self.driver, self.driver.clock.now());
-        let mut expired = Vec::new();
-        for (key, client) in clients(&mut self.reactor) {
-            let (phase, deadline) = match client.stage {
-                Stage::Connecting => (Phase::Connect, client.since + connect),
-                Stage::Finished => continue,
-                Stage::Closing => (Phase::Close, client.since + reply),
-                Stage::Opening | Stage::Steady => match client.oldest(driver.schedule.as_ref()) {
-                    Some(message) => (Phase::Receive, message.due + reply),
-                    None => continue,
-                },
-            };
-            if deadline <= now {
-                expired.push((key, phase));
+    /// Finds the connections of the next slice whose timeout has expired, and has them read once more: after a pause of the generator
+    /// itself, replies may wait in the sockets.
+    fn find_expired(&mut self) {
+        let slice = self.hand.take_slice(self.driver.clock.now(), self.reactor.capacity());
+        for key in slice {
+            if let Some(Registered::Client(client)) = self.reactor.get_mut(key)
+                && self.driver.expired(client).is_some()
+            {
+                client.expect_input();
+                self.reactor.resume(key);
+                self.expiring.push(key);
             }
         }
-        for (key, phase) in expired {
-            self.with_client(key, |driver, client| {
-                ControlFlow::Break(driver.fail(client, phase, ErrorName::Timeout, None))
-            });
-        }
-        self.next_expiry = now + (connect.min(reply) / 20).clamp(SECOND / 1000, SECOND / 4);
+    }
+
+    fn beat(&mut self) {
+        self.next_beat = self.driver.clock.now() + BEAT;
         // Only in the window does each second publish progress, and the other steps may take minutes.
         if self.driver.step != Step::Measure {
             self.publish(None);
@@ -480,4 +468,10 @@ fn clients(reactor: &mut Reactor<Registered>) -> impl Iterator<Item = (usize, &m
         Registered::Client(client) => Some((key, client)),
         Registered::Timer => None,
     })
+}
+
+/// Returns how often each connection's timeout is looked at: often enough for a tenth of the shorter timeout.
+fn hand_period(config: &Config) -> u64 {
+    let shorter = nanoseconds(config.connect_timeout.min(config.timeout));
+    (shorter / 10).clamp(SECOND / 1000, SECOND / 2)
 }

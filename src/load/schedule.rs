@@ -9,43 +9,80 @@ pub(super) struct Window {
     pub(super) end: u64,
 }
 
-/// Message `n` is due at `start + n * interval`, on slot `n` modulo the number of slots.
+/// The times of a fixed rate: event `n` is due at `start + n * interval`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    start: u64,
+    interval: f64,
+}
+
+impl Pace {
+    /// Begins at `start`, with `rate` events a second.
+    pub(super) fn new(start: u64, rate: f64) -> Self {
+        Self { start, interval: SECOND / rate }
+    }
+
+    /// Returns when event `event` is due.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53 nanoseconds, which is a hundred days"
+    )]
+    pub(super) fn time_of(&self, event: u64) -> u64 {
+        self.start.saturating_add((event as f64 * self.interval) as u64)
+    }
+
+    /// Returns the first event that is due at `time` or later.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53 nanoseconds, which is a hundred days"
+    )]
+    fn first_from(&self, time: u64) -> u64 {
+        let about = (time.saturating_sub(self.start) as f64 / self.interval) as u64;
+        // The rounding of `time_of` decides, so that every event is on one side of `time`.
+        (about.saturating_sub(1)..u64::MAX).find(|&event| self.time_of(event) >= time).unwrap_or(u64::MAX)
+    }
+}
+
+/// The messages of an open loop, in turn on each slot: message `n` is on slot `n` modulo the number of slots.
 ///
 /// A slot is the place of one connection. It stays when the connection ends: a message never moves to another connection.
 #[derive(Debug)]
 pub(super) struct SendSchedule {
-    start: u64,
-    interval: f64,
+    pace: Pace,
     /// The key of each slot's connection, or `None` once it has ended.
     slots: Vec<Option<usize>>,
     next: u64,
     total: u64,
+    /// No slot ever had a connection: nothing waits for its time.
+    reaches_nobody: bool,
 }
 
 impl SendSchedule {
-    /// Schedules `rate` messages a second from `start` on. With `messages`, each slot has that many after the warm-up; without, the
-    /// schedule ends with the window.
-    pub(super) fn new(start: u64, rate: f64, keys: Vec<usize>, messages: Option<u64>, window: Window) -> Self {
-        let slots: Vec<_> = keys.into_iter().map(Some).collect();
+    /// Schedules the messages of the connections `slots`. With `messages`, each has that many after the warm-up; without, the schedule
+    /// ends with the window.
+    pub(super) fn new(pace: Pace, slots: Vec<Option<usize>>, messages: Option<u64>, window: Window) -> Self {
         let count = slots.len() as u64;
-        let mut schedule = Self { start, interval: SECOND / rate, slots, next: 0, total: 0 };
-        if count > 0 {
-            schedule.total = match messages {
-                Some(messages) => schedule.first_from(window.start).saturating_add(messages.saturating_mul(count)),
-                None => schedule.first_from(window.end),
-            };
-        }
-        schedule
+        let total = match messages {
+            _ if count == 0 => 0,
+            Some(messages) => pace.first_from(window.start).saturating_add(messages.saturating_mul(count)),
+            None => pace.first_from(window.end),
+        };
+        let reaches_nobody = slots.iter().all(Option::is_none);
+        Self { pace, slots, next: 0, total, reaches_nobody }
     }
 
     /// Returns when message `message` of `slot` is due.
     pub(super) fn due(&self, slot: u32, message: u64) -> u64 {
-        self.time_of(message * self.slots.len() as u64 + u64::from(slot))
+        self.pace.time_of(message * self.slots.len() as u64 + u64::from(slot))
     }
 
     /// Returns when the next message is due, or `None` after the last.
     pub(super) fn next_due(&self) -> Option<u64> {
-        self.has_next().then(|| self.time_of(self.next))
+        self.has_next().then(|| if self.reaches_nobody { 0 } else { self.pace.time_of(self.next) })
     }
 
     /// Returns whether a message is still to become due.
@@ -55,7 +92,8 @@ impl SendSchedule {
 
     /// Takes the next message if it is due by `now`: its due time, and the key of its connection if that is still open.
     pub(super) fn take_due(&mut self, now: u64) -> Option<(u64, Option<usize>)> {
-        let due = self.next_due().filter(|&due| due <= now)?;
+        self.next_due().filter(|&due| due <= now)?;
+        let due = self.pace.time_of(self.next);
         let slot = usize::try_from(self.next % self.slots.len() as u64).ok()?;
         self.next += 1;
         Some((due, self.slots[slot]))
@@ -69,28 +107,48 @@ impl SendSchedule {
             *occupant = None;
         }
     }
+}
 
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "below 2^53 nanoseconds, which is a hundred days"
-    )]
-    fn time_of(&self, message: u64) -> u64 {
-        self.start.saturating_add((message as f64 * self.interval) as u64)
+/// The connections of an open loop. Each is due at its time, until the window ends, and begins when the connector has a place for it.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    pace: Pace,
+    /// The next connection to begin.
+    next: u64,
+    /// Connections before this one have begun or were found to wait.
+    timed: u64,
+    total: u64,
+}
+
+impl Arrivals {
+    pub(super) fn new(pace: Pace, window: Window) -> Self {
+        Self { pace, next: 0, timed: 0, total: pace.first_from(window.end) }
     }
 
-    /// Returns the first message that is due at `time` or later.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "below 2^53 nanoseconds, which is a hundred days"
-    )]
-    fn first_from(&self, time: u64) -> u64 {
-        let about = (time.saturating_sub(self.start) as f64 / self.interval) as u64;
-        // The rounding of `time_of` decides, so that every message is on one side of `time`.
-        (about.saturating_sub(1)..u64::MAX).find(|&message| self.time_of(message) >= time).unwrap_or(u64::MAX)
+    /// Returns when the next connection to begin is due, or `None` after the last.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        (self.next < self.total).then(|| self.pace.time_of(self.next))
+    }
+
+    /// Takes the next connection if it is due by `now`: its due time, and whether it was found to wait before.
+    pub(super) fn take_due(&mut self, now: u64) -> Option<(u64, bool)> {
+        let due = self.next_due().filter(|&due| due <= now)?;
+        self.next += 1;
+        let waited = self.next <= self.timed;
+        self.timed = self.timed.max(self.next);
+        Some((due, waited))
+    }
+
+    /// Returns when the next connection is due that was not found to wait before.
+    pub(super) fn next_untimed(&self) -> Option<u64> {
+        (self.timed < self.total).then(|| self.pace.time_of(self.timed))
+    }
+
+    /// Takes the next connection that is due by `now` and has to wait: its due time.
+    pub(super) fn take_waiting(&mut self, now: u64) -> Option<u64> {
+        let due = self.next_untimed().filter(|&due| due <= now)?;
+        self.timed += 1;
+        Some(due)
     }
 }
 
@@ -100,13 +158,17 @@ mod tests {
 
     const WINDOW: Window = Window { start: 2_000_000_000, end: 3_000_000_000 };
 
+    fn slots() -> Vec<Option<usize>> {
+        vec![Some(7), Some(9)]
+    }
+
     fn due_times(schedule: &mut SendSchedule) -> Vec<(u64, Option<usize>)> {
         std::iter::from_fn(|| schedule.take_due(u64::MAX)).collect()
     }
 
     #[test]
     fn slots_take_turns_and_each_knows_its_own_due_times() {
-        let mut schedule = SendSchedule::new(2_000_000_000, 4.0, vec![7, 9], None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), slots(), None, WINDOW);
         let due = due_times(&mut schedule);
         assert_eq!(
             due,
@@ -118,13 +180,13 @@ mod tests {
 
     #[test]
     fn a_number_of_messages_is_of_each_slot_and_after_the_warm_up() {
-        let mut schedule = SendSchedule::new(1_000_000_000, 4.0, vec![7, 9], Some(3), WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(1_000_000_000, 4.0), slots(), Some(3), WINDOW);
         assert_eq!(due_times(&mut schedule).len(), 4 + 2 * 3);
     }
 
     #[test]
     fn nothing_is_taken_before_it_is_due() {
-        let mut schedule = SendSchedule::new(0, 1.0, vec![7], None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(0, 1.0), vec![Some(7)], None, WINDOW);
         assert_eq!(schedule.take_due(0), Some((0, Some(7))));
         assert_eq!(schedule.take_due(999_999_999), None);
         assert_eq!(schedule.take_due(1_000_000_000), Some((1_000_000_000, Some(7))));
@@ -132,7 +194,7 @@ mod tests {
 
     #[test]
     fn messages_of_an_ended_connection_stay_due_on_its_slot() {
-        let mut schedule = SendSchedule::new(2_000_000_000, 4.0, vec![7, 9], None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), slots(), None, WINDOW);
         // The key was reused by a connection that has no slot.
         schedule.vacate(0, 9);
         schedule.vacate(1, 9);
@@ -141,19 +203,40 @@ mod tests {
     }
 
     #[test]
-    fn without_a_connection_nothing_is_due() {
-        assert_eq!(SendSchedule::new(0, 4.0, Vec::new(), Some(3), WINDOW).next_due(), None);
+    fn messages_of_slots_that_never_had_a_connection_are_taken_at_once() {
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), vec![None; 3], None, WINDOW);
+        assert_eq!(schedule.next_due(), Some(0));
+        let due: Vec<_> = std::iter::from_fn(|| schedule.take_due(2_000_000_000)).collect();
+        assert_eq!(due, [2_000_000_000, 2_250_000_000, 2_500_000_000, 2_750_000_000].map(|due| (due, None)));
+    }
+
+    #[test]
+    fn without_a_slot_nothing_is_due() {
+        assert_eq!(SendSchedule::new(Pace::new(0, 4.0), Vec::new(), Some(3), WINDOW).next_due(), None);
     }
 
     #[test]
     fn every_message_is_on_one_side_of_a_time() {
         for rate in [3.0, 777.0, 10_000.0, 1e9 / 7.0] {
-            let schedule = SendSchedule::new(5, rate, vec![0], None, Window { start: 5, end: 5 });
+            let pace = Pace::new(5, rate);
             for time in [5, 6, 1_000_000, 999_999_937] {
-                let first = schedule.first_from(time);
-                assert!(schedule.time_of(first) >= time);
-                assert!(first == 0 || schedule.time_of(first - 1) < time);
+                let first = pace.first_from(time);
+                assert!(pace.time_of(first) >= time);
+                assert!(first == 0 || pace.time_of(first - 1) < time);
             }
         }
+    }
+
+    #[test]
+    fn a_connection_that_waits_is_found_once_and_keeps_its_due_time() {
+        let mut arrivals = Arrivals::new(Pace::new(2_000_000_000, 4.0), WINDOW);
+        assert_eq!(arrivals.take_due(2_000_000_000), Some((2_000_000_000, false)));
+        assert_eq!(arrivals.take_waiting(2_600_000_000), Some(2_250_000_000));
+        assert_eq!(arrivals.take_waiting(2_600_000_000), Some(2_500_000_000));
+        assert_eq!(arrivals.take_waiting(2_600_000_000), None);
+        assert_eq!(arrivals.take_due(2_800_000_000), Some((2_250_000_000, true)));
+        assert_eq!(arrivals.take_due(2_800_000_000), Some((2_500_000_000, true)));
+        assert_eq!(arrivals.take_due(2_800_000_000), Some((2_750_000_000, false)));
+        assert_eq!((arrivals.next_due(), arrivals.next_untimed()), (None, None));
     }
 }

@@ -41,7 +41,6 @@ use crate::host::{Process, SocketStatistics};
 #[derive(Debug)]
 pub struct Session {
     engine: Engine,
-    own: Process,
     server: Option<Process>,
     memory_before: Option<u64>,
     /// When the next report began.
@@ -98,10 +97,9 @@ impl Session {
         }
         let server = config.server_pid.map(Process::open).transpose()?;
         let memory_before = server.as_ref().and_then(Process::resident_bytes);
-        let own = Process::own();
         let start = SystemTime::now();
         let engine = Engine::new(config, interrupt, progress.clone())?;
-        let mut session = Self { engine, own, server, memory_before, start, readings: Readings::default() };
+        let mut session = Self { engine, server, memory_before, start, readings: Readings::default() };
         session.run_until(Step::Ready, reports)?;
         Ok(session)
     }
@@ -154,10 +152,10 @@ impl Session {
         self.engine.begin_window();
         self.run_until(Step::Measure, reports)?;
         let memory = self.server.as_ref().and_then(Process::resident_bytes);
-        let cpu_before = CpuTimes::now(&self.own, self.server.as_ref());
+        let cpu_before = CpuTimes::now(self.server.as_ref());
         self.run_until(Step::Drain, reports)?;
         self.readings = Readings {
-            cpu: CpuTimes::now(&self.own, self.server.as_ref()).since(cpu_before),
+            cpu: CpuTimes::now(self.server.as_ref()).since(cpu_before),
             memory: memory.zip(self.memory_before).map(|(now, before)| now.saturating_sub(before)),
             sockets: SocketStatistics::read(),
         };
@@ -225,7 +223,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             targets,
             sources,
             size: config.size as u64,
-            pipeline: config.pipeline.or(if is_open_loop { None } else { Some(1) }),
+            pipeline: config.pipeline.or(if config.is_scheduled() { None } else { Some(1) }),
             rate: config.rate,
             seed: Some(config.seed),
             labels: config.labels.clone(),
@@ -246,6 +244,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         connect: &totals.connect,
         lateness: &totals.lateness,
         turn: &engine.turn,
+        longest_gap: engine.turn.quantile(1.0).map(|_| engine.longest_gap),
         errors: totals
             .errors()
             .map(|((phase, error, errno), totals)| ErrorCount {
@@ -279,7 +278,7 @@ fn phases(engine: &Engine) -> Phases {
         Duration::from_nanos(begun[to as usize].saturating_sub(begun[from as usize])).as_secs_f64()
     };
     Phases {
-        connect: seconds(Step::Connect, Step::Warmup),
+        connect: seconds(Step::Connect, Step::Ready),
         warmup: seconds(Step::Warmup, Step::Measure),
         measure: seconds(Step::Measure, Step::Drain),
         drain: seconds(Step::Drain, Step::Idle),

@@ -57,11 +57,11 @@ impl Timer {
         self.descriptor.as_raw_fd()
     }
 
-    /// Makes the descriptor readable at the time `at`. It is edge-triggered and need not be read.
-    pub(super) fn arm(&mut self, at: u64, clock: &Clock) -> io::Result<()> {
+    /// Makes the descriptor readable at the time `at`, which is after `now`. It is edge-triggered and need not be read.
+    pub(super) fn arm(&mut self, at: u64, now: u64) -> io::Result<()> {
         if at != self.armed_for {
-            // The turn has taken time since the clock was last read. Zero would disarm the timer.
-            let left = Duration::from_nanos(at).saturating_sub(clock.epoch.elapsed()).max(Duration::from_nanos(1));
+            // Zero would disarm the timer.
+            let left = Duration::from_nanos(at.saturating_sub(now).max(1));
             let value = Timespec::try_from(left).map_err(io::Error::other)?;
             let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
             timerfd_settime(&self.descriptor, TimerfdTimerFlags::empty(), &once)?;

@@ -11,6 +11,7 @@ mod hold;
 mod report;
 mod running;
 mod schedule;
+mod timing;
 mod verification;
 mod windows;
 

@@ -121,8 +121,7 @@ fn restrictions_of_the_figures_are_printed() {
 #[test]
 fn a_quantity_without_data_is_a_dash() {
     let report = example_with(|json| {
-        json["generator"] =
-            json!({"cpu_us_per_message": null, "cpu_percent": null, "turn_us_p99": null, "saturated": null});
+        json["generator"] = json!({"cpu_us_per_message": null, "cpu_percent": null, "turn_us_p99": null, "longest_gap_us": null, "saturated": null});
         json["server"] = json!({"pid": 4711, "cpu_us_per_message": null, "rss_bytes_per_connection": null});
         (json["rate_per_s"], json["sockstat"]) = (Value::Null, Value::Null);
         json["loop"] = "closed".into();

@@ -29,30 +29,41 @@ fn process(files: &Files) -> Process {
 }
 
 #[test]
+fn the_time_of_a_thread_excludes_the_other_threads() {
+    const WORK: Duration = Duration::from_millis(100);
+    let before = ThreadTime::now().unwrap();
+    thread::spawn(|| burn(WORK)).join().unwrap();
+    let during = ThreadTime::now().unwrap().since(before);
+    assert!(during.run < WORK / 2, "{during:?}");
+    burn(WORK);
+    // Without the current time slice.
+    assert!(ThreadTime::now().unwrap().since(before).run >= WORK / 2);
+}
+
+#[test]
 fn cpu_time_includes_ended_threads() {
     const WORK: Duration = Duration::from_millis(50);
-    for process in [Process::own(), Process::open(std::process::id()).unwrap()] {
-        let start = process.cpu_time().unwrap();
-        let (report, reported) = mpsc::channel();
-        let (release, wait) = mpsc::channel::<()>();
-        let busy = thread::spawn(move || {
-            burn(WORK);
-            report.send(()).unwrap();
-            let _ = wait.recv();
-        });
-        reported.recv().unwrap();
-        // Its last time slice counts only once it waits: read again until it does.
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let mut during = process.cpu_time().unwrap();
-        while during < start + WORK {
-            assert!(Instant::now() < deadline, "{start:?} {during:?}");
-            during = process.cpu_time().unwrap();
-        }
-        release.send(()).unwrap();
-        busy.join().unwrap();
-        let after = process.cpu_time().unwrap();
-        assert!(after >= during, "{during:?} {after:?}");
+    let process = Process::open(std::process::id()).unwrap();
+    let start = process.cpu_time().unwrap();
+    let (report, reported) = mpsc::channel();
+    let (release, wait) = mpsc::channel::<()>();
+    let busy = thread::spawn(move || {
+        burn(WORK);
+        report.send(()).unwrap();
+        let _ = wait.recv();
+    });
+    reported.recv().unwrap();
+    // Its last time slice counts only once it waits: read again until it does.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut during = process.cpu_time().unwrap();
+    while during < start + WORK {
+        assert!(Instant::now() < deadline, "{start:?} {during:?}");
+        during = process.cpu_time().unwrap();
     }
+    release.send(()).unwrap();
+    busy.join().unwrap();
+    let after = process.cpu_time().unwrap();
+    assert!(after >= during, "{during:?} {after:?}");
 }
 
 #[test]

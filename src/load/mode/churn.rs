@@ -14,11 +14,17 @@ pub(super) struct ChurnMode {
     /// Messages on each connection.
     messages: u64,
     pipeline: u64,
+    /// Connections a second; `None` in a closed loop.
+    rate: Option<f64>,
 }
 
 impl ChurnMode {
     pub(super) fn new(config: &Config) -> Self {
-        Self { messages: config.messages_per_connection.unwrap_or(1), pipeline: config.in_flight_max() }
+        Self {
+            messages: config.messages_per_connection.unwrap_or(1),
+            pipeline: config.in_flight_max(),
+            rate: config.rate,
+        }
     }
 }
 
@@ -29,8 +35,9 @@ impl Workload for ChurnMode {
             && status.now < status.window.end
     }
 
+    /// In an open loop, the rate limits the failed connects too.
     fn retry_pause(&self) -> u64 {
-        RETRY_PAUSE
+        if self.rate.is_some() { 0 } else { RETRY_PAUSE }
     }
 
     fn is_connected(&self, _: &Status<'_>) -> bool {
@@ -39,7 +46,7 @@ impl Workload for ChurnMode {
 
     /// The window opens the connections, and each sends its first message after its handshake.
     fn traffic(&self) -> Traffic {
-        Traffic::Nothing
+        self.rate.map_or(Traffic::Nothing, |rate| Traffic::Connections { rate })
     }
 
     fn reaction(&self, messages: MessageCounts, status: &Status<'_>) -> Reaction {

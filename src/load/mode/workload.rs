@@ -112,6 +112,10 @@ pub(in crate::load) enum Traffic {
         rate: f64,
         messages: Option<u64>,
     },
+    /// `rate` connections a second, until the window's end.
+    Connections {
+        rate: f64,
+    },
 }
 
 /// What a connection does next.

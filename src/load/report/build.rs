@@ -10,7 +10,7 @@ use super::findings::Verify;
 use super::histogram::Histogram;
 use super::origin::Origin;
 use super::thresholds::{Threshold, evaluate};
-use crate::host::{Process, SocketStatistics};
+use crate::host::{Process, SocketStatistics, ThreadTime};
 
 /// At the 99th percentile, the schedule is kept up to this lateness, in microseconds.
 const LATENESS_US_MAX: u64 = 1000;
@@ -20,7 +20,7 @@ const LATENCY_PER_LATENESS_MIN: u64 = 10;
 const CONNECTIONS_MIN_FOR_MEMORY: u64 = 1000;
 /// Below this number of seconds, CPU time is too coarse for a percentage: the kernel counts time slices of milliseconds.
 const SECONDS_MIN_FOR_CPU: f64 = 0.1;
-/// The generator is saturated above this percentage of a core.
+/// The generator is saturated if its thread ran or waited for a CPU for more than this percentage of the window.
 const SATURATED_PERCENT: f64 = 90.0;
 
 /// What was measured in a window.
@@ -42,6 +42,8 @@ pub(crate) struct Measured<'a> {
     pub(crate) connect: &'a Histogram,
     pub(crate) lateness: &'a Histogram,
     pub(crate) turn: &'a Histogram,
+    /// In nanoseconds; `None` without a window.
+    pub(crate) longest_gap: Option<u64>,
     pub(crate) errors: Vec<ErrorCount>,
     pub(crate) verify: Verify,
     pub(crate) server_pid: Option<u32>,
@@ -58,21 +60,25 @@ pub(crate) struct Readings {
     pub(crate) sockets: Option<SocketStatistics>,
 }
 
-/// CPU time of the generator and of the server.
+/// CPU time of the generator's thread and of the server's process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CpuTimes {
-    own: Option<Duration>,
+    own: Option<ThreadTime>,
     server: Option<Duration>,
 }
 
 impl CpuTimes {
-    pub(crate) fn now(own: &Process, server: Option<&Process>) -> Self {
-        Self { own: own.cpu_time(), server: server.and_then(Process::cpu_time) }
+    /// Reads them on the generator's thread.
+    pub(crate) fn now(server: Option<&Process>) -> Self {
+        Self { own: ThreadTime::now(), server: server.and_then(Process::cpu_time) }
     }
 
     pub(crate) fn since(self, before: Self) -> Self {
-        let since = |now: Option<Duration>, before: Option<Duration>| Some(now?.saturating_sub(before?));
-        Self { own: since(self.own, before.own), server: since(self.server, before.server) }
+        Self {
+            // 0 means that the kernel does not count.
+            own: self.own.zip(before.own).map(|(now, before)| now.since(before)).filter(|own| !own.run.is_zero()),
+            server: self.server.zip(before.server).map(|(now, before)| now.saturating_sub(before)),
+        }
     }
 }
 
@@ -82,8 +88,8 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
     let (arrived, seconds) = (measured.arrived_in_window, measured.phases_s.measure);
     let connections_verified = measured.connections.verified;
     let per_message = |time: Duration| (arrived > 0).then(|| time.as_secs_f64() * 1e6 / float(arrived));
-    let cpu_percent =
-        cpu.own.filter(|_| seconds >= SECONDS_MIN_FOR_CPU).map(|time| time.as_secs_f64() * 100.0 / seconds);
+    let percent = |time: Duration| time.as_secs_f64() * 100.0 / seconds;
+    let own = cpu.own.filter(|_| seconds >= SECONDS_MIN_FOR_CPU);
     let (latency, lateness) = (measured.latency.summary(), measured.lateness.summary());
     let mut report = Report {
         schema: SCHEMA.to_owned(),
@@ -108,10 +114,11 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         errors: measured.errors,
         verify: measured.verify,
         generator: Generator {
-            cpu_us_per_message: cpu.own.and_then(per_message),
-            cpu_percent,
+            cpu_us_per_message: cpu.own.and_then(|own| per_message(own.run)),
+            cpu_percent: own.map(|own| percent(own.run)),
             turn_us_p99: measured.turn.quantile(0.99),
-            saturated: cpu_percent.map(|percent| percent > SATURATED_PERCENT),
+            longest_gap_us: measured.longest_gap.map(|gap| gap.div_ceil(1000)),
+            saturated: own.map(|own| percent(own.run + own.wait) > SATURATED_PERCENT),
         },
         server: measured.server_pid.map(|pid| ServerSide {
             pid,

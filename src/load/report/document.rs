@@ -59,9 +59,10 @@ pub struct Report {
     pub rate_per_s: Option<f64>,
     /// Time from when a message was due to its reply, of every message due; in [`Mode::Hold`] of the last messages alone.
     pub latency_us: Summary,
-    /// Time from the connect to the end of the handshake.
+    /// Time from connect(2) to the end of the handshake; of a paced connect, from when it was due.
     pub connect_us: Summary,
-    /// Time from when a message was due to when the loop noticed.
+    /// Time from when a message was due to the return of the write(2) that took its first byte, or to when it was found to wait because
+    /// the pipeline or the socket was full. In [`Mode::Churn`], from when a connection was due to the return of connect(2).
     pub lateness_us: Summary,
     /// Whether messages were sent when they were due.
     pub schedule: ScheduleReport,
@@ -173,7 +174,7 @@ pub struct Settings {
     pub size: u64,
     /// Maximum messages in flight per connection; `None` is unlimited.
     pub pipeline: Option<u32>,
-    /// Messages due per second, over all connections, in an open loop.
+    /// Messages due per second, over all connections, in an open loop; in [`Mode::Churn`], connections.
     #[serde(serialize_with = "number")]
     pub rate: Option<f64>,
     /// Payload seed; `None` if merged runs differ.
@@ -262,7 +263,8 @@ pub struct Messages {
     pub unanswered: u64,
     /// Came back corrupted, or the connection failed.
     pub failed: u64,
-    /// Waited because the pipeline or the socket was full. They are also counted by outcome.
+    /// Waited because the pipeline or the socket was full, or in [`Mode::Churn`] the maximum of connections open. They are also counted by
+    /// outcome.
     pub deferred: u64,
 }
 
@@ -352,13 +354,17 @@ pub struct TargetCount {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Generator {
-    /// CPU time per verified reply, in microseconds.
+    /// CPU time of its thread per verified reply, in microseconds.
     pub cpu_us_per_message: Option<f64>,
-    /// CPU time, in percent of one core; the sum if merged. `None` if the window is shorter than 0.1 s.
+    /// CPU time of its thread, in percent of one core; the sum if merged. `None` if the window is shorter than 0.1 s.
     pub cpu_percent: Option<f64>,
-    /// The 99th percentile of the duration of a turn of the loop, in microseconds.
+    /// The 99th percentile of a turn of the loop in the measured window, from one return of the poll to its next call, in microseconds.
     pub turn_us_p99: Option<u64>,
-    /// Whether it used over 90 % of a core, so that it may be the bottleneck.
+    /// The longest time in which the generator was late at the poll, in microseconds: a turn, or a wait that ended after its timeout
+    /// because the process was stopped or had no CPU; the largest if merged.
+    pub longest_gap_us: Option<u64>,
+    /// Whether its thread ran or waited for a CPU for over 90 % of the window, so that it may be the bottleneck. It waits while other
+    /// threads have the CPU, and while its control group has used up its quota.
     pub saturated: Option<bool>,
 }
 

@@ -277,6 +277,7 @@ fn generator(reports: &[&Report]) -> Generator {
             .and_then(|cpu_us| per_message(cpu_us, reports)),
         cpu_percent: sum_of(reports, |run| run.generator.cpu_percent),
         turn_us_p99: None,
+        longest_gap_us: reports.iter().filter_map(|run| run.generator.longest_gap_us).max(),
         // True if one is; unknown if none is and one is unknown.
         saturated: if saturated.clone().any(|one| one == Some(true)) { Some(true) } else { saturated.min().flatten() },
     }

@@ -16,7 +16,7 @@ fn usage_errors_exit_with_2() {
         &[],
         &["-d", "1s", "-m", "1"],
         &["--mode", "hold", "-m", "1"],
-        &["--mode", "churn", "--rate", "1"],
+        &["--mode", "churn", "--connect-rate", "1"],
         &["--mode", "echoes"],
         &["--rate", "0"],
         &["--connect-rate", "0"],

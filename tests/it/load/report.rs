@@ -54,7 +54,7 @@ fn json_on_standard_output_is_one_document_with_the_documented_fields() {
         ("lateness_us", summary),
         ("schedule", "kept"),
         ("verify", "wrong_bytes lost_bytes extra_bytes connections_failed findings"),
-        ("generator", "cpu_us_per_message cpu_percent turn_us_p99 saturated"),
+        ("generator", "cpu_us_per_message cpu_percent turn_us_p99 longest_gap_us saturated"),
         ("server", "pid cpu_us_per_message rss_bytes_per_connection"),
         ("sockstat", "scope tcp_inuse tcp_mem_pages"),
     ];

@@ -1,0 +1,117 @@
+//! Begins what is due, a bounded number of each in a turn: connects, closes and messages.
+
+use std::ops::{ControlFlow, Range};
+
+use super::Engine;
+use crate::load::driver::Driver;
+use crate::load::hand::SLICE;
+use crate::load::progress::Step;
+use crate::load::schedule::Arrivals;
+
+/// Maximum number of connections closed in a turn, so that the others do not wait for all closes.
+const CLOSES_PER_TURN: u32 = 64;
+/// Maximum number of scheduled messages and connections that become due in a turn.
+const DUE_PER_TURN: usize = 1024;
+
+impl Engine {
+    /// Returns when the next work is due.
+    pub(super) fn next_event(&self) -> u64 {
+        let driver = &self.driver;
+        let step = match driver.step {
+            Step::Warmup => driver.window.start,
+            Step::Measure => driver.window.end,
+            _ => u64::MAX,
+        };
+        let close = driver.connector.may_close().then(|| driver.clock.now());
+        let start = (!driver.starting.is_empty()).then(|| driver.clock.now());
+        let arrival = driver.connector.arrivals.as_ref().and_then(Arrivals::next_untimed);
+        let times = [self.next_connect(), close, start, arrival, driver.next_due()];
+        let next = times.into_iter().flatten().min().unwrap_or(u64::MAX);
+        next.min(step).min(self.timeline.next()).min(self.hand.next_due()).min(self.next_beat)
+    }
+
+    fn next_connect(&self) -> Option<u64> {
+        if self.driver.workload.may_connect(&self.driver.status()) {
+            self.driver.connector.next_connect()
+        } else {
+            None
+        }
+    }
+
+    /// Begins the next connect if it is due: at most one a turn, so that no handshake waits for other connects to be noticed.
+    pub(super) fn open_connection(&mut self) {
+        if self.next_connect().is_none_or(|at| at > self.driver.clock.now()) {
+            return;
+        }
+        let now = self.driver.clock.read();
+        let connector = &mut self.driver.connector;
+        let arrival = connector.arrivals.as_mut().and_then(|arrivals| arrivals.take_due(now));
+        let due = arrival.map(|(due, _)| due).or(connector.next_due()).unwrap_or(now);
+        if let Some((number, result)) = connector.connect(now) {
+            self.driver.begin(&mut self.reactor, number, due, result);
+        }
+        if let Some((due, false)) = arrival {
+            self.driver.clock.read();
+            self.driver.record_connect_lateness(due);
+        }
+    }
+
+    /// Records the connections of an open loop that are due and wait because the maximum is open or connecting.
+    pub(super) fn defer_arrivals(&mut self) {
+        let now = self.driver.clock.now();
+        if self.driver.connector.arrivals.is_none() || self.next_connect().is_some_and(|at| at <= now) {
+            return;
+        }
+        for _ in 0..DUE_PER_TURN {
+            let arrivals = self.driver.connector.arrivals.as_mut();
+            let Some(due) = arrivals.and_then(|arrivals| arrivals.take_waiting(now)) else { return };
+            self.driver.record_connect_lateness(due);
+            self.driver.record_connect_deferred(due);
+        }
+    }
+
+    /// Records the connections of an open loop that are due by `time` and never began.
+    pub(super) fn end_arrivals(&mut self, time: u64) {
+        while let Some((due, _)) = self.driver.connector.arrivals.as_mut().and_then(|arrivals| arrivals.take_due(time))
+        {
+            self.driver.record_unsent(due);
+        }
+    }
+
+    pub(super) fn close_connections(&mut self) {
+        for _ in 0..CLOSES_PER_TURN {
+            let Some(key) = self.driver.connector.next_close() else { return };
+            self.with_client(key, Driver::close);
+        }
+    }
+
+    /// Enqueues the scheduled messages that are due.
+    pub(super) fn enqueue_due(&mut self) {
+        let now = self.driver.clock.now();
+        for _ in 0..DUE_PER_TURN {
+            let due = self.driver.schedule.as_mut().and_then(|schedule| schedule.take_due(now));
+            let Some((due, key)) = due else { return };
+            let Some(key) = key else {
+                self.driver.record_unsent(due);
+                continue;
+            };
+            self.with_client(key, |driver, client| {
+                driver.enqueue(client, due);
+                ControlFlow::Continue(())
+            });
+            // The message is sent when the connection is served, which is in this turn.
+            self.reactor.resume(key);
+        }
+    }
+
+    /// Begins the closed loop on the next connections, a slice in each turn.
+    pub(super) fn start_connections(&mut self) {
+        let Range { start, end } = self.driver.starting;
+        let slice = start..end.min(start + SLICE);
+        self.driver.starting = slice.end..end;
+        for key in slice {
+            self.with_client(key, Driver::send_next);
+            self.reactor.resume(key);
+        }
+    }
+}

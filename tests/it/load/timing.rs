@@ -1,0 +1,351 @@
+//! Figures of time: what is the generator's own delay, and what is the server's.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ecoloop::Config as ServerConfig;
+use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
+use ecoloop::load::{self, Interrupt, Mode, ProgressCell};
+use socket2::{Domain, Socket, Type};
+
+use super::faulty_server::{echo, faulty_server, read_message};
+use super::{SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
+use crate::support::{Process, TIMEOUT, ecoloop, eventually, reserve_port, serve};
+
+const MILLISECOND: u64 = 1000;
+
+// ---- lateness and turn ----
+
+#[test]
+fn the_time_in_which_the_generator_is_stopped_is_its_lateness() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let arguments = ["-c", "4", "-r", "1000", "-d", "3s", "--json", "-", &address];
+    let process = Process::start(ecoloop(&[&["load"], &arguments[..]].concat()));
+    eventually("traffic", || server.handle().stats().bytes_in > 100 * SIZE as u64);
+    stop_for(&process, Duration::from_secs(1));
+    let (json, report) = document(&process.wait());
+    // A third of the messages became due during the stop, with a lateness of up to a second.
+    let lateness = &report.lateness_us;
+    assert_eq!((report.messages.due, lateness.count), (3000, 3000));
+    assert!(lateness.p90.unwrap() > 400 * MILLISECOND, "{lateness:?}");
+    assert_eq!(report.schedule.kept, Some(false));
+    assert!(json["generator"]["longest_gap_us"].as_u64().unwrap() > 850 * MILLISECOND, "{}", json["generator"]);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn slow_sends_are_lateness_and_turn_of_the_generator() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let arguments = ["-c", "4", "-r", "100", "-d", "1s", "--json", "-", &address];
+    let (json, report) = document(&run_with("sendto", "delay_enter=20ms", &arguments));
+    assert_eq!(report.lateness_us.count, 100);
+    assert!(report.lateness_us.p50.unwrap() > 20 * MILLISECOND, "{:?}", report.lateness_us);
+    assert_eq!(report.schedule.kept, Some(false));
+    assert!(report.generator.turn_us_p99.unwrap() > 20 * MILLISECOND, "{}", json["generator"]);
+}
+
+#[test]
+#[ignore = "needs an idle machine"]
+fn a_healthy_generator_is_late_by_less_than_a_millisecond() {
+    let server = serve(ServerConfig::default());
+    for rate in [100.0, 10_000.0] {
+        let mut config = config(server.local_addr());
+        config.connections = 50;
+        config.rate = Some(rate);
+        config.duration = Duration::from_secs(2);
+        let report = run(config);
+        assert_clean(&report);
+        assert!(report.lateness_us.p99.unwrap() < MILLISECOND, "{rate}/s: {:?}", report.lateness_us);
+    }
+}
+
+#[test]
+fn a_deferred_message_is_late_only_until_it_was_found_due() {
+    // Each answer takes longer than ten messages.
+    let address = faulty_server(|_, stream| {
+        loop {
+            let message = read_message(stream)?;
+            thread::sleep(Duration::from_millis(100));
+            stream.write_all(&message)?;
+        }
+    });
+    let mut config = config(address);
+    config.rate = Some(100.0);
+    config.pipeline = Some(1);
+    config.duration = Duration::from_millis(500);
+    config.timeout = TIMEOUT;
+    let report = run(config);
+    assert_clean(&report);
+    assert_eq!((report.messages.due, report.lateness_us.count), (50, 50));
+    assert!(report.messages.deferred >= 40, "{:?}", report.messages);
+    assert!(report.latency_us.p90.unwrap() > 1000 * MILLISECOND, "{:?}", report.latency_us);
+    assert!(report.lateness_us.p50.unwrap() < 100 * MILLISECOND, "{:?}", report.lateness_us);
+}
+
+// ---- connect latency ----
+
+#[test]
+fn a_paced_connect_counts_from_when_it_was_due() {
+    // The kernel queues one connection more than the backlog, and drops the second SYN, which comes again after a second.
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        for stream in std::net::TcpListener::from(listener).incoming() {
+            thread::spawn(move || echo(&mut stream.unwrap()));
+        }
+    });
+    let mut config = config(address);
+    config.connections = 3;
+    config.max_connecting = 1;
+    config.connect_rate = Some(100.0);
+    config.connect_timeout = TIMEOUT;
+    config.timeout = TIMEOUT;
+    config.messages_per_connection = Some(1);
+    let report = run(config);
+    assert_clean(&report);
+    // The third connect is due 10 ms after the second, and waits until that one is done.
+    assert_eq!(report.connect_us.count, 3);
+    assert!(report.connect_us.p50.unwrap() > 800 * MILLISECOND, "{:?}", report.connect_us);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_connect_does_not_count_the_connects_after_it() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let arguments = ["-c", "20", "-m", "1", "--json", "-", &address];
+    let (_, report) = document(&run_with("connect", "delay_exit=20ms", &arguments));
+    let connect = &report.connect_us;
+    assert_eq!(connect.count, 20);
+    assert!((20 * MILLISECOND..60 * MILLISECOND).contains(&connect.p50.unwrap()), "{connect:?}");
+}
+
+// ---- churn in an open loop ----
+
+#[test]
+fn churn_at_a_rate_sees_the_stop_of_a_server() {
+    let (server, address) = Process::serve(&[]);
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.connections = 1000;
+    config.rate = Some(200.0);
+    config.duration = Duration::from_secs(5);
+    config.timeout = TIMEOUT;
+    let report = thread::scope(|scope| {
+        let report = scope.spawn(|| load::run(config, &Interrupt::default(), &ProgressCell::default()).unwrap());
+        thread::sleep(Duration::from_secs(2));
+        stop_for(&server, Duration::from_secs(1));
+        report.join().unwrap()
+    });
+    assert_sums(&report);
+    assert_clean(&report);
+    assert_eq!((report.r#loop, report.config.rate), (Loop::Open, Some(200.0)));
+    assert_eq!((report.messages.due, report.connections.opened_total), (1000, 1000));
+    assert_eq!((report.connect_us.count, report.lateness_us.count), (1000, 1000));
+    // A fifth of the connections was due during the stop, and waited up to a second.
+    assert!(report.latency_us.p90.unwrap() > 400 * MILLISECOND, "{:?}", report.latency_us);
+}
+
+#[test]
+fn churn_at_a_rate_counts_a_wait_for_a_place_from_when_the_connection_was_due() {
+    let address = faulty_server(|_, stream| {
+        let message = read_message(stream)?;
+        thread::sleep(Duration::from_millis(100));
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.rate = Some(100.0);
+    config.duration = Duration::from_secs(1);
+    let report = run(config);
+    assert_eq!(errors(&report), []);
+    let messages = report.messages;
+    // One connection at a time, each for a tenth of a second: about ten of the hundred are served.
+    assert_eq!((messages.due, messages.unsent + messages.verified), (100, 100), "{messages:?}");
+    assert!((2..=11).contains(&messages.verified), "{messages:?}");
+    assert!(messages.deferred >= 80, "{messages:?}");
+    assert_eq!(report.lateness_us.count, 100);
+    assert!(report.connect_us.max.unwrap() > 300 * MILLISECOND, "{:?}", report.connect_us);
+    assert!(report.lateness_us.p50.unwrap() < 100 * MILLISECOND, "{:?}", report.lateness_us);
+}
+
+#[test]
+fn churn_at_a_rate_sends_the_other_messages_of_a_connection_as_it_answers() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.mode = Mode::Churn;
+    config.connections = 1000;
+    config.rate = Some(500.0);
+    config.warmup = Duration::from_millis(100);
+    config.duration = Duration::from_millis(200);
+    config.messages_per_connection = Some(3);
+    config.timeout = TIMEOUT;
+    let report = run(config);
+    assert_clean(&report);
+    // Connections of the warm-up are not reported, and at the end of the window a connection sends none of its remaining messages.
+    assert_eq!((report.connections.opened_total, report.lateness_us.count), (150, 100));
+    assert!((200..=300).contains(&report.messages.due), "{:?}", report.messages);
+}
+
+#[test]
+fn churn_at_a_rate_against_a_closed_port_leaves_every_message_unsent() {
+    let (_port, address) = reserve_port();
+    let mut config = config(address);
+    config.mode = Mode::Churn;
+    config.rate = Some(100.0);
+    config.duration = Duration::from_millis(300);
+    let report = run(config);
+    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 30)]);
+    assert_eq!((report.messages.due, report.messages.unsent), (30, 30));
+}
+
+#[test]
+fn connect_rate_in_churn_is_a_usage_error_that_names_the_rate() {
+    let ended = run_command(&["--mode", "churn", "--connect-rate", "10", "127.0.0.1:1"]);
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(ended.stderr[0].contains("use -r"), "{ended:?}");
+}
+
+// ---- pauses of the generator ----
+
+#[test]
+fn no_timeout_expires_because_the_generator_was_stopped() {
+    static REPLIES: AtomicUsize = AtomicUsize::new(0);
+    // Slow replies, so that most connections wait for one when the generator is stopped.
+    let address = faulty_server(|_, stream| {
+        loop {
+            let message = read_message(stream)?;
+            thread::sleep(Duration::from_millis(100));
+            stream.write_all(&message)?;
+            REPLIES.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let address = address.to_string();
+    for pace in [&["-r", "100"][..], &[]] {
+        let before = REPLIES.load(Ordering::Relaxed);
+        let fixed = ["-c", "20", "-d", "3s", "--timeout", "1s", "--connect-timeout", "1s", "--json", "-", &address];
+        let process = Process::start(ecoloop(&[&["load"], pace, &fixed[..]].concat()));
+        eventually("traffic", || REPLIES.load(Ordering::Relaxed) > before + 50);
+        stop_for(&process, Duration::from_millis(1500));
+        let (_, report) = document(&process.wait());
+        assert_eq!((errors(&report), report.connections.held), (vec![], 20), "{pace:?}");
+        assert!(report.generator.longest_gap_us.unwrap() > 1300 * MILLISECOND, "{pace:?} {:?}", report.generator);
+    }
+}
+
+#[test]
+fn a_timeout_expires_although_the_generator_was_stopped_before() {
+    let (server, address) = Process::serve(&[]);
+    let target = address.to_string();
+    let arguments = ["-c", "3", "-m", "1000000", "--timeout", "500ms", "--json", "-", &target];
+    let process = Process::start(ecoloop(&[&["load"], &arguments[..]].concat()));
+    thread::sleep(Duration::from_millis(300));
+    stop_for(&process, Duration::from_millis(300));
+    server.pause();
+    let start = Instant::now();
+    let (_, report) = document(&process.wait());
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Timeout, None, 3)]);
+    assert!(start.elapsed() < TIMEOUT);
+}
+
+// ---- saturation ----
+
+#[test]
+fn the_cpu_of_an_embedders_other_threads_is_not_the_generators() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.rate = Some(100.0);
+    config.duration = Duration::from_millis(500);
+    let done = AtomicBool::new(false);
+    let report = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        let report = run(config);
+        done.store(true, Ordering::Relaxed);
+        report
+    });
+    assert!(report.generator.cpu_percent.unwrap() < 40.0, "{:?}", report.generator);
+}
+
+#[test]
+#[ignore = "needs root and the control group's cpu controller at /sys/fs/cgroup"]
+fn a_generator_that_has_used_up_its_cpu_quota_is_saturated() {
+    let server = serve(ServerConfig::default());
+    let target = server.local_addr().to_string();
+    let (root, limits) = if Path::new("/sys/fs/cgroup/cpu").is_dir() {
+        ("/sys/fs/cgroup/cpu", &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "20000")][..])
+    } else {
+        ("/sys/fs/cgroup", &[("cpu.max", "20000 100000")][..])
+    };
+    let group = Path::new(root).join(format!("ecoloop-{}", std::process::id()));
+    fs::create_dir(&group).unwrap();
+    for (file, value) in limits {
+        fs::write(group.join(file), value).unwrap();
+    }
+    let load = ecoloop(&["load", "-c", "50", "-p", "100", "-d", "2s", "--json", "-", &target]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $$ > \"$0\"/cgroup.procs; exec \"$@\""]).arg(&group);
+    command.arg(load.get_program()).args(load.get_args());
+    let ended = Process::start(command).wait();
+    fs::remove_dir(&group).unwrap();
+    let (_, report) = document(&ended);
+    assert!(report.generator.cpu_percent.unwrap() < 40.0, "{:?}", report.generator);
+    assert_eq!(report.generator.saturated, Some(true), "{:?}", report.generator);
+}
+
+// ---- an open loop that reaches nobody ----
+
+#[test]
+fn an_open_loop_that_reaches_nobody_leaves_every_message_unsent() {
+    let (_port, address) = reserve_port();
+    for (messages, due) in [(None, 36_000), (Some(7), 2 * 7)] {
+        let mut config = config(address);
+        config.connections = 2;
+        config.rate = Some(10.0);
+        // Nobody waits for it.
+        config.duration = Duration::from_secs(3600);
+        config.messages_per_connection = messages;
+        let report = run(config);
+        assert_eq!((report.r#loop, report.verdict), (Loop::Open, Verdict::Fail));
+        assert_eq!((report.messages.due, report.messages.unsent), (due, due));
+    }
+    // No name below `invalid` resolves (RFC 6761).
+    let (_, report) = document(&run_command(&["-r", "10", "--json", "-", "no.invalid:5"]));
+    assert_eq!((report.messages.due, report.messages.unsent), (100, 100));
+    let ended = run_command(&["-r", "10", &address.to_string()]);
+    assert!(ended.stdout.iter().any(|line| line.contains("open loop at 10/s")), "{ended:?}");
+    assert!(ended.stdout.iter().any(|line| line.contains("100 due: 0 verified")), "{ended:?}");
+    assert!(!ended.stdout.iter().any(|line| line.contains("closed loop")), "{ended:?}");
+}
+
+/// Stops a process for `time`.
+#[track_caller]
+fn stop_for(process: &Process, time: Duration) {
+    process.pause();
+    thread::sleep(time);
+    process.resume();
+}
+
+/// Runs a load under strace, with `fault` injected into every `call`.
+#[track_caller]
+fn run_with(call: &str, fault: &str, arguments: &[&str]) -> crate::support::Ended {
+    let load = ecoloop(&[&["load"], arguments].concat());
+    let mut command = Command::new("strace");
+    command.args(["-D", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+    command.args(["-e", &format!("inject={call}:{fault}")]).arg(load.get_program()).args(load.get_args());
+    Process::start(command).wait()
+}
