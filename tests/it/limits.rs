@@ -74,7 +74,7 @@ mod load {
             assert_eq!(line, format!("cannot allocate {what}: {hint}"), "{options:?}");
         }
         assert_eq!(server.handle().stats().accepted, 0);
-        let command = ecoloop(&["load", "-q", "-c", "50", "-p", "16", "-d", "100ms", &address]);
+        let command = ecoloop(&["load", "-q", "-c", "50", "-p", "16", "-m", "10", &address]);
         assert_eq!(Process::start(limited(MEMORY_KIB, &command)).wait().status.code(), Some(0));
     }
 
@@ -158,7 +158,7 @@ mod load {
                 traced.arg(command.get_program()).args(command.get_args());
                 traced
             };
-            let ended = Process::start(traced(&["load", "-d", "100ms", "--json", "-", &address])).wait();
+            let ended = Process::start(traced(&["load", "-m", "10", "--json", "-", &address])).wait();
             let report: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
             assert_eq!((ended.status.code(), &report["verdict"]), (Some(0), &"pass".into()), "{ended:?}");
             assert_eq!(ended.stderr, [format!("ecoloop: {warning}")]);
