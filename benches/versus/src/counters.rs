@@ -11,8 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::generators::CLIENT_CORE;
-use crate::measure::{finish_load, load_command};
+use crate::generators::{CLIENT_CORE, finish_load, load_command};
 use crate::peers::{IoModel, Peer, Server};
 use crate::processes::{Job, output_of, pinned};
 use crate::workloads::Workload;

@@ -6,12 +6,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::peers::Server;
-use crate::processes::{Coprocess, pinned, with_realtime_priority};
+use crate::processes::{Coprocess, Job, exit_reason, pinned, with_realtime_priority};
 use crate::workloads::Workload;
 
-pub(crate) const ECOLOOP_BINARY: &str = "../../target/release/ecoloop";
+const ECOLOOP_BINARY: &str = "../../target/release/ecoloop";
 const C_CLIENT: &str = "../floor/epoll_client";
 pub(crate) const CLIENT_CORE: u32 = 1;
+/// The exit status of a run without a failure whose load generator was late or saturated.
+const INCONCLUSIVE: i32 = 3;
 /// Time allowed beyond the window, for up to 19,000 connects and the last replies.
 pub(crate) const TIMEOUT_MARGIN: Duration = Duration::from_secs(60);
 /// Windows that are not counted, in which a server compiles its code and grows its buffers.
@@ -122,7 +124,7 @@ impl Generator {
 }
 
 /// Returns what failed in a report: its errors, or the thresholds that failed if it has no errors.
-pub(crate) fn failure(report: &Value) -> Option<String> {
+fn failure(report: &Value) -> Option<String> {
     let join = |list: &str, words: fn(&Value) -> Option<String>| {
         let list = report.get(list)?.as_array()?.iter().filter_map(words).collect::<Vec<_>>();
         Some(list.join(", ")).filter(|list| !list.is_empty())
@@ -135,6 +137,30 @@ pub(crate) fn failure(report: &Value) -> Option<String> {
             (threshold["failed"] == true).then(|| threshold["expr"].as_str().unwrap_or_default().to_owned())
         })
     })
+}
+
+/// Returns a command that runs `ecoloop load` on `core`. A server of several processes gets no `--server-pid`, because the
+/// report would be about one of them.
+pub(crate) fn load_command(core: u32, connections: u32, load: &str, server: &Server, arguments: &[&str]) -> Command {
+    let mut command = pinned(core, ECOLOOP_BINARY);
+    command.args(["load", "-q", "--json", "-", "--close", "rst", "-c", &connections.to_string()]);
+    command.args(load.split_ascii_whitespace()).args(arguments);
+    if server.is_one_process {
+        command.args(["--server-pid", &server.process.id().to_string()]);
+    }
+    command.arg(server.address.to_string());
+    command
+}
+
+/// Waits for `ecoloop load` and returns its report, or an error if a threshold failed. An inconclusive run is no error.
+pub(crate) fn finish_load(job: Job, timeout: Duration) -> Result<Value, String> {
+    let output = job.wait(timeout).map_err(|error| format!("ecoloop load: {error}"))?;
+    let report = serde_json::from_str::<Value>(&output.text);
+    if output.status.success() || output.status.code() == Some(INCONCLUSIVE) {
+        return report.map_err(|error| format!("ecoloop load: {error}"));
+    }
+    let reason = report.as_ref().ok().and_then(failure).unwrap_or_else(|| exit_reason(output.status, &output.errors));
+    Err(format!("ecoloop load: {reason}"))
 }
 
 #[cfg(test)]

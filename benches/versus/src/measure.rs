@@ -1,15 +1,14 @@
 //! Measures workloads: windows of load against one server at a time, in rounds of random order, in sessions of new processes.
 
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::counters;
-use crate::generators::{CLIENT_CORE, ECOLOOP_BINARY, Generator, TIMEOUT_MARGIN, failure};
+use crate::generators::{CLIENT_CORE, Generator, TIMEOUT_MARGIN, finish_load, load_command};
 use crate::peers::{CONTROL, FLOOR, Peer, SERVER_CORE, Server, Skipped};
-use crate::processes::{Job, check_interrupt, exit_reason, pinned, sleep, with_realtime_priority};
+use crate::processes::{Job, check_interrupt, sleep, with_realtime_priority};
 use crate::report::{Candidate, WorkloadResult};
 use crate::statistics::median;
 use crate::workloads::{BURST_CONNECTS, Kind, RATE_POINTER, Workload};
@@ -29,8 +28,6 @@ const BURST_WARM_UP: &str = "100ms";
 const BURST_DELAY: Duration = Duration::from_millis(500);
 const IDLE_WINDOW: &str = "300ms";
 const HALF_RATE_WINDOWS: usize = 5;
-/// The exit status of a run without a failure whose load generator was late or saturated.
-const INCONCLUSIVE: i32 = 3;
 
 /// Measures one peer in one workload.
 struct Runner<'a> {
@@ -245,33 +242,9 @@ fn is_late(report: &Value) -> bool {
     report["verdict"] == "inconclusive" && report["loop"] == "open"
 }
 
-/// Returns a command that runs `ecoloop load` on `core`. A server of several processes gets no `--server-pid`, because the
-/// report would be about one of them.
-pub(crate) fn load_command(core: u32, connections: u32, load: &str, server: &Server, arguments: &[&str]) -> Command {
-    let mut command = pinned(core, ECOLOOP_BINARY);
-    command.args(["load", "-q", "--json", "-", "--close", "rst", "-c", &connections.to_string()]);
-    command.args(load.split_ascii_whitespace()).args(arguments);
-    if server.is_one_process {
-        command.args(["--server-pid", &server.process.id().to_string()]);
-    }
-    command.arg(server.address.to_string());
-    command
-}
-
 fn run_load(workload: &Workload, server: &Server, arguments: &[&str], timeout: Duration) -> Result<Value, String> {
     let mut command = load_command(CLIENT_CORE, workload.connections, &workload.load, server, arguments);
     finish_load(Job::start(&mut command)?, timeout)
-}
-
-/// Waits for `ecoloop load` and returns its report, or an error if a threshold failed. An inconclusive run is no error.
-pub(crate) fn finish_load(job: Job, timeout: Duration) -> Result<Value, String> {
-    let output = job.wait(timeout).map_err(|error| format!("ecoloop load: {error}"))?;
-    let report = serde_json::from_str::<Value>(&output.text);
-    if output.status.success() || output.status.code() == Some(INCONCLUSIVE) {
-        return report.map_err(|error| format!("ecoloop load: {error}"));
-    }
-    let reason = report.as_ref().ok().and_then(failure).unwrap_or_else(|| exit_reason(output.status, &output.errors));
-    Err(format!("ecoloop load: {reason}"))
 }
 
 /// Returns half of the floor's messages per second in a closed loop.
