@@ -1,5 +1,7 @@
 //! The command line and its subcommands.
 
+#[cfg(feature = "load")]
+mod advice;
 mod descriptors;
 #[cfg(feature = "load")]
 mod doctor;

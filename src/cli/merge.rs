@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use clap::Args;
 use ecoloop::load::{self, Report, Threshold};
 
+use super::advice::print_failure;
 use super::exit_status;
 use super::input::Input;
-use super::load::print_failure;
 use super::result_files::{self, REPORT};
 
 /// Maximum size of a report. One of a week has about 40 MiB: 70 bytes for each second.

@@ -1,5 +1,7 @@
 //! Serves the connections of a run: completes their handshakes, sends, receives, and records each message and error.
 
+mod ending;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::Shutdown;
@@ -15,13 +17,11 @@ use super::error::{ErrorName, Phase, classify, is_port_taken};
 use super::mode::{Reaction, Status, Traffic, Workload, new_workload};
 use super::pattern::Pattern;
 use super::progress::Step;
-use super::report::{Excerpt, Finding};
 use super::schedule::{SendSchedule, Window};
 use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
 use super::timer::{Clock, SECOND, nanoseconds};
-use super::totals::{AbandonReason, Abandoned, Totals};
-use super::verify::{Corruption, End};
+use super::totals::Totals;
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
 
@@ -246,71 +246,6 @@ impl Driver {
         }
     }
 
-    /// Returns the phase whose timeout has expired. The generator's own pause does not count towards a timeout.
-    pub(super) fn expired(&self, client: &Client) -> Option<Phase> {
-        let (phase, since, timeout) = match client.stage {
-            Stage::Connecting => (Phase::Connect, client.since, self.connect_timeout),
-            Stage::Closing => (Phase::Close, client.since, self.timeout),
-            Stage::Opening | Stage::Steady => {
-                (Phase::Receive, client.oldest(self.schedule.as_ref())?.due, self.timeout)
-            }
-            Stage::Finished => return None,
-        };
-        let pause = if since < self.pause.end { self.pause.length } else { 0 };
-        (since + timeout + pause <= self.clock.now()).then_some(phase)
-    }
-
-    /// Ends the connection if its timeout has expired.
-    pub(super) fn expire(&mut self, client: &mut Client) -> ControlFlow<Removal> {
-        match self.expired(client) {
-            Some(phase) => ControlFlow::Break(self.fail(client, phase, ErrorName::Timeout, None)),
-            None => ControlFlow::Continue(()),
-        }
-    }
-
-    /// Records that a call failed or a timeout expired, and ends the connection.
-    pub(super) fn fail(&mut self, client: &mut Client, phase: Phase, error: ErrorName, errno: Option<i32>) -> Removal {
-        if client.stage == Stage::Connecting
-            && let Some(pair) = self.connector.sources.next_address(client.pair, error)
-        {
-            return Removal::NextAddress(pair);
-        }
-        let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
-        if let Some(corruption) = client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
-            return self.record_corruption(client, &corruption);
-        }
-        self.abandon(client, AbandonReason::Unanswered);
-        let phase = if client.stage.is_over() { Phase::Close } else { phase };
-        self.record_error(client, phase, error, errno);
-        // A failed connect has no outcome, and an end after the measurement does not change one.
-        if client.stage != Stage::Connecting && !client.stage.is_over() {
-            self.workload.record_end(error, self.clock.now() - client.since);
-        }
-        self.connector.pause(self.clock.now());
-        Removal::Ended
-    }
-
-    fn record_error(&mut self, client: &Client, phase: Phase, error: ErrorName, errno: Option<i32>) {
-        let (_, target) = self.connector.sources.pair(client.pair);
-        self.totals.record_error(phase, error, errno, target, self.clock.now());
-    }
-
-    /// Records the outstanding messages of a connection that ends.
-    pub(super) fn abandon(&mut self, client: &mut Client, reason: AbandonReason) {
-        if client.stage == Stage::Connecting && self.connector.arrivals.is_some() {
-            self.record_unsent(client.connect_due());
-        }
-        let (now, end) = (self.clock.now(), self.measurement_end());
-        while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
-            self.totals.in_flight -= 1;
-            if self.workload.is_reported(message, self.window) {
-                let is_sent = client.has_begun(message.index, self.size);
-                let is_first = self.workload.is_first(message);
-                self.totals.record_abandoned(Abandoned { reason, is_sent, is_first, due: message.due }, now, end);
-            }
-        }
-    }
-
     /// Records the latency of the lost messages, because the measurement has ended.
     pub(super) fn end_measurement(&mut self) {
         self.totals.end_measurement(self.measurement_end().min(self.clock.now()));
@@ -463,51 +398,6 @@ impl Driver {
         if client.stage == Stage::Opening && client.messages.done > 0 {
             client.enter(Stage::Steady, &mut self.connector.counts, now);
         }
-    }
-
-    /// Records the peer's FIN, which ends the connection.
-    fn record_end_of_stream(&mut self, client: &mut Client) -> Removal {
-        let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
-        let verified = client.verifier.verified();
-        let is_between_messages = verified.is_multiple_of(self.size) && !client.verifier.is_suspicious();
-        let is_over = client.stage.is_over();
-        if is_over && verified == sent {
-            return Removal::Ended;
-        }
-        let corruption = client.verifier.conclude(&self.pattern, sent, opened, End::Fin);
-        // Every byte of a message that was sent in part may have come back.
-        if !is_over && (is_between_messages || corruption.is_none()) {
-            self.abandon(client, AbandonReason::Failed);
-            self.record_error(client, Phase::Receive, ErrorName::ClosedEarly, None);
-            self.workload.record_end(ErrorName::ClosedEarly, self.clock.now() - client.since);
-            self.connector.pause(self.clock.now());
-            return Removal::Ended;
-        }
-        corruption.map_or(Removal::Ended, |corruption| self.record_corruption(client, &corruption))
-    }
-
-    /// Records a finding, and ends the connection.
-    fn record_corruption(&mut self, client: &mut Client, corruption: &Corruption) -> Removal {
-        let (expected, received) = client.verifier.excerpts(&self.pattern, client.sent_bytes());
-        self.totals.record_finding(
-            corruption,
-            self.clock.now(),
-            Finding {
-                kind: corruption.kind,
-                connection: client.verifier.connection(),
-                local: client.stream.0.local_addr().ok(),
-                peer: self.connector.sources.pair(client.pair).1,
-                offset: corruption.offset,
-                // Set when the report is built, whose start it depends on.
-                at_s: 0.0,
-                expected: Excerpt::new(&expected),
-                received: Excerpt::new(&received),
-            },
-        );
-        self.record_error(client, Phase::Verify, ErrorName::BadBytes, None);
-        self.abandon(client, AbandonReason::Failed);
-        self.connector.pause(self.clock.now());
-        Removal::Ended
     }
 }
 

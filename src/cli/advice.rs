@@ -1,0 +1,84 @@
+//! What `load` prints on standard error: warnings before a run, and advice after it.
+
+use ecoloop::host::{Plan, Purpose, warnings};
+use ecoloop::load::report::{ErrorName, Phase, Report, Verdict};
+use ecoloop::load::{Config, count_pairs, unpaired};
+
+use super::descriptors;
+use super::format::{abbreviate, plural};
+use super::hints::hint_of_address;
+use super::{print_error, table};
+
+/// Descriptors that a run opens in addition to its connections: its poll, its timer and its waker.
+const RUN_DESCRIPTORS: u64 = 3;
+
+/// Warns about sources that reach no target, and targets that no source reaches.
+pub(super) fn warn_of_unpaired(config: &Config) {
+    let (sources, targets) = unpaired(&config.sources, &config.targets);
+    if !sources.is_empty() {
+        print_error(&format!("no target can be reached from source {}: not used", abbreviate(&sources)));
+    }
+    for target in targets {
+        print_error(&format!("no source can reach target {}: nothing connects to it", abbreviate(target)));
+    }
+}
+
+/// Prints the thresholds that failed, for a run without a table.
+pub(super) fn print_failure(report: &Report) {
+    if report.verdict == Verdict::Fail {
+        print_error(&format!("FAIL: {}", table::failed_thresholds(report).join(", ")));
+    }
+}
+
+/// Warns about system limits below what the run needs.
+pub(super) fn warn_of_limits(config: &Config, descriptor_limit: Option<u64>) {
+    let (unused, _) = unpaired(&config.sources, &config.targets);
+    let used = config.sources.iter().filter(|source| !unused.contains(source));
+    let plan = Plan {
+        connections: config.connections,
+        purpose: Purpose::Load,
+        sources: used.map(|source| source.ip()).collect(),
+        targets: config.targets.concat(),
+        pairs: count_pairs(&config.sources, &config.targets).unwrap_or(1),
+        other_descriptors: descriptor_limit.and_then(descriptors::count_open).map(|open| open + RUN_DESCRIPTORS),
+    };
+    for warning in warnings(&plan) {
+        print_error(&warning);
+    }
+}
+
+/// Prints what restricts the figures, and a remedy for each error that has one.
+pub(super) fn advise(report: &Report) {
+    if report.schedule.kept == Some(false) {
+        print_error(
+            "the schedule was not kept: this generator sent messages late, so the figures are not the server's alone",
+        );
+    }
+    if report.generator.saturated == Some(true) {
+        print_error(
+            "this generator was saturated: it ran or waited for a CPU over 90 % of the time, so the figures may be its own limit, not the server's",
+        );
+    }
+    for error in &report.errors {
+        let remedy = match error.error {
+            ErrorName::NoDescriptors => "raise the descriptor limit (ulimit -n, ulimit -Hn)",
+            ErrorName::NoPorts if report.config.sources.is_empty() => {
+                "name this machine's own address with --source, whose ports in TIME_WAIT can be used again; or add targets, or \
+                 widen net.ipv4.ip_local_port_range"
+            }
+            ErrorName::NoPorts => "add --source addresses or targets, or widen net.ipv4.ip_local_port_range",
+            ErrorName::NotLocal => match report.config.sources[..] {
+                [only] => hint_of_address(only.ip()),
+                _ => "use --source addresses that ip address lists, or add them with ip address add",
+            },
+            ErrorName::NoMemory => "check net.ipv4.tcp_mem and the free memory",
+            ErrorName::Refused => "no server listens there, or a firewall rejects the connection",
+            ErrorName::Timeout if error.phase == Phase::Connect => {
+                "the server's backlog is full, or packets to or from it are lost"
+            }
+            _ => continue,
+        };
+        let times = plural(error.count, "time", "times");
+        print_error(&format!("{} {} {times}: {remedy}", error.phase.name(), error.error.name()));
+    }
+}
