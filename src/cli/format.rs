@@ -40,8 +40,10 @@ pub(super) fn time(microseconds: u64) -> String {
 
 /// Formats a mean of microseconds to three digits: `5.10 µs`.
 pub(super) fn mean_time(microseconds: f64) -> String {
-    let (value, unit) = scale_time(microseconds);
-    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    // Rounded before the unit is chosen: 9.996 ms is 10.0 ms, and 999.7 ms is 1.00 s.
+    let last_digit = 10_f64.powf(microseconds.max(1.0).log10().floor() - 2.0);
+    let (value, unit) = scale_time((microseconds / last_digit).round() * last_digit);
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
     format!("{value:.digits$} {unit}")
 }
 
@@ -106,12 +108,16 @@ mod tests {
             (0, "0 µs"),
             (999, "999 µs"),
             (1000, "1.00 ms"),
+            (9996, "10.0 ms"),
             (20_047, "20.0 ms"),
+            (99_960, "100 ms"),
+            (999_700, "1.00 s"),
             (900_000, "900 ms"),
             (3_600_000_000, "3600 s"),
         ] {
             assert_eq!(time(microseconds), text);
         }
+        assert_eq!([0.25, 5.1, 999.7].map(mean_time), ["0.25 µs", "5.10 µs", "1.00 ms"]);
         for (value, text) in
             [(0.0, "0"), (1.5, "1.5"), (0.254, "0.25"), (31.25, "31.2"), (2000.0, "2,000"), (1_234_567.8, "1,234,568")]
         {

@@ -104,7 +104,9 @@ fn work(table: &mut Table, report: &Report) {
         if let Some(after) = hold.closed_after_s {
             let [min, max] = [after.min, after.max].map(|seconds| round_time(seconds * 1e6));
             let median = after.p50.map(|p50| format!(", median {}", round_time(p50 * 1e6))).unwrap_or_default();
-            table.row("", &format!("closed or reset after {min} to {max} of silence{median}"));
+            let silence =
+                if min == max { format!("{min} of silence") } else { format!("{min} to {max} of silence{median}") };
+            table.row("", &format!("closed or reset after {silence}"));
         }
     }
     let messages = &report.messages;
@@ -278,7 +280,12 @@ pub(super) fn deferred(report: &Report) -> Option<String> {
     let share = report.messages.deferred as f64 / report.messages.due.max(1) as f64;
     (share > DEFERRED_SHARE).then(|| {
         let percent = number(share * 100.0);
-        format!("{percent} % of the messages were deferred: the pipeline or the socket was full")
+        let reason = if report.mode == Mode::Churn {
+            "the maximum of connections was open"
+        } else {
+            "the pipeline or the socket was full"
+        };
+        format!("{percent} % of the messages were deferred: {reason}")
     })
 }
 

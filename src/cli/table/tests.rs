@@ -41,7 +41,7 @@ messages     1,000 due: 1,000 verified, 0 unanswered, 0 unsent, 0 failed;
 throughput   asked 100/s, had 100/s, 6.25 KiB/s each way
 
                   p50     p90     p95     p99   p99.9  p99.99     max    mean
-latency         80 µs   96 µs   98 µs  100 µs 19.0 ms 20.0 ms 20.0 ms  234 µs
+latency         80 µs   96 µs   98 µs  100 µs 19.0 ms 20.0 ms 20.0 ms  235 µs
 connect             -       -       -       -       -       -       -       -
 lateness            -       -       -       -       -       -       -       -
 schedule     kept
