@@ -78,7 +78,7 @@ fn difference_within_the_control_interval_is_no_difference() {
 }
 
 #[test]
-fn a_difference_of_less_than_two_sittings_have_is_none() {
+fn a_difference_smaller_than_that_of_two_sessions_is_none() {
     let result = result(&[(ECOLOOP, 1.0), ("near", 0.992), ("ahead", 0.985), ("behind", 1.015)], 1.0);
     let expected = [None, Some(Verdict::NoDifference), Some(Verdict::Better), Some(Verdict::Worse)];
     assert_eq!(verdicts(&result, 0), expected);
