@@ -21,7 +21,7 @@ use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
 use super::output::Output;
 use super::signals::Requests;
-use super::values::{Address, SOCKETS, SocketArguments, count, size};
+use super::values::{Address, SOCKETS, SocketArguments, count, size, timeout};
 
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
@@ -74,6 +74,10 @@ pub(super) struct Arguments {
     /// Grace period after SIGTERM; connections still open after it are closed
     #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
+
+    /// Close a connection on which no byte moved for this long [default: none]
+    #[arg(long, help_heading = TIMING, value_name = "DURATION", value_parser = timeout)]
+    idle_timeout: Option<Duration>,
 
     #[command(flatten)]
     socket: SocketArguments,
@@ -156,6 +160,7 @@ impl Arguments {
         config.max_connections = self.max_connections();
         config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
+        config.idle_timeout = self.idle_timeout;
         config.recv_buffer = self.socket.recv_buffer;
         config.send_buffer = self.socket.send_buffer;
         config.nodelay = !self.socket.nagle;

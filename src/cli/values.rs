@@ -4,8 +4,9 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
+use std::time::Duration;
 #[cfg(feature = "load")]
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -222,6 +223,15 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and within range")]
     Ok(value as u32)
+}
+
+/// Parses a duration above zero: `500us`, `5s`.
+pub(super) fn timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be above zero".to_owned()),
+        Ok(timeout) => Ok(timeout),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Parses a time of RFC 3339, in UTC or with an offset: `2026-11-22T08:00:00Z`, `2026-11-22T09:00:00+01:00`.

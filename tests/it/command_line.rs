@@ -192,10 +192,11 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
         assert_usage_error(&["127.0.0.1:0", option, "-1"], "-1");
     }
     for value in ["5", "x", "", "5 parsecs"] {
-        for option in ["--drain-timeout", "--spin"] {
+        for option in ["--drain-timeout", "--spin", "--idle-timeout"] {
             assert_usage_error(&["127.0.0.1:0", option, value], option);
         }
     }
+    assert_usage_error(&["127.0.0.1:0", "--idle-timeout", "0s"], "--idle-timeout");
 }
 
 #[test]
@@ -230,6 +231,7 @@ fn help_names_every_option_and_version_the_version() {
             "--max-connections <COUNT>",
             "--spin <DURATION>",
             "--drain-timeout <DURATION>",
+            "--idle-timeout <DURATION>",
             "--recv-buffer <SIZE>",
             "--send-buffer <SIZE>",
             "--nagle",

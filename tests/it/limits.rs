@@ -1,8 +1,8 @@
-//! Limits of the system: memory, descriptors, ports, and the forecasts of them.
+//! Limits of the server: timeouts. Limits of the system: memory, descriptors, ports, and the forecasts of them.
 
 use std::net::TcpListener;
 
-use crate::support::{Process, assert_echoes, connect, ecoloop, limited};
+use crate::support::{Process, Scratch, assert_echoes, assert_ended, connect, ecoloop, limited};
 
 /// Address space that is enough for a few connections, in KiB.
 const MEMORY_KIB: u64 = 400 << 10;
@@ -45,6 +45,22 @@ fn max_connections_is_logged_once_when_it_is_reached() {
     assert_echoes(&mut second, b"hola");
     let ended = server.terminate();
     assert!(!ended.stdout.iter().any(|line| line.contains("WARN")), "{ended:?}");
+}
+
+#[test]
+fn an_idle_connection_makes_room_for_the_next() {
+    let report = Scratch::new("idle");
+    let options = ["--idle-timeout", "200ms", "--max-connections", "1", "--report", report.path()];
+    let (mut server, address) = Process::serve(&options);
+    let mut idle = connect(address);
+    assert_echoes(&mut idle, b"hola");
+    let mut next = connect(address);
+    assert_echoes(&mut next, b"adios");
+    assert_ended(&mut idle);
+    server.line_with("Connection closed: the idle timeout has expired");
+    assert_ended(&mut next);
+    assert!(server.terminate().summary().contains("2 connections accepted, 2 closed (2 idle)"));
+    assert_eq!(report.json()["closed"]["idle"], 2);
 }
 
 #[cfg(feature = "load")]
