@@ -29,6 +29,7 @@ use self::config::TRIM_THRESHOLD;
 use self::drain::Lifecycle;
 use self::echo::{Core, Echo, Entry};
 use self::handle::Command;
+use self::idle::Timeouts;
 use self::listen::ACCEPTED_INHERITS;
 use crate::memory;
 use crate::reactor::Reactor;
@@ -137,6 +138,7 @@ impl Server {
             local_addrs: listeners.iter().map(|listener| listener.address).collect(),
             acceptor: Acceptor::new(listeners),
             buffer: vec![0; config.buffer_size].into(),
+            timeouts: Timeouts::new(&config),
             config,
             connections: 0,
             connections_peak: 0,

@@ -79,6 +79,10 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = TIMING, value_name = "DURATION", value_parser = timeout)]
     idle_timeout: Option<Duration>,
 
+    /// Reset a connection whose client does not read: its pending output has not shrunk for this long [default: none]
+    #[arg(long, help_heading = TIMING, value_name = "DURATION", value_parser = timeout)]
+    stall_timeout: Option<Duration>,
+
     #[command(flatten)]
     socket: SocketArguments,
 
@@ -161,6 +165,7 @@ impl Arguments {
         config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
         config.idle_timeout = self.idle_timeout;
+        config.stall_timeout = self.stall_timeout;
         config.recv_buffer = self.socket.recv_buffer;
         config.send_buffer = self.socket.send_buffer;
         config.nodelay = !self.socket.nagle;
@@ -235,6 +240,7 @@ fn document(report: &Report, log_lines_lost: u64) -> String {
             "reset": closed.reset,
             "failed": closed.failed,
             "idle": closed.idle,
+            "stalled": closed.stalled,
             "drained": closed.drained,
             "cut": closed.cut,
             "stopped": closed.stopped,

@@ -14,12 +14,12 @@ pub(super) const DRAIN_PERIOD: Duration = Duration::from_millis(50);
 /// How late a round of the hand may end without delaying the next: mio rounds a timeout up to a millisecond.
 pub(super) const LATENESS: Duration = Duration::from_millis(2);
 /// Visits without a byte after which a connection is silent in a drain: they span at least 100 ms.
-pub(super) const DRAIN_TICKS: u8 = 4;
-/// Visits without a byte after which a connection is idle: they span at least `idle_timeout`, and about a sixteenth more.
-pub(super) const IDLE_TICKS: u8 = 34;
+pub(super) const DRAIN_TICKS: u64 = 4;
+/// Rounds of the hand, at the fewest, in which a timeout expires: so it expires at most an eighth late.
+pub(super) const TIMEOUT_ROUNDS: u8 = 32;
 
 /// A century: times of the clock and their sums stay in range.
-const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub(super) const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Fewest connections in a peak whose memory is returned to the system: a smaller one leaves little, and may recur often.
 pub(super) const TRIM_THRESHOLD: usize = 256;
 
@@ -57,6 +57,10 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Closes a connection on which no byte has moved for this long, at most an eighth later. Default none.
     pub idle_timeout: Option<Duration>,
+    /// Resets a connection whose pending output has not shrunk for this long, at most an eighth later: its peer does not read. Sets
+    /// `TCP_USER_TIMEOUT` (tcp(7)) where the system has it, so that data in flight to a peer that has vanished fails as late. It does
+    /// not apply during a drain, which has its own timeout. Default none.
+    pub stall_timeout: Option<Duration>,
     /// Bytes of each connection's receive buffer in the kernel (`SO_RCVBUF`, socket(7), which doubles it). Default: the system's.
     pub recv_buffer: Option<usize>,
     /// Bytes of each connection's send buffer in the kernel (`SO_SNDBUF`, socket(7), which doubles it). Default: the system's.
@@ -79,6 +83,7 @@ impl Default for Config {
             spin: Duration::ZERO,
             drain_timeout: Duration::from_secs(5),
             idle_timeout: None,
+            stall_timeout: None,
             recv_buffer: None,
             send_buffer: None,
             nodelay: true,
@@ -106,14 +111,12 @@ impl Config {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
             }
         }
-        if self.idle_timeout == Some(Duration::ZERO) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "idle_timeout is 0: it must be above 0, or None"));
+        for (name, timeout) in [("idle_timeout", self.idle_timeout), ("stall_timeout", self.stall_timeout)] {
+            if timeout == Some(Duration::ZERO) {
+                let reason = format!("{name} is 0: it must be above 0, or None");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+            }
         }
         Ok(())
-    }
-
-    /// Returns how long the hand takes for a round while a server looks for idle connections.
-    pub(super) fn idle_period(&self) -> Option<Duration> {
-        Some((self.idle_timeout?.min(IDLE_TIMEOUT_MAX) + LATENESS) / u32::from(IDLE_TICKS - 2))
     }
 }

@@ -1,9 +1,11 @@
 //! What serves the reactor's entries: accepts connections, echoes, closes.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use mio::net::TcpStream;
 use socket2::SockRef;
 
 use super::accept::Acceptor;
@@ -11,7 +13,7 @@ use super::config::{Config, DRAIN_PERIOD};
 use super::connection::{Connection, Outcome, Sink};
 use super::drain::{self, Lifecycle};
 use super::handle::Handle;
-use super::idle::{self, Hand, Visit};
+use super::idle::{self, Hand, Timeouts, Visit};
 use super::listen::{self, ACCEPTED_INHERITS};
 use super::observer::{CloseReason, Observer, Peer};
 use super::stats::Counters;
@@ -40,6 +42,8 @@ pub(super) struct Core {
     /// The most that were open since none was.
     pub(super) connections_peak: usize,
     pub(super) lifecycle: Lifecycle,
+    /// When the hand ends connections, a drain apart.
+    pub(super) timeouts: Option<Timeouts>,
     /// Finds connections on which no byte moves, if there are any to find.
     pub(super) hand: Option<Hand>,
     pub(super) started: Instant,
@@ -72,6 +76,13 @@ impl Core {
     pub(super) fn deadlines(&self) -> [Option<Instant>; 3] {
         [self.acceptor.retry_at(), self.hand.map(|hand| hand.deadline()), self.lifecycle.deadline()]
     }
+
+    /// Returns why a connection failed: at `TCP_USER_TIMEOUT` its peer has stalled.
+    #[cold]
+    fn failure(&self, kind: io::ErrorKind) -> CloseReason {
+        let is_stalled = self.config.stall_timeout.is_some() && kind == io::ErrorKind::TimedOut;
+        if is_stalled { CloseReason::Stalled } else { kind.into() }
+    }
 }
 
 impl<O: Observer> Handler<Entry> for Echo<O> {
@@ -94,7 +105,7 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
                 let is_drained = connection.is_discarding();
                 Next::Act(Act::Close(if is_drained { CloseReason::Drained } else { CloseReason::EndOfStream }))
             }
-            Outcome::Failed(kind) => Next::Act(Act::Close(kind.into())),
+            Outcome::Failed(kind) => Next::Act(Act::Close(self.core.failure(kind))),
         }
     }
 
@@ -119,7 +130,7 @@ impl<O: Observer> Echo<O> {
 
     /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
     pub(super) fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
-        let Core { acceptor, config, handle, connections, connections_peak, hand, .. } = &mut self.core;
+        let Core { acceptor, config, handle, connections, connections_peak, timeouts, hand, .. } = &mut self.core;
         acceptor.accept(index, attempts, config.max_connections - *connections, |stream, address| {
             if !ACCEPTED_INHERITS {
                 listen::set_connection_options(&SockRef::from(&stream), config)?;
@@ -133,7 +144,7 @@ impl<O: Observer> Echo<O> {
             handle.counters().accepted.add(1);
             self.observer.opened(Peer::new(key, address));
             if hand.is_none() {
-                *hand = config.idle_period().map(|period| Hand::new(period, Instant::now(), reactor));
+                *hand = timeouts.map(|timeouts| Hand::new(timeouts.period, Instant::now(), reactor));
             }
             Ok(())
         });
@@ -153,20 +164,27 @@ impl<O: Observer> Echo<O> {
         }
     }
 
-    /// Visits the next connections. A silent one is closed, or gets FIN in a drain.
+    /// Visits the next connections. One on which no byte moves is closed, or gets FIN in a drain.
     pub(super) fn advance_hand(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
         let Some(hand) = &mut self.core.hand else { return };
-        let (is_draining, rounds) = (self.core.lifecycle.is_draining(), hand.rounds());
-        let silent = hand.advance(now, reactor, |entry| match entry {
-            Entry::Connection { connection, .. } if is_draining => idle::visit_draining(connection, rounds),
-            Entry::Connection { connection, .. } => idle::visit(connection),
-            Entry::Listener(_) => Visit::Wait,
+        let rounds = hand.rounds();
+        // A drain has its own rule.
+        let timeouts = self.core.timeouts.filter(|_| !self.core.lifecycle.is_draining());
+        let ended = hand.advance(now, reactor, |entry| match (entry, &timeouts) {
+            (Entry::Connection { connection, .. }, Some(timeouts)) => idle::visit(connection, timeouts, rounds),
+            (Entry::Connection { connection, .. }, None) => idle::visit_draining(connection, rounds),
+            (Entry::Listener(_), _) => Visit::Wait,
         });
-        for key in silent {
+        for (key, reason) in ended {
             match reactor.get_mut(key) {
-                Some(Entry::Connection { connection, .. }) if is_draining => drain::send_fin(connection),
-                Some(Entry::Connection { .. }) => self.close(reactor, key, CloseReason::Idle),
-                Some(Entry::Listener(_)) | None => {}
+                Some(Entry::Connection { connection, .. }) if reason == CloseReason::Drained => {
+                    drain::send_fin(connection);
+                }
+                Some(Entry::Connection { connection, .. }) if reason == CloseReason::Stalled => {
+                    reset_on_close(&connection.get_ref().0);
+                    self.close(reactor, key, reason);
+                }
+                _ => self.close(reactor, key, reason),
             }
         }
         if self.core.connections == 0 {
@@ -206,6 +224,12 @@ impl<O: Observer> Echo<O> {
         }
         reactor.shrink_to_fit();
     }
+}
+
+/// Makes closing the socket send RST, and discard what the peer has not received.
+pub(super) fn reset_on_close(stream: &TcpStream) {
+    // Fails if the peer has gone: then the socket is closed anyway.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Counts the bytes that a connection moves, and passes those that it receives to the observer.

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::config::{DRAIN_TICKS, IDLE_TICKS, LATENESS};
+use super::config::{Config, DRAIN_TICKS, LATENESS, TIMEOUT_MAX, TIMEOUT_ROUNDS};
 use super::connection::Connection;
+use super::observer::CloseReason;
 use crate::reactor::Reactor;
 
 /// Most entries of the slab that are visited in one turn.
@@ -16,7 +17,7 @@ const SLICE: usize = 1024;
 pub(super) struct Hand {
     period: Duration,
     /// Rounds begun, this one included.
-    rounds: u8,
+    rounds: u64,
     /// When this round began.
     start: Instant,
     /// The next key to visit in this round, and the end of the round.
@@ -30,8 +31,54 @@ pub(super) enum Visit {
     Wait,
     /// It seems silent. Only a read shows whether it is: input may wait in the kernel.
     Read,
-    /// It is silent.
-    Silent,
+    /// No byte has moved for too long.
+    End(CloseReason),
+}
+
+/// When connections on which no byte moves are closed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// How long the hand takes for a round.
+    pub(super) period: Duration,
+    without_pending: Option<Timeout>,
+    with_pending: Option<Timeout>,
+}
+
+/// A timeout that is measured in visits. Every byte that moves restarts it.
+#[derive(Clone, Copy, Debug)]
+struct Timeout {
+    /// Only one visit in so many rounds counts: a connection counts no further than 255.
+    rounds_per_tick: u64,
+    ticks: u8,
+    reason: CloseReason,
+}
+
+impl Timeouts {
+    /// Returns none if there are no connections to find.
+    pub(super) fn new(config: &Config) -> Option<Self> {
+        let limit = |timeout: Option<Duration>| timeout.map(|timeout| timeout.min(TIMEOUT_MAX) + LATENESS);
+        let (idle, stall) = (limit(config.idle_timeout), limit(config.stall_timeout));
+        let shortest = [idle, stall].into_iter().flatten().min()?;
+        // Rounded up, so that the shortest takes no round more.
+        let period = (shortest + Duration::from_nanos(u64::from(TIMEOUT_ROUNDS) - 1)) / u32::from(TIMEOUT_ROUNDS);
+        let idle = idle.map(|timeout| (timeout, CloseReason::Idle));
+        let stall = stall.map(|timeout| (timeout, CloseReason::Stalled));
+        let timeout = |(timeout, reason)| Timeout::new(timeout, period, reason);
+        Some(Self {
+            period,
+            without_pending: idle.map(timeout),
+            with_pending: [stall, idle].into_iter().flatten().min_by_key(|&(timeout, _)| timeout).map(timeout),
+        })
+    }
+}
+
+impl Timeout {
+    fn new(timeout: Duration, period: Duration, reason: CloseReason) -> Self {
+        let rounds = u64::try_from(timeout.as_nanos().div_ceil(period.as_nanos())).unwrap_or(u64::MAX);
+        let rounds_per_tick = (rounds / u64::from(TIMEOUT_ROUNDS)).max(1);
+        let ticks = u8::try_from(rounds.div_ceil(rounds_per_tick) + 2).unwrap_or(u8::MAX);
+        Self { rounds_per_tick, ticks, reason }
+    }
 }
 
 impl Hand {
@@ -41,7 +88,7 @@ impl Hand {
     }
 
     /// Returns how many rounds have begun.
-    pub(super) fn rounds(&self) -> u8 {
+    pub(super) fn rounds(&self) -> u64 {
         self.rounds
     }
 
@@ -53,20 +100,20 @@ impl Hand {
         self.start + self.period.mul_f64(share)
     }
 
-    /// Visits the slice that is due. Returns the connections that are silent.
+    /// Visits the slice that is due. Returns the connections on which no byte has moved for too long.
     pub(super) fn advance<T>(
         &mut self,
         now: Instant,
         reactor: &mut Reactor<T>,
         mut visit: impl FnMut(&mut T) -> Visit,
-    ) -> Vec<usize> {
+    ) -> Vec<(usize, CloseReason)> {
         let end_of_slice = self.end.min(self.next + SLICE);
-        let mut silent = Vec::new();
+        let mut ended = Vec::new();
         for key in self.next..end_of_slice {
             match reactor.get_mut(key).map(&mut visit) {
                 None | Some(Visit::Wait) => {}
                 Some(Visit::Read) => reactor.resume(key),
-                Some(Visit::Silent) => silent.push(key),
+                Some(Visit::End(reason)) => ended.push((key, reason)),
             }
         }
         self.next = end_of_slice;
@@ -75,30 +122,37 @@ impl Hand {
             let start = if now.saturating_duration_since(due) <= LATENESS { due } else { now };
             *self = Self { rounds: self.rounds.saturating_add(1), ..Self::new(self.period, start, reactor) };
         }
-        silent
+        ended
     }
 }
 
-/// Returns whether no byte has moved on a connection for the idle timeout.
-pub(super) fn visit<S>(connection: &mut Connection<S>) -> Visit {
-    let is_stalled = connection.pending() > 0;
+/// Ends a connection on which no byte has moved for its timeout.
+///
+/// Output that is pending shrinks with each byte that moves, and nothing is read before it is gone: one count serves both timeouts.
+pub(super) fn visit<S>(connection: &mut Connection<S>, timeouts: &Timeouts, rounds: u64) -> Visit {
+    let is_pending = connection.pending() > 0;
+    let timeout = if is_pending { timeouts.with_pending } else { timeouts.without_pending };
+    let Some(Timeout { ticks, reason, .. }) = timeout.filter(|timeout| rounds.is_multiple_of(timeout.rounds_per_tick))
+    else {
+        return Visit::Wait;
+    };
     match connection.tick_idle() {
-        IDLE_TICKS.. if is_stalled || connection.is_drained() => Visit::Silent,
-        ticks if ticks >= IDLE_TICKS - 1 && !is_stalled => read(connection),
+        count if count >= ticks && (is_pending || connection.is_drained()) => Visit::End(reason),
+        count if count >= ticks - 1 && !is_pending => read(connection),
         _ => Visit::Wait,
     }
 }
 
-/// Returns whether a connection is silent in a drain: no byte has moved for 100 ms, nothing is pending, and a read found nothing.
+/// Ends a connection that is silent in a drain: no byte has moved for 100 ms, nothing is pending, and a read found nothing.
 ///
 /// `rounds` are those of the drain: a silence before it does not count.
-pub(super) fn visit_draining<S>(connection: &mut Connection<S>, rounds: u8) -> Visit {
-    let ticks = connection.tick_idle().min(rounds);
+pub(super) fn visit_draining<S>(connection: &mut Connection<S>, rounds: u64) -> Visit {
+    let ticks = u64::from(connection.tick_idle()).min(rounds);
     if connection.pending() > 0 || connection.is_discarding() {
         return Visit::Wait;
     }
     match ticks {
-        DRAIN_TICKS.. if connection.is_drained() => Visit::Silent,
+        DRAIN_TICKS.. if connection.is_drained() => Visit::End(CloseReason::Drained),
         ticks if ticks >= DRAIN_TICKS - 1 => read(connection),
         _ => Visit::Wait,
     }
@@ -107,4 +161,37 @@ pub(super) fn visit_draining<S>(connection: &mut Connection<S>, rounds: u8) -> V
 fn read<S>(connection: &mut Connection<S>) -> Visit {
     connection.expect_input();
     Visit::Read
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_expires_at_most_an_eighth_late_whatever_the_other_is() {
+        let seconds = [0.5, 0.99, 1.0, 1.5, 1.99, 2.0, 60.0, 61.3, 3600.0, 86400.0, 1e10].map(Duration::from_secs_f64);
+        for (idle, stall) in seconds.into_iter().flat_map(|idle| seconds.map(|stall| (idle, stall))) {
+            let config = Config { idle_timeout: Some(idle), stall_timeout: Some(stall), ..Config::default() };
+            let timeouts = Timeouts::new(&config).unwrap();
+            for (timeout, expected, reason) in [
+                (timeouts.without_pending.unwrap(), idle, CloseReason::Idle),
+                if stall <= idle {
+                    (timeouts.with_pending.unwrap(), stall, CloseReason::Stalled)
+                } else {
+                    (timeouts.with_pending.unwrap(), idle, CloseReason::Idle)
+                },
+            ] {
+                assert_eq!(timeout.reason, reason);
+                let expected = expected.min(TIMEOUT_MAX).as_secs_f64();
+                #[expect(clippy::cast_precision_loss, reason = "at most a few millions")]
+                let tick = timeouts.period.as_secs_f64() * timeout.rounds_per_tick as f64;
+                let earliest = tick * f64::from(timeout.ticks - 2);
+                let latest = tick * f64::from(timeout.ticks) + timeouts.period.as_secs_f64();
+                assert!(earliest >= expected, "{earliest} s is before {expected} s");
+                let late = latest - expected - 2.0 * LATENESS.as_secs_f64();
+                assert!(late <= expected / 8.0, "{late} s late of {expected} s, with {config:?}");
+            }
+        }
+    }
 }

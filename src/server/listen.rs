@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use std::time::Duration;
 
 use mio::net::TcpListener;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -11,6 +13,10 @@ use crate::log_target::LOG_TARGET;
 
 /// Whether an accepted socket inherits its listener's buffer sizes and `TCP_NODELAY`. tcp(7) promises it on Linux alone.
 pub(super) const ACCEPTED_INHERITS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+/// The longest `TCP_USER_TIMEOUT`: the kernel takes an `int` of milliseconds.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const USER_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// Opens a listening socket on each address: all are bound, then all listen. If one fails, none is left open.
 pub(super) fn open(addresses: &[SocketAddr], config: &Config) -> io::Result<Vec<TcpListener>> {
@@ -41,6 +47,12 @@ pub(super) fn set_connection_options(socket: &SockRef<'_>, config: &Config) -> i
     }
     if let Some(bytes) = config.send_buffer {
         socket.set_send_buffer_size(bytes)?;
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Some(timeout) = config.stall_timeout {
+        // An eighth longer, so that the hand is first where it can be: a socket that the kernel has given up sends no RST.
+        let timeout = timeout.min(USER_TIMEOUT_MAX);
+        socket.set_tcp_user_timeout(Some((timeout + timeout / 8).clamp(Duration::from_millis(1), USER_TIMEOUT_MAX)))?;
     }
     Ok(())
 }

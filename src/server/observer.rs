@@ -78,6 +78,9 @@ pub enum CloseReason {
     Failed(io::ErrorKind),
     /// No byte moved for [`Config::idle_timeout`](crate::Config::idle_timeout).
     Idle,
+    /// Pending output did not shrink for [`Config::stall_timeout`](crate::Config::stall_timeout), or the peer acknowledged nothing for
+    /// `TCP_USER_TIMEOUT`.
+    Stalled,
     /// The server drained: it sent FIN first, and the peer sent its own.
     Drained,
     /// The server drained, and [`Config::drain_timeout`](crate::Config::drain_timeout) passed before the peer's FIN.

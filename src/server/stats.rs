@@ -53,6 +53,8 @@ pub struct ClosedStats {
     pub failed: u64,
     /// [`CloseReason::Idle`]
     pub idle: u64,
+    /// [`CloseReason::Stalled`]
+    pub stalled: u64,
     /// [`CloseReason::Drained`]
     pub drained: u64,
     /// [`CloseReason::Cut`]
@@ -65,7 +67,14 @@ impl ClosedStats {
     /// Returns the number of closed connections.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.end_of_stream + self.reset + self.failed + self.idle + self.drained + self.cut + self.stopped
+        self.end_of_stream
+            + self.reset
+            + self.failed
+            + self.idle
+            + self.stalled
+            + self.drained
+            + self.cut
+            + self.stopped
     }
 }
 
@@ -80,6 +89,7 @@ pub(super) struct Counters {
     reset: Counter,
     failed: Counter,
     idle: Counter,
+    stalled: Counter,
     drained: Counter,
     cut: Counter,
     stopped: Counter,
@@ -92,6 +102,7 @@ impl Counters {
             CloseReason::Reset => &self.reset,
             CloseReason::Failed(_) => &self.failed,
             CloseReason::Idle => &self.idle,
+            CloseReason::Stalled => &self.stalled,
             CloseReason::Drained => &self.drained,
             CloseReason::Cut => &self.cut,
             CloseReason::Stopped => &self.stopped,
@@ -105,6 +116,7 @@ impl Counters {
             reset: self.reset.get(),
             failed: self.failed.get(),
             idle: self.idle.get(),
+            stalled: self.stalled.get(),
             drained: self.drained.get(),
             cut: self.cut.get(),
             stopped: self.stopped.get(),

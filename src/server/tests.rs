@@ -264,7 +264,7 @@ struct Model {
     reactor: Reactor<Connection<Stream>>,
     world: World,
     /// Rounds of the hand since a drain began.
-    drain_rounds: u8,
+    drain_rounds: u64,
 }
 
 /// What serves the model's connections, as `Echo` serves the server's.
@@ -314,7 +314,7 @@ impl Model {
                     self.reactor.resume(key);
                     self.world.unfinished.insert(socket.borrow().id);
                 }
-                Visit::Silent => {
+                Visit::End(_) => {
                     let socket = socket.borrow();
                     let received = socket.sent.len() - socket.incoming.iter().flatten().count();
                     let sent_before = sent_before.get(&socket.id).copied().unwrap_or(0);

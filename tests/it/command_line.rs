@@ -192,11 +192,13 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
         assert_usage_error(&["127.0.0.1:0", option, "-1"], "-1");
     }
     for value in ["5", "x", "", "5 parsecs"] {
-        for option in ["--drain-timeout", "--spin", "--idle-timeout"] {
+        for option in ["--drain-timeout", "--spin", "--idle-timeout", "--stall-timeout"] {
             assert_usage_error(&["127.0.0.1:0", option, value], option);
         }
     }
-    assert_usage_error(&["127.0.0.1:0", "--idle-timeout", "0s"], "--idle-timeout");
+    for option in ["--idle-timeout", "--stall-timeout"] {
+        assert_usage_error(&["127.0.0.1:0", option, "0s"], option);
+    }
 }
 
 #[test]
@@ -232,6 +234,7 @@ fn help_names_every_option_and_version_the_version() {
             "--spin <DURATION>",
             "--drain-timeout <DURATION>",
             "--idle-timeout <DURATION>",
+            "--stall-timeout <DURATION>",
             "--recv-buffer <SIZE>",
             "--send-buffer <SIZE>",
             "--nagle",
@@ -485,7 +488,7 @@ fn the_final_figures_are_what_the_clients_did() {
     assert!(exact > 0.0, "{exact}");
     let expected = serde_json::json!({
         "accepted": 6,
-        "closed": {"end_of_stream": 3, "reset": 2, "failed": 0, "idle": 0, "drained": 1, "cut": 0, "stopped": 0},
+        "closed": {"end_of_stream": 3, "reset": 2, "failed": 0, "idle": 0, "stalled": 0, "drained": 1, "cut": 0, "stopped": 0},
         "bytes_in": 6129,
         "bytes_out": 6121,
         "discarded": 8,

@@ -185,7 +185,7 @@ type InvalidOption = (&'static str, fn(&mut Config));
 
 #[test]
 fn a_zero_is_invalid_and_the_error_names_the_option() {
-    let zeros: [InvalidOption; 9] = [
+    let zeros: [InvalidOption; 10] = [
         ("buffer_size", |config| config.buffer_size = 0),
         ("backlog", |config| config.backlog = 0),
         ("max_connections", |config| config.max_connections = 0),
@@ -195,6 +195,7 @@ fn a_zero_is_invalid_and_the_error_names_the_option() {
         ("recv_buffer", |config| config.recv_buffer = Some(0)),
         ("send_buffer", |config| config.send_buffer = Some(0)),
         ("idle_timeout", |config| config.idle_timeout = Some(Duration::ZERO)),
+        ("stall_timeout", |config| config.stall_timeout = Some(Duration::ZERO)),
     ];
     assert_each_is_invalid(&zeros);
 }

@@ -1,8 +1,17 @@
 //! Limits of the server: timeouts. Limits of the system: memory, descriptors, ports, and the forecasts of them.
 
+use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
+use std::time::Duration;
 
-use crate::support::{Process, Scratch, assert_echoes, assert_ended, connect, ecoloop, limited};
+use ecoloop::Config;
+
+#[cfg(target_os = "linux")]
+use crate::support::connect_with_buffers;
+use crate::support::{
+    Process, Scratch, assert_echoes, assert_ended, assert_receives, connect, connect_narrow, ecoloop, eventually,
+    half_close, limited, narrow, pattern, serve, stall,
+};
 
 /// Address space that is enough for a few connections, in KiB.
 const MEMORY_KIB: u64 = 400 << 10;
@@ -63,17 +72,71 @@ fn an_idle_connection_makes_room_for_the_next() {
     assert_eq!(report.json()["closed"]["idle"], 2);
 }
 
+#[test]
+fn a_client_that_does_not_read_is_reset_and_makes_room_for_the_next() {
+    let report = Scratch::new("stalled");
+    let limits = ["--stall-timeout", "200ms", "--max-connections", "1", "--report", report.path()];
+    let buffers = ["--recv-buffer", "64KiB", "--send-buffer", "64KiB"];
+    let (mut server, address) = Process::serve(&[limits.as_slice(), &buffers].concat());
+    let mut stalled = connect_narrow(address);
+    let mut next = connect(address);
+    let error = stalled.write_all(&pattern(16 << 20)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    server.line_with("Connection closed: the stall timeout has expired");
+    assert_echoes(&mut next, b"hola");
+    half_close(&next);
+    assert_ended(&mut next);
+    let ended = server.terminate();
+    assert!(ended.summary().contains("2 closed (1 end of stream, 1 stalled)"), "{}", ended.summary());
+    assert_eq!(report.json()["closed"]["stalled"], 1);
+}
+
+#[test]
+fn the_stall_timeout_closes_no_silent_connection_and_no_client_that_reads_again() {
+    let mut config = narrow();
+    config.stall_timeout = Some(Duration::from_secs(2));
+    config.idle_timeout = Some(Duration::from_secs(3600));
+    let server = serve(config);
+    let mut other = connect(server.local_addr());
+    assert_echoes(&mut other, b"hola");
+    let message = pattern(4 << 20);
+    let mut late = connect_narrow(server.local_addr());
+    let sent = stall(&late, &message, &mut other, &server.handle());
+    assert_receives(&mut late, &message[..sent]);
+    let lost = connect_narrow(server.local_addr());
+    stall(&lost, &message, &mut other, &server.handle());
+    eventually("one connection reset", || server.handle().stats().closed.stalled == 1);
+    assert_echoes(&mut late, b"adios");
+    assert_echoes(&mut other, b"adios");
+    assert_eq!(server.handle().stats().closed.total(), 1);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_client_that_acknowledges_nothing_stalls_though_the_kernel_has_all_its_output() {
+    const LENGTH: usize = 64 << 10;
+    let mut config = Config::default();
+    config.stall_timeout = Some(Duration::from_millis(200));
+    config.send_buffer = Some(4 * LENGTH);
+    let server = serve(config);
+    let mut client = connect_with_buffers(server.local_addr(), 4096);
+    client.write_all(&pattern(LENGTH)).unwrap();
+    let stats = || server.handle().stats();
+    eventually("the connection closed", || stats().closed.total() == 1);
+    let stats = stats();
+    assert_eq!((stats.closed.stalled, stats.bytes_in, stats.bytes_out), (1, LENGTH as u64, LENGTH as u64));
+}
+
 #[cfg(feature = "load")]
 mod load {
     use std::process::Command;
 
-    use ecoloop::Config;
     use ecoloop::load::Report;
     use ecoloop::load::report::{ErrorName, Phase};
     use serde_json::Value;
 
     use super::*;
-    use crate::support::{Ended, serve};
+    use crate::support::Ended;
 
     #[test]
     fn connections_that_do_not_fit_in_memory_are_refused() {
@@ -191,7 +254,7 @@ mod load {
 fn a_reservation_that_does_not_fit_in_memory_is_an_error() {
     let mut reactor = ecoloop::Reactor::<TcpListener>::new(1).unwrap();
     let error = reactor.try_reserve(usize::MAX / 4).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory);
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory);
     reactor.try_reserve(100).unwrap();
     assert!(reactor.capacity() >= 100);
 }
