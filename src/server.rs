@@ -25,7 +25,6 @@ use mio::net::TcpListener;
 use socket2::SockRef;
 
 use self::accept::{Acceptor, Listener};
-use self::config::TRIM_THRESHOLD;
 use self::drain::Lifecycle;
 use self::echo::{Core, Echo, Entry};
 use self::handle::Command;
@@ -264,7 +263,7 @@ impl<O: Observer> Server<O> {
             if self.echo.core.lifecycle.is_draining() {
                 self.echo.finish(&mut self.reactor, CloseReason::Drained);
             } else if self.echo.core.connections_peak > 0 {
-                self.trim();
+                self.echo.trim(&mut self.reactor);
             }
         }
         Ok(self.echo.core.lifecycle.into())
@@ -319,7 +318,7 @@ impl<O: Observer> Server<O> {
             self.echo.advance_hand(&mut self.reactor, now);
             if self.echo.core.connections == 0 {
                 // Before the wait, which may be long.
-                self.trim();
+                self.echo.trim(&mut self.reactor);
             }
         }
         if is_expired(self.echo.core.lifecycle.deadline()) {
@@ -335,14 +334,6 @@ impl<O: Observer> Server<O> {
         for key in self.echo.core.acceptor.take_unfinished() {
             self.reactor.resume(key);
         }
-    }
-
-    /// Returns memory to the system when the last connection of a peak has closed.
-    fn trim(&mut self) {
-        if self.echo.core.connections_peak >= TRIM_THRESHOLD {
-            self.reactor.shrink_to_fit();
-        }
-        self.echo.core.connections_peak = 0;
     }
 }
 

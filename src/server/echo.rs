@@ -9,7 +9,7 @@ use mio::net::TcpStream;
 use socket2::SockRef;
 
 use super::accept::Acceptor;
-use super::config::{Config, DRAIN_PERIOD};
+use super::config::{Config, DRAIN_PERIOD, TRIM_THRESHOLD};
 use super::connection::{Connection, Outcome, Sink};
 use super::drain::{self, Lifecycle};
 use super::handle::Handle;
@@ -211,6 +211,14 @@ impl<O: Observer> Echo<O> {
                 log::debug!(target: LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
             }
         }
+    }
+
+    /// Returns memory to the system when the last connection of a peak has closed.
+    pub(super) fn trim(&mut self, reactor: &mut Reactor<Entry>) {
+        if self.core.connections_peak >= TRIM_THRESHOLD {
+            reactor.shrink_to_fit();
+        }
+        self.core.connections_peak = 0;
     }
 
     /// Closes every socket.
