@@ -21,7 +21,7 @@ use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
 use super::output::Output;
 use super::signals::Requests;
-use super::values::{Address, SOCKETS, SocketArguments, count, size, timeout};
+use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, size, timeout};
 
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
@@ -82,6 +82,12 @@ pub(super) struct Arguments {
     /// Reset a connection whose client does not read: its pending output has not shrunk for this long [default: none]
     #[arg(long, help_heading = TIMING, value_name = "DURATION", value_parser = timeout)]
     stall_timeout: Option<Duration>,
+
+    #[arg(
+        long, help_heading = TIMING,
+        help = "Probe a connection that was silent for this long: finds clients that vanished (SO_KEEPALIVE) [default: off]",
+        value_name = "DURATION", value_parser = keepalive)]
+    keepalive: Option<Duration>,
 
     #[command(flatten)]
     socket: SocketArguments,
@@ -166,6 +172,7 @@ impl Arguments {
         config.drain_timeout = self.drain_timeout;
         config.idle_timeout = self.idle_timeout;
         config.stall_timeout = self.stall_timeout;
+        config.keepalive = self.keepalive;
         config.recv_buffer = self.socket.recv_buffer;
         config.send_buffer = self.socket.send_buffer;
         config.nodelay = !self.socket.nagle;

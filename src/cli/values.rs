@@ -234,6 +234,12 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses an idle time of keep-alive, which the kernel counts in whole seconds: `30s`, `10m`.
+pub(super) fn keepalive(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (1..=32767).contains(&time.as_secs()) { Ok(time) } else { Err("it must be from 1s to 32767s".to_owned()) }
+}
+
 /// Parses a time of RFC 3339, in UTC or with an offset: `2026-11-22T08:00:00Z`, `2026-11-22T09:00:00+01:00`.
 #[cfg(feature = "load")]
 pub(super) fn time(text: &str) -> Result<SystemTime, &'static str> {

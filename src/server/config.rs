@@ -1,6 +1,7 @@
 //! Every limit and socket option, its default and unit beside it.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::reactor::EVENTS_MAX;
@@ -22,6 +23,8 @@ pub(super) const TIMEOUT_ROUNDS: u8 = 32;
 pub(super) const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Fewest connections in a peak whose memory is returned to the system: a smaller one leaves little, and may recur often.
 pub(super) const TRIM_THRESHOLD: usize = 256;
+/// The kernel counts the idle time of keep-alive in whole seconds (`MAX_TCP_KEEPIDLE` of Linux).
+const KEEPALIVE_SECONDS: RangeInclusive<u64> = 1..=32767;
 
 /// Every limit and socket option of a [`Server`](crate::Server).
 ///
@@ -61,6 +64,10 @@ pub struct Config {
     /// `TCP_USER_TIMEOUT` (tcp(7)) where the system has it, so that data in flight to a peer that has vanished fails as late. It does
     /// not apply during a drain, which has its own timeout. Default none.
     pub stall_timeout: Option<Duration>,
+    /// Probes a connection on which nothing was received for this long, in whole seconds (`SO_KEEPALIVE`, tcp(7)): a peer that has
+    /// vanished is found. Probes follow in the same interval, at most 75 s, and nine without a reply close the connection, or as
+    /// many as fit in `TCP_USER_TIMEOUT`. Limits: 1 s and 32,767 s. Default: off.
+    pub keepalive: Option<Duration>,
     /// Bytes of each connection's receive buffer in the kernel (`SO_RCVBUF`, socket(7), which doubles it). Default: the system's.
     pub recv_buffer: Option<usize>,
     /// Bytes of each connection's send buffer in the kernel (`SO_SNDBUF`, socket(7), which doubles it). Default: the system's.
@@ -84,6 +91,7 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(5),
             idle_timeout: None,
             stall_timeout: None,
+            keepalive: None,
             recv_buffer: None,
             send_buffer: None,
             nodelay: true,
@@ -116,6 +124,11 @@ impl Config {
                 let reason = format!("{name} is 0: it must be above 0, or None");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
             }
+        }
+        if let Some(time) = self.keepalive.filter(|time| !KEEPALIVE_SECONDS.contains(&time.as_secs())) {
+            let (least, most) = KEEPALIVE_SECONDS.into_inner();
+            let reason = format!("keepalive is {time:?}: it must be from {least} s to {most} s");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         Ok(())
     }

@@ -246,12 +246,9 @@ impl<S: Read + Write> Connection<S> {
                 sink.sent(sent);
             }
             pending.sent += sent;
-            if let Some(kind) = failed {
-                return Outcome::Failed(kind);
-            }
             if pending.sent < pending.bytes.len() {
                 self.pending = Some(pending);
-                return Outcome::Wait;
+                return failed.map_or(Outcome::Wait, Outcome::Failed);
             }
         }
         if FLUSHES { self.flush() } else { Outcome::Again }

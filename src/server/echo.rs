@@ -77,11 +77,12 @@ impl Core {
         [self.acceptor.retry_at(), self.hand.map(|hand| hand.deadline()), self.lifecycle.deadline()]
     }
 
-    /// Returns why a connection failed: at `TCP_USER_TIMEOUT` its peer has stalled.
+    /// Returns why a connection with `pending` bytes of output failed: at `TCP_USER_TIMEOUT` its peer has stalled.
     #[cold]
-    fn failure(&self, kind: io::ErrorKind) -> CloseReason {
-        let is_stalled = self.config.stall_timeout.is_some() && kind == io::ErrorKind::TimedOut;
-        if is_stalled { CloseReason::Stalled } else { kind.into() }
+    fn failure(&self, kind: io::ErrorKind, pending: usize) -> CloseReason {
+        // The error of keep-alive is the same: then only pending output tells a stalled peer from an idle one.
+        let can_stall = self.config.stall_timeout.is_some() && (pending > 0 || self.config.keepalive.is_none());
+        if can_stall && kind == io::ErrorKind::TimedOut { CloseReason::Stalled } else { kind.into() }
     }
 }
 
@@ -105,7 +106,7 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
                 let is_drained = connection.is_discarding();
                 Next::Act(Act::Close(if is_drained { CloseReason::Drained } else { CloseReason::EndOfStream }))
             }
-            Outcome::Failed(kind) => Next::Act(Act::Close(self.core.failure(kind))),
+            Outcome::Failed(kind) => Next::Act(Act::Close(self.core.failure(kind, connection.pending()))),
         }
     }
 

@@ -2,17 +2,20 @@
 
 use std::io;
 use std::net::SocketAddr;
-#[cfg(any(target_os = "linux", target_os = "android"))]
 use std::time::Duration;
 
 use mio::net::TcpListener;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::config::Config;
 use crate::log_target::LOG_TARGET;
 
 /// Whether an accepted socket inherits its listener's buffer sizes and `TCP_NODELAY`. tcp(7) promises it on Linux alone.
 pub(super) const ACCEPTED_INHERITS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+/// The longest interval of keep-alive probes: the system's own (RFC 1122 and tcp(7)).
+#[cfg(not(target_os = "openbsd"))]
+const KEEPALIVE_INTERVAL_MAX: Duration = Duration::from_secs(75);
 
 /// The longest `TCP_USER_TIMEOUT`: the kernel takes an `int` of milliseconds.
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -47,6 +50,12 @@ pub(super) fn set_connection_options(socket: &SockRef<'_>, config: &Config) -> i
     }
     if let Some(bytes) = config.send_buffer {
         socket.set_send_buffer_size(bytes)?;
+    }
+    if let Some(time) = config.keepalive {
+        let keepalive = TcpKeepalive::new().with_time(time);
+        #[cfg(not(target_os = "openbsd"))]
+        let keepalive = keepalive.with_interval(time.min(KEEPALIVE_INTERVAL_MAX));
+        socket.set_tcp_keepalive(&keepalive)?;
     }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if let Some(timeout) = config.stall_timeout {

@@ -5,6 +5,8 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 #[cfg(target_os = "linux")]
 use std::os::fd::OwnedFd;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use ecoloop::{Config, Server};
 #[cfg(target_os = "linux")]
@@ -179,6 +181,21 @@ fn waits(server: &Process) -> u64 {
 #[cfg(target_os = "linux")]
 fn descriptor_warnings(lines: &[String]) -> usize {
     lines.iter().filter(|line| line.contains("cannot accept")).count()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+#[ignore = "needs pidfd_getfd(2), which containers often refuse"]
+fn accepted_sockets_have_the_configured_timeouts() {
+    let (server, address) = Process::serve(&["--keepalive", "30s", "--stall-timeout", "8s"]);
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    let socket = descriptor_of(&server, &client);
+    let socket = SockRef::from(&socket);
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(30));
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(9)));
 }
 
 #[test]

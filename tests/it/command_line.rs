@@ -196,6 +196,9 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
             assert_usage_error(&["127.0.0.1:0", option, value], option);
         }
     }
+    for value in ["5", "x", "0s", "999ms", "32768s"] {
+        assert_usage_error(&["127.0.0.1:0", "--keepalive", value], "--keepalive");
+    }
     for option in ["--idle-timeout", "--stall-timeout"] {
         assert_usage_error(&["127.0.0.1:0", option, "0s"], option);
     }
@@ -235,6 +238,7 @@ fn help_names_every_option_and_version_the_version() {
             "--drain-timeout <DURATION>",
             "--idle-timeout <DURATION>",
             "--stall-timeout <DURATION>",
+            "--keepalive <DURATION>",
             "--recv-buffer <SIZE>",
             "--send-buffer <SIZE>",
             "--nagle",

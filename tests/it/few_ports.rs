@@ -36,7 +36,7 @@ impl Namespace {
 
     /// Connects this namespace, as 10.77.0.1, and another one, as 10.77.0.2.
     #[track_caller]
-    fn link_to(&self, other: &Self) {
+    pub(crate) fn link_to(&self, other: &Self) {
         let process = std::process::id();
         let ends = [(self, "a", "10.77.0.1/24"), (other, "b", "10.77.0.2/24")];
         let name = |letter| format!("eco{process}{letter}");
@@ -46,6 +46,12 @@ impl Namespace {
             run(namespace.command("ip").args(["address", "add", address, "dev", &name(letter)]));
             run(namespace.command("ip").args(["link", "set", &name(letter), "up"]));
         }
+    }
+
+    /// Drops every packet from and to the other namespace, without a word to either end.
+    #[track_caller]
+    pub(crate) fn cut_link(&self) {
+        run(self.command("ip").args(["link", "set", &format!("eco{}a", std::process::id()), "down"]));
     }
 
     #[track_caller]

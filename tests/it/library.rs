@@ -185,7 +185,7 @@ type InvalidOption = (&'static str, fn(&mut Config));
 
 #[test]
 fn a_zero_is_invalid_and_the_error_names_the_option() {
-    let zeros: [InvalidOption; 10] = [
+    let zeros: [InvalidOption; 11] = [
         ("buffer_size", |config| config.buffer_size = 0),
         ("backlog", |config| config.backlog = 0),
         ("max_connections", |config| config.max_connections = 0),
@@ -196,6 +196,7 @@ fn a_zero_is_invalid_and_the_error_names_the_option() {
         ("send_buffer", |config| config.send_buffer = Some(0)),
         ("idle_timeout", |config| config.idle_timeout = Some(Duration::ZERO)),
         ("stall_timeout", |config| config.stall_timeout = Some(Duration::ZERO)),
+        ("keepalive", |config| config.keepalive = Some(Duration::from_millis(999))),
     ];
     assert_each_is_invalid(&zeros);
 }
@@ -203,12 +204,13 @@ fn a_zero_is_invalid_and_the_error_names_the_option() {
 #[test]
 #[cfg(target_pointer_width = "64")]
 fn a_value_above_the_systems_range_is_invalid_and_the_error_names_the_option() {
-    let too_much: [InvalidOption; 5] = [
+    let too_much: [InvalidOption; 6] = [
         ("buffer_size", |config| config.buffer_size = (1 << 30) + 1),
         ("backlog", |config| config.backlog = 1 << 31),
         ("events_per_turn", |config| config.events_per_turn = (1 << 20) + 1),
         ("recv_buffer", |config| config.recv_buffer = Some(1 << 31)),
         ("send_buffer", |config| config.send_buffer = Some(1 << 31)),
+        ("keepalive", |config| config.keepalive = Some(Duration::from_secs(32768))),
     ];
     assert_each_is_invalid(&too_much);
 }

@@ -136,6 +136,7 @@ mod load {
     use serde_json::Value;
 
     use super::*;
+    use crate::few_ports::Namespace;
     use crate::support::Ended;
 
     #[test]
@@ -217,6 +218,27 @@ mod load {
         let has = |text: &str| ended.stdout.iter().any(|line| line.contains(text));
         assert!(has("--source (192.0.2.1 is not local) allows 0 connections"), "{ended:?}");
         assert!(has("ip address add 192.0.2.1/32 dev INTERFACE"), "{ended:?}");
+    }
+
+    #[test]
+    #[ignore = "needs root: it cuts the link between two network namespaces"]
+    fn clients_that_vanish_are_found() {
+        let ends = ["near", "far"].map(|end| Namespace::new(end, "20000 29999"));
+        let [near, far] = &ends;
+        near.link_to(far);
+        let mut idle = far.start(&["--lang", "en", "--keepalive", "1s", "10.77.0.2:5000"]);
+        let mut in_flight = far.start(&["--lang", "en", "--stall-timeout", "1s", "10.77.0.2:5001"]);
+        idle.listening();
+        in_flight.listening();
+        let _silent = near.start(&["load", "-q", "--mode", "hold", "-c", "1", "-d", "10m", "10.77.0.2:5000"]);
+        let _floods = near.start(&["load", "-q", "-c", "4", "-p", "100", "-s", "10KiB", "-d", "10m", "10.77.0.2:5001"]);
+        idle.line_with("Connection from:");
+        for _ in 0..4 {
+            in_flight.line_with("Connection from:");
+        }
+        near.cut_link();
+        in_flight.line_with("Connection closed: the stall timeout has expired");
+        idle.line_with("Connection closed: error: timed out");
     }
 
     #[test]
