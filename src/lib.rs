@@ -49,6 +49,6 @@ pub mod units;
 pub use reactor::{Handler, INTEREST, Next, Reactor};
 pub use ready::Ready;
 pub use server::{
-    CloseReason, ClosedStats, Config, Connection, Handle, Observer, Outcome, Peer, Report, Running, Served, Server,
-    Stats, Turn,
+    CloseReason, ClosedStats, Config, Connection, Handle, Observer, Outcome, Peer, RefusedStats, Report, Running,
+    Served, Server, Stats, Turn, WhenFull,
 };

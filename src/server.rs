@@ -33,13 +33,13 @@ use self::listen::ACCEPTED_INHERITS;
 use crate::memory;
 use crate::reactor::Reactor;
 
-pub use self::config::Config;
+pub use self::config::{Config, WhenFull};
 pub use self::connection::{Connection, Outcome, Served};
 pub use self::drain::Turn;
 pub use self::handle::Handle;
 pub use self::observer::{CloseReason, Observer, Peer};
 pub use self::running::Running;
-pub use self::stats::{ClosedStats, Report, Stats};
+pub use self::stats::{ClosedStats, RefusedStats, Report, Stats};
 
 /// A TCP echo server on one readiness loop. It is bound and listening, and serves while [`run`](Self::run) or [`turn`](Self::turn) is
 /// called.

@@ -110,17 +110,22 @@ impl<const MESSAGES: bool> LogObserver<MESSAGES> {
         if !words.is_empty() {
             words.push(')');
         }
+        let refused = match (stats.refused.total(), self.language) {
+            (0, _) => String::new(),
+            (count, Language::En) => format!(", {count} refused"),
+            (count, Language::Es) => format!(", {}", plural(count, "rechazada", "rechazadas")),
+        };
         let (accepted, total, seconds) = (stats.accepted, closed.total(), report.elapsed.as_secs_f64());
         let (bytes_in, bytes_out) = (stats.bytes_in, stats.bytes_out);
         match self.language {
             Language::En => format!(
-                "Done: {} accepted, {total} closed{words}, {} in, {} out, {seconds:.3} s",
+                "Done: {} accepted, {total} closed{words}{refused}, {} in, {} out, {seconds:.3} s",
                 plural(accepted, "connection", "connections"),
                 plural(bytes_in, "byte", "bytes"),
                 plural(bytes_out, "byte", "bytes"),
             ),
             Language::Es => format!(
-                "Fin: {}, {}{words}, {}, {}, {seconds:.3} s",
+                "Fin: {}, {}{words}{refused}, {}, {}, {seconds:.3} s",
                 plural(accepted, "conexion aceptada", "conexiones aceptadas"),
                 plural(total, "cerrada", "cerradas"),
                 plural(bytes_in, "byte recibido", "bytes recibidos"),

@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use clap::{ArgAction, Args};
-use ecoloop::{Config, Handle, Report, Server};
+use clap::{ArgAction, Args, ValueEnum};
+use ecoloop::{Config, Handle, Report, Server, WhenFull};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -63,9 +63,13 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = TIMING, value_name = "COUNT", default_value = "4096", value_parser = count)]
     backlog: u32,
 
-    /// Maximum number of open connections; more wait in the backlog [default: descriptor limit - 64]
+    /// Maximum number of open connections [default: descriptor limit - 64]
     #[arg(long, help_heading = TIMING, value_name = "COUNT", value_parser = count)]
     max_connections: Option<u32>,
+
+    /// At --max-connections, let further clients wait in the backlog, or accept and reset them
+    #[arg(long, help_heading = TIMING, default_value = "wait")]
+    when_full: WhenFullName,
 
     /// Busy-poll this long before blocking: lower latency at low load, more CPU
     #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
@@ -110,6 +114,12 @@ pub(super) struct Arguments {
     /// Log only warnings and errors
     #[arg(short, help_heading = OUTPUT, conflicts_with = "verbose")]
     quiet: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhenFullName {
+    Wait,
+    Reset,
 }
 
 /// Serves until a signal ends the process.
@@ -168,6 +178,10 @@ impl Arguments {
         config.buffer_size = self.buffer_size;
         config.backlog = self.backlog;
         config.max_connections = self.max_connections();
+        config.when_full = match self.when_full {
+            WhenFullName::Wait => WhenFull::Wait,
+            WhenFullName::Reset => WhenFull::Reset,
+        };
         config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
         config.idle_timeout = self.idle_timeout;
@@ -239,7 +253,7 @@ fn handle_signals(stage: Arc<Stage>) -> Result<(), String> {
 
 /// Returns the final figures as JSON.
 fn document(report: &Report, log_lines_lost: u64) -> String {
-    let (stats, closed) = (report.stats, report.stats.closed);
+    let (stats, closed, refused) = (report.stats, report.stats.closed, report.stats.refused);
     let json = serde_json::json!({
         "accepted": stats.accepted,
         "closed": {
@@ -251,6 +265,9 @@ fn document(report: &Report, log_lines_lost: u64) -> String {
             "drained": closed.drained,
             "cut": closed.cut,
             "stopped": closed.stopped,
+        },
+        "refused": {
+            "max_connections": refused.max_connections,
         },
         "bytes_in": stats.bytes_in,
         "bytes_out": stats.bytes_out,

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mio::net::{TcpListener, TcpStream};
 
-use super::config::{ACCEPT_RETRY, WARN_INTERVAL};
+use super::config::{ACCEPT_RETRY, WARN_INTERVAL, WhenFull};
 use crate::log_target::LOG_TARGET;
 
 /// A listening socket, registered under `key`.
@@ -67,7 +67,7 @@ impl Acceptor {
     }
 
     /// Accepts from listener `index` until `WouldBlock`, with at most `attempts` calls, while there is `room` for connections. Calls
-    /// `admit` for each, which drops the connection if it returns an error.
+    /// `admit` for each, which returns whether it is served; an error drops the connection.
     ///
     /// Backs off if every attempt failed: an error of single connections that lasts, such as `EPERM` of a filter, is the system's.
     pub(super) fn accept(
@@ -75,7 +75,7 @@ impl Acceptor {
         index: usize,
         attempts: usize,
         mut room: usize,
-        mut admit: impl FnMut(TcpStream, SocketAddr) -> io::Result<()>,
+        mut admit: impl FnMut(TcpStream, SocketAddr) -> io::Result<bool>,
     ) {
         let (mut accepted, mut skipped) = (false, None);
         for _ in 0..attempts {
@@ -88,7 +88,8 @@ impl Acceptor {
                     self.first = (index + 1) % self.listeners.len();
                     accepted = true;
                     match admit(stream, address) {
-                        Ok(()) => room -= 1,
+                        Ok(true) => room -= 1,
+                        Ok(false) => {}
                         Err(error) => self.warn_dropped(address, &error),
                     }
                 }
@@ -130,10 +131,13 @@ impl Acceptor {
     }
 
     /// Logs that `max_connections` connections are open.
-    pub(super) fn warn_full(&mut self, max_connections: usize) {
+    pub(super) fn warn_full(&mut self, max_connections: usize, when_full: WhenFull) {
         let noun = if max_connections == 1 { "connection is" } else { "connections are" };
-        let message =
-            format_args!("{max_connections} {noun} open, the maximum: more wait in the backlog until one closes");
+        let others = match when_full {
+            WhenFull::Wait => "more wait in the backlog until one closes",
+            WhenFull::Reset => "more are reset until one closes",
+        };
+        let message = format_args!("{max_connections} {noun} open, the maximum: {others}");
         warn_rate_limited(&mut self.full_logged_at, Instant::now(), message);
     }
 

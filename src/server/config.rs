@@ -46,8 +46,10 @@ pub struct Config {
     /// Connections that the kernel holds until they are accepted (listen(2)). Default 4096; the system cuts it to
     /// `net.core.somaxconn`. Limit: 2³¹ − 1.
     pub backlog: u32,
-    /// Maximum number of open connections; more wait in the backlog. Default 1,000,000, not allocated ahead.
+    /// Maximum number of open connections. Default 1,000,000, not allocated ahead.
     pub max_connections: usize,
+    /// What becomes of further clients at `max_connections`. Default: they wait in the backlog.
+    pub when_full: WhenFull,
     /// Maximum reads of one connection in a turn. Every other ready connection is served between two of them. Default 16.
     pub reads_per_turn: usize,
     /// Maximum calls of accept(2) on one listening socket in a turn. Default 64.
@@ -78,12 +80,22 @@ pub struct Config {
     pub reuse_port: bool,
 }
 
+/// What becomes of further clients at [`Config::max_connections`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// They wait in the backlog until a connection closes.
+    Wait,
+    /// They are accepted and reset at once, and counted in [`RefusedStats`](crate::RefusedStats).
+    Reset,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             buffer_size: 1024,
             backlog: 4096,
             max_connections: 1_000_000,
+            when_full: WhenFull::Wait,
             reads_per_turn: 16,
             accepts_per_turn: 64,
             events_per_turn: 1024,

@@ -9,7 +9,7 @@ use mio::net::TcpStream;
 use socket2::SockRef;
 
 use super::accept::Acceptor;
-use super::config::{Config, DRAIN_PERIOD, TRIM_THRESHOLD};
+use super::config::{Config, DRAIN_PERIOD, TRIM_THRESHOLD, WhenFull};
 use super::connection::{Connection, Outcome, Sink};
 use super::drain::{self, Lifecycle};
 use super::handle::Handle;
@@ -132,7 +132,16 @@ impl<O: Observer> Echo<O> {
     /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
     pub(super) fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
         let Core { acceptor, config, handle, connections, connections_peak, timeouts, hand, .. } = &mut self.core;
-        acceptor.accept(index, attempts, config.max_connections - *connections, |stream, address| {
+        let room = match config.when_full {
+            WhenFull::Wait => config.max_connections - *connections,
+            WhenFull::Reset => usize::MAX,
+        };
+        acceptor.accept(index, attempts, room, |stream, address| {
+            if *connections == config.max_connections {
+                reset_on_close(&stream);
+                handle.counters().refused.max_connections.add(1);
+                return Ok(false);
+            }
             if !ACCEPTED_INHERITS {
                 listen::set_connection_options(&SockRef::from(&stream), config)?;
             }
@@ -147,10 +156,10 @@ impl<O: Observer> Echo<O> {
             if hand.is_none() {
                 *hand = timeouts.map(|timeouts| Hand::new(timeouts.period, Instant::now(), reactor));
             }
-            Ok(())
+            Ok(true)
         });
         if *connections == config.max_connections {
-            acceptor.warn_full(*connections);
+            acceptor.warn_full(*connections, config.when_full);
         }
     }
 

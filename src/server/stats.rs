@@ -25,6 +25,8 @@ pub struct Stats {
     pub accepted: u64,
     /// Connections closed, by reason.
     pub closed: ClosedStats,
+    /// Connections reset at their accept, by reason. They are not counted as accepted.
+    pub refused: RefusedStats,
     /// Bytes received, including those discarded.
     pub bytes_in: u64,
     /// Bytes sent.
@@ -78,6 +80,22 @@ impl ClosedStats {
     }
 }
 
+/// Connections that were reset at once because of a limit, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusedStats {
+    /// [`Config::max_connections`](crate::Config::max_connections) were open, with [`WhenFull::Reset`](crate::WhenFull::Reset).
+    pub max_connections: u64,
+}
+
+impl RefusedStats {
+    /// Returns the number of refused connections.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.max_connections
+    }
+}
+
 /// The live counters. Only the loop writes them.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -93,6 +111,13 @@ pub(super) struct Counters {
     drained: Counter,
     cut: Counter,
     stopped: Counter,
+    pub(super) refused: RefusedCounters,
+}
+
+/// The live counters of [`RefusedStats`].
+#[derive(Debug, Default)]
+pub(super) struct RefusedCounters {
+    pub(super) max_connections: Counter,
 }
 
 impl Counters {
@@ -123,6 +148,7 @@ impl Counters {
         };
         Stats {
             closed,
+            refused: RefusedStats { max_connections: self.refused.max_connections.get() },
             accepted: self.accepted.get(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),

@@ -215,6 +215,7 @@ fn an_unknown_flag_subcommand_or_language_is_a_usage_error() {
         (&["--lang", "fr"], "fr"),
         (&["--lang"], "--lang"),
         (&["--report"], "--report"),
+        (&["--when-full", "drop"], "drop"),
         (&["--reuse-port=yes"], "yes"),
         (&["-q", "-v"], "-q"),
     ] {
@@ -234,6 +235,7 @@ fn help_names_every_option_and_version_the_version() {
             "--buffer-size <SIZE>",
             "--backlog <COUNT>",
             "--max-connections <COUNT>",
+            "--when-full <WHEN_FULL>",
             "--spin <DURATION>",
             "--drain-timeout <DURATION>",
             "--idle-timeout <DURATION>",
@@ -493,6 +495,7 @@ fn the_final_figures_are_what_the_clients_did() {
     let expected = serde_json::json!({
         "accepted": 6,
         "closed": {"end_of_stream": 3, "reset": 2, "failed": 0, "idle": 0, "stalled": 0, "drained": 1, "cut": 0, "stopped": 0},
+        "refused": {"max_connections": 0},
         "bytes_in": 6129,
         "bytes_out": 6121,
         "discarded": 8,

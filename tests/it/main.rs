@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod accepting;
+mod admission;
 mod clients;
 mod command_line;
 mod draining;
