@@ -46,6 +46,7 @@ mod socket;
 #[cfg(any(feature = "cli", feature = "load"))]
 pub mod units;
 
+pub use ipnet::IpNet;
 pub use reactor::{Handler, INTEREST, Next, Reactor};
 pub use ready::Ready;
 pub use server::{

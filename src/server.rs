@@ -1,6 +1,7 @@
 //! The echo server: bind, turn, run.
 
 mod accept;
+mod admission;
 mod config;
 mod connection;
 mod drain;
@@ -25,6 +26,7 @@ use mio::net::TcpListener;
 use socket2::SockRef;
 
 use self::accept::{Acceptor, Listener};
+use self::admission::Admission;
 use self::drain::Lifecycle;
 use self::echo::{Core, Echo, Entry};
 use self::handle::Command;
@@ -136,6 +138,7 @@ impl Server {
         let core = Core {
             local_addrs: listeners.iter().map(|listener| listener.address).collect(),
             acceptor: Acceptor::new(listeners),
+            admission: Admission::new(&config),
             buffer: vec![0; config.buffer_size].into(),
             timeouts: Timeouts::new(&config),
             config,

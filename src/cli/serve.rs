@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
-use ecoloop::{Config, Handle, Report, Server, WhenFull};
+use ecoloop::{Config, Handle, IpNet, Report, Server, WhenFull};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -21,7 +21,7 @@ use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
 use super::output::Output;
 use super::signals::Requests;
-use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, size, timeout};
+use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, size, timeout};
 
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
@@ -34,6 +34,7 @@ ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for every IPv4 address; port
 SIZE      bytes: 1024, 64KiB, 1MiB
 COUNT     4096, 10k, 1M
 DURATION  500us, 20ms, 5s, 1m
+NETWORK   IP, or IP/LEN: 192.0.2.7, 10.0.0.0/8, 2001:db8::/32
 
 SIGINT and SIGTERM shut down gracefully: ecoloop accepts no new connections, keeps echoing, and closes each connection
 once it is idle. A second signal, at least 0.3 s later, ends the process at once. SIGHUP is ignored.
@@ -70,6 +71,10 @@ pub(super) struct Arguments {
     /// At --max-connections, let further clients wait in the backlog, or accept and reset them
     #[arg(long, help_heading = TIMING, default_value = "wait")]
     when_full: WhenFullName,
+
+    /// Serve only clients in this network, and reset others (repeatable) [default: all]
+    #[arg(long, help_heading = TIMING, value_name = "NETWORK", value_parser = network)]
+    allow: Vec<IpNet>,
 
     /// Busy-poll this long before blocking: lower latency at low load, more CPU
     #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
@@ -182,6 +187,7 @@ impl Arguments {
             WhenFullName::Wait => WhenFull::Wait,
             WhenFullName::Reset => WhenFull::Reset,
         };
+        config.allow.clone_from(&self.allow);
         config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
         config.idle_timeout = self.idle_timeout;
@@ -268,6 +274,7 @@ fn document(report: &Report, log_lines_lost: u64) -> String {
         },
         "refused": {
             "max_connections": refused.max_connections,
+            "not_allowed": refused.not_allowed,
         },
         "bytes_in": stats.bytes_in,
         "bytes_out": stats.bytes_out,

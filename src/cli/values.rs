@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use bytesize::ByteSize;
 use clap::Args;
+use ecoloop::IpNet;
 use ecoloop::address::ScopedIp;
 use ecoloop::units::parse_count;
 #[cfg(feature = "load")]
@@ -238,6 +239,12 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
 pub(super) fn keepalive(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if (1..=32767).contains(&time.as_secs()) { Ok(time) } else { Err("it must be from 1s to 32767s".to_owned()) }
+}
+
+/// Parses a network: `10.0.0.0/8`, `2001:db8::/32`, or a single address.
+pub(super) fn network(text: &str) -> Result<IpNet, &'static str> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| address()).map_err(|_| "expected a network such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7")
 }
 
 /// Parses a time of RFC 3339, in UTC or with an offset: `2026-11-22T08:00:00Z`, `2026-11-22T09:00:00+01:00`.

@@ -181,7 +181,7 @@ fn accept(listener: &TcpListener) -> Accepted {
 }
 
 /// Logs a warning, unless one of its kind was logged less than a minute ago.
-fn warn_rate_limited(logged_at: &mut Option<Instant>, now: Instant, message: std::fmt::Arguments<'_>) {
+pub(super) fn warn_rate_limited(logged_at: &mut Option<Instant>, now: Instant, message: std::fmt::Arguments<'_>) {
     if logged_at.is_none_or(|at| now.duration_since(at) >= WARN_INTERVAL) {
         *logged_at = Some(now);
         log::warn!(target: LOG_TARGET, "{message}");

@@ -4,6 +4,8 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::reactor::EVENTS_MAX;
 
 /// How long accepting backs off after a failure that is not one connection's own.
@@ -50,6 +52,8 @@ pub struct Config {
     pub max_connections: usize,
     /// What becomes of further clients at `max_connections`. Default: they wait in the backlog.
     pub when_full: WhenFull,
+    /// Networks whose clients are served; others are reset at once. IPv4-mapped IPv6 counts as IPv4. Default empty: all.
+    pub allow: Vec<IpNet>,
     /// Maximum reads of one connection in a turn. Every other ready connection is served between two of them. Default 16.
     pub reads_per_turn: usize,
     /// Maximum calls of accept(2) on one listening socket in a turn. Default 64.
@@ -96,6 +100,7 @@ impl Default for Config {
             backlog: 4096,
             max_connections: 1_000_000,
             when_full: WhenFull::Wait,
+            allow: Vec::new(),
             reads_per_turn: 16,
             accepts_per_turn: 64,
             events_per_turn: 1024,

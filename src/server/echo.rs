@@ -9,6 +9,7 @@ use mio::net::TcpStream;
 use socket2::SockRef;
 
 use super::accept::Acceptor;
+use super::admission::Admission;
 use super::config::{Config, DRAIN_PERIOD, TRIM_THRESHOLD, WhenFull};
 use super::connection::{Connection, Outcome, Sink};
 use super::drain::{self, Lifecycle};
@@ -35,6 +36,7 @@ pub(super) struct Core {
     pub(super) config: Config,
     pub(super) local_addrs: Vec<SocketAddr>,
     pub(super) acceptor: Acceptor,
+    pub(super) admission: Admission,
     /// The buffer of every read: a connection has none of its own.
     pub(super) buffer: Box<[u8]>,
     /// Open connections.
@@ -131,15 +133,21 @@ impl<O: Observer> Echo<O> {
 
     /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
     pub(super) fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
-        let Core { acceptor, config, handle, connections, connections_peak, timeouts, hand, .. } = &mut self.core;
+        let Core { acceptor, admission, config, handle, connections, connections_peak, timeouts, hand, .. } =
+            &mut self.core;
         let room = match config.when_full {
             WhenFull::Wait => config.max_connections - *connections,
             WhenFull::Reset => usize::MAX,
         };
         acceptor.accept(index, attempts, room, |stream, address| {
+            let refused = &handle.counters().refused;
+            if !admission.admit(address, refused) {
+                reset_on_close(&stream);
+                return Ok(false);
+            }
             if *connections == config.max_connections {
                 reset_on_close(&stream);
-                handle.counters().refused.max_connections.add(1);
+                refused.max_connections.add(1);
                 return Ok(false);
             }
             if !ACCEPTED_INHERITS {

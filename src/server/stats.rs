@@ -86,13 +86,15 @@ impl ClosedStats {
 pub struct RefusedStats {
     /// [`Config::max_connections`](crate::Config::max_connections) were open, with [`WhenFull::Reset`](crate::WhenFull::Reset).
     pub max_connections: u64,
+    /// The source was in no network of [`Config::allow`](crate::Config::allow).
+    pub not_allowed: u64,
 }
 
 impl RefusedStats {
     /// Returns the number of refused connections.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.max_connections
+        self.max_connections + self.not_allowed
     }
 }
 
@@ -118,6 +120,7 @@ pub(super) struct Counters {
 #[derive(Debug, Default)]
 pub(super) struct RefusedCounters {
     pub(super) max_connections: Counter,
+    pub(super) not_allowed: Counter,
 }
 
 impl Counters {
@@ -148,7 +151,10 @@ impl Counters {
         };
         Stats {
             closed,
-            refused: RefusedStats { max_connections: self.refused.max_connections.get() },
+            refused: RefusedStats {
+                max_connections: self.refused.max_connections.get(),
+                not_allowed: self.refused.not_allowed.get(),
+            },
             accepted: self.accepted.get(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),

@@ -1,17 +1,29 @@
 //! Which clients are served: those over a limit wait, or are reset and counted.
 
 use std::io::{ErrorKind, Read};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use ecoloop::{Config, WhenFull};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 
-use crate::support::{Process, Scratch, assert_echoes, assert_ended, connect, eventually, half_close, serve};
+use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, assert_ended, connect, eventually, half_close, serve};
 
 /// Asserts that the server resets the connection, and sends nothing before.
 #[track_caller]
 fn assert_reset(mut client: TcpStream) {
     assert_eq!(client.read(&mut [0; 64]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+/// Connects from an address of the loopback interface.
+#[track_caller]
+fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket.set_write_timeout(Some(TIMEOUT)).unwrap();
+    socket.connect(&address.into()).unwrap();
+    socket.into()
 }
 
 #[test]
@@ -51,5 +63,27 @@ fn when_full_is_logged_once_and_each_reset_is_in_the_report() {
     let ended = server.terminate();
     assert!(ended.summary().contains("1 connection accepted, 1 closed (1 end of stream), 3 refused, "), "{ended:?}");
     assert!(!ended.stdout.iter().any(|line| line.contains("WARN")), "{ended:?}");
-    assert_eq!(report.json()["refused"], json!({"max_connections": 3}));
+    assert_eq!(report.json()["refused"], json!({"max_connections": 3, "not_allowed": 0}));
+}
+
+#[test]
+fn only_clients_in_an_allowed_network_are_served() {
+    let report = Scratch::new("allow");
+    let allow = ["--allow", "127.0.0.4/30", "--allow", "127.0.0.99", "--allow", "2001:db8::/32"];
+    let (mut server, address) = Process::serve(&[&allow[..], &["--report", report.path()]].concat());
+    for stranger in [1, 3, 8, 98] {
+        assert_reset(connect_from([127, 0, 0, stranger], address));
+    }
+    let line = server.line_with("WARN");
+    assert!(line.contains("reset the connection from 127.0.0.1:"), "{line}");
+    for friend in [4, 7, 99] {
+        let mut client = connect_from([127, 0, 0, friend], address);
+        assert_echoes(&mut client, b"hola");
+        half_close(&client);
+        assert_ended(&mut client);
+    }
+    let ended = server.terminate();
+    assert!(ended.summary().contains("3 connections accepted, 3 closed (3 end of stream), 4 refused, "), "{ended:?}");
+    assert!(!ended.stdout.iter().any(|line| line.contains("WARN")), "logged more than once: {ended:?}");
+    assert_eq!(report.json()["refused"], json!({"max_connections": 0, "not_allowed": 4}));
 }

@@ -196,6 +196,9 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
             assert_usage_error(&["127.0.0.1:0", option, value], option);
         }
     }
+    for value in ["", "x", "10.0.0.0/33", "10.0.0/8", "::/129", "10.0.0.0/-1", "localhost"] {
+        assert_usage_error(&["127.0.0.1:0", "--allow", value], "--allow");
+    }
     for value in ["5", "x", "0s", "999ms", "32768s"] {
         assert_usage_error(&["127.0.0.1:0", "--keepalive", value], "--keepalive");
     }
@@ -236,6 +239,7 @@ fn help_names_every_option_and_version_the_version() {
             "--backlog <COUNT>",
             "--max-connections <COUNT>",
             "--when-full <WHEN_FULL>",
+            "--allow <NETWORK>",
             "--spin <DURATION>",
             "--drain-timeout <DURATION>",
             "--idle-timeout <DURATION>",
@@ -262,7 +266,11 @@ fn help_names_every_option_and_version_the_version() {
 #[test]
 fn help_is_grouped_and_has_a_legend_exit_statuses_and_examples() {
     for (subcommand, headings, legend) in [
-        ("serve", &["Limits and timing:", "Sockets:", "Output:"][..], &["ADDR ", "SIZE ", "COUNT ", "DURATION "][..]),
+        (
+            "serve",
+            &["Limits and timing:", "Sockets:", "Output:"][..],
+            &["ADDR ", "SIZE ", "COUNT ", "DURATION ", "NETWORK "][..],
+        ),
         (
             "load",
             &["Connections:", "Messages:", "Time:", "Sockets:", "Report:"],
@@ -495,7 +503,7 @@ fn the_final_figures_are_what_the_clients_did() {
     let expected = serde_json::json!({
         "accepted": 6,
         "closed": {"end_of_stream": 3, "reset": 2, "failed": 0, "idle": 0, "stalled": 0, "drained": 1, "cut": 0, "stopped": 0},
-        "refused": {"max_connections": 0},
+        "refused": {"max_connections": 0, "not_allowed": 0},
         "bytes_in": 6129,
         "bytes_out": 6121,
         "discarded": 8,

@@ -258,7 +258,10 @@ impl Ended {
 #[track_caller]
 pub(crate) fn join(running: Running) -> Report {
     let (sender, report) = mpsc::channel();
-    thread::spawn(move || sender.send(running.join().unwrap()));
+    thread::spawn(move || {
+        // Fails if the test has given up.
+        let _ = sender.send(running.join().unwrap());
+    });
     report.recv_timeout(TIMEOUT).expect("the server has not finished")
 }
 
