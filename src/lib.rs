@@ -51,5 +51,5 @@ pub use reactor::{Handler, INTEREST, Next, Reactor};
 pub use ready::Ready;
 pub use server::{
     CloseReason, ClosedStats, Config, Connection, Handle, Observer, Outcome, Peer, RefusedStats, Report, Running,
-    Served, Server, Stats, Turn, WhenFull,
+    Served, Server, SourceLimit, Stats, Turn, WhenFull,
 };

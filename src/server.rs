@@ -35,7 +35,7 @@ use self::listen::ACCEPTED_INHERITS;
 use crate::memory;
 use crate::reactor::Reactor;
 
-pub use self::config::{Config, WhenFull};
+pub use self::config::{Config, SourceLimit, WhenFull};
 pub use self::connection::{Connection, Outcome, Served};
 pub use self::drain::Turn;
 pub use self::handle::Handle;

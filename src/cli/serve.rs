@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
-use ecoloop::{Config, Handle, IpNet, Report, Server, WhenFull};
+use ecoloop::{Config, Handle, IpNet, Report, Server, SourceLimit, WhenFull};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -21,7 +21,7 @@ use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
 use super::output::Output;
 use super::signals::Requests;
-use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, size, timeout};
+use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, size, source_limit, timeout};
 
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
@@ -75,6 +75,11 @@ pub(super) struct Arguments {
     /// Serve only clients in this network, and reset others (repeatable) [default: all]
     #[arg(long, help_heading = TIMING, value_name = "NETWORK", value_parser = network)]
     allow: Vec<IpNet>,
+
+    /// Maximum number of open connections from one IPv4 address or network of V4LEN bits, and one IPv6 network of V6LEN
+    /// bits (64); others are reset [default: none]
+    #[arg(long, help_heading = TIMING, value_name = "COUNT[/V4LEN[:V6LEN]]", value_parser = source_limit)]
+    max_per_source: Option<SourceLimit>,
 
     /// Busy-poll this long before blocking: lower latency at low load, more CPU
     #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
@@ -188,6 +193,7 @@ impl Arguments {
             WhenFullName::Reset => WhenFull::Reset,
         };
         config.allow.clone_from(&self.allow);
+        config.max_per_source = self.max_per_source;
         config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
         config.idle_timeout = self.idle_timeout;
@@ -274,6 +280,7 @@ fn document(report: &Report, log_lines_lost: u64) -> String {
         },
         "refused": {
             "max_connections": refused.max_connections,
+            "per_source": refused.per_source,
             "not_allowed": refused.not_allowed,
         },
         "bytes_in": stats.bytes_in,

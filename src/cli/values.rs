@@ -10,11 +10,11 @@ use std::time::SystemTime;
 
 use bytesize::ByteSize;
 use clap::Args;
-use ecoloop::IpNet;
 use ecoloop::address::ScopedIp;
 use ecoloop::units::parse_count;
 #[cfg(feature = "load")]
 use ecoloop::units::parse_rate;
+use ecoloop::{IpNet, SourceLimit};
 
 /// An address: `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
 #[derive(Clone, Debug)]
@@ -245,6 +245,25 @@ pub(super) fn keepalive(text: &str) -> Result<Duration, String> {
 pub(super) fn network(text: &str) -> Result<IpNet, &'static str> {
     let address = || text.parse::<IpAddr>().map(IpNet::from);
     text.parse().or_else(|_| address()).map_err(|_| "expected a network such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7")
+}
+
+/// Parses a number of connections from one source, and the bits of a network that is one: `50`, `50/24`, `50/24:48`.
+pub(super) fn source_limit(text: &str) -> Result<SourceLimit, String> {
+    let (connections, prefixes) = text.split_once('/').map_or((text, None), |(count, rest)| (count, Some(rest)));
+    let mut limit = SourceLimit::new(count(connections)?);
+    if let Some(prefixes) = prefixes {
+        let (ipv4, ipv6) = prefixes.split_once(':').map_or((prefixes, None), |(ipv4, ipv6)| (ipv4, Some(ipv6)));
+        limit.ipv4_prefix = prefix_length(ipv4, "IPv4", 32)?;
+        if let Some(ipv6) = ipv6 {
+            limit.ipv6_prefix = prefix_length(ipv6, "IPv6", 128)?;
+        }
+    }
+    Ok(limit)
+}
+
+fn prefix_length(text: &str, family: &str, most: u8) -> Result<u8, String> {
+    let length = text.parse().ok().filter(|length| is_number(text) && *length <= most);
+    length.ok_or_else(|| format!("the {family} network must have from 0 to {most} bits"))
 }
 
 /// Parses a time of RFC 3339, in UTC or with an offset: `2026-11-22T08:00:00Z`, `2026-11-22T09:00:00+01:00`.

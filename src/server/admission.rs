@@ -1,12 +1,14 @@
 //! Which sources may connect.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::accept::warn_rate_limited;
-use super::config::Config;
+use super::config::{Config, SourceLimit};
 use super::stats::RefusedCounters;
 
 /// Decides which sources may connect, and counts and logs those that may not.
@@ -14,13 +16,23 @@ use super::stats::RefusedCounters;
 pub(super) struct Admission {
     /// Empty: every source.
     allowed: Vec<IpNet>,
+    limit: Option<SourceLimit>,
+    /// Open connections of each source, if there is a limit.
+    open: HashMap<IpNet, u32>,
     not_allowed_logged_at: Option<Instant>,
+    per_source_logged_at: Option<Instant>,
 }
 
 impl Admission {
     pub(super) fn new(config: &Config) -> Self {
         let allowed = config.allow.iter().copied().map(canonical_network).collect();
-        Self { allowed, not_allowed_logged_at: None }
+        Self {
+            allowed,
+            limit: config.max_per_source,
+            open: HashMap::new(),
+            not_allowed_logged_at: None,
+            per_source_logged_at: None,
+        }
     }
 
     /// Returns whether `address` may connect, and counts and logs it if not.
@@ -32,8 +44,51 @@ impl Admission {
             warn_rate_limited(&mut self.not_allowed_logged_at, Instant::now(), message);
             return false;
         }
+        if let Some(limit) = self.limit {
+            let source = source(ip, limit);
+            if self.open.get(&source).is_some_and(|&open| open >= limit.connections) {
+                refused.per_source.add(1);
+                let most = limit.connections;
+                let message =
+                    format_args!("reset the connection from {address}: {source} has {most} open, the maximum");
+                warn_rate_limited(&mut self.per_source_logged_at, Instant::now(), message);
+                return false;
+            }
+        }
         true
     }
+
+    /// Counts a connection that was admitted.
+    pub(super) fn opened(&mut self, address: SocketAddr) {
+        if let Some(limit) = self.limit {
+            *self.open.entry(source(address.ip().to_canonical(), limit)).or_default() += 1;
+        }
+    }
+
+    /// Counts the close of one.
+    pub(super) fn closed(&mut self, address: SocketAddr) {
+        let Some(limit) = self.limit else { return };
+        if let Entry::Occupied(mut open) = self.open.entry(source(address.ip().to_canonical(), limit)) {
+            *open.get_mut() -= 1;
+            if *open.get() == 0 {
+                open.remove();
+            }
+        }
+    }
+
+    /// Returns the memory of closed connections.
+    pub(super) fn shrink_to_fit(&mut self) {
+        self.open.shrink_to_fit();
+    }
+}
+
+/// Returns the network that counts as one source.
+fn source(ip: IpAddr, limit: SourceLimit) -> IpNet {
+    let network = match ip {
+        IpAddr::V4(ip) => Ipv4Net::new(ip, limit.ipv4_prefix).map(IpNet::V4),
+        IpAddr::V6(ip) => Ipv6Net::new(ip, limit.ipv6_prefix).map(IpNet::V6),
+    };
+    network.map_or_else(|_| ip.into(), |network| network.trunc())
 }
 
 /// Returns a network of IPv4-mapped IPv6 addresses as one of IPv4: so are its addresses compared.
@@ -50,6 +105,27 @@ fn canonical_network(network: IpNet) -> IpNet {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_is_an_ipv4_address_or_an_ipv6_network() {
+        let default = SourceLimit::new(1);
+        let wide = SourceLimit { ipv4_prefix: 24, ipv6_prefix: 48, ..default };
+        for (limit, first, same, other) in [
+            (default, "10.0.0.1", "::ffff:10.0.0.1", "10.0.0.2"),
+            (default, "2001:db8::1", "2001:db8::ffff:0:0:2", "2001:db8:0:1::1"),
+            (wide, "10.0.0.1", "::ffff:10.0.0.255", "10.0.1.1"),
+            (wide, "2001:db8::1", "2001:db8:0:1::1", "2001:db8:1::1"),
+        ] {
+            let config = Config { max_per_source: Some(limit), ..Config::default() };
+            let (mut admission, refused) = (Admission::new(&config), RefusedCounters::default());
+            let address = |ip: &str| (ip.parse::<IpAddr>().unwrap(), 1).into();
+            admission.opened(address(first));
+            assert!(!admission.admit(address(same), &refused), "{same}");
+            assert!(admission.admit(address(other), &refused), "{other}");
+            admission.closed(address(first));
+            assert!(admission.admit(address(same), &refused) && admission.open.is_empty(), "{first}");
+        }
+    }
 
     #[test]
     fn ipv4_mapped_ipv6_counts_as_ipv4() {

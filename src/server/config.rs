@@ -54,6 +54,8 @@ pub struct Config {
     pub when_full: WhenFull,
     /// Networks whose clients are served; others are reset at once. IPv4-mapped IPv6 counts as IPv4. Default empty: all.
     pub allow: Vec<IpNet>,
+    /// Maximum number of open connections from one source; what is over is reset at once. Default none.
+    pub max_per_source: Option<SourceLimit>,
     /// Maximum reads of one connection in a turn. Every other ready connection is served between two of them. Default 16.
     pub reads_per_turn: usize,
     /// Maximum calls of accept(2) on one listening socket in a turn. Default 64.
@@ -93,6 +95,32 @@ pub enum WhenFull {
     Reset,
 }
 
+/// A number of open connections from one source: from one IPv4 address and one IPv6 network of 64 bits, which a host owns, or from
+/// larger or smaller networks. IPv4-mapped IPv6 counts as IPv4.
+///
+/// The server keeps a table of the sources that have open connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLimit {
+    /// Maximum number of open connections.
+    pub connections: u32,
+    /// Bits of an IPv4 network that counts as one source. Default 32: each address.
+    pub ipv4_prefix: u8,
+    /// Bits of an IPv6 network that counts as one source. Default 64.
+    pub ipv6_prefix: u8,
+}
+
+impl SourceLimit {
+    /// Returns a limit of `connections` from each IPv4 address and each IPv6 network of 64 bits.
+    #[must_use]
+    pub fn new(connections: u32) -> Self {
+        Self { connections, ipv4_prefix: 32, ipv6_prefix: 64 }
+    }
+
+    fn is_valid(self) -> bool {
+        self.connections > 0 && self.ipv4_prefix <= 32 && self.ipv6_prefix <= 128
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -101,6 +129,7 @@ impl Default for Config {
             max_connections: 1_000_000,
             when_full: WhenFull::Wait,
             allow: Vec::new(),
+            max_per_source: None,
             reads_per_turn: 16,
             accepts_per_turn: 64,
             events_per_turn: 1024,
@@ -141,6 +170,11 @@ impl Config {
                 let reason = format!("{name} is 0: it must be above 0, or None");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
             }
+        }
+        if let Some(limit) = self.max_per_source.filter(|limit| !limit.is_valid()) {
+            let reason =
+                format!("max_per_source is {limit:?}: it needs 1 connection, and prefixes up to 32 and 128 bits");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         if let Some(time) = self.keepalive.filter(|time| !KEEPALIVE_SECONDS.contains(&time.as_secs())) {
             let (least, most) = KEEPALIVE_SECONDS.into_inner();

@@ -157,6 +157,7 @@ impl<O: Observer> Echo<O> {
                 connection: Connection::new(Socket(stream)),
                 address,
             })?;
+            admission.opened(address);
             *connections += 1;
             *connections_peak = (*connections_peak).max(*connections);
             handle.counters().accepted.add(1);
@@ -175,6 +176,7 @@ impl<O: Observer> Echo<O> {
     pub(super) fn close(&mut self, reactor: &mut Reactor<Entry>, key: usize, reason: CloseReason) {
         if let Some(Entry::Connection { connection, address }) = reactor.remove(key) {
             self.core.connections -= 1;
+            self.core.admission.closed(address);
             self.core.handle.counters().closed(reason).add(1);
             self.observer.closed(Peer::new(key, address), reason);
             drop(connection);
@@ -235,6 +237,7 @@ impl<O: Observer> Echo<O> {
     pub(super) fn trim(&mut self, reactor: &mut Reactor<Entry>) {
         if self.core.connections_peak >= TRIM_THRESHOLD {
             reactor.shrink_to_fit();
+            self.core.admission.shrink_to_fit();
         }
         self.core.connections_peak = 0;
     }

@@ -86,6 +86,8 @@ impl ClosedStats {
 pub struct RefusedStats {
     /// [`Config::max_connections`](crate::Config::max_connections) were open, with [`WhenFull::Reset`](crate::WhenFull::Reset).
     pub max_connections: u64,
+    /// [`Config::max_per_source`](crate::Config::max_per_source) connections of the source were open.
+    pub per_source: u64,
     /// The source was in no network of [`Config::allow`](crate::Config::allow).
     pub not_allowed: u64,
 }
@@ -94,7 +96,7 @@ impl RefusedStats {
     /// Returns the number of refused connections.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.max_connections + self.not_allowed
+        self.max_connections + self.per_source + self.not_allowed
     }
 }
 
@@ -120,6 +122,7 @@ pub(super) struct Counters {
 #[derive(Debug, Default)]
 pub(super) struct RefusedCounters {
     pub(super) max_connections: Counter,
+    pub(super) per_source: Counter,
     pub(super) not_allowed: Counter,
 }
 
@@ -153,6 +156,7 @@ impl Counters {
             closed,
             refused: RefusedStats {
                 max_connections: self.refused.max_connections.get(),
+                per_source: self.refused.per_source.get(),
                 not_allowed: self.refused.not_allowed.get(),
             },
             accepted: self.accepted.get(),

@@ -63,7 +63,7 @@ fn when_full_is_logged_once_and_each_reset_is_in_the_report() {
     let ended = server.terminate();
     assert!(ended.summary().contains("1 connection accepted, 1 closed (1 end of stream), 3 refused, "), "{ended:?}");
     assert!(!ended.stdout.iter().any(|line| line.contains("WARN")), "{ended:?}");
-    assert_eq!(report.json()["refused"], json!({"max_connections": 3, "not_allowed": 0}));
+    assert_eq!(report.json()["refused"], json!({"max_connections": 3, "per_source": 0, "not_allowed": 0}));
 }
 
 #[test]
@@ -85,5 +85,32 @@ fn only_clients_in_an_allowed_network_are_served() {
     let ended = server.terminate();
     assert!(ended.summary().contains("3 connections accepted, 3 closed (3 end of stream), 4 refused, "), "{ended:?}");
     assert!(!ended.stdout.iter().any(|line| line.contains("WARN")), "logged more than once: {ended:?}");
-    assert_eq!(report.json()["refused"], json!({"max_connections": 0, "not_allowed": 4}));
+    assert_eq!(report.json()["refused"], json!({"max_connections": 0, "per_source": 0, "not_allowed": 4}));
+}
+
+#[test]
+fn a_source_above_its_limit_is_reset_until_one_of_its_connections_closes() {
+    let report = Scratch::new("source");
+    let (mut server, address) = Process::serve(&["--max-per-source", "2/30", "--report", report.path()]);
+    let mut clients = [[127, 0, 0, 5], [127, 0, 0, 6], [127, 0, 0, 8]].map(|source| connect_from(source, address));
+    for client in &mut clients {
+        assert_echoes(client, b"hola");
+    }
+    for _ in 0..3 {
+        assert_reset(connect_from([127, 0, 0, 7], address));
+    }
+    let line = server.line_with("WARN");
+    assert!(line.ends_with(": 127.0.0.4/30 has 2 open, the maximum"), "{line}");
+    half_close(&clients[0]);
+    assert_ended(&mut clients[0]);
+    let mut next = connect_from([127, 0, 0, 7], address);
+    assert_echoes(&mut next, b"hola");
+    for client in clients[1..].iter_mut().chain([&mut next]) {
+        half_close(client);
+        assert_ended(client);
+    }
+    let ended = server.terminate();
+    assert!(ended.summary().contains("4 connections accepted, 4 closed (4 end of stream), 3 refused, "), "{ended:?}");
+    assert!(!ended.stdout.iter().any(|line| line.contains("WARN")), "logged more than once: {ended:?}");
+    assert_eq!(report.json()["refused"], json!({"max_connections": 0, "per_source": 3, "not_allowed": 0}));
 }

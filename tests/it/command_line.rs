@@ -199,6 +199,9 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
     for value in ["", "x", "10.0.0.0/33", "10.0.0/8", "::/129", "10.0.0.0/-1", "localhost"] {
         assert_usage_error(&["127.0.0.1:0", "--allow", value], "--allow");
     }
+    for value in ["", "0", "x", "1/", "1/33", "1/24:", "1/24:129", "1/:64", "1/+8", "1:64"] {
+        assert_usage_error(&["127.0.0.1:0", "--max-per-source", value], "--max-per-source");
+    }
     for value in ["5", "x", "0s", "999ms", "32768s"] {
         assert_usage_error(&["127.0.0.1:0", "--keepalive", value], "--keepalive");
     }
@@ -240,6 +243,7 @@ fn help_names_every_option_and_version_the_version() {
             "--max-connections <COUNT>",
             "--when-full <WHEN_FULL>",
             "--allow <NETWORK>",
+            "--max-per-source <COUNT[/V4LEN[:V6LEN]]>",
             "--spin <DURATION>",
             "--drain-timeout <DURATION>",
             "--idle-timeout <DURATION>",
@@ -503,7 +507,7 @@ fn the_final_figures_are_what_the_clients_did() {
     let expected = serde_json::json!({
         "accepted": 6,
         "closed": {"end_of_stream": 3, "reset": 2, "failed": 0, "idle": 0, "stalled": 0, "drained": 1, "cut": 0, "stopped": 0},
-        "refused": {"max_connections": 0, "not_allowed": 0},
+        "refused": {"max_connections": 0, "per_source": 0, "not_allowed": 0},
         "bytes_in": 6129,
         "bytes_out": 6121,
         "discarded": 8,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoloop::{CloseReason, Config, Handle, Observer, Peer, Server, Turn};
+use ecoloop::{CloseReason, Config, Handle, Observer, Peer, Server, SourceLimit, Turn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -185,7 +185,7 @@ type InvalidOption = (&'static str, fn(&mut Config));
 
 #[test]
 fn a_zero_is_invalid_and_the_error_names_the_option() {
-    let zeros: [InvalidOption; 11] = [
+    let zeros: [InvalidOption; 12] = [
         ("buffer_size", |config| config.buffer_size = 0),
         ("backlog", |config| config.backlog = 0),
         ("max_connections", |config| config.max_connections = 0),
@@ -197,6 +197,7 @@ fn a_zero_is_invalid_and_the_error_names_the_option() {
         ("idle_timeout", |config| config.idle_timeout = Some(Duration::ZERO)),
         ("stall_timeout", |config| config.stall_timeout = Some(Duration::ZERO)),
         ("keepalive", |config| config.keepalive = Some(Duration::from_millis(999))),
+        ("max_per_source", |config| config.max_per_source = Some(SourceLimit::new(0))),
     ];
     assert_each_is_invalid(&zeros);
 }
@@ -204,13 +205,16 @@ fn a_zero_is_invalid_and_the_error_names_the_option() {
 #[test]
 #[cfg(target_pointer_width = "64")]
 fn a_value_above_the_systems_range_is_invalid_and_the_error_names_the_option() {
-    let too_much: [InvalidOption; 6] = [
+    let too_much: [InvalidOption; 7] = [
         ("buffer_size", |config| config.buffer_size = (1 << 30) + 1),
         ("backlog", |config| config.backlog = 1 << 31),
         ("events_per_turn", |config| config.events_per_turn = (1 << 20) + 1),
         ("recv_buffer", |config| config.recv_buffer = Some(1 << 31)),
         ("send_buffer", |config| config.send_buffer = Some(1 << 31)),
         ("keepalive", |config| config.keepalive = Some(Duration::from_secs(32768))),
+        ("max_per_source", |config| {
+            config.max_per_source = Some(SourceLimit { ipv4_prefix: 33, ..SourceLimit::new(1) });
+        }),
     ];
     assert_each_is_invalid(&too_much);
 }
