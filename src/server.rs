@@ -14,6 +14,7 @@ mod running;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod token_bucket;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -137,7 +138,7 @@ impl Server {
         })?;
         let core = Core {
             local_addrs: listeners.iter().map(|listener| listener.address).collect(),
-            acceptor: Acceptor::new(listeners),
+            acceptor: Acceptor::new(listeners, config.accept_rate),
             admission: Admission::new(&config),
             buffer: vec![0; config.buffer_size].into(),
             timeouts: Timeouts::new(&config),

@@ -21,7 +21,7 @@ use super::log::TARGET;
 use super::log_observer::{Language, LogObserver};
 use super::output::Output;
 use super::signals::Requests;
-use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, size, source_limit, timeout};
+use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, rate, size, source_limit, timeout};
 
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
@@ -33,6 +33,7 @@ const HELP: &str = "\
 ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for every IPv4 address; port 0 takes a free port
 SIZE      bytes: 1024, 64KiB, 1MiB
 COUNT     4096, 10k, 1M
+RATE      2000, 10k, 0.5/s
 DURATION  500us, 20ms, 5s, 1m
 NETWORK   IP, or IP/LEN: 192.0.2.7, 10.0.0.0/8, 2001:db8::/32
 
@@ -80,6 +81,10 @@ pub(super) struct Arguments {
     /// bits (64); others are reset [default: none]
     #[arg(long, help_heading = TIMING, value_name = "COUNT[/V4LEN[:V6LEN]]", value_parser = source_limit)]
     max_per_source: Option<SourceLimit>,
+
+    /// Maximum number of connections accepted per second; more wait in the backlog [default: unlimited]
+    #[arg(long, help_heading = TIMING, value_name = "RATE", value_parser = rate)]
+    accept_rate: Option<f64>,
 
     /// Busy-poll this long before blocking: lower latency at low load, more CPU
     #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
@@ -194,6 +199,7 @@ impl Arguments {
         };
         config.allow.clone_from(&self.allow);
         config.max_per_source = self.max_per_source;
+        config.accept_rate = self.accept_rate;
         config.spin = self.spin;
         config.drain_timeout = self.drain_timeout;
         config.idle_timeout = self.idle_timeout;

@@ -11,9 +11,7 @@ use std::time::SystemTime;
 use bytesize::ByteSize;
 use clap::Args;
 use ecoloop::address::ScopedIp;
-use ecoloop::units::parse_count;
-#[cfg(feature = "load")]
-use ecoloop::units::parse_rate;
+use ecoloop::units::{parse_count, parse_rate};
 use ecoloop::{IpNet, SourceLimit};
 
 /// An address: `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
@@ -292,7 +290,6 @@ pub(super) fn time(text: &str) -> Result<SystemTime, &'static str> {
 }
 
 /// Parses a number per second, above zero: `2000`, `10k/s`, `0.5/s`.
-#[cfg(feature = "load")]
 pub(super) fn rate(text: &str) -> Result<f64, &'static str> {
     match parse_rate(text) {
         Some(rate) if rate > 0.0 => Ok(rate),

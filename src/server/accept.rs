@@ -7,6 +7,7 @@ use std::time::Instant;
 use mio::net::{TcpListener, TcpStream};
 
 use super::config::{ACCEPT_RETRY, WARN_INTERVAL, WhenFull};
+use super::token_bucket::TokenBucket;
 use crate::log_target::LOG_TARGET;
 
 /// A listening socket, registered under `key`.
@@ -27,7 +28,9 @@ pub(super) struct Acceptor {
     paused: bool,
     /// Connections were left in a backlog for the next turn.
     unfinished: bool,
-    /// When to accept again after a failure.
+    /// Limits the connections accepted per second.
+    bucket: Option<TokenBucket>,
+    /// When to accept again after a failure, or when there is a token again.
     retry_at: Option<Instant>,
     /// The system ran out of descriptors or memory, and nothing was accepted since.
     exhausted: bool,
@@ -48,9 +51,10 @@ enum Accepted {
 }
 
 impl Acceptor {
-    pub(super) fn new(listeners: Vec<Listener>) -> Self {
+    pub(super) fn new(listeners: Vec<Listener>, accept_rate: Option<f64>) -> Self {
         Self {
             listeners,
+            bucket: accept_rate.map(|rate| TokenBucket::new(rate, Instant::now())),
             first: 0,
             paused: false,
             unfinished: false,
@@ -73,10 +77,17 @@ impl Acceptor {
     pub(super) fn accept(
         &mut self,
         index: usize,
-        attempts: usize,
+        mut attempts: usize,
         mut room: usize,
         mut admit: impl FnMut(TcpStream, SocketAddr) -> io::Result<bool>,
     ) {
+        if let Some(bucket) = &mut self.bucket {
+            attempts = attempts.min(bucket.fill(Instant::now()));
+            if attempts == 0 {
+                self.retry_at = Some(bucket.next_at());
+                return self.pause();
+            }
+        }
         let (mut accepted, mut skipped) = (false, None);
         for _ in 0..attempts {
             if room == 0 {
@@ -84,6 +95,9 @@ impl Acceptor {
             }
             match accept(&self.listeners[index].socket) {
                 Accepted::Connection(stream, address) => {
+                    if let Some(bucket) = &mut self.bucket {
+                        bucket.take();
+                    }
                     self.exhausted = false;
                     self.first = (index + 1) % self.listeners.len();
                     accepted = true;
@@ -167,7 +181,7 @@ impl Acceptor {
 
     /// Gives up accepting, and returns the listening sockets.
     pub(super) fn close(&mut self) -> Vec<Listener> {
-        std::mem::replace(self, Self::new(Vec::new())).listeners
+        std::mem::replace(self, Self::new(Vec::new(), None)).listeners
     }
 }
 

@@ -39,7 +39,7 @@ const KEEPALIVE_SECONDS: RangeInclusive<u64> = 1..=32767;
 /// config.buffer_size = 64 * 1024;
 /// config.max_connections = 100;
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
     /// Bytes of the one buffer that every read goes through: the most that is pending on a connection. Default 1024, as in the notes.
@@ -56,6 +56,9 @@ pub struct Config {
     pub allow: Vec<IpNet>,
     /// Maximum number of open connections from one source; what is over is reset at once. Default none.
     pub max_per_source: Option<SourceLimit>,
+    /// Connections accepted per second; more wait in the backlog. A tenth of a second's worth, and at least 1, may come at once.
+    /// Default: unlimited.
+    pub accept_rate: Option<f64>,
     /// Maximum reads of one connection in a turn. Every other ready connection is served between two of them. Default 16.
     pub reads_per_turn: usize,
     /// Maximum calls of accept(2) on one listening socket in a turn. Default 64.
@@ -130,6 +133,7 @@ impl Default for Config {
             when_full: WhenFull::Wait,
             allow: Vec::new(),
             max_per_source: None,
+            accept_rate: None,
             reads_per_turn: 16,
             accepts_per_turn: 64,
             events_per_turn: 1024,
@@ -174,6 +178,10 @@ impl Config {
         if let Some(limit) = self.max_per_source.filter(|limit| !limit.is_valid()) {
             let reason =
                 format!("max_per_source is {limit:?}: it needs 1 connection, and prefixes up to 32 and 128 bits");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        if let Some(rate) = self.accept_rate.filter(|rate| !(rate.is_normal() && *rate > 0.0)) {
+            let reason = format!("accept_rate is {rate}: it must be a number above 0");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         if let Some(time) = self.keepalive.filter(|time| !KEEPALIVE_SECONDS.contains(&time.as_secs())) {

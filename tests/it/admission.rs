@@ -1,13 +1,16 @@
 //! Which clients are served: those over a limit wait, or are reset and counted.
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use ecoloop::{Config, WhenFull};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, assert_ended, connect, eventually, half_close, serve};
+use crate::support::{
+    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, eventually, half_close, serve,
+};
 
 /// Asserts that the server resets the connection, and sends nothing before.
 #[track_caller]
@@ -113,4 +116,42 @@ fn a_source_above_its_limit_is_reset_until_one_of_its_connections_closes() {
     assert!(ended.summary().contains("4 connections accepted, 4 closed (4 end of stream), 3 refused, "), "{ended:?}");
     assert!(!ended.stdout.iter().any(|line| line.contains("WARN")), "logged more than once: {ended:?}");
     assert_eq!(report.json()["refused"], json!({"max_connections": 0, "per_source": 3, "not_allowed": 0}));
+}
+
+#[test]
+fn clients_above_the_accept_rate_wait_in_the_backlog() {
+    let (server, address) = Process::serve(&["--accept-rate", "10/s"]);
+    let start = Instant::now();
+    let mut first = connect(address);
+    assert_echoes(&mut first, b"hola");
+    let mut waiting: Vec<_> = (0..4).map(|_| connect(address)).collect();
+    for client in &mut waiting {
+        client.write_all(b"adios").unwrap();
+        assert_echoes(&mut first, b"hola");
+    }
+    for client in &mut waiting {
+        assert_receives(client, b"adios");
+    }
+    // One at once, and four at ten a second.
+    assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
+    drop((first, waiting));
+    let ended = server.terminate();
+    assert!(ended.summary().contains("5 connections accepted, 5 closed (5 end of stream), "), "{ended:?}");
+}
+
+#[test]
+fn a_close_does_not_exceed_the_accept_rate() {
+    let mut config = Config::default();
+    config.accept_rate = Some(20.0);
+    let server = serve(config);
+    let start = Instant::now();
+    // The first two may come at once.
+    for _ in 0..6 {
+        let mut client = connect(server.local_addr());
+        assert_echoes(&mut client, b"hola");
+        half_close(&client);
+        assert_ended(&mut client);
+    }
+    assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
+    assert_eq!(server.handle().stats().accepted, 6);
 }

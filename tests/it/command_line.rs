@@ -202,6 +202,9 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
     for value in ["", "0", "x", "1/", "1/33", "1/24:", "1/24:129", "1/:64", "1/+8", "1:64"] {
         assert_usage_error(&["127.0.0.1:0", "--max-per-source", value], "--max-per-source");
     }
+    for value in ["", "0", "0/s", "x", "10/m", "inf"] {
+        assert_usage_error(&["127.0.0.1:0", "--accept-rate", value], "--accept-rate");
+    }
     for value in ["5", "x", "0s", "999ms", "32768s"] {
         assert_usage_error(&["127.0.0.1:0", "--keepalive", value], "--keepalive");
     }
@@ -244,6 +247,7 @@ fn help_names_every_option_and_version_the_version() {
             "--when-full <WHEN_FULL>",
             "--allow <NETWORK>",
             "--max-per-source <COUNT[/V4LEN[:V6LEN]]>",
+            "--accept-rate <RATE>",
             "--spin <DURATION>",
             "--drain-timeout <DURATION>",
             "--idle-timeout <DURATION>",
@@ -273,7 +277,7 @@ fn help_is_grouped_and_has_a_legend_exit_statuses_and_examples() {
         (
             "serve",
             &["Limits and timing:", "Sockets:", "Output:"][..],
-            &["ADDR ", "SIZE ", "COUNT ", "DURATION ", "NETWORK "][..],
+            &["ADDR ", "SIZE ", "COUNT ", "RATE ", "DURATION ", "NETWORK "][..],
         ),
         (
             "load",

@@ -185,7 +185,7 @@ type InvalidOption = (&'static str, fn(&mut Config));
 
 #[test]
 fn a_zero_is_invalid_and_the_error_names_the_option() {
-    let zeros: [InvalidOption; 12] = [
+    let zeros: [InvalidOption; 13] = [
         ("buffer_size", |config| config.buffer_size = 0),
         ("backlog", |config| config.backlog = 0),
         ("max_connections", |config| config.max_connections = 0),
@@ -198,6 +198,7 @@ fn a_zero_is_invalid_and_the_error_names_the_option() {
         ("stall_timeout", |config| config.stall_timeout = Some(Duration::ZERO)),
         ("keepalive", |config| config.keepalive = Some(Duration::from_millis(999))),
         ("max_per_source", |config| config.max_per_source = Some(SourceLimit::new(0))),
+        ("accept_rate", |config| config.accept_rate = Some(0.0)),
     ];
     assert_each_is_invalid(&zeros);
 }
@@ -205,13 +206,14 @@ fn a_zero_is_invalid_and_the_error_names_the_option() {
 #[test]
 #[cfg(target_pointer_width = "64")]
 fn a_value_above_the_systems_range_is_invalid_and_the_error_names_the_option() {
-    let too_much: [InvalidOption; 7] = [
+    let too_much: [InvalidOption; 8] = [
         ("buffer_size", |config| config.buffer_size = (1 << 30) + 1),
         ("backlog", |config| config.backlog = 1 << 31),
         ("events_per_turn", |config| config.events_per_turn = (1 << 20) + 1),
         ("recv_buffer", |config| config.recv_buffer = Some(1 << 31)),
         ("send_buffer", |config| config.send_buffer = Some(1 << 31)),
         ("keepalive", |config| config.keepalive = Some(Duration::from_secs(32768))),
+        ("accept_rate", |config| config.accept_rate = Some(f64::INFINITY)),
         ("max_per_source", |config| {
             config.max_per_source = Some(SourceLimit { ipv4_prefix: 33, ..SourceLimit::new(1) });
         }),
