@@ -11,7 +11,7 @@ use super::accept::warn_rate_limited;
 use super::config::{Config, SourceLimit};
 use super::stats::RefusedCounters;
 
-/// Decides which sources may connect, and counts and logs those that may not.
+/// Decides which sources may connect, and counts and logs the refused ones.
 #[derive(Debug)]
 pub(super) struct Admission {
     /// Empty: every source.

@@ -52,11 +52,11 @@ pub struct Config {
     pub max_connections: usize,
     /// What becomes of further clients at `max_connections`. Default: they wait in the backlog.
     pub when_full: WhenFull,
-    /// Networks whose clients are served; others are reset at once. IPv4-mapped IPv6 counts as IPv4. Default empty: all.
+    /// Networks whose clients are served; others are reset at their accept. IPv4-mapped IPv6 counts as IPv4. Default empty: all.
     pub allow: Vec<IpNet>,
-    /// Maximum number of open connections from one source; what is over is reset at once. Default none.
+    /// Maximum number of open connections from one source; further ones are reset at their accept. Default none.
     pub max_per_source: Option<SourceLimit>,
-    /// Connections accepted per second; more wait in the backlog. A tenth of a second's worth, and at least 1, may come at once.
+    /// Connections accepted per second; more wait in the backlog. A burst is a tenth of a second's worth, and at least 1.
     /// Default: unlimited.
     pub accept_rate: Option<f64>,
     /// Maximum reads of one connection in a turn. Every other ready connection is served between two of them. Default 16.
@@ -94,7 +94,7 @@ pub struct Config {
 pub enum WhenFull {
     /// They wait in the backlog until a connection closes.
     Wait,
-    /// They are accepted and reset at once, and counted in [`RefusedStats`](crate::RefusedStats).
+    /// They are reset at their accept, and counted in [`RefusedStats`](crate::RefusedStats).
     Reset,
 }
 

@@ -47,7 +47,7 @@ pub(super) struct Timeouts {
 /// A timeout that is measured in visits. Every byte that moves restarts it.
 #[derive(Clone, Copy, Debug)]
 struct Timeout {
-    /// Only one visit in so many rounds counts: a connection counts no further than 255.
+    /// Rounds of which only one counts a visit: a connection counts no further than 255.
     rounds_per_tick: u64,
     ticks: u8,
     reason: CloseReason,

@@ -80,7 +80,7 @@ impl ClosedStats {
     }
 }
 
-/// Connections that were reset at once because of a limit, by reason.
+/// Connections that were reset at their accept because of a limit, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RefusedStats {
