@@ -298,15 +298,18 @@ fn a_generator_that_has_used_up_its_cpu_quota_is_saturated() {
     for (file, value) in limits {
         fs::write(group.join(file), value).unwrap();
     }
-    let load = ecoloop(&["load", "-c", "50", "-p", "100", "-d", "2s", "--json", "-", &target]);
-    let mut command = Command::new("sh");
-    command.args(["-c", "echo $$ > \"$0\"/cgroup.procs; exec \"$@\""]).arg(&group);
-    command.arg(load.get_program()).args(load.get_args());
-    let ended = Process::start(command).wait();
-    fs::remove_dir(&group).unwrap();
-    let (_, report) = document(&ended);
-    assert!(report.generator.cpu_percent.unwrap() < 40.0, "{:?}", report.generator);
-    assert_eq!(report.generator.saturated, Some(true), "{:?}", report.generator);
+    let is_saturated = || {
+        let load = ecoloop(&["load", "-c", "50", "-p", "100", "-d", "2s", "--json", "-", &target]);
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$0\"/cgroup.procs; exec \"$@\""]).arg(&group);
+        command.arg(load.get_program()).args(load.get_args());
+        let generator = document(&Process::start(command).wait()).1.generator;
+        generator.cpu_percent.unwrap() < 40.0 && generator.saturated == Some(true)
+    };
+    // A server that other programs keep from the CPU has the generator wait for it instead.
+    let has_been_saturated = (0..5).any(|_| is_saturated());
+    eventually("the control group empty", || fs::remove_dir(&group).is_ok());
+    assert!(has_been_saturated);
 }
 
 // ---- an open loop that reaches nobody ----
