@@ -246,14 +246,14 @@ fn write_temporary(created: io::Result<NamedTempFile>, text: &str) -> Option<Nam
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::symlink;
 
     use tempfile::TempDir;
 
     use super::*;
 
-    fn names(directory: &TempDir) -> Vec<String> {
+    pub(in crate::cli) fn names(directory: &TempDir) -> Vec<String> {
         let entries = fs::read_dir(directory).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();

@@ -143,15 +143,9 @@ mod tests {
 
     use tempfile::TempDir;
 
+    use super::super::output::tests::names;
     use super::super::table::tests::example;
     use super::*;
-
-    fn names(directory: &TempDir) -> Vec<String> {
-        let entries = fs::read_dir(directory).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
 
     #[test]
     fn two_outputs_with_one_name_are_refused() {
