@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
-use ecoloop::{CloseReason, Handle, Observer, Peer, Report};
+use ecoloop::{CloseReason, Handle, Observer, Peer, Report, Stats};
 
 use super::format::plural;
 use super::log::TARGET;
@@ -52,6 +52,80 @@ impl Language {
     }
 }
 
+/// Logs the addresses that the server listens on.
+pub(super) fn log_start(language: Language, addresses: &[SocketAddr]) {
+    for address in addresses {
+        let (ip, port) = (address.ip(), address.port());
+        match language {
+            Language::En => log::info!(target: TARGET, "Starting server on IP {ip}, port {port}"),
+            Language::Es => log::info!(target: TARGET, "Iniciando servidor en IP {ip}, con puerto {port}"),
+        }
+    }
+    log_waiting(language);
+}
+
+fn log_waiting(language: Language) {
+    log::info!(target: TARGET, "{}", language.pick("Waiting for connections...", "Esperando conexiones..."));
+}
+
+/// Logs that the server shuts down.
+pub(super) fn log_shutdown(language: Language, stats: Stats) {
+    let open = stats.accepted.saturating_sub(stats.closed.total());
+    match language {
+        Language::En => {
+            log::info!(target: TARGET, "Shutting down: {}", plural(open, "connection is open", "connections are open"));
+        }
+        Language::Es => {
+            log::info!(target: TARGET, "Apagando: {}", plural(open, "conexion abierta", "conexiones abiertas"));
+        }
+    }
+}
+
+/// Returns the final figures as one line.
+pub(super) fn summary(language: Language, report: &Report) -> String {
+    let (stats, closed) = (report.stats, report.stats.closed);
+    let reasons = [
+        (closed.end_of_stream, language.pick("end of stream", "fin de datos")),
+        (closed.reset, language.pick("reset", "de forma abrupta")),
+        (closed.failed, language.pick("failed", "por error")),
+        (closed.idle, language.pick("idle", "por inactividad")),
+        (closed.stalled, language.pick("stalled", "por no leer")),
+        (closed.drained, language.pick("drained", "al terminar")),
+        (closed.cut, language.pick("cut", if closed.cut == 1 { "cortada" } else { "cortadas" })),
+        (closed.stopped, language.pick("stopped", "al parar")),
+    ];
+    let mut words = String::new();
+    for (count, reason) in reasons.into_iter().filter(|&(count, _)| count > 0) {
+        let separator = if words.is_empty() { " (" } else { ", " };
+        let _ = write!(words, "{separator}{count} {reason}");
+    }
+    if !words.is_empty() {
+        words.push(')');
+    }
+    let refused = match (stats.refused.total(), language) {
+        (0, _) => String::new(),
+        (count, Language::En) => format!(", {count} refused"),
+        (count, Language::Es) => format!(", {}", plural(count, "rechazada", "rechazadas")),
+    };
+    let (accepted, total, seconds) = (stats.accepted, closed.total(), report.elapsed.as_secs_f64());
+    let (bytes_in, bytes_out) = (stats.bytes_in, stats.bytes_out);
+    match language {
+        Language::En => format!(
+            "Done: {} accepted, {total} closed{words}{refused}, {} in, {} out, {seconds:.3} s",
+            plural(accepted, "connection", "connections"),
+            plural(bytes_in, "byte", "bytes"),
+            plural(bytes_out, "byte", "bytes"),
+        ),
+        Language::Es => format!(
+            "Fin: {}, {}{words}{refused}, {}, {}, {seconds:.3} s",
+            plural(accepted, "conexion aceptada", "conexiones aceptadas"),
+            plural(total, "cerrada", "cerradas"),
+            plural(bytes_in, "byte recibido", "bytes recibidos"),
+            plural(bytes_out, "byte enviado", "bytes enviados"),
+        ),
+    }
+}
+
 /// Logs the events of each connection, in the notes' words. Without `MESSAGES` it is not called for a message, which costs none then.
 #[derive(Debug)]
 pub(super) struct LogObserver<const MESSAGES: bool> {
@@ -66,72 +140,11 @@ impl<const MESSAGES: bool> LogObserver<MESSAGES> {
         Self { language, handle, open: 0 }
     }
 
-    /// Logs the addresses that the server listens on.
-    pub(super) fn log_start(&self, addresses: &[SocketAddr]) {
-        for address in addresses {
-            let (ip, port) = (address.ip(), address.port());
-            match self.language {
-                Language::En => log::info!(target: TARGET, "Starting server on IP {ip}, port {port}"),
-                Language::Es => log::info!(target: TARGET, "Iniciando servidor en IP {ip}, con puerto {port}"),
-            }
-        }
-        self.log_waiting();
-    }
-
-    fn log_waiting(&self) {
-        log::info!(target: TARGET, "{}", self.language.pick("Waiting for connections...", "Esperando conexiones..."));
-    }
-
     /// Apart from the hot path, which does not log.
     #[cold]
     fn log_received(&self, address: SocketAddr, data: &[u8]) {
         let words = self.language.pick("Received", "Recibido");
         log::debug!(target: TARGET, "{} {words} {}", Bracketed(address), Printable(data));
-    }
-
-    /// Returns the final figures as one line.
-    pub(super) fn summary(&self, report: &Report) -> String {
-        let (stats, closed) = (report.stats, report.stats.closed);
-        let reasons = [
-            (closed.end_of_stream, self.language.pick("end of stream", "fin de datos")),
-            (closed.reset, self.language.pick("reset", "de forma abrupta")),
-            (closed.failed, self.language.pick("failed", "por error")),
-            (closed.idle, self.language.pick("idle", "por inactividad")),
-            (closed.stalled, self.language.pick("stalled", "por no leer")),
-            (closed.drained, self.language.pick("drained", "al terminar")),
-            (closed.cut, self.language.pick("cut", if closed.cut == 1 { "cortada" } else { "cortadas" })),
-            (closed.stopped, self.language.pick("stopped", "al parar")),
-        ];
-        let mut words = String::new();
-        for (count, reason) in reasons.into_iter().filter(|&(count, _)| count > 0) {
-            let separator = if words.is_empty() { " (" } else { ", " };
-            let _ = write!(words, "{separator}{count} {reason}");
-        }
-        if !words.is_empty() {
-            words.push(')');
-        }
-        let refused = match (stats.refused.total(), self.language) {
-            (0, _) => String::new(),
-            (count, Language::En) => format!(", {count} refused"),
-            (count, Language::Es) => format!(", {}", plural(count, "rechazada", "rechazadas")),
-        };
-        let (accepted, total, seconds) = (stats.accepted, closed.total(), report.elapsed.as_secs_f64());
-        let (bytes_in, bytes_out) = (stats.bytes_in, stats.bytes_out);
-        match self.language {
-            Language::En => format!(
-                "Done: {} accepted, {total} closed{words}{refused}, {} in, {} out, {seconds:.3} s",
-                plural(accepted, "connection", "connections"),
-                plural(bytes_in, "byte", "bytes"),
-                plural(bytes_out, "byte", "bytes"),
-            ),
-            Language::Es => format!(
-                "Fin: {}, {}{words}{refused}, {}, {}, {seconds:.3} s",
-                plural(accepted, "conexion aceptada", "conexiones aceptadas"),
-                plural(total, "cerrada", "cerradas"),
-                plural(bytes_in, "byte recibido", "bytes recibidos"),
-                plural(bytes_out, "byte enviado", "bytes enviados"),
-            ),
-        }
     }
 }
 
@@ -175,7 +188,7 @@ impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
             }
         }
         if self.open == 0 && !self.handle.is_ending() {
-            self.log_waiting();
+            log_waiting(self.language);
         }
     }
 }

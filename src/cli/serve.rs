@@ -11,16 +11,17 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
-use ecoloop::{Config, Handle, IpNet, Report, Server, SourceLimit, WhenFull};
+use ecoloop::{Config, Handle, IpNet, Observer, Report, Server, SourceLimit, WhenFull};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::descriptors;
 use super::hints::with_bind_hint;
 use super::log::TARGET;
-use super::log_observer::{Language, LogObserver};
+use super::log_observer::{Language, LogObserver, log_shutdown, log_start, summary};
 use super::output::Output;
 use super::signals::Requests;
+use super::usage_error;
 use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, rate, size, source_limit, timeout};
 
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
@@ -122,6 +123,10 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = OUTPUT)]
     lang: Option<Language>,
 
+    /// Log the connections, or none: probes of a load balancer then cost no lines
+    #[arg(long, help_heading = OUTPUT, default_value = "all")]
+    log_connections: LogConnections,
+
     /// Log each message; with -vv also why each connection closed
     #[arg(short, help_heading = OUTPUT, action = ArgAction::Count)]
     verbose: u8,
@@ -137,11 +142,22 @@ enum WhenFullName {
     Reset,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogConnections {
+    None,
+    All,
+}
+
 /// Serves until a signal ends the process.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+    if arguments.verbose > 0 && arguments.log_connections == LogConnections::None {
+        usage_error("serve", "-v logs what connections do: it cannot be used with --log-connections none");
+    }
     let report_output = arguments.report.as_deref().map(Output::open).transpose()?;
     let stage = Arc::new(Stage::default());
-    handle_signals(Arc::clone(&stage))?;
+    let language = arguments.lang.unwrap_or_else(Language::from_environment);
+    let shutdown_line = (arguments.log_connections == LogConnections::None).then_some(language);
+    handle_signals(Arc::clone(&stage), shutdown_line)?;
     let log_writer = super::log::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
 
     let config = arguments.config();
@@ -152,9 +168,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(output) = &report_output {
         output.clear()?;
     }
-    let language = arguments.lang.unwrap_or_else(Language::from_environment);
-    let (ended, report) =
-        if arguments.verbose > 0 { serve::<true>(server, language) } else { serve::<false>(server, language) };
+    let handle = server.handle();
+    log_start(language, server.local_addrs());
+    let (ended, report) = match (arguments.logs_connections(), arguments.verbose) {
+        (false, _) => serve(server),
+        (true, 0) => serve(server.with_observer(LogObserver::<false>::new(language, handle))),
+        (true, _) => serve(server.with_observer(LogObserver::<true>::new(language, handle))),
+    };
+    log::info!(target: TARGET, "{}", summary(language, &report));
     let log = log_writer.finish();
     match report_output {
         Some(Output::Stdout) if !log.is_written => {
@@ -167,15 +188,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves until a signal ends the server, and logs what it does: each message too if `MESSAGES`.
-fn serve<const MESSAGES: bool>(server: Server, language: Language) -> (io::Result<()>, Report) {
-    let observer = LogObserver::<MESSAGES>::new(language, server.handle());
-    observer.log_start(server.local_addrs());
-    let mut server = server.with_observer(observer);
+/// Serves until a signal ends the server.
+fn serve(mut server: Server<impl Observer>) -> (io::Result<()>, Report) {
     let ended = server.run().map(drop);
-    let report = server.report();
-    log::info!(target: TARGET, "{}", server.observer().summary(&report));
-    (ended, report)
+    (ended, server.report())
 }
 
 impl Arguments {
@@ -186,6 +202,11 @@ impl Arguments {
             (false, 1) => LevelFilter::Debug,
             (false, _) => LevelFilter::Trace,
         }
+    }
+
+    /// Returns whether connections have lines. If not, no observer formats them.
+    fn logs_connections(&self) -> bool {
+        !self.quiet && self.log_connections == LogConnections::All
     }
 
     fn config(&self) -> Config {
@@ -247,8 +268,8 @@ struct Stage {
 }
 
 /// Starts a thread for signals: the first drains the server, and the next stops it. Until the server binds its addresses, a signal ends
-/// the process. SIGHUP is ignored.
-fn handle_signals(stage: Arc<Stage>) -> Result<(), String> {
+/// the process. SIGHUP is ignored. The drain is logged in the language of `shutdown_line`.
+fn handle_signals(stage: Arc<Stage>, shutdown_line: Option<Language>) -> Result<(), String> {
     let requests = Requests::new(&[SIGINT, SIGTERM, SIGHUP])?;
     let handle_each = move || {
         for signal in requests {
@@ -259,7 +280,14 @@ fn handle_signals(stage: Arc<Stage>) -> Result<(), String> {
                 process::exit(0);
             }
             let handle = stage.handle.wait();
-            if handle.is_ending() { handle.stop() } else { handle.drain() }
+            if handle.is_ending() {
+                handle.stop();
+            } else {
+                if let Some(language) = shutdown_line {
+                    log_shutdown(language, handle.stats());
+                }
+                handle.drain();
+            }
         }
     };
     thread::Builder::new()

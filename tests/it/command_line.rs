@@ -227,6 +227,8 @@ fn an_unknown_flag_subcommand_or_language_is_a_usage_error() {
         (&["--when-full", "drop"], "drop"),
         (&["--reuse-port=yes"], "yes"),
         (&["-q", "-v"], "-q"),
+        (&["-v", "--log-connections", "none"], "-v logs what connections do"),
+        (&["--log-connections", "some"], "--log-connections"),
     ] {
         assert_usage_error(arguments, named);
     }
@@ -259,6 +261,7 @@ fn help_names_every_option_and_version_the_version() {
             "--reuse-port",
             "--report <FILE>",
             "--lang <LANG>",
+            "--log-connections <LOG_CONNECTIONS>",
             "-v...",
             "-q",
             "--help",

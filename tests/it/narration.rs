@@ -167,6 +167,49 @@ fn messages_are_logged_only_with_v() {
 }
 
 #[test]
+fn without_lines_for_connections_probes_cost_none() {
+    for (arguments, lines_per_probe, end) in [
+        (
+            &["--log-connections", "none"][..],
+            0,
+            &["Shutting down: 0 connections are open", "Done: 3 connections accepted"][..],
+        ),
+        (&["--log-connections", "all"], 3, &["Done: 3 connections accepted"]),
+        (&[], 3, &["Done: 3 connections accepted"]),
+    ] {
+        let (server, address, start) = serve_in(&ENGLISH, arguments);
+        assert_eq!(start.len(), 2, "{start:?}");
+        for _ in 0..3 {
+            visit(address);
+        }
+        let lines = parse_all(&server.terminate().stdout);
+        assert_eq!(lines.len(), 3 * lines_per_probe + end.len(), "{lines:?}");
+        for (line, words) in lines.iter().rev().zip(end.iter().rev()) {
+            assert!(line.words.starts_with(words), "{lines:?}");
+        }
+    }
+}
+
+#[test]
+fn without_lines_for_connections_limits_and_the_shutdown_are_logged() {
+    for (words, shutdown) in
+        [(&ENGLISH, "Shutting down: 1 connection is open"), (&SPANISH, "Apagando: 1 conexion abierta")]
+    {
+        let options = ["--log-connections", "none", "--max-connections", "1", "--when-full", "reset"];
+        let (mut server, address, _) = serve_in(words, &options);
+        let mut held = connect(address);
+        assert_echoes(&mut held, b"hola");
+        assert_eq!(parse(&server.line_with("ecoloop")).level, "WARN");
+        server.signal(Signal::TERM);
+        assert_eq!(parse(&server.line_with("ecoloop")), line("INFO", None, shutdown));
+        assert_ended(&mut held);
+        drop(held);
+        let ended = server.wait();
+        assert!(matches!(&ended.stdout[..], [summary] if summary.contains("1 ")), "{ended:?}");
+    }
+}
+
+#[test]
 fn vv_logs_why_each_connection_closed() {
     let (mut process, address, _) = serve_in(&ENGLISH, &["-vv"]);
     for (visit, why) in [(visit as fn(SocketAddr) -> SocketAddr, "EndOfStream"), (visit_and_reset, "Reset")] {
