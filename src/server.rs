@@ -112,12 +112,27 @@ impl Server {
     /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
     /// - The socket's options cannot be set, or the process is out of descriptors.
     pub fn from_listener(listener: std::net::TcpListener, config: Config) -> io::Result<Self> {
+        Self::from_listeners(vec![listener], config)
+    }
+
+    /// Serves sockets that are already listening, as [`from_listener`](Self::from_listener) does.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: `listeners` is empty.
+    /// - Those of [`from_listener`](Self::from_listener).
+    pub fn from_listeners(listeners: Vec<std::net::TcpListener>, config: Config) -> io::Result<Self> {
         config.validate()?;
-        listener.set_nonblocking(true)?;
-        if ACCEPTED_INHERITS {
-            listen::set_connection_options(&SockRef::from(&listener), &config)?;
+        if listeners.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no socket to listen on"));
         }
-        Self::new(vec![TcpListener::from_std(listener)], config)
+        for listener in &listeners {
+            listener.set_nonblocking(true)?;
+            if ACCEPTED_INHERITS {
+                listen::set_connection_options(&SockRef::from(listener), &config)?;
+            }
+        }
+        Self::new(listeners.into_iter().map(TcpListener::from_std).collect(), config)
     }
 
     fn new(sockets: Vec<TcpListener>, config: Config) -> io::Result<Self> {

@@ -178,6 +178,19 @@ fn from_listener_sets_the_listener_non_blocking() {
     assert_eq!(server.handle().stats().open(), 2);
 }
 
+#[test]
+fn from_listeners_serves_every_listener_and_needs_one() {
+    let listeners = vec![TcpListener::bind(ADDRESS).unwrap(), TcpListener::bind(ADDRESS).unwrap()];
+    let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    let server = Server::from_listeners(listeners, Config::default()).unwrap().spawn().unwrap();
+    assert_eq!(server.local_addrs(), addresses);
+    for address in addresses {
+        assert_echoes(&mut connect(address), b"hola");
+    }
+    let error = Server::from_listeners(Vec::new(), Config::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
 // ---- invalid configurations ----
 
 /// The name of an option, and how to set it to an invalid value.
