@@ -25,6 +25,7 @@ mod progress;
 mod result_files;
 mod serve;
 mod signals;
+mod systemd;
 #[cfg(feature = "load")]
 mod table;
 mod values;
@@ -33,9 +34,7 @@ use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-#[cfg(feature = "load")]
-use clap::error::ErrorKind;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 #[cfg(feature = "load")]
 use ecoloop::load::report::Verdict;
@@ -69,7 +68,6 @@ enum Command {
 const SIMILARITY_MIN: f64 = 0.7;
 
 /// Exits as the parser does, on a usage error that the parser cannot see.
-#[cfg(feature = "load")]
 fn usage_error(subcommand: &str, reason: &str) -> ! {
     let mut cli = Cli::command();
     // The usage below the reason is then the subcommand's own.

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,9 +21,12 @@ use super::log::TARGET;
 use super::log_observer::{Language, LogObserver, log_shutdown, log_start, summary};
 use super::output::Output;
 use super::signals::Requests;
+use super::systemd;
 use super::usage_error;
 use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, rate, size, source_limit, timeout};
 
+/// Where a server listens without an `ADDR`, as in the notes.
+const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5000);
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
 
@@ -54,8 +57,8 @@ Examples:
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// Addresses to listen on
-    #[arg(value_name = "ADDR", default_value = "0.0.0.0:5000")]
+    /// Addresses to listen on [default: 0.0.0.0:5000, or the sockets that systemd passes]
+    #[arg(value_name = "ADDR")]
     addresses: Vec<Address>,
 
     /// Size of the read buffer, and maximum pending output of a connection
@@ -153,6 +156,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if arguments.verbose > 0 && arguments.log_connections == LogConnections::None {
         usage_error("serve", "-v logs what connections do: it cannot be used with --log-connections none");
     }
+    let passed = systemd::take_listeners()?;
+    if !passed.is_empty() && !arguments.addresses.is_empty() {
+        usage_error("serve", "the sockets of LISTEN_FDS are served: ADDR cannot be used with them");
+    }
     let report_output = arguments.report.as_deref().map(Output::open).transpose()?;
     let stage = Arc::new(Stage::default());
     let language = arguments.lang.unwrap_or_else(Language::from_environment);
@@ -161,9 +168,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let log_writer = super::log::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
 
     let config = arguments.config();
-    let addresses = arguments.resolve()?;
+    let addresses = if passed.is_empty() { arguments.resolve()? } else { Vec::new() };
     stage.is_binding.store(true, Ordering::Release);
-    let server = Server::bind(&addresses[..], config).map_err(|error| with_bind_hint(error, &addresses))?;
+    let server =
+        if passed.is_empty() { Server::bind(&addresses[..], config) } else { Server::from_listeners(passed, config) };
+    let server = server.map_err(|error| with_bind_hint(error, &addresses))?;
     let _ = stage.handle.set(server.handle());
     if let Some(output) = &report_output {
         output.clear()?;
@@ -234,6 +243,9 @@ impl Arguments {
     }
 
     fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        if self.addresses.is_empty() {
+            return Ok(vec![DEFAULT_ADDRESS]);
+        }
         let mut addresses = Vec::new();
         for address in &self.addresses {
             addresses.extend(address.resolve(Ipv4Addr::UNSPECIFIED.into())?);

@@ -27,4 +27,5 @@ mod signals;
 #[cfg(feature = "load")]
 mod streams;
 mod support;
+mod systemd;
 mod transports;
