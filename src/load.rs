@@ -34,6 +34,7 @@ mod schedule;
 mod session;
 mod sources;
 mod stage;
+pub mod statistics;
 mod timeline;
 mod timer;
 mod totals;

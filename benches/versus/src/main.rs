@@ -7,7 +7,6 @@ mod peers;
 mod plot;
 mod processes;
 mod report;
-mod statistics;
 mod workloads;
 
 use std::fs;

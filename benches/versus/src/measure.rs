@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use ecoloop::load::statistics::median;
 use serde_json::{Value, json};
 
 use crate::counters;
@@ -10,7 +11,6 @@ use crate::generators::{CLIENT_CORE, Generator, TIMEOUT_MARGIN, finish_load, loa
 use crate::peers::{CONTROL, FLOOR, Peer, SERVER_CORE, Server, Skipped};
 use crate::processes::{Job, check_interrupt, sleep, with_realtime_priority};
 use crate::report::{Candidate, WorkloadResult};
-use crate::statistics::median;
 use crate::workloads::{BURST_CONNECTS, Kind, RATE_POINTER, Workload};
 
 /// Warm-up before a window whose load connects anew.

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use ecoloop::load::statistics::Estimate;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -9,7 +10,6 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::peers::{CONTROL, ECOLOOP, FLOOR, IoModel};
 use crate::report::markdown::with_cpu;
 use crate::report::{Document, WorkloadResult};
-use crate::statistics::Estimate;
 use crate::workloads::Metric;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

@@ -1,10 +1,10 @@
 //! Comparison of the candidates of a workload: ratios and verdicts.
 
+use ecoloop::load::statistics::{Estimate, median, ratios};
 use serde::Serialize;
 
 use super::{Candidate, WorkloadResult};
 use crate::peers::ECOLOOP;
-use crate::statistics::{Estimate, median, ratios};
 use crate::workloads::{Comparison, Metric};
 
 /// Maximum width of the control interval; with a wider one the verdicts are unresolved.

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use ecoloop::load::statistics::{Estimate, median};
+
 use super::comparison::{Verdict, range};
 use super::{Candidate, Document, Machine, PeerInfo, WorkloadResult};
 use crate::peers::{CONTROL, FLOOR, IoModel, Skipped};
-use crate::statistics::{Estimate, median};
 use crate::workloads::{Comparison, Metric};
 
 /// The two load generators agree if their ratio differs from 1 by at most this.

@@ -1,10 +1,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use ecoloop::load::statistics::Estimate;
+
 use super::comparison::Verdict;
 use super::markdown::{fill, not_first, number, overview, sections};
 use super::*;
 use crate::peers::{CONTROL, ECOLOOP, FLOOR};
-use crate::statistics::Estimate;
 use crate::workloads::Comparison;
 
 /// Returns fifteen rounds whose CPU times per message differ by up to a half; each candidate is a multiple of the floor.

@@ -1,18 +1,20 @@
-//! Medians, confidence intervals and ratios.
+//! Medians of windows, their confidence intervals, and ratios.
 
 use serde::Serialize;
 
-/// A sample median and the 95% confidence interval of the population median.
+/// A sample median, and how certain it is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Estimate {
-    pub(crate) median: f64,
-    /// None with fewer than six samples.
-    pub(crate) interval: Option<[f64; 2]>,
+pub struct Estimate {
+    /// The sample median.
+    pub median: f64,
+    /// The 95% confidence interval of the population median; `None` with fewer than six samples.
+    pub interval: Option<[f64; 2]>,
 }
 
 impl Estimate {
     /// Returns the estimate from `samples`, or `None` if there are none.
-    pub(crate) fn of(samples: &[f64]) -> Option<Self> {
+    #[must_use]
+    pub fn of(samples: &[f64]) -> Option<Self> {
         let sorted = sorted(samples);
         let interval = interval_rank(sorted.len()).map(|rank| [sorted[rank - 1], sorted[sorted.len() - rank]]);
         Some(Self { median: median(samples)?, interval })
@@ -20,14 +22,24 @@ impl Estimate {
 }
 
 /// Returns the median, or `None` if there are no samples.
-pub(crate) fn median(samples: &[f64]) -> Option<f64> {
+///
+/// # Examples
+///
+/// ```
+/// use ecoloop::load::statistics::median;
+///
+/// assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+/// ```
+#[must_use]
+pub fn median(samples: &[f64]) -> Option<f64> {
     let sorted = sorted(samples);
     let upper = *sorted.get(sorted.len() / 2)?;
     Some(if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[sorted.len() / 2 - 1], upper) } else { upper })
 }
 
 /// Returns the ratio in each round that has both samples.
-pub(crate) fn ratios(numerators: &[Option<f64>], denominators: &[Option<f64>]) -> Vec<f64> {
+#[must_use]
+pub fn ratios(numerators: &[Option<f64>], denominators: &[Option<f64>]) -> Vec<f64> {
     let pairs = numerators.iter().zip(denominators).filter_map(|(a, b)| Some((*a)? / (*b)?));
     pairs.filter(|ratio| ratio.is_finite()).collect()
 }
