@@ -12,6 +12,8 @@ mod hints;
 mod input;
 #[cfg(feature = "load")]
 mod load;
+#[cfg(feature = "load")]
+mod load_options;
 mod log;
 mod log_observer;
 #[cfg(feature = "load")]

@@ -10,24 +10,21 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ecoloop::load::report::{Ended, Report, Verdict};
-use ecoloop::load::{self, Close, Config, Interrupt, Mode, ProgressCell, Session, SourceRange, Threshold, count_pairs};
+use ecoloop::load::{self, Config, Interrupt, ProgressCell, Session, Threshold};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::advice::{advise, print_failure, warn_of_limits, warn_of_unpaired};
+use super::advice::{advise, print_failure, warn_of_limits};
 use super::descriptors;
 use super::input::Input;
+use super::load_options::{LoadOptions, TIME};
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::{Requests, is_ignored};
-use super::values::{Address, SocketArguments, TargetArguments, count, rate, size, time};
+use super::values::{Address, time};
 use super::{exit_status, print_error, table, usage_error};
-
-const CONNECTIONS: &str = "Connections";
-const MESSAGES: &str = "Messages";
-const TIME: &str = "Time";
 
 /// How often a run rewrites its JSON file.
 const SAVE_INTERVAL: Duration = Duration::from_secs(60);
@@ -83,68 +80,8 @@ pub(super) struct Arguments {
     #[arg(value_name = "ADDR", required = true)]
     addresses: Vec<Address>,
 
-    #[command(flatten, next_help_heading = CONNECTIONS)]
-    target: TargetArguments,
-
-    /// Number of connections
-    #[arg(short, long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1", value_parser = count)]
-    connections: u32,
-
-    /// What each connection does
-    #[arg(long, help_heading = CONNECTIONS, default_value = "echo")]
-    mode: ModeName,
-
-    /// Source addresses, each with all its free ports (repeatable) [default: set by the system]
-    #[arg(long = "source", help_heading = CONNECTIONS, value_name = "SOURCE")]
-    sources: Vec<SourceRange>,
-
-    /// Connects per second; not in churn, see --rate [default: unlimited]
-    #[arg(long, help_heading = CONNECTIONS, value_name = "RATE", value_parser = rate)]
-    connect_rate: Option<f64>,
-
-    /// Maximum connects in progress
-    #[arg(long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1000", value_parser = count)]
-    max_connecting: u32,
-
-    /// Timeout of a connect
-    #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
-    connect_timeout: Duration,
-
-    /// Close with FIN or RST
-    #[arg(long, help_heading = CONNECTIONS, default_value = "fin")]
-    close: CloseName,
-
-    /// Size of a message
-    #[arg(short, long, help_heading = MESSAGES, value_name = "SIZE", default_value = "64", value_parser = size)]
-    size: usize,
-
-    /// Maximum messages in flight per connection [default: 1; unlimited with --rate]
-    #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
-    pipeline: Option<u32>,
-
-    /// Messages per second over all connections, in churn connections per second, independent of answers (open loop)
-    #[arg(short, long, help_heading = MESSAGES, value_name = "RATE", value_parser = rate)]
-    rate: Option<f64>,
-
-    /// Messages per connection, instead of --duration [default in churn: 1]
-    #[arg(short, long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
-    messages_per_connection: Option<u32>,
-
-    /// Timeout of an answer, from the scheduled send time of its message
-    #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-
-    /// Payload seed
-    #[arg(long, help_heading = MESSAGES, value_name = "U64", default_value = "1")]
-    seed: u64,
-
-    /// Length of the measured window [default: 10s]
-    #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    duration: Option<Duration>,
-
-    /// Traffic before the measured window
-    #[arg(long, help_heading = TIME, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
-    warmup: Duration,
+    #[command(flatten)]
+    load: LoadOptions,
 
     /// Measure one window per line of standard input; needs --json -
     #[arg(long, help_heading = TIME)]
@@ -153,9 +90,6 @@ pub(super) struct Arguments {
     /// Start time, such as 2026-11-22T08:00:00Z or 2026-11-22T09:00:00+01:00, for several generators
     #[arg(long, help_heading = TIME, value_name = "RFC3339", value_parser = time)]
     start_at: Option<SystemTime>,
-
-    #[command(flatten)]
-    socket: SocketArguments,
 
     /// Fail if a condition holds, such as p99>5ms (repeatable)
     #[arg(long = "fail-if", help_heading = REPORT, value_name = "EXPR")]
@@ -177,26 +111,13 @@ pub(super) struct Arguments {
     output: result_files::Arguments,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum ModeName {
-    Echo,
-    Hold,
-    Churn,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum CloseName {
-    Fin,
-    Rst,
-}
-
 impl Arguments {
     /// Returns a usage error that the parser cannot see: options that exclude each other.
     fn conflict(&self) -> Option<&'static str> {
         if self.interval.is_some_and(|interval| interval.is_zero()) {
             return Some("--interval must be above zero");
         }
-        if self.repeat && !matches!(self.mode, ModeName::Echo) {
+        if self.repeat && !self.load.is_echo() {
             return Some("--repeat needs --mode echo: in the other modes no connection outlasts a window");
         }
         if self.repeat && !self.output.is_json_on_stdout_alone() {
@@ -209,65 +130,14 @@ impl Arguments {
                 "--repeat and --start-at cannot be combined: with --repeat each line of standard input starts a window",
             );
         }
-        match self.mode {
-            ModeName::Echo if self.duration.is_some() && self.messages_per_connection.is_some() => {
-                Some("--duration and --messages-per-connection cannot be combined in --mode echo: each ends the run")
-            }
-            ModeName::Hold if self.messages_per_connection.is_some() => Some(
-                "--messages-per-connection has no effect in --mode hold: each connection sends a first and a last message",
-            ),
-            ModeName::Churn if self.connect_rate.is_some() => {
-                Some("--connect-rate has no effect in --mode churn: use -r, --rate, which counts connections there")
-            }
-            _ => None,
-        }
+        self.load.conflict()
     }
 
-    /// Prints and counts each name that does not resolve: the report lists it as an error.
     fn config(&self) -> Config {
-        let mut config = Config::new(Vec::new());
-        for address in &self.addresses {
-            match self.target.resolve(address) {
-                Ok(targets) => config.targets.extend(targets),
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => usage_error("load", &error.to_string()),
-                Err(error) => {
-                    print_error(&error.to_string());
-                    config.unresolved += 1;
-                }
-            }
-        }
-        config.sources = SourceRange::expand(&self.sources).unwrap_or_else(|reason| usage_error("load", &reason));
-        if config.unresolved == 0 {
-            count_pairs(&config.sources, &config.targets).unwrap_or_else(|reason| usage_error("load", &reason));
-            warn_of_unpaired(&config);
-        }
-        config.connections = self.connections;
-        config.mode = match self.mode {
-            ModeName::Echo => Mode::Echo,
-            ModeName::Hold => Mode::Hold,
-            ModeName::Churn => Mode::Churn,
-        };
-        config.connect_rate = self.connect_rate;
-        config.max_connecting = self.max_connecting;
-        config.connect_timeout = self.connect_timeout;
-        config.timeout = self.timeout;
-        config.size = self.size;
-        config.pipeline = self.pipeline;
-        config.rate = self.rate;
-        config.duration = self.duration.unwrap_or(config.duration);
-        config.messages_per_connection = self.messages_per_connection.map(u64::from);
-        config.warmup = self.warmup;
-        config.close = match self.close {
-            CloseName::Fin => Close::Fin,
-            CloseName::Rst => Close::Rst,
-        };
+        let mut config = self.load.config("load", &self.addresses);
         config.start_at = self.start_at;
-        config.seed = self.seed;
         config.labels = self.labels.iter().cloned().collect::<BTreeMap<_, _>>();
         config.server_pid = self.server_pid;
-        config.recv_buffer = self.socket.recv_buffer;
-        config.send_buffer = self.socket.send_buffer;
-        config.nodelay = !self.socket.nagle;
         config.thresholds.clone_from(&self.thresholds);
         config
     }

@@ -1,0 +1,168 @@
+//! The options of a load: connections, messages, time and sockets.
+
+use std::io;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use ecoloop::load::{Close, Config, Mode, SourceRange, count_pairs};
+
+use super::advice::warn_of_unpaired;
+use super::values::{Address, SocketArguments, TargetArguments, count, rate, size};
+use super::{print_error, usage_error};
+
+const CONNECTIONS: &str = "Connections";
+const MESSAGES: &str = "Messages";
+pub(super) const TIME: &str = "Time";
+
+#[derive(Args)]
+pub(super) struct LoadOptions {
+    #[command(flatten, next_help_heading = CONNECTIONS)]
+    target: TargetArguments,
+
+    /// Number of connections
+    #[arg(short, long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1", value_parser = count)]
+    connections: u32,
+
+    /// What each connection does
+    #[arg(long, help_heading = CONNECTIONS, default_value = "echo")]
+    mode: ModeName,
+
+    /// Source addresses, each with all its free ports (repeatable) [default: set by the system]
+    #[arg(long = "source", help_heading = CONNECTIONS, value_name = "SOURCE")]
+    sources: Vec<SourceRange>,
+
+    /// Connects per second; not in churn, see --rate [default: unlimited]
+    #[arg(long, help_heading = CONNECTIONS, value_name = "RATE", value_parser = rate)]
+    connect_rate: Option<f64>,
+
+    /// Maximum connects in progress
+    #[arg(long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1000", value_parser = count)]
+    max_connecting: u32,
+
+    /// Timeout of a connect
+    #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    connect_timeout: Duration,
+
+    /// Close with FIN or RST
+    #[arg(long, help_heading = CONNECTIONS, default_value = "fin")]
+    close: CloseName,
+
+    /// Size of a message
+    #[arg(short, long, help_heading = MESSAGES, value_name = "SIZE", default_value = "64", value_parser = size)]
+    size: usize,
+
+    /// Maximum messages in flight per connection [default: 1; unlimited with --rate]
+    #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
+    pipeline: Option<u32>,
+
+    /// Messages per second over all connections, in churn connections per second, independent of answers (open loop)
+    #[arg(short, long, help_heading = MESSAGES, value_name = "RATE", value_parser = rate)]
+    rate: Option<f64>,
+
+    /// Messages per connection, instead of --duration [default in churn: 1]
+    #[arg(short, long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
+    messages_per_connection: Option<u32>,
+
+    /// Timeout of an answer, from the scheduled send time of its message
+    #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+
+    /// Payload seed
+    #[arg(long, help_heading = MESSAGES, value_name = "U64", default_value = "1")]
+    seed: u64,
+
+    /// Length of the measured window [default: 10s]
+    #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+
+    /// Traffic before the measured window
+    #[arg(long, help_heading = TIME, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    warmup: Duration,
+
+    #[command(flatten)]
+    socket: SocketArguments,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ModeName {
+    Echo,
+    Hold,
+    Churn,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CloseName {
+    Fin,
+    Rst,
+}
+
+impl LoadOptions {
+    pub(super) fn is_echo(&self) -> bool {
+        matches!(self.mode, ModeName::Echo)
+    }
+
+    /// Returns a usage error that the parser cannot see: options that exclude each other.
+    pub(super) fn conflict(&self) -> Option<&'static str> {
+        match self.mode {
+            ModeName::Echo if self.duration.is_some() && self.messages_per_connection.is_some() => {
+                Some("--duration and --messages-per-connection cannot be combined in --mode echo: each ends the run")
+            }
+            ModeName::Hold if self.messages_per_connection.is_some() => Some(
+                "--messages-per-connection has no effect in --mode hold: each connection sends a first and a last message",
+            ),
+            ModeName::Churn if self.connect_rate.is_some() => {
+                Some("--connect-rate has no effect in --mode churn: use -r, --rate, which counts connections there")
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the settings of a run against `addresses`.
+    ///
+    /// Prints and counts each name that does not resolve: the report lists it as an error.
+    pub(super) fn config(&self, subcommand: &str, addresses: &[Address]) -> Config {
+        let mut config = Config::new(Vec::new());
+        for address in addresses {
+            match self.target.resolve(address) {
+                Ok(targets) => config.targets.extend(targets),
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    usage_error(subcommand, &error.to_string())
+                }
+                Err(error) => {
+                    print_error(&error.to_string());
+                    config.unresolved += 1;
+                }
+            }
+        }
+        config.sources = SourceRange::expand(&self.sources).unwrap_or_else(|reason| usage_error(subcommand, &reason));
+        if config.unresolved == 0 {
+            count_pairs(&config.sources, &config.targets).unwrap_or_else(|reason| usage_error(subcommand, &reason));
+            warn_of_unpaired(&config);
+        }
+        config.connections = self.connections;
+        config.mode = match self.mode {
+            ModeName::Echo => Mode::Echo,
+            ModeName::Hold => Mode::Hold,
+            ModeName::Churn => Mode::Churn,
+        };
+        config.connect_rate = self.connect_rate;
+        config.max_connecting = self.max_connecting;
+        config.connect_timeout = self.connect_timeout;
+        config.timeout = self.timeout;
+        config.size = self.size;
+        config.pipeline = self.pipeline;
+        config.rate = self.rate;
+        config.duration = self.duration.unwrap_or(config.duration);
+        config.messages_per_connection = self.messages_per_connection.map(u64::from);
+        config.warmup = self.warmup;
+        config.close = match self.close {
+            CloseName::Fin => Close::Fin,
+            CloseName::Rst => Close::Rst,
+        };
+        config.seed = self.seed;
+        config.recv_buffer = self.socket.recv_buffer;
+        config.send_buffer = self.socket.send_buffer;
+        config.nodelay = !self.socket.nagle;
+        config
+    }
+}
