@@ -24,6 +24,8 @@ mod plot;
 #[cfg(feature = "load")]
 mod progress;
 #[cfg(feature = "load")]
+mod ranks;
+#[cfg(feature = "load")]
 mod result_files;
 mod serve;
 mod signals;

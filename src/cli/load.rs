@@ -21,6 +21,7 @@ use super::input::Input;
 use super::load_options::{LoadOptions, TIME};
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
+use super::ranks;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::{Requests, is_ignored};
 use super::values::{Address, time};
@@ -91,6 +92,9 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = TIME, value_name = "RFC3339", value_parser = time)]
     start_at: Option<SystemTime>,
 
+    #[command(flatten)]
+    ranks: ranks::Arguments,
+
     /// Fail if a condition holds, such as p99>5ms (repeatable)
     #[arg(long = "fail-if", help_heading = REPORT, value_name = "EXPR")]
     thresholds: Vec<Threshold>,
@@ -130,12 +134,19 @@ impl Arguments {
                 "--repeat and --start-at cannot be combined: with --repeat each line of standard input starts a window",
             );
         }
+        if self.repeat && self.ranks.has_rank() {
+            return Some("--repeat and --rank cannot be combined: a rank has one report");
+        }
+        if self.ranks.has_rank() && self.labels.iter().any(|(key, _)| key == "rank") {
+            return Some("--label rank=... and --rank cannot be combined: --rank sets this label");
+        }
         self.load.conflict()
     }
 
     fn config(&self) -> Config {
         let mut config = self.load.config("load", &self.addresses);
         config.start_at = self.start_at;
+        config.rank = self.ranks.rank();
         config.labels = self.labels.iter().cloned().collect::<BTreeMap<_, _>>();
         config.server_pid = self.server_pid;
         config.thresholds.clone_from(&self.thresholds);
@@ -162,7 +173,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         print_error(&format!("--start-at is {late} in the past: the run starts now"));
     }
     if config.unresolved == 0 {
-        warn_of_limits(&config, descriptor_limit);
+        warn_of_limits(&config.clone().share(), descriptor_limit);
     }
     let progress = ProgressCell::default();
     // With --repeat, a redrawn line would mix with the messages about a window.
@@ -176,6 +187,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         display.finish();
         return Ok(exit_status(verdict?));
     }
+    let is_rank = config.rank.is_some();
     let report = run_and_save(config, &interrupt, &progress, &outputs);
     display.finish();
     let report = report.map_err(with_hint)?;
@@ -185,7 +197,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         print_failure(&report);
     }
     written?;
-    Ok(exit_status(report.verdict))
+    // The merged run has a verdict; a launcher would end the other ranks if one failed.
+    Ok(if is_rank { ExitCode::SUCCESS } else { exit_status(report.verdict) })
 }
 
 /// Adds to an error of a run which options cause it.

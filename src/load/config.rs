@@ -5,7 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use super::rank::Rank;
 use super::report::{Mode, Threshold};
+use super::sources::unpaired;
 use crate::address::ScopedIp;
 
 /// Maximum number of connections, far above what the ports and the memory of a machine allow.
@@ -57,6 +59,9 @@ pub struct Config {
     pub close: Close,
     /// When to begin, so that generators on several machines begin together. `None`: now.
     pub start_at: Option<SystemTime>,
+    /// Which of several generators this is. The connections, the rates, `max_connecting` and the sources are then those of all ranks, of
+    /// which this one takes its share. `None`: the only one.
+    pub rank: Option<Rank>,
     /// Payload seed: two runs with the same seed send the same bytes. 1.
     pub seed: u64,
     /// Labels stored in the report.
@@ -95,6 +100,7 @@ impl Config {
             warmup: Duration::ZERO,
             close: Close::Fin,
             start_at: None,
+            rank: None,
             seed: 1,
             labels: BTreeMap::new(),
             server_pid: None,
@@ -103,6 +109,34 @@ impl Config {
             nodelay: true,
             thresholds: Vec::new(),
         }
+    }
+
+    /// Returns the settings of this rank alone: its part of `connections` and `max_connecting`, its `sources`, and the label `rank`. The
+    /// rates stay those of all ranks, of whose schedule each rank takes every Nth event.
+    #[must_use]
+    pub fn share(mut self) -> Self {
+        let Some(rank) = self.rank.and_then(Rank::checked) else { return self };
+        self.connections = rank.share(self.connections);
+        self.max_connecting = rank.share(self.max_connecting).max(1);
+        let (unused, _) = unpaired(&self.sources, &self.targets);
+        let used: Vec<_> = self.sources.iter().copied().filter(|source| !unused.contains(source)).collect();
+        if !used.is_empty() {
+            let (index, count) = (rank.index as usize, rank.count as usize);
+            // With fewer sources than ranks, several ranks share one.
+            self.sources = used.iter().copied().skip(index % used.len()).step_by(count).collect();
+        }
+        self.labels.insert("rank".to_owned(), rank.index.to_string());
+        self
+    }
+
+    /// Returns the rank of this generator.
+    pub(super) fn rank(&self) -> Rank {
+        self.rank.unwrap_or(Rank::ALONE)
+    }
+
+    /// Returns this rank's part of a rate of all ranks.
+    pub(super) fn share_of_rate(&self, rate: f64) -> f64 {
+        rate / f64::from(self.rank().count)
     }
 
     /// Returns whether messages, or in churn connections, are due on a schedule, whether or not replies come.
@@ -133,7 +167,11 @@ impl Config {
     pub fn validate(&self) -> io::Result<()> {
         let possible = |rate: Option<f64>| rate.is_none_or(|rate| rate > 0.0 && rate <= RATE_MAX);
         let in_flight = u64::from(self.connections) * u64::from(self.pipeline.unwrap_or(1));
-        let reason = if self.connections == 0 || self.max_connecting == 0 {
+        let reason = if self.rank().checked().is_none() {
+            "a rank must be below the number of ranks"
+        } else if self.connections < self.rank().count {
+            "connections must be at least one for each rank"
+        } else if self.connections == 0 || self.max_connecting == 0 {
             "connections and max_connecting must be at least 1"
         } else if u64::from(self.connections) > CONNECTIONS_MAX {
             "connections must be at most 2^26"

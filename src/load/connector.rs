@@ -4,6 +4,7 @@ use std::io;
 
 use super::config::Config;
 use super::error::ErrorName;
+use super::rank::Rank;
 use super::schedule::{Arrivals, Pace};
 use super::sources::{ConnectFailure, Connecting, SocketOptions, Sources};
 use super::stage::{Counts, Stage};
@@ -18,6 +19,8 @@ pub(super) struct Connector {
     options: SocketOptions,
     /// When each connect is due, if connects are paced.
     pace: Option<Pace>,
+    /// This generator's connections are every Nth of all ranks', in their numbers too.
+    rank: Rank,
     /// Maximum number of connects in progress, and of closes in progress: a million FINs overrun the queues of the kernel.
     max_connecting: u64,
     /// The connections of an open loop, from the beginning of its window on.
@@ -36,11 +39,12 @@ impl Connector {
     ///
     /// - The errors of [`Sources::new`].
     pub(super) fn new(config: &Config, retry_pause: u64) -> io::Result<Self> {
+        let rank = config.rank();
         let sources = if config.unresolved > 0 {
             // Nothing is connected.
             Sources::default()
         } else {
-            Sources::new(&config.sources, &config.targets, config.seed)?
+            Sources::new(&config.sources, &config.targets, config.seed, rank)?
         };
         Ok(Self {
             counts: Counts::new(config.connections.into()),
@@ -50,7 +54,8 @@ impl Connector {
                 recv_buffer: config.recv_buffer,
                 send_buffer: config.send_buffer,
             },
-            pace: config.connect_rate.map(|rate| Pace::new(0, rate)),
+            pace: config.connect_rate.map(|rate| Pace::new(0, rate, rank)),
+            rank,
             max_connecting: config.max_connecting.into(),
             arrivals: None,
             retry_pause,
@@ -86,9 +91,17 @@ impl Connector {
             self.pause(now);
             return None;
         }
-        let number = self.counts.opened;
+        let number = self.rank.nth(self.counts.opened);
         self.counts.opened += 1;
         Some((number, result))
+    }
+
+    /// Returns a bound of the numbers of the connections opened, by any rank: others may be ahead.
+    pub(super) fn numbers_end(&self) -> u64 {
+        match self.rank.count {
+            1 => self.counts.opened,
+            count => 2 * u64::from(count) * self.counts.opened.max(self.counts.requested),
+        }
     }
 
     /// Begins a connect from another port of the same pair, on a new socket, because `port` is taken.

@@ -318,7 +318,7 @@ impl Driver {
                 let removal = self.fail(client, Phase::Send, classify(&error), error.raw_os_error());
                 return ControlFlow::Break(removal);
             }
-            match client.receive(&self.pattern, self.connector.counts.opened, &mut self.buffer) {
+            match client.receive(&self.pattern, self.connector.numbers_end(), &mut self.buffer) {
                 Received::Right => {
                     self.record_replies(client);
                     self.send_next(client)?;

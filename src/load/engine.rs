@@ -318,15 +318,15 @@ impl Engine {
     }
 
     fn start_traffic(&mut self, traffic: Traffic, slots: Vec<Option<usize>>) {
-        let (now, window) = (self.driver.clock.now(), self.driver.window);
+        let (now, window, rank) = (self.driver.clock.now(), self.driver.window, self.config.rank());
         match traffic {
             Traffic::Nothing => {}
             Traffic::OnReply => self.driver.starting = 0..self.reactor.capacity(),
             Traffic::Scheduled { rate, messages } => {
-                self.driver.schedule = Some(SendSchedule::new(Pace::new(now, rate), slots, messages, window));
+                self.driver.schedule = Some(SendSchedule::new(Pace::new(now, rate, rank), slots, messages, window));
             }
             Traffic::Connections { rate } => {
-                self.driver.connector.arrivals = Some(Arrivals::new(Pace::new(now, rate), window));
+                self.driver.connector.arrivals = Some(Arrivals::new(Pace::new(now, rate, rank), window));
             }
         }
     }

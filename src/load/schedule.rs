@@ -1,5 +1,7 @@
 //! The measured window, and the send schedule of the open loop.
 
+use super::rank::Rank;
+
 const SECOND: f64 = 1e9;
 
 /// The measured window, in nanoseconds of the run.
@@ -9,20 +11,21 @@ pub(super) struct Window {
     pub(super) end: u64,
 }
 
-/// The times of a fixed rate: event `n` is due at `start + n * interval`.
+/// The times of a fixed rate: event `n` of all ranks is due at `start + n * interval`, and each rank has every Nth of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     start: u64,
     interval: f64,
+    rank: Rank,
 }
 
 impl Pace {
-    /// Begins at `start`, with `rate` events a second.
-    pub(super) fn new(start: u64, rate: f64) -> Self {
-        Self { start, interval: SECOND / rate }
+    /// Begins at `start`, with `rate` events a second over all ranks, of which this is `rank`.
+    pub(super) fn new(start: u64, rate: f64, rank: Rank) -> Self {
+        Self { start, interval: SECOND / rate, rank }
     }
 
-    /// Returns when event `event` is due.
+    /// Returns when event `event` of this rank is due.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -30,7 +33,7 @@ impl Pace {
         reason = "below 2^53 nanoseconds, which is a hundred days"
     )]
     pub(super) fn time_of(&self, event: u64) -> u64 {
-        self.start.saturating_add((event as f64 * self.interval) as u64)
+        self.start.saturating_add((self.rank.nth(event) as f64 * self.interval) as u64)
     }
 
     /// Returns the first event that is due at `time` or later.
@@ -43,7 +46,9 @@ impl Pace {
     fn first_from(&self, time: u64) -> u64 {
         let about = (time.saturating_sub(self.start) as f64 / self.interval) as u64;
         // The rounding of `time_of` decides, so that every event is on one side of `time`.
-        (about.saturating_sub(1)..u64::MAX).find(|&event| self.time_of(event) >= time).unwrap_or(u64::MAX)
+        ((about / u64::from(self.rank.count)).saturating_sub(1)..u64::MAX)
+            .find(|&event| self.time_of(event) >= time)
+            .unwrap_or(u64::MAX)
     }
 }
 
@@ -168,7 +173,7 @@ mod tests {
 
     #[test]
     fn slots_take_turns_and_each_knows_its_own_due_times() {
-        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), slots(), None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), slots(), None, WINDOW);
         let due = due_times(&mut schedule);
         assert_eq!(
             due,
@@ -180,13 +185,13 @@ mod tests {
 
     #[test]
     fn a_number_of_messages_is_of_each_slot_and_after_the_warm_up() {
-        let mut schedule = SendSchedule::new(Pace::new(1_000_000_000, 4.0), slots(), Some(3), WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(1_000_000_000, 4.0, Rank::ALONE), slots(), Some(3), WINDOW);
         assert_eq!(due_times(&mut schedule).len(), 4 + 2 * 3);
     }
 
     #[test]
     fn nothing_is_taken_before_it_is_due() {
-        let mut schedule = SendSchedule::new(Pace::new(0, 1.0), vec![Some(7)], None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(0, 1.0, Rank::ALONE), vec![Some(7)], None, WINDOW);
         assert_eq!(schedule.take_due(0), Some((0, Some(7))));
         assert_eq!(schedule.take_due(999_999_999), None);
         assert_eq!(schedule.take_due(1_000_000_000), Some((1_000_000_000, Some(7))));
@@ -194,7 +199,7 @@ mod tests {
 
     #[test]
     fn messages_of_an_ended_connection_stay_due_on_its_slot() {
-        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), slots(), None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), slots(), None, WINDOW);
         // The key was reused by a connection that has no slot.
         schedule.vacate(0, 9);
         schedule.vacate(1, 9);
@@ -204,7 +209,7 @@ mod tests {
 
     #[test]
     fn messages_of_slots_that_never_had_a_connection_are_taken_at_once() {
-        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0), vec![None; 3], None, WINDOW);
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), vec![None; 3], None, WINDOW);
         assert_eq!(schedule.next_due(), Some(0));
         let due: Vec<_> = std::iter::from_fn(|| schedule.take_due(2_000_000_000)).collect();
         assert_eq!(due, [2_000_000_000, 2_250_000_000, 2_500_000_000, 2_750_000_000].map(|due| (due, None)));
@@ -212,13 +217,13 @@ mod tests {
 
     #[test]
     fn without_a_slot_nothing_is_due() {
-        assert_eq!(SendSchedule::new(Pace::new(0, 4.0), Vec::new(), Some(3), WINDOW).next_due(), None);
+        assert_eq!(SendSchedule::new(Pace::new(0, 4.0, Rank::ALONE), Vec::new(), Some(3), WINDOW).next_due(), None);
     }
 
     #[test]
     fn every_message_is_on_one_side_of_a_time() {
         for rate in [3.0, 777.0, 10_000.0, 1e9 / 7.0] {
-            let pace = Pace::new(5, rate);
+            let pace = Pace::new(5, rate, Rank::ALONE);
             for time in [5, 6, 1_000_000, 999_999_937] {
                 let first = pace.first_from(time);
                 assert!(pace.time_of(first) >= time);
@@ -228,8 +233,23 @@ mod tests {
     }
 
     #[test]
+    fn the_ranks_together_have_every_event_once_at_its_time() {
+        for (rate, count) in [(997.3, 1), (997.3, 3), (10_000.0, 7), (1e9 / 7.0, 2)] {
+            let times = |rank| {
+                let pace = Pace::new(5, rate, rank);
+                (0..pace.first_from(1_000_000)).map(|event| pace.time_of(event)).collect::<Vec<_>>()
+            };
+            let ranks: Vec<_> = (0..count).map(|index| times(Rank { index, count })).collect();
+            let longest = ranks[0].len();
+            // In turn, an event of each.
+            let all: Vec<_> = (0..longest).flat_map(|n| ranks.iter().filter_map(move |rank| rank.get(n))).collect();
+            assert!(all.into_iter().eq(&times(Rank::ALONE)), "{count} ranks at {rate}");
+        }
+    }
+
+    #[test]
     fn a_connection_that_waits_is_found_once_and_keeps_its_due_time() {
-        let mut arrivals = Arrivals::new(Pace::new(2_000_000_000, 4.0), WINDOW);
+        let mut arrivals = Arrivals::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), WINDOW);
         assert_eq!(arrivals.take_due(2_000_000_000), Some((2_000_000_000, false)));
         assert_eq!(arrivals.take_waiting(2_600_000_000), Some(2_250_000_000));
         assert_eq!(arrivals.take_waiting(2_600_000_000), Some(2_500_000_000));

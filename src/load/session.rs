@@ -92,6 +92,7 @@ impl Session {
         reports: &mut RunningReports<'_>,
     ) -> io::Result<Self> {
         config.validate()?;
+        let config = config.share();
         if config.unresolved == 0 {
             wait_for(config.start_at, interrupt);
         }
@@ -224,10 +225,11 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             sources,
             size: config.size as u64,
             pipeline: config.pipeline.or(if config.is_scheduled() { None } else { Some(1) }),
-            rate: config.rate,
+            rate: config.rate.map(|rate| config.share_of_rate(rate)),
             seed: Some(config.seed),
             labels: config.labels.clone(),
         },
+        rank: config.rank,
         origin: Origin::of(config),
         phases_s: phases(engine),
         connections: Connections {

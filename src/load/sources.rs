@@ -21,6 +21,7 @@ pub(crate) use self::socket::{ConnectFailure, SocketOptions};
 use self::socket::{NO_PORTS, bound_failure, open, unbound_failure};
 use super::error::{ErrorName, Phase};
 use super::pattern::splitmix64;
+use super::rank::Rank;
 use crate::address::ScopedIp;
 use crate::host::local_ports;
 
@@ -48,18 +49,21 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Pairs `sources` with `targets`. Without sources, the system chooses the local address and port of each connection.
+    /// Pairs `sources` with `targets`. Each rank begins with another pair, and with another port. Without sources, the system chooses the local address and port of each connection.
     ///
     /// # Errors
     ///
     /// - `InvalidInput`: there is no target, or none that a source can reach.
     /// - `Other`: the port range is empty.
-    pub(crate) fn new(sources: &[ScopedIp], targets: &[Vec<SocketAddr>], seed: u64) -> io::Result<Self> {
+    pub(crate) fn new(sources: &[ScopedIp], targets: &[Vec<SocketAddr>], seed: u64, rank: Rank) -> io::Result<Self> {
         let ports = if sources.is_empty() { Vec::new() } else { local_ports() };
         if !sources.is_empty() && ports.is_empty() {
             return Err(io::Error::other("net.ipv4.ip_local_port_range has no port that is not reserved"));
         }
-        Self::with_ports(sources, targets, seed, ports)
+        let mut sources = Self::with_ports(sources, targets, seed.wrapping_add(rank.index.into()), ports)?;
+        // With few connections each, the ranks together use every pair.
+        sources.next = rank.index % sources.pairs.count();
+        Ok(sources)
     }
 
     fn with_ports(sources: &[ScopedIp], targets: &[Vec<SocketAddr>], seed: u64, ports: Vec<u16>) -> io::Result<Self> {

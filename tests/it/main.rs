@@ -21,6 +21,8 @@ mod logging;
 #[cfg(feature = "load")]
 mod merge;
 mod narration;
+#[cfg(feature = "load")]
+mod ranks;
 mod reactor;
 mod scale;
 mod signals;

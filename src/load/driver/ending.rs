@@ -46,7 +46,7 @@ impl Driver {
         {
             return Removal::NextAddress(pair);
         }
-        let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
+        let (sent, opened) = (client.sent_bytes(), self.connector.numbers_end());
         if let Some(corruption) = client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
             return self.record_corruption(client, &corruption);
         }
@@ -84,7 +84,7 @@ impl Driver {
 
     /// Records the peer's FIN, which ends the connection.
     pub(super) fn record_end_of_stream(&mut self, client: &mut Client) -> Removal {
-        let (sent, opened) = (client.sent_bytes(), self.connector.counts.opened);
+        let (sent, opened) = (client.sent_bytes(), self.connector.numbers_end());
         let verified = client.verifier.verified();
         let is_between_messages = verified.is_multiple_of(self.size) && !client.verifier.is_suspicious();
         let is_over = client.stage.is_over();

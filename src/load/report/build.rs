@@ -11,6 +11,7 @@ use super::histogram::Histogram;
 use super::origin::Origin;
 use super::thresholds::{Threshold, evaluate};
 use crate::host::{Process, SocketStatistics, ThreadTime};
+use crate::load::rank::Rank;
 
 /// At the 99th percentile, the schedule is kept up to this lateness, in microseconds.
 const LATENESS_US_MAX: u64 = 1000;
@@ -31,6 +32,7 @@ pub(crate) struct Measured<'a> {
     pub(crate) mode: Mode,
     pub(crate) r#loop: Loop,
     pub(crate) settings: Settings,
+    pub(crate) rank: Option<Rank>,
     pub(crate) origin: Origin,
     pub(crate) phases_s: Phases,
     pub(crate) connections: Connections,
@@ -101,6 +103,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         mode: measured.mode,
         r#loop: measured.r#loop,
         config: measured.settings,
+        rank: measured.rank,
         origin: Some(measured.origin),
         phases_s: measured.phases_s,
         connections: measured.connections,

@@ -12,6 +12,7 @@ use super::findings::Verify;
 use super::origin::Origin;
 use crate::address::ScopedIp;
 use crate::load::error::{ErrorName, Phase};
+use crate::load::rank::Rank;
 
 /// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";
@@ -45,6 +46,8 @@ pub struct Report {
     pub r#loop: Loop,
     /// The settings that make runs comparable.
     pub config: Settings,
+    /// Which of several generators made the report; `None` for the only one, and if merged.
+    pub rank: Option<Rank>,
     /// How the report was made; `None` if merged.
     pub origin: Option<Origin>,
     /// Duration of each phase, in seconds.

@@ -48,6 +48,7 @@ pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<R
         start: reports.iter().map(|run| run.start).min().unwrap_or(first.start),
         ended: reports.iter().map(|run| run.ended).find(|&ended| ended != Ended::Complete).unwrap_or(Ended::Complete),
         config: settings(&reports),
+        rank: if let [only] = &reports[..] { only.rank } else { None },
         origin: if let [only] = &reports[..] { only.origin.clone() } else { None },
         phases_s: phases(&reports),
         connections: connections(&reports),
@@ -142,7 +143,8 @@ fn settings(reports: &[&Report]) -> Settings {
         merged.seed = merged.seed.filter(|_| merged.seed == *seed);
         merged.labels.retain(|key, value| labels.get(key) == Some(value));
     }
-    merged.rate = sum_of(reports, |run| run.config.rate);
+    // The shares of ranks, such as thirds, add up to the rate that they were shares of.
+    merged.rate = sum_of(reports, |run| run.config.rate).map(round_to_millionths);
     keep_first_of_each(&mut merged.targets);
     keep_first_of_each(&mut merged.sources);
     merged
@@ -160,16 +162,16 @@ fn phases(reports: &[&Report]) -> Phases {
     let window = TimeSpan { start: least(|run| TimeSpan::of(run).start), end: most(|run| TimeSpan::of(run).end) };
     let warmup = least(|run| run.phases_s.warmup);
     Phases {
-        connect: round_to_microseconds(window.start - least(seconds) - warmup),
+        connect: round_to_millionths(window.start - least(seconds) - warmup),
         warmup,
-        measure: round_to_microseconds(window.end - window.start),
+        measure: round_to_millionths(window.end - window.start),
         drain: most(|run| run.phases_s.drain),
         close: most(|run| run.phases_s.close),
     }
 }
 
-/// Rounds to microseconds: the difference of two dates in floats has noise below.
-fn round_to_microseconds(seconds: f64) -> f64 {
+/// Rounds off the noise of floats, such as of the difference of two dates.
+fn round_to_millionths(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }
 
@@ -239,7 +241,7 @@ fn errors(reports: &[&Report]) -> Vec<ErrorCount> {
     for (run, error) in reports.iter().flat_map(|run| run.errors.iter().map(move |error| (run, error))) {
         // A file of one report keeps its digits.
         let shift = seconds(run) - start;
-        let first_s = if shift > 0.0 { round_to_microseconds(error.first_s + shift) } else { error.first_s };
+        let first_s = if shift > 0.0 { round_to_millionths(error.first_s + shift) } else { error.first_s };
         let new = || (ErrorCount { count: 0, first_s, targets: Vec::new(), ..error.clone() }, BTreeMap::new());
         let (sum, targets) = merged.entry((error.phase, error.error, &error.errno)).or_insert_with(new);
         sum.count = sum.count.saturating_add(error.count);

@@ -45,7 +45,7 @@ impl Origin {
             kernel: host::kernel(),
             command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
             options: Options {
-                connect_rate: config.connect_rate,
+                connect_rate: config.connect_rate.map(|rate| config.share_of_rate(rate)),
                 max_connecting: config.max_connecting,
                 connect_timeout: config.connect_timeout.as_secs_f64(),
                 timeout: config.timeout.as_secs_f64(),

@@ -59,7 +59,7 @@ fn hold(sources: &mut Sources, servers: &[TcpListener], count: usize) -> (Vec<He
 #[test]
 fn a_source_without_a_target_is_rejected() {
     let sources = ["::1", "::2"].map(|text| text.parse().unwrap());
-    assert!(Sources::new(&sources, &[vec!["10.0.1.1:5".parse().unwrap()]], 1).is_err());
+    assert!(Sources::new(&sources, &[vec!["10.0.1.1:5".parse().unwrap()]], 1, Rank::ALONE).is_err());
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn every_port_is_tried_once_if_connects_fail_later() {
 #[test]
 fn without_sources_the_system_chooses() {
     let (servers, targets) = servers(loopback::<1>()[0], 2);
-    let mut sources = Sources::new(&[], &targets, 3).unwrap();
+    let mut sources = Sources::new(&[], &targets, 3, Rank::ALONE).unwrap();
     for server in [0, 1, 0, 1] {
         let client = sources.connect(&OPTIONS).unwrap();
         assert_eq!((client.pair, client.port), (server, None));
@@ -197,7 +197,7 @@ fn without_sources_the_system_chooses() {
 #[test]
 fn a_socket_has_the_options_before_it_connects() {
     let (_servers, targets) = servers(loopback::<1>()[0], 1);
-    let mut sources = Sources::new(&[], &targets, 3).unwrap();
+    let mut sources = Sources::new(&[], &targets, 3, Rank::ALONE).unwrap();
     let options = SocketOptions { nodelay: true, recv_buffer: Some(8192), send_buffer: Some(16384) };
     let stream = sources.connect(&options).unwrap().stream;
     let socket = socket2::SockRef::from(&stream);
@@ -248,7 +248,7 @@ fn each_pair_holds_2000_connections_with_2000_ports() {
         let (servers, targets) = servers(loopback::<1>()[0], targets_count);
         // The servers have another address, so no port of these is taken.
         let addresses = loopback::<3>()[..sources_count].to_vec();
-        let mut sources = Sources::new(&addresses, &targets, 5).unwrap();
+        let mut sources = Sources::new(&addresses, &targets, 5, Rank::ALONE).unwrap();
         let (held, failure) = hold(&mut sources, &servers, asked);
         assert_eq!(held.len(), held_most, "{sources_count} sources, {targets_count} targets");
         assert_eq!(failure, (held_most < asked).then_some(NO_PORTS));
@@ -262,7 +262,7 @@ fn ports_in_time_wait_are_used_again() {
         return;
     }
     let (servers, targets) = servers(loopback::<1>()[0], 1);
-    let mut sources = Sources::new(&loopback::<1>(), &targets, 5).unwrap();
+    let mut sources = Sources::new(&loopback::<1>(), &targets, 5, Rank::ALONE).unwrap();
     for round in 0..20_000 {
         let (held, failure) = hold(&mut sources, &servers, 1);
         assert_eq!(failure, None, "connection {round}");
@@ -286,7 +286,7 @@ fn the_system_runs_out_of_the_ports_it_chooses() {
     }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let server = TcpListener::bind("127.0.0.1:5000").unwrap();
-    let mut sources = Sources::new(&[], &[vec![server.local_addr().unwrap()]], 5).unwrap();
+    let mut sources = Sources::new(&[], &[vec![server.local_addr().unwrap()]], 5, Rank::ALONE).unwrap();
     let mut held = Vec::new();
     let failure = loop {
         match sources.connect(&OPTIONS) {
@@ -298,7 +298,7 @@ fn the_system_runs_out_of_the_ports_it_chooses() {
     assert_eq!(held.len(), 2000);
 
     std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
-    let mut sources = Sources::new(&[], &[vec!["[::1]:5000".parse().unwrap()]], 5).unwrap();
+    let mut sources = Sources::new(&[], &[vec!["[::1]:5000".parse().unwrap()]], 5, Rank::ALONE).unwrap();
     let failure = sources.connect(&OPTIONS).unwrap_err();
     let unreachable =
         ConnectFailure { phase: Phase::Connect, error: ErrorName::Unreachable, errno: Some(libc::EADDRNOTAVAIL) };
