@@ -1,17 +1,23 @@
-//! Measures the CPU time of turns in which the reactor's slab grows, and of turns in which it does not.
+//! Measures the CPU time of turns that depend on the number of connections: those in which the reactor's slab grows, and those that look
+//! for idle connections among a million.
 //!
 //! A server accepts 19,000 connections, 64 per turn. A second process connects, because the descriptor limit of one process
 //! may be too low for both ends. It makes the connects of a turn before the turn begins, so that every turn has the same work.
+//!
+//! The million is a slab of entries as large as the server's, without sockets but for one batch of connections, which each turn serves.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
+use std::convert::Infallible;
 use std::hint::black_box;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ecoloop::{Config, Server, Turn};
+use ecoloop::{Config, Connection, Handler, INTEREST, Next, Outcome, Reactor, Ready, Server, Turn};
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
 use rustix::time::{ClockId, clock_gettime};
 use slab::Slab;
 
@@ -24,6 +30,13 @@ const LISTENERS: [&str; 2] = ["127.0.0.1:0", "127.0.0.2:0"];
 /// Capacities at which the slab grows: each is twice the one before.
 const CAPACITIES: [usize; 3] = [4096, 8192, 16_384];
 const MILLION: usize = 1 << 20;
+
+/// Connections that a turn serves, the most that one batch of events has.
+const BATCH: usize = 1024;
+/// Entries that a turn visits for a timeout, as the server does.
+const SLICE: usize = 1024;
+/// Turns of each kind.
+const IDLE_TURNS: usize = 2000;
 
 fn main() {
     let descriptors = rlimit::increase_nofile_limit(DESCRIPTORS).unwrap();
@@ -59,6 +72,13 @@ fn main() {
     println!("without sockets");
     let million = (0..RUNS).map(|_| slab_growth()).collect();
     print(&format!("a slab grows from {} to {MILLION}", MILLION / 2), million);
+    println!("turns that echo {BATCH} messages, beside {MILLION} idle entries");
+    let [(_, without), (slice_visits, slice), (all_visits, all)] = idle_turns();
+    print("no timeout", without);
+    print(&format!("a timeout visits {SLICE} entries"), slice);
+    print("    its visits", slice_visits);
+    print("a timeout visits every entry", all);
+    print("    its visits", all_visits);
 }
 
 fn print(what: &str, mut durations: Vec<Duration>) {
@@ -106,7 +126,7 @@ fn turns() {
 fn connect(addresses: &[String]) {
     let mut clients = Vec::with_capacity(TURNS * ACCEPTS_PER_TURN);
     for address in addresses.iter().cycle() {
-        if std::io::stdin().read(&mut [0]).unwrap() == 0 {
+        if io::stdin().read(&mut [0]).unwrap() == 0 {
             return;
         }
         for _ in 0..ACCEPTS_PER_TURN {
@@ -115,8 +135,8 @@ fn connect(addresses: &[String]) {
             socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
             clients.push(client);
         }
-        std::io::stdout().write_all(b"!").unwrap();
-        std::io::stdout().flush().unwrap();
+        io::stdout().write_all(b"!").unwrap();
+        io::stdout().flush().unwrap();
     }
 }
 
@@ -132,4 +152,116 @@ fn slab_growth() -> Duration {
     let duration = cpu_time().saturating_sub(before);
     assert_eq!(black_box(slab).capacity(), MILLION);
     duration
+}
+
+/// An entry of the slab, as large as the server's: 56 bytes with what the reactor keeps of it.
+struct Entry {
+    connection: Connection<Stream>,
+    _peer: SocketAddr,
+}
+
+/// A socket, or none.
+struct Stream(Option<mio::net::TcpStream>);
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.as_mut().unwrap().read(buffer)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.as_mut().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A source that no poll reports.
+struct Silent;
+
+impl Source for Silent {
+    fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reregister(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn deregister(&mut self, _: &Registry) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Echoes with one buffer.
+struct Echo([u8; 1024]);
+
+impl Handler<Entry> for Echo {
+    type Act = Infallible;
+
+    fn ready(&mut self, _: usize, entry: &mut Entry, ready: Ready) -> Next<Infallible> {
+        match entry.connection.serve(ready, &mut self.0).outcome {
+            Outcome::Wait => Next::Wait,
+            Outcome::Again => Next::Again,
+            ended => unreachable!("no client ends: {ended:?}"),
+        }
+    }
+
+    fn act(&mut self, _: &mut Reactor<Entry>, _: usize, never: Infallible) -> Next<Infallible> {
+        match never {}
+    }
+}
+
+/// Returns CPU times, of the visits and of the whole turn: without a timeout, with one that visits a slice, and with one that visits all.
+fn idle_turns() -> [(Vec<Duration>, Vec<Duration>); 3] {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let entry = |stream| Entry { connection: Connection::new(Stream(stream)), _peer: address };
+    let mut reactor = Reactor::new(BATCH).unwrap();
+    let mut clients = Vec::with_capacity(BATCH);
+    for key in 0..MILLION {
+        // The connections are spread over the slab.
+        if key % (MILLION / BATCH) == 0 {
+            clients.push(TcpStream::connect(address).unwrap());
+            let stream = listener.accept().unwrap().0;
+            stream.set_nonblocking(true).unwrap();
+            let stream = mio::net::TcpStream::from_std(stream);
+            reactor.insert(stream, INTEREST, |stream| entry(Some(stream))).unwrap();
+        } else {
+            reactor.insert(Silent, INTEREST, |_| entry(None)).unwrap();
+        }
+    }
+    let mut echo = Echo([0; 1024]);
+    let mut slices = (0..MILLION).step_by(SLICE).cycle();
+    let is_idle = |entry: &mut Entry| entry.connection.tick_idle() == u8::MAX && entry.connection.pending() > 0;
+    let mut times = [const { (Vec::new(), Vec::new()) }; 3];
+    for turn in 0..IDLE_TURNS * times.len() {
+        for client in &mut clients {
+            client.write_all(&[1; 64]).unwrap();
+        }
+        let kind = turn % times.len();
+        let before = cpu_time();
+        let found = match kind {
+            0 => 0,
+            1 => {
+                let start = slices.next().unwrap();
+                (start..start + SLICE).filter(|&key| reactor.get_mut(key).is_some_and(is_idle)).count()
+            }
+            _ => reactor.iter_mut().filter_map(|(_, entry)| is_idle(entry).then_some(())).count(),
+        };
+        let visited = cpu_time();
+        reactor.wait(Some(Duration::ZERO)).unwrap();
+        reactor.serve(1, &mut echo);
+        let (visits, turns) = &mut times[kind];
+        turns.push(cpu_time().saturating_sub(before));
+        visits.push(visited.saturating_sub(before));
+        assert_eq!(found, 0);
+        for client in &mut clients {
+            client.read_exact(&mut [0; 64]).unwrap();
+        }
+    }
+    times
 }

@@ -166,7 +166,60 @@ fn read<S>(connection: &mut Connection<S>) -> Visit {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::io;
+
+    use mio::event::Source;
+    use mio::{Interest, Registry, Token};
+
     use super::*;
+    use crate::server::config::DRAIN_PERIOD;
+
+    /// A source that no poll reports.
+    struct Silent;
+
+    impl Source for Silent {
+        fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn reregister(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn deregister(&mut self, _: &Registry) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_round_over_a_million_entries_visits_each_once_and_at_most_1024_in_a_turn() {
+        const MILLION: usize = 1_000_000;
+        let mut reactor = Reactor::new(1).unwrap();
+        for _ in 0..MILLION {
+            reactor.insert(Silent, Interest::READABLE, |_| 0_u8).unwrap();
+        }
+        // The periods of `--idle-timeout 60s` and of a drain.
+        for period in [Duration::from_secs(60) / u32::from(TIMEOUT_ROUNDS), DRAIN_PERIOD] {
+            let start = Instant::now();
+            let mut hand = Hand::new(period, start, &reactor);
+            let (mut turns, mut due) = (0, start);
+            while hand.rounds() == 1 {
+                // Slices are spread over the period.
+                assert!(hand.deadline() >= due && hand.deadline() <= start + period);
+                due = hand.deadline();
+                let mut visits = 0;
+                let ended = hand.advance(due, &mut reactor, |entry| {
+                    visits += 1;
+                    *entry += 1;
+                    Visit::Wait
+                });
+                assert!(visits <= 1024 && ended.is_empty(), "{visits} visits");
+                turns += 1;
+            }
+            assert_eq!((due, turns), (start + period, reactor.capacity().div_ceil(1024)));
+            assert!(reactor.iter_mut().all(|(_, entry)| std::mem::take(entry) == 1));
+        }
+    }
 
     #[test]
     fn a_timeout_expires_at_most_an_eighth_late_whatever_the_other_is() {
