@@ -6,6 +6,7 @@ mod accepting;
 mod admission;
 mod clients;
 mod command_line;
+mod course;
 mod draining;
 mod echo;
 mod endings;

@@ -1,0 +1,335 @@
+//! The course in `docs/course`: its programs show what its chapters claim, and its chapters agree with the programs, with the source of
+//! ecoloop, and with each other in both languages.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// Runs a program of the course, and returns its lines.
+#[track_caller]
+fn run(program: &str, case: &str) -> Vec<String> {
+    let output = Command::new(programs().join(program)).arg(case).stdin(Stdio::null()).output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{program} {case}: {stdout}{}", String::from_utf8_lossy(&output.stderr));
+    stdout.lines().map(str::to_owned).collect()
+}
+
+/// Runs a program of the course, and returns the facts of its last line.
+#[track_caller]
+fn facts(program: &str, case: &str) -> Value {
+    let facts: Value = serde_json::from_str(run(program, case).last().unwrap()).unwrap();
+    assert_eq!(facts["case"], case);
+    facts
+}
+
+/// Returns the directory of the programs. `cargo test --test it` does not build them.
+fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args([
+            "build",
+            "--quiet",
+            "--examples",
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+        ]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "cannot build the programs of the course");
+        std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples")
+    })
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn the_first_program_receives_hola_and_a_closed_port_refuses() {
+    assert_eq!(facts("hello", "fixed")["received"], 4);
+    assert_eq!(facts("hello", "broken")["received"], 0);
+}
+
+#[test]
+fn the_second_client_waits_until_the_first_has_closed() {
+    let broken = facts("second_client", "broken");
+    assert_eq!((&broken["while_first_is_connected"], &broken["in_the_end"]), (&0.into(), &3.into()));
+    let fixed = facts("second_client", "fixed");
+    assert_eq!((&fixed["while_first_is_connected"], &fixed["in_the_end"]), (&3.into(), &3.into()));
+}
+
+#[test]
+fn a_backlog_of_five_holds_six_clients_and_the_next_retries_after_a_second() {
+    let broken = facts("backlog", "broken");
+    assert_eq!(broken["connected"], 6);
+    let seconds = broken["next_connected_after_s"].as_f64().unwrap();
+    assert!((0.9..1.9).contains(&seconds), "{seconds}");
+    assert_eq!(facts("backlog", "fixed")["connected"], 20);
+}
+
+/// A page of the course.
+struct Page {
+    path: PathBuf,
+    text: String,
+}
+
+/// A fenced block of a page: its language and its lines.
+struct Block<'a> {
+    language: &'a str,
+    lines: Vec<&'a str>,
+}
+
+impl Page {
+    fn read(path: PathBuf) -> Self {
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { path, text }
+    }
+
+    fn blocks(&self) -> Vec<Block<'_>> {
+        let mut blocks = Vec::new();
+        let mut lines = self.text.lines();
+        while let Some(line) = lines.next() {
+            if let Some(language) = line.strip_prefix("```") {
+                let lines = lines.by_ref().take_while(|line| *line != "```").collect();
+                blocks.push(Block { language, lines });
+            }
+        }
+        blocks
+    }
+
+    /// Returns the lines outside fenced blocks.
+    fn prose(&self) -> Vec<&str> {
+        let mut is_prose = true;
+        self.text
+            .lines()
+            .filter(|line| {
+                let is_fence = line.starts_with("```");
+                is_prose ^= is_fence;
+                is_prose && !is_fence
+            })
+            .collect()
+    }
+
+    /// Returns the level of each heading.
+    fn headings(&self) -> Vec<usize> {
+        let level = |line: &&str| line.bytes().take_while(|byte| *byte == b'#').count();
+        self.prose().iter().map(level).filter(|level| *level > 0).collect()
+    }
+
+    /// Returns the targets of the links and pictures.
+    fn links(&self) -> Vec<String> {
+        let prose = self.prose().join("\n");
+        prose.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())).collect()
+    }
+
+    fn commands(&self) -> Vec<&str> {
+        self.blocks().into_iter().flat_map(|block| block.lines).filter_map(|line| line.strip_prefix("$ ")).collect()
+    }
+
+    #[track_caller]
+    fn fail(&self, what: &str) -> ! {
+        panic!("{}: {what}", self.path.display())
+    }
+}
+
+/// Returns the folders of the chapters, in order.
+fn chapters() -> Vec<PathBuf> {
+    let mut chapters: Vec<_> = fs::read_dir(root().join("docs/course"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir() && !path.ends_with("images"))
+        .collect();
+    chapters.sort();
+    assert!(!chapters.is_empty());
+    chapters
+}
+
+/// Returns each page in English and in Spanish.
+fn pairs() -> Vec<(Page, Page)> {
+    let course = chapters().into_iter().chain([root().join("docs/course")]).map(|folder| folder.join("README"));
+    course
+        .chain([root().join("docs/glossary")])
+        .map(|page| (Page::read(page.with_extension("md")), Page::read(page.with_extension("es.md"))))
+        .collect()
+}
+
+fn pages() -> Vec<Page> {
+    pairs().into_iter().flat_map(|(english, spanish)| [english, spanish]).collect()
+}
+
+#[test]
+fn both_languages_have_the_same_headings_pictures_programs_and_commands() {
+    for (english, spanish) in pairs() {
+        assert_eq!(english.headings(), spanish.headings(), "headings of {}", english.path.display());
+        assert_eq!(english.commands(), spanish.commands(), "commands of {}", english.path.display());
+        let pictures = |page: &Page| -> Vec<String> {
+            let is_picture = |link: &String| Path::new(link).extension().is_some_and(|extension| extension == "svg");
+            page.links().into_iter().filter(is_picture).map(|link| link.replace(".es.", ".")).collect()
+        };
+        assert_eq!(pictures(&english), pictures(&spanish), "pictures of {}", english.path.display());
+    }
+}
+
+#[test]
+fn every_link_of_the_course_leads_to_a_file() {
+    for page in pages() {
+        for link in page.links().iter().filter(|link| !link.starts_with("https://") && !link.starts_with('#')) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let path = page.path.parent().unwrap().join(file);
+            if !path.exists() {
+                page.fail(&format!("{link} does not exist"));
+            }
+            if !anchor.is_empty() && !anchors(&path).contains(anchor) {
+                page.fail(&format!("{link} names no heading"));
+            }
+        }
+    }
+}
+
+/// Returns the anchors of a page's headings, as GitHub makes them.
+fn anchors(path: &Path) -> BTreeSet<String> {
+    let page = Page::read(path.to_owned());
+    let prose = page.prose();
+    let headings = prose.iter().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let anchor = |heading: &str| {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    };
+    headings.map(anchor).collect()
+}
+
+/// A console block whose commands are all programs of the course shows what they print, numbers with a decimal point apart.
+#[test]
+fn the_sessions_of_the_chapters_print_what_the_pages_show() {
+    let mut ran = 0;
+    for page in pages() {
+        for block in page.blocks().iter().filter(|block| block.language == "console") {
+            let mut lines = block.lines.iter().peekable();
+            while let Some(line) = lines.next() {
+                let Some(arguments) = line.strip_prefix("$ cargo run --quiet --example ") else { continue };
+                let (program, case) = arguments.split_once(" -- ").unwrap_or_else(|| page.fail(line));
+                let mut shown = Vec::new();
+                while let Some(line) = lines.next_if(|line| !line.starts_with("$ ")) {
+                    shown.push(without_figures(line));
+                }
+                let printed: Vec<_> = run(program, case).iter().map(|line| without_figures(line)).collect();
+                assert_eq!(shown, printed, "{}: {line}", page.path.display());
+                ran += 1;
+            }
+        }
+    }
+    assert!(ran > 0);
+}
+
+/// Returns the line with each number that has a decimal point replaced: times differ from run to run.
+fn without_figures(line: &str) -> String {
+    let is_figure = |word: &str| {
+        let digits = word.trim_matches(|c: char| !c.is_ascii_digit());
+        digits.contains('.') && digits.parse::<f64>().is_ok()
+    };
+    line.split(' ').map(|word| if is_figure(word) { "N" } else { word }).collect::<Vec<_>>().join(" ")
+}
+
+/// A Rust block that begins with `// FILE` shows consecutive lines of that file.
+#[test]
+fn the_excerpts_of_the_chapters_are_in_the_source() {
+    let mut excerpts = 0;
+    for page in pages() {
+        for block in page.blocks().iter().filter(|block| block.language == "rust") {
+            let Some(file) = block.lines.first().and_then(|line| line.strip_prefix("// ")) else { continue };
+            let source =
+                fs::read_to_string(root().join(file)).unwrap_or_else(|error| page.fail(&format!("{file}: {error}")));
+            let excerpt: Vec<_> = block.lines[1..].iter().map(|line| line.trim()).collect();
+            let source: Vec<_> = source.lines().map(str::trim).collect();
+            if !source.windows(excerpt.len()).any(|lines| lines == excerpt) {
+                page.fail(&format!("{file} does not have the lines of the excerpt:\n{}", excerpt.join("\n")));
+            }
+            excerpts += 1;
+        }
+    }
+    assert!(excerpts > 0);
+}
+
+/// Each line of a diff is a line of one of the chapter's programs.
+#[test]
+fn the_diffs_of_the_chapters_are_of_their_programs() {
+    for chapter in chapters() {
+        let sources: BTreeSet<String> = fs::read_dir(&chapter)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "rs" || extension == "py"))
+            .flat_map(|path| {
+                fs::read_to_string(path).unwrap().lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+            })
+            .collect();
+        for page in ["README.md", "README.es.md"].map(|name| Page::read(chapter.join(name))) {
+            for line in page.blocks().iter().filter(|block| block.language == "diff").flat_map(|block| &block.lines) {
+                let code = line.get(1..).unwrap_or_default().trim();
+                if !sources.contains(code) {
+                    page.fail(&format!("no program of the chapter has the line `{code}`"));
+                }
+            }
+        }
+    }
+}
+
+/// Each file that a page names in backticks exists, and so does each function or type that it names right after, as in
+/// `src/server.rs`, `turn`.
+#[test]
+fn the_files_and_functions_that_the_course_names_exist() {
+    for page in pages() {
+        let prose = page.prose().join(" ");
+        let spans: Vec<_> = prose.split('`').collect();
+        for (index, span) in spans.iter().enumerate().skip(1).step_by(2).filter(|(_, span)| span.starts_with("src/")) {
+            let path = root().join(span);
+            let Ok(source) = fs::read_to_string(&path) else { page.fail(&format!("{span} is no file")) };
+            if let [between, name] = spans.get(index + 1..=index + 2).unwrap_or_default()
+                && *between == ", "
+            {
+                let is_defined = ["fn", "struct", "enum", "trait", "const"].iter().any(|kind| {
+                    source.contains(&format!("{kind} {name}("))
+                        || source.contains(&format!("{kind} {name}<"))
+                        || source.contains(&format!("{kind} {name} "))
+                        || source.contains(&format!("{kind} {name}:"))
+                });
+                if !is_defined {
+                    page.fail(&format!("{span} defines no {name}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_chapter_is_in_the_index_in_order() {
+    for name in ["README.md", "README.es.md"] {
+        let page = Page::read(root().join("docs/course").join(name));
+        let links = page.links();
+        let mut rest = links.iter();
+        for chapter in chapters() {
+            let folder = chapter.file_name().unwrap().to_str().unwrap();
+            let link = format!("{folder}/{name}");
+            if !rest.any(|entry| *entry == link) {
+                page.fail(&format!("{link} is not in the index, or not in its place"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_program_of_the_course_has_at_most_120_lines() {
+    for chapter in chapters() {
+        for path in fs::read_dir(&chapter).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                let count = fs::read_to_string(&path).unwrap().lines().count();
+                assert!(count <= 120, "{} has {count} lines", path.display());
+            }
+        }
+    }
+}
