@@ -62,6 +62,8 @@ pub(super) struct Driver {
     pub(super) step: Step,
     pub(super) window: Window,
     pub(super) schedule: Option<SendSchedule>,
+    /// No connection was there when the window began: all of its messages are unsent, and it ends at once.
+    pub(super) reaches_nobody: bool,
     /// The keys of the connections that are still to send their first messages of a closed loop.
     pub(super) starting: Range<usize>,
     pub(super) pause: Pause,
@@ -97,6 +99,7 @@ impl Driver {
             step: Step::Connect,
             window: Window { start: 0, end: u64::MAX },
             schedule: None,
+            reaches_nobody: false,
             starting: 0..0,
             pause: Pause::default(),
             workload,
@@ -124,6 +127,17 @@ impl Driver {
             in_flight: self.totals.in_flight,
             has_due: !self.starting.is_empty() || self.schedule.as_ref().is_some_and(SendSchedule::has_next),
         }
+    }
+
+    /// Returns whether the window is over.
+    pub(super) fn is_over(&self) -> bool {
+        let status = self.status();
+        self.workload.is_over(&status) || self.reaches_nobody && !status.has_due
+    }
+
+    /// Returns when a window ends that is over: now, or if it reached nobody with its last message.
+    pub(super) fn end_of_traffic(&self) -> u64 {
+        if self.reaches_nobody { self.schedule.as_ref().map_or(u64::MAX, SendSchedule::end) } else { self.clock.now() }
     }
 
     /// Returns when the next message of the schedule is due.
@@ -179,7 +193,7 @@ impl Driver {
         self.totals.record_errors(failure.phase, failure.error, failure.errno, count, now);
         self.connector.pause(now);
         if self.connector.arrivals.is_some() {
-            self.record_unsent(due);
+            self.record_unsent(due, 1);
         }
     }
 
@@ -191,11 +205,11 @@ impl Driver {
         self.totals.record_due(is_reported);
     }
 
-    /// Records a message that is due on a connection that has ended or could not connect.
-    pub(super) fn record_unsent(&mut self, due: u64) {
+    /// Records `count` messages that are due from `due` on, within a tick, on connections that have ended or could not connect.
+    pub(super) fn record_unsent(&mut self, due: u64, count: u64) {
         // The first message of a connection is never on a schedule.
         if self.workload.is_reported(Message { index: 1, due }, self.window) {
-            self.totals.record_unsent(due);
+            self.totals.record_unsent(due, count);
         }
     }
 
@@ -248,7 +262,9 @@ impl Driver {
 
     /// Records the latency of the lost messages, because the measurement has ended.
     pub(super) fn end_measurement(&mut self) {
-        self.totals.end_measurement(self.measurement_end().min(self.clock.now()));
+        let end = self.measurement_end();
+        // The messages of a window that reached nobody have the ages that they would have at its end.
+        self.totals.end_measurement(if self.reaches_nobody { end } else { end.min(self.clock.now()) });
     }
 
     /// Returns when the measurement ends: with the window, or after the last messages that follow it, which is not known before.

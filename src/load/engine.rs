@@ -81,7 +81,7 @@ impl Engine {
         let mut driver = Driver::new(&config)?;
         if config.unresolved > 0 {
             // Without one of its targets it would be another run: it connects nothing.
-            driver.step = if config.is_scheduled() { Step::Ready } else { Step::Done };
+            driver.step = if config.is_open_loop() { Step::Ready } else { Step::Done };
         }
         for _ in 0..config.unresolved {
             driver.totals.record_errors(Phase::Resolve, ErrorName::Other, None, 1, 0);
@@ -163,7 +163,8 @@ impl Engine {
         }
         let traffic = self.driver.workload.traffic();
         let mut slots = self.assign_slots(traffic);
-        if slots.is_empty() && self.config.is_scheduled() {
+        self.driver.reaches_nobody = self.config.unresolved > 0 || slots.is_empty() && self.config.is_scheduled();
+        if self.driver.reaches_nobody {
             // Every message of the window is due, and stays unsent.
             slots = vec![None; self.config.connections as usize];
         }
@@ -175,6 +176,9 @@ impl Engine {
         window.end = if is_timed { window.start + nanoseconds(self.config.duration) } else { u64::MAX };
         self.enter(Step::Warmup);
         self.start_traffic(traffic, slots);
+        if self.driver.reaches_nobody {
+            self.end_arrivals(self.driver.window.end);
+        }
         // Without a warm-up the window begins now.
         self.change_step();
     }
@@ -288,7 +292,7 @@ impl Engine {
                 self.timeline.start(driver.window.start);
                 self.enter(Step::Measure);
             }
-            Step::Measure if driver.workload.is_over(&driver.status()) => self.end_window(),
+            Step::Measure if driver.is_over() => self.end_window(),
             Step::Drain if driver.workload.is_drained(&driver.status()) => {
                 if driver.workload.closes_from() > Step::Drain {
                     self.count_held();
@@ -332,7 +336,7 @@ impl Engine {
     }
 
     fn end_window(&mut self) {
-        self.driver.window.end = self.driver.window.end.min(self.driver.clock.now());
+        self.driver.window.end = self.driver.window.end.min(self.driver.end_of_traffic());
         self.driver.starting = 0..0;
         self.end_arrivals(self.driver.window.end);
         let last_traffic = self.driver.workload.last_traffic();
@@ -364,7 +368,7 @@ impl Engine {
         }
     }
 
-    /// Ends every connection of an interrupted run. Messages in flight are unanswered.
+    /// Ends every connection of an interrupted run. Messages in flight are unanswered, and those that were due and wait for a turn unsent.
     fn end_all(&mut self) {
         let now = self.driver.clock.read();
         if self.driver.step < self.driver.workload.closes_from() {
@@ -380,6 +384,7 @@ impl Engine {
                 ControlFlow::Break(Removal::Ended)
             });
         }
+        self.end_schedule(now);
         self.driver.end_measurement();
         for begun in &mut self.begun[self.driver.step as usize + 1..] {
             *begun = now;

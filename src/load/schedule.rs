@@ -2,7 +2,12 @@
 
 use super::rank::Rank;
 
+use std::mem;
+
 const SECOND: f64 = 1e9;
+/// What is due and reaches no connection is taken together, up to this number of nanoseconds: at a rate of a billion, one by one would
+/// take minutes. Its age is kept to the same number.
+pub(super) const TICK: u64 = 1 << 20;
 
 /// The measured window, in nanoseconds of the run.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +55,28 @@ impl Pace {
             .find(|&event| self.time_of(event) >= time)
             .unwrap_or(u64::MAX)
     }
+
+    /// Takes the events from `next` on that are due by `now`, in the same [`TICK`] and on the same side of `boundary`: returns when the
+    /// first is due and how many they are, and sets `next` to the one that follows.
+    fn take_tick(&self, next: &mut u64, total: u64, now: u64, boundary: u64) -> Option<(u64, u64)> {
+        let due = self.time_of(*next);
+        if *next >= total || due > now {
+            return None;
+        }
+        let end = (due / TICK + 1).saturating_mul(TICK).min(now.saturating_add(1));
+        let end = if due < boundary { end.min(boundary) } else { end };
+        let first = mem::replace(next, self.first_from(end).min(total).max(*next + 1));
+        Some((due, *next - first))
+    }
+}
+
+/// What takes its turn in a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// A message on the connection under this key.
+    Message { due: u64, key: usize },
+    /// `count` events that no connection takes. The first is due at `due`, and the others in the same [`TICK`].
+    Unsent { due: u64, count: u64 },
 }
 
 /// The messages of an open loop, in turn on each slot: message `n` is on slot `n` modulo the number of slots.
@@ -62,8 +89,11 @@ pub(super) struct SendSchedule {
     slots: Vec<Option<usize>>,
     next: u64,
     total: u64,
+    /// Slots that have a connection.
+    occupied: usize,
     /// No slot ever had a connection: nothing waits for its time.
     reaches_nobody: bool,
+    window: Window,
 }
 
 impl SendSchedule {
@@ -76,8 +106,8 @@ impl SendSchedule {
             Some(messages) => pace.first_from(window.start).saturating_add(messages.saturating_mul(count)),
             None => pace.first_from(window.end),
         };
-        let reaches_nobody = slots.iter().all(Option::is_none);
-        Self { pace, slots, next: 0, total, reaches_nobody }
+        let occupied = slots.iter().flatten().count();
+        Self { pace, slots, next: 0, total, occupied, reaches_nobody: occupied == 0, window }
     }
 
     /// Returns when message `message` of `slot` is due.
@@ -90,18 +120,32 @@ impl SendSchedule {
         self.has_next().then(|| if self.reaches_nobody { 0 } else { self.pace.time_of(self.next) })
     }
 
+    /// Returns when the schedule ends.
+    pub(super) fn end(&self) -> u64 {
+        self.pace.time_of(self.total)
+    }
+
     /// Returns whether a message is still to become due.
     pub(super) fn has_next(&self) -> bool {
         self.next < self.total
     }
 
-    /// Takes the next message if it is due by `now`: its due time, and the key of its connection if that is still open.
-    pub(super) fn take_due(&mut self, now: u64) -> Option<(u64, Option<usize>)> {
+    /// Takes the next message if it is due by `now`. If no slot has a connection, takes those of a [`TICK`].
+    pub(super) fn take_due(&mut self, now: u64) -> Option<Due> {
+        if self.occupied == 0 {
+            let now = if self.reaches_nobody { u64::MAX } else { now };
+            return self.take_unsent(now);
+        }
         self.next_due().filter(|&due| due <= now)?;
         let due = self.pace.time_of(self.next);
         let slot = usize::try_from(self.next % self.slots.len() as u64).ok()?;
         self.next += 1;
-        Some((due, self.slots[slot]))
+        Some(self.slots[slot].map_or(Due::Unsent { due, count: 1 }, |key| Due::Message { due, key }))
+    }
+
+    fn take_unsent(&mut self, now: u64) -> Option<Due> {
+        let (due, count) = self.pace.take_tick(&mut self.next, self.total, now, self.window.start)?;
+        Some(Due::Unsent { due, count })
     }
 
     /// Empties `slot` if it is the connection `key`'s.
@@ -110,6 +154,7 @@ impl SendSchedule {
             && *occupant == Some(key)
         {
             *occupant = None;
+            self.occupied -= 1;
         }
     }
 }
@@ -123,11 +168,12 @@ pub(super) struct Arrivals {
     /// Connections before this one have begun or were found to wait.
     timed: u64,
     total: u64,
+    window: Window,
 }
 
 impl Arrivals {
     pub(super) fn new(pace: Pace, window: Window) -> Self {
-        Self { pace, next: 0, timed: 0, total: pace.first_from(window.end) }
+        Self { pace, next: 0, timed: 0, total: pace.first_from(window.end), window }
     }
 
     /// Returns when the next connection to begin is due, or `None` after the last.
@@ -142,6 +188,13 @@ impl Arrivals {
         let waited = self.next <= self.timed;
         self.timed = self.timed.max(self.next);
         Some((due, waited))
+    }
+
+    /// Takes connections that are due by `now` and will not begin: when the first is due, and how many are in its [`TICK`].
+    pub(super) fn take_unsent(&mut self, now: u64) -> Option<(u64, u64)> {
+        let taken = self.pace.take_tick(&mut self.next, self.total, now, self.window.start);
+        self.timed = self.timed.max(self.next);
+        taken
     }
 
     /// Returns when the next connection is due that was not found to wait before.
@@ -167,8 +220,16 @@ mod tests {
         vec![Some(7), Some(9)]
     }
 
+    /// Returns when each message is due, with the key of its connection.
     fn due_times(schedule: &mut SendSchedule) -> Vec<(u64, Option<usize>)> {
-        std::iter::from_fn(|| schedule.take_due(u64::MAX)).collect()
+        let times = std::iter::from_fn(|| schedule.take_due(u64::MAX)).map(|due| match due {
+            Due::Message { due, key } => (due, Some(key)),
+            Due::Unsent { due, count } => {
+                assert_eq!(count, 1);
+                (due, None)
+            }
+        });
+        times.collect()
     }
 
     #[test]
@@ -192,9 +253,9 @@ mod tests {
     #[test]
     fn nothing_is_taken_before_it_is_due() {
         let mut schedule = SendSchedule::new(Pace::new(0, 1.0, Rank::ALONE), vec![Some(7)], None, WINDOW);
-        assert_eq!(schedule.take_due(0), Some((0, Some(7))));
+        assert_eq!(schedule.take_due(0), Some(Due::Message { due: 0, key: 7 }));
         assert_eq!(schedule.take_due(999_999_999), None);
-        assert_eq!(schedule.take_due(1_000_000_000), Some((1_000_000_000, Some(7))));
+        assert_eq!(schedule.take_due(1_000_000_000), Some(Due::Message { due: 1_000_000_000, key: 7 }));
     }
 
     #[test]
@@ -211,8 +272,37 @@ mod tests {
     fn messages_of_slots_that_never_had_a_connection_are_taken_at_once() {
         let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), vec![None; 3], None, WINDOW);
         assert_eq!(schedule.next_due(), Some(0));
-        let due: Vec<_> = std::iter::from_fn(|| schedule.take_due(2_000_000_000)).collect();
+        let due = due_times(&mut schedule);
         assert_eq!(due, [2_000_000_000, 2_250_000_000, 2_500_000_000, 2_750_000_000].map(|due| (due, None)));
+    }
+
+    /// A billion a second, one by one, would take longer than the run.
+    #[test]
+    fn messages_that_reach_no_connection_are_taken_by_the_tick() {
+        const SECONDS: u64 = 1_000_000_000;
+        let window = Window { start: 2 * SECONDS + 5, end: 12 * SECONDS };
+        let pace = || Pace::new(2 * SECONDS, 1e9, Rank::ALONE);
+        let mut ended = SendSchedule::new(pace(), slots(), None, window);
+        assert_eq!(ended.take_due(2 * SECONDS), Some(Due::Message { due: 2 * SECONDS, key: 7 }));
+        ended.vacate(0, 7);
+        ended.vacate(1, 9);
+        let mut arrivals = Arrivals::new(pace(), window);
+        assert_eq!(arrivals.take_due(2 * SECONDS), Some((2 * SECONDS, false)));
+        let take_arrival = |now| arrivals.take_unsent(now).map(|(due, count)| Due::Unsent { due, count });
+        let takes: [Box<dyn FnMut(u64) -> Option<Due>>; 2] =
+            [Box::new(|now| ended.take_due(now)), Box::new(take_arrival)];
+        for mut take in takes {
+            // Up to the window, then up to now.
+            assert_eq!(take(2 * SECONDS + 9), Some(Due::Unsent { due: 2 * SECONDS + 1, count: 4 }));
+            assert_eq!(take(2 * SECONDS + 9), Some(Due::Unsent { due: 2 * SECONDS + 5, count: 5 }));
+            assert_eq!(take(2 * SECONDS + 9), None);
+            let mut expected = 2 * SECONDS + 10;
+            while let Some(Due::Unsent { due, count }) = take(u64::MAX) {
+                assert!(due == expected && due / TICK == (due + count - 1) / TICK, "{count} from {due}");
+                expected += count;
+            }
+            assert_eq!(expected, window.end);
+        }
     }
 
     #[test]

@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 
 use super::error::{ErrorName, Phase};
 use super::report::{Finding, Histogram, Messages, Verify};
+use super::schedule::TICK;
 use super::timer::SECOND;
 use super::verify::Corruption;
 
 /// Findings that the report lists; more are only counted.
 const FINDINGS_MAX: usize = 1000;
-/// Due times of lost messages are kept to this number of nanoseconds, which bounds their memory at any rate.
-const LOST_TICK: u64 = 1 << 20;
 /// Longest age of a lost message in nanoseconds, the maximum of a histogram.
 const LOST_AGE_MAX: u64 = 3600 * SECOND;
 
@@ -107,11 +106,11 @@ impl Totals {
         self.messages.due += u64::from(is_reported);
     }
 
-    /// Counts a message that became due on a connection that has ended.
-    pub(super) fn record_unsent(&mut self, due: u64) {
-        self.messages.due += 1;
-        self.messages.unsent += 1;
-        self.record_lost(due);
+    /// Counts `count` messages that became due from `due` on, within a tick, on connections that have ended.
+    pub(super) fn record_unsent(&mut self, due: u64, count: u64) {
+        self.messages.due += count;
+        self.messages.unsent += count;
+        self.record_lost(due, count);
     }
 
     /// Counts a verified message and its latency, which `is_first` records apart.
@@ -136,18 +135,18 @@ impl Totals {
         } else if now >= end || age >= self.lost_age_max {
             self.second.record_censored(age);
         } else {
-            self.record_lost(due);
+            self.record_lost(due, 1);
         }
     }
 
-    fn record_lost(&mut self, due: u64) {
-        *self.lost.entry(due / LOST_TICK).or_default() += 1;
+    fn record_lost(&mut self, due: u64, count: u64) {
+        *self.lost.entry(due / TICK).or_default() += count;
     }
 
     /// Records the lost messages whose timeout has expired by `now`.
     pub(super) fn expire_lost(&mut self, now: u64) {
         while let Some(first) = self.lost.first_entry()
-            && first.key() * LOST_TICK + self.lost_age_max <= now
+            && first.key() * TICK + self.lost_age_max <= now
         {
             self.second.record_censored_times(self.lost_age_max, first.remove());
         }
@@ -156,7 +155,7 @@ impl Totals {
     /// Records every lost message with its age at `end`, when the measurement ends.
     pub(super) fn end_measurement(&mut self, end: u64) {
         for (tick, count) in std::mem::take(&mut self.lost) {
-            let age = end.saturating_sub(tick * LOST_TICK).min(self.lost_age_max);
+            let age = end.saturating_sub(tick * TICK).min(self.lost_age_max);
             self.second.record_censored_times(age, count);
         }
     }

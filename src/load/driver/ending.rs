@@ -69,7 +69,7 @@ impl Driver {
     /// Records the outstanding messages of a connection that ends.
     pub(in crate::load) fn abandon(&mut self, client: &mut Client, reason: AbandonReason) {
         if client.stage == Stage::Connecting && self.connector.arrivals.is_some() {
-            self.record_unsent(client.connect_due());
+            self.record_unsent(client.connect_due(), 1);
         }
         let (now, end) = (self.clock.now(), self.measurement_end());
         while let Some(message) = client.take_oldest(self.schedule.as_ref()) {

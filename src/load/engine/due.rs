@@ -6,7 +6,7 @@ use super::Engine;
 use crate::load::driver::Driver;
 use crate::load::hand::SLICE;
 use crate::load::progress::Step;
-use crate::load::schedule::Arrivals;
+use crate::load::schedule::{Arrivals, Due};
 
 /// Maximum number of connections closed in a turn, so that the others do not wait for all closes.
 const CLOSES_PER_TURN: u32 = 64;
@@ -72,9 +72,17 @@ impl Engine {
 
     /// Records the connections of an open loop that are due by `time` and never began.
     pub(super) fn end_arrivals(&mut self, time: u64) {
-        while let Some((due, _)) = self.driver.connector.arrivals.as_mut().and_then(|arrivals| arrivals.take_due(time))
-        {
-            self.driver.record_unsent(due);
+        let arrivals = |driver: &mut Driver| driver.connector.arrivals.as_mut()?.take_unsent(time);
+        while let Some((due, count)) = arrivals(&mut self.driver) {
+            self.driver.record_unsent(due, count);
+        }
+    }
+
+    /// Records the scheduled messages that are due by `time`, once every connection has ended.
+    pub(super) fn end_schedule(&mut self, time: u64) {
+        let unsent = |driver: &mut Driver| driver.schedule.as_mut()?.take_due(time);
+        while let Some(Due::Unsent { due, count }) = unsent(&mut self.driver) {
+            self.driver.record_unsent(due, count);
         }
     }
 
@@ -90,10 +98,13 @@ impl Engine {
         let now = self.driver.clock.now();
         for _ in 0..DUE_PER_TURN {
             let due = self.driver.schedule.as_mut().and_then(|schedule| schedule.take_due(now));
-            let Some((due, key)) = due else { return };
-            let Some(key) = key else {
-                self.driver.record_unsent(due);
-                continue;
+            let (due, key) = match due {
+                None => return,
+                Some(Due::Unsent { due, count }) => {
+                    self.driver.record_unsent(due, count);
+                    continue;
+                }
+                Some(Due::Message { due, key }) => (due, key),
             };
             self.with_client(key, |driver, client| {
                 driver.enqueue(client, due);

@@ -10,10 +10,10 @@ use std::time::Duration;
 use ecoloop::Config as ServerConfig;
 use ecoloop::address::ScopedIp;
 use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase};
-use ecoloop::load::{self, Interrupt, ProgressCell, Step};
+use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Step};
 
 use super::faulty_server::{echo, faulty_server};
-use super::{assert_clean, config, document, errors, run, run_command};
+use super::{assert_clean, assert_sums, config, document, errors, run, run_command};
 use crate::support::{TIMEOUT, eventually, serve};
 
 #[test]
@@ -81,23 +81,44 @@ fn a_server_that_never_closes_ends_the_close_phase_after_one_timeout() {
 
 #[test]
 fn a_rate_that_cannot_be_reached_stops_neither_the_progress_nor_an_interrupt() {
+    for mode in [Mode::Echo, Mode::Churn] {
+        let server = serve(ServerConfig::default());
+        let mut config = config(server.local_addr());
+        config.mode = mode;
+        config.rate = Some(1e9);
+        config.duration = Duration::from_secs(3600);
+        config.timeout = TIMEOUT;
+        let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
+        let run = {
+            let (interrupt, progress) = (interrupt.clone(), progress.clone());
+            thread::spawn(move || load::run(config, &interrupt, &progress).unwrap())
+        };
+        let mut seconds = 0;
+        eventually("three seconds of progress", || {
+            seconds += u32::from(progress.take().is_some_and(|progress| progress.rate.is_some()));
+            seconds == 3
+        });
+        interrupt.set();
+        eventually("the end of the run", || run.is_finished());
+        let report = run.join().unwrap();
+        assert_sums(&report);
+        assert_eq!(report.ended, RunEnded::Interrupted);
+        // Everything that was due counts, though most of it had no turn.
+        assert!(report.messages.due >= 2_900_000_000, "{mode:?}: {:?}", report.messages);
+    }
+}
+
+#[test]
+fn a_rate_that_cannot_be_reached_ends_once_its_timeouts_have_expired() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
     config.rate = Some(1e9);
-    config.duration = Duration::from_secs(3600);
-    config.timeout = TIMEOUT;
-    let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
-    let run = {
-        let (interrupt, progress) = (interrupt.clone(), progress.clone());
-        thread::spawn(move || load::run(config, &interrupt, &progress).unwrap())
-    };
-    let mut seconds = 0;
-    eventually("three seconds of progress", || {
-        seconds += u32::from(progress.take().is_some_and(|progress| progress.rate.is_some()));
-        seconds == 3
-    });
-    interrupt.set();
-    assert_eq!(run.join().unwrap().ended, RunEnded::Interrupted);
+    config.duration = Duration::from_secs(1);
+    let report = run(config);
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Timeout, None, 1)]);
+    // The bounds of the window are whole nanoseconds.
+    assert_eq!(report.messages.due, 1_000_000_000);
+    assert!(report.messages.verified > 0 && report.phases_s.drain < 20.0, "{:?}", report.phases_s);
 }
 
 #[test]

@@ -327,10 +327,19 @@ fn an_open_loop_that_reaches_nobody_leaves_every_message_unsent() {
         let report = run(config);
         assert_eq!((report.r#loop, report.verdict), (Loop::Open, Verdict::Fail));
         assert_eq!((report.messages.due, report.messages.unsent), (due, due));
+        // Their ages are those at the end of the window, at most the timeout of a second.
+        let last = report.latency_us.max.unwrap() / MILLISECOND;
+        assert!((last == 1000 || last == 1001) && report.latency_us.p50.unwrap() > 400 * MILLISECOND, "{last}");
     }
     // No name below `invalid` resolves (RFC 6761).
-    let (_, report) = document(&run_command(&["-r", "10", "--json", "-", "no.invalid:5"]));
-    assert_eq!((report.messages.due, report.messages.unsent), (100, 100));
+    for mode in ["echo", "churn"] {
+        let (_, report) = document(&run_command(&["--mode", mode, "-r", "10", "--json", "-", "no.invalid:5"]));
+        assert_eq!((report.r#loop, report.verdict), (Loop::Open, Verdict::Fail));
+        assert_eq!(errors(&report), [(Phase::Resolve, ErrorName::Other, None, 1)]);
+        let messages = report.messages;
+        assert_eq!((messages.due, messages.unsent, messages.deferred), (100, 100, 0));
+        assert!(report.latency_us.p50.unwrap() > 4000 * MILLISECOND, "{mode}: {:?}", report.latency_us);
+    }
     let ended = run_command(&["-r", "10", &address.to_string()]);
     assert!(ended.stdout.iter().any(|line| line.contains("open loop at 10/s")), "{ended:?}");
     assert!(ended.stdout.iter().any(|line| line.contains("100 due: 0 verified")), "{ended:?}");
