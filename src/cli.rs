@@ -2,6 +2,8 @@
 
 #[cfg(feature = "load")]
 mod advice;
+#[cfg(feature = "load")]
+mod compare;
 mod descriptors;
 #[cfg(feature = "load")]
 mod doctor;
@@ -66,6 +68,9 @@ enum Command {
     /// Merge the results of several load generators
     #[cfg(feature = "load")]
     Merge(merge::Arguments),
+    /// Compare the results of two servers, or of two versions of one
+    #[cfg(feature = "load")]
+    Compare(compare::Arguments),
 }
 
 /// Similarity above which an unknown first argument is taken for a misspelled subcommand. clap uses the same.
@@ -119,6 +124,8 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
         Some(Command::Doctor(arguments)) => doctor::run(&arguments),
         #[cfg(feature = "load")]
         Some(Command::Merge(arguments)) => merge::run(&arguments),
+        #[cfg(feature = "load")]
+        Some(Command::Compare(arguments)) => compare::run(&arguments),
     }
 }
 

@@ -19,6 +19,7 @@
 //! ```
 
 mod client;
+pub mod compare;
 mod config;
 mod connector;
 mod driver;
@@ -44,6 +45,7 @@ mod verify;
 use std::io;
 use std::time::Duration;
 
+pub use self::compare::compare;
 pub use self::config::{Close, Config};
 pub use self::interrupt::Interrupt;
 pub use self::progress::{Progress, ProgressCell, Step};

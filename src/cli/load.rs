@@ -45,7 +45,7 @@ MODE      echo: exchange messages until the window ends
           churn: connect, exchange messages, close, and again until the window ends
 EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
           DURATION  any percentile, such as p50 or p99.99, max, mean; with connect_
-                    or lateness_ before it, of these
+                    or lateness_ before it, of these; server_cpu, with --server-pid
           RATE      rate; its percentage is of --rate
           COUNT     connections, hold_alive, hold_late, hold_reset, hold_closed,
                     hold_silent, hold_unasked; percentages are of --connections

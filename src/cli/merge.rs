@@ -67,7 +67,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// Reads a whole file, up to the maximum size of a report.
-fn read(path: &Path) -> Result<String, String> {
+pub(super) fn read(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let max_bytes = REPORT_MIB_MAX << 20;
     let input: io::Result<Box<dyn Read>> =

@@ -9,6 +9,8 @@ mod origin;
 mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
+#[cfg(test)]
+pub(in crate::load) use self::document::tests::example as example_report;
 pub use self::document::{
     ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Loop, Messages, Mode, Phases, Report, SCHEMA, Sample,
     ScheduleReport, ServerSide, Settings, Sockstat, Summary, TargetCount, ThresholdResult, Verdict,
@@ -17,5 +19,6 @@ pub use self::findings::{Excerpt, Finding, FindingKind, Verify};
 pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::merge;
 pub use self::origin::{Options, Origin};
+pub(in crate::load) use self::thresholds::Metric;
 pub use self::thresholds::Threshold;
 pub use super::error::{ErrorName, Phase};

@@ -21,6 +21,63 @@ impl Estimate {
     }
 }
 
+/// Samples below which a side has no interval: of five on each side, all of one are above the other's too often by chance.
+pub const SAMPLES_MIN: usize = 6;
+/// Number of resamples of a bootstrap.
+const RESAMPLES: usize = 1000;
+
+/// The ratio of two medians, and how certain it is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ratio {
+    /// The ratio of the sample medians.
+    pub value: f64,
+    /// Its bootstrap confidence interval; `None` if a side has fewer than [`SAMPLES_MIN`] samples.
+    pub interval: Option<[f64; 2]>,
+}
+
+impl Ratio {
+    /// Returns the ratio of the median of `new` to that of `old`, or `None` if one of them has no samples, or the ratio no value.
+    ///
+    /// Both sides are resampled with replacement, independently of each other: no distribution of the samples is assumed. The same
+    /// samples have the same interval. `confidence` is a share, such as 0.95.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ecoloop::load::statistics::Ratio;
+    ///
+    /// let old = [100.0, 101.0, 99.0, 100.0, 100.0, 102.0];
+    /// let new = old.map(|sample| sample * 1.5);
+    /// let ratio = Ratio::of_medians(&old, &new, 0.95).unwrap();
+    /// assert_eq!(ratio.value, 1.5);
+    /// assert!(ratio.interval.unwrap()[0] > 1.4);
+    /// ```
+    #[must_use]
+    pub fn of_medians(old: &[f64], new: &[f64], confidence: f64) -> Option<Self> {
+        let value = Some(median(new)? / median(old)?).filter(|ratio| ratio.is_finite())?;
+        if old.len().min(new.len()) < SAMPLES_MIN {
+            return Some(Self { value, interval: None });
+        }
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut resamples = [Vec::with_capacity(old.len()), Vec::with_capacity(new.len())];
+        let mut resampled_median = |samples: &[f64], at: usize| {
+            resamples[at].clear();
+            resamples[at].extend((0..samples.len()).map(|_| samples[random.usize(..samples.len())]));
+            median_of(&mut resamples[at])
+        };
+        let mut ratios: Vec<_> = (0..RESAMPLES).map(|_| resampled_median(new, 1) / resampled_median(old, 0)).collect();
+        ratios.sort_unstable_by(f64::total_cmp);
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "below the number of resamples"
+        )]
+        let tail = ((1.0 - confidence) / 2.0 * RESAMPLES as f64) as usize;
+        Some(Self { value, interval: Some([ratios[tail], ratios[RESAMPLES - 1 - tail]]) })
+    }
+}
+
 /// Returns the median, or `None` if there are no samples.
 ///
 /// # Examples
@@ -32,9 +89,15 @@ impl Estimate {
 /// ```
 #[must_use]
 pub fn median(samples: &[f64]) -> Option<f64> {
-    let sorted = sorted(samples);
-    let upper = *sorted.get(sorted.len() / 2)?;
-    Some(if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[sorted.len() / 2 - 1], upper) } else { upper })
+    if samples.is_empty() { None } else { Some(median_of(&mut samples.to_vec())) }
+}
+
+/// Returns the median of samples, of which there is one at least, and reorders them.
+fn median_of(samples: &mut [f64]) -> f64 {
+    let is_even = samples.len().is_multiple_of(2);
+    let (below, &mut upper, _) = samples.select_nth_unstable_by(samples.len() / 2, f64::total_cmp);
+    let lower = below.iter().copied().max_by(f64::total_cmp).filter(|_| is_even);
+    lower.map_or(upper, |lower| f64::midpoint(lower, upper))
 }
 
 /// Returns the ratio in each round that has both samples.

@@ -6,6 +6,8 @@ mod accepting;
 mod admission;
 mod clients;
 mod command_line;
+#[cfg(feature = "load")]
+mod compare;
 mod course;
 mod draining;
 mod echo;

@@ -8,7 +8,7 @@ use crate::units::{parse_count, parse_rate};
 
 /// The metrics, in the words of a message.
 const METRICS: &str = "p50 (any percentile: p99.99), mean and max, each also with connect_ or lateness_ before it, rate, \
-                       connections, errors, unanswered, unsent, deferred, schedule, hold_alive, hold_late, hold_reset, \
+                       connections, errors, unanswered, unsent, deferred, schedule, server_cpu, hold_alive, hold_late, hold_reset, \
                        hold_closed, hold_silent, hold_unasked";
 /// Fails a run whose schedule is not kept. It has no comparison.
 const SCHEDULE: &str = "schedule";
@@ -116,8 +116,9 @@ pub(super) fn evaluate(report: &mut Report, requested: &[Threshold]) {
     report.thresholds = thresholds;
 }
 
+/// A quantity of a report.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Metric {
+pub(in crate::load) enum Metric {
     Duration(Distribution, Statistic),
     Rate,
     Connections,
@@ -127,6 +128,8 @@ enum Metric {
     Deferred,
     /// 1 if the schedule was kept, or 0.
     Schedule,
+    /// CPU time of the server's process a message, in microseconds.
+    ServerCpu,
     Hold(HoldOutcome),
     /// Has no name on the command line, so that its default cannot be replaced.
     Findings,
@@ -135,14 +138,14 @@ enum Metric {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Distribution {
+pub(in crate::load) enum Distribution {
     Latency,
     Connect,
     Lateness,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Statistic {
+pub(in crate::load) enum Statistic {
     /// A share of the values, from 0 to 1.
     Quantile(f64),
     Max,
@@ -150,7 +153,7 @@ enum Statistic {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HoldOutcome {
+pub(in crate::load) enum HoldOutcome {
     Alive,
     Late,
     Reset,
@@ -160,7 +163,7 @@ enum HoldOutcome {
 }
 
 impl Metric {
-    fn from_name(name: &str) -> Result<Self, String> {
+    pub(in crate::load) fn from_name(name: &str) -> Result<Self, String> {
         let metric = match name {
             "rate" => Self::Rate,
             "connections" => Self::Connections,
@@ -169,6 +172,7 @@ impl Metric {
             "unsent" => Self::Unsent,
             "deferred" => Self::Deferred,
             SCHEDULE => Self::Schedule,
+            "server_cpu" => Self::ServerCpu,
             "hold_alive" => Self::Hold(HoldOutcome::Alive),
             "hold_late" => Self::Hold(HoldOutcome::Late),
             "hold_reset" => Self::Hold(HoldOutcome::Reset),
@@ -191,7 +195,7 @@ impl Metric {
 
     fn unit(self) -> Unit {
         match self {
-            Self::Duration(..) => Unit::Duration,
+            Self::Duration(..) | Self::ServerCpu => Unit::Duration,
             Self::Rate => Unit::Rate,
             _ => Unit::Count,
         }
@@ -199,13 +203,14 @@ impl Metric {
 
     /// Returns whether the metric is part of a whole.
     fn has_percentage(self) -> bool {
-        !matches!(self, Self::Duration(..) | Self::Schedule | Self::Findings | Self::Verified)
+        !matches!(self, Self::Duration(..) | Self::Schedule | Self::ServerCpu | Self::Findings | Self::Verified)
     }
 
-    fn value(self, report: &Report) -> Option<f64> {
+    pub(in crate::load) fn value(self, report: &Report) -> Option<f64> {
         let whole = match self {
             Self::Duration(distribution, statistic) => return statistic.of(distribution.of(report)),
             Self::Rate => return report.rate_per_s,
+            Self::ServerCpu => return report.server?.cpu_us_per_message,
             Self::Connections => report.connections.held,
             Self::Errors => report.errors.iter().fold(0, |sum, error| error.count.saturating_add(sum)),
             Self::Unanswered => report.messages.unanswered,
@@ -217,6 +222,21 @@ impl Metric {
             Self::Verified => report.messages.verified,
         };
         Some(float(whole))
+    }
+
+    /// Returns whether the metric is of whole microseconds.
+    pub(in crate::load) fn is_whole(self) -> bool {
+        matches!(self, Self::Duration(_, Statistic::Quantile(_) | Statistic::Max))
+    }
+
+    /// Returns whether a higher value is a better one.
+    pub(in crate::load) fn is_better_higher(self) -> bool {
+        self == Self::Rate
+    }
+
+    /// Returns whether the ratio of two values says how much faster one of two servers is.
+    pub(in crate::load) fn has_ratio(self) -> bool {
+        matches!(self, Self::Duration(..) | Self::Rate | Self::ServerCpu)
     }
 
     /// Returns the value in percent of what was asked of the run, opened, or due.
@@ -294,7 +314,7 @@ fn float(value: u64) -> f64 {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Comparison {
+pub(in crate::load) enum Comparison {
     Less,
     More,
     AtMost,

@@ -49,6 +49,7 @@ fn every_metric_takes_its_unit() {
         ("unanswered>=1", Metric::Unanswered, 1.0),
         ("unsent>1k", Metric::Unsent, 1000.0),
         ("deferred>10", Metric::Deferred, 10.0),
+        ("server_cpu>5us", Metric::ServerCpu, 5.0),
         ("hold_reset>0", Metric::Hold(HoldOutcome::Reset), 0.0),
         ("hold_unasked>0", Metric::Hold(HoldOutcome::Unasked), 0.0),
     ] {

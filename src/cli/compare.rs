@@ -1,0 +1,169 @@
+//! `ecoloop compare`: compares the windows of two servers.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use ecoloop::load::compare::{Comparison, Difference, MetricRatio, RelativeResult, RelativeThreshold, Side};
+use ecoloop::load::report::Verdict;
+use ecoloop::load::{self, Report};
+use serde::de::IgnoredAny;
+
+use super::exit_status;
+use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural};
+use super::merge::read;
+use super::output::{self, Output};
+use super::result_files::REPORT;
+
+const HELP: &str = "\
+EXPR  METRIC, < or >, and a change in percent with its sign: p99>+10%, rate<-5%
+      METRIC is any percentile, mean, max, rate or server_cpu
+
+For each metric: the ratio of the medians, NEW to OLD, and an interval. The intervals of all metrics hold together with 95 %
+confidence. A verdict needs 6 windows on each side, and usually more:
+  faster, slower      the interval is on one side of 1
+  no difference seen  the interval is within 5 % of 1
+  cannot tell         neither; N windows on each side find a difference of 5 %
+
+A condition fails only if the whole interval is beyond it.
+
+Exit status:
+  0  pass: no condition failed
+  1  fail: a condition failed; or runtime error, such as reports of different settings
+  2  usage error
+  3  inconclusive: nothing failed, but a condition cannot be told
+
+Examples:
+  for i in $(seq 20); do echo; done | ecoloop load -d 1s --repeat --json - 127.0.0.1:5000 > old.json
+      twenty windows of the old server
+  ecoloop compare old.json new.json --fail-if 'p99>+10%'
+      which fails if the 99th percentile is certainly more than 10 % above the old one";
+
+#[derive(Args)]
+#[command(after_help = HELP)]
+pub(super) struct Arguments {
+    /// File of one or many reports that ecoloop load --json wrote; - is standard input
+    #[arg(value_name = "OLD")]
+    old: PathBuf,
+
+    /// File of the reports to compare with them
+    #[arg(value_name = "NEW")]
+    new: PathBuf,
+
+    /// Fail if a metric changes by more than this, such as p99>+10% (repeatable)
+    #[arg(help_heading = REPORT, long = "fail-if", value_name = "EXPR")]
+    thresholds: Vec<RelativeThreshold>,
+
+    /// Write the comparison to FILE as JSON; - is standard output, without the table
+    #[arg(help_heading = REPORT, long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Print no table
+    #[arg(help_heading = REPORT, short, long)]
+    quiet: bool,
+}
+
+/// Reads and compares reports, writes the results, and returns the exit status.
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+    let json = arguments.json.as_deref().map(Output::open).transpose()?;
+    let [old, new] = [reports(&arguments.old)?, reports(&arguments.new)?];
+    let comparison =
+        load::compare(&old, &new, &arguments.thresholds).map_err(|error| format!("cannot compare: {error}"))?;
+    if let Some(output) = &json {
+        output.write(&(serde_json::to_string(&comparison)? + "\n"))?;
+    }
+    if !arguments.quiet && !matches!(json, Some(Output::Stdout)) {
+        output::print(table(&comparison).as_bytes())?;
+    }
+    Ok(exit_status(comparison.verdict))
+}
+
+/// Reads the reports of a file, each with a name for messages.
+fn reports(path: &Path) -> Result<Vec<(String, Report)>, String> {
+    let file = path.display().to_string();
+    let text = read(path).map_err(|reason| format!("cannot read {file}: {reason}"))?;
+    let mut reports = Vec::new();
+    let mut documents = serde_json::Deserializer::from_str(&text).into_iter::<IgnoredAny>();
+    let mut start = 0;
+    while let Some(document) = documents.next() {
+        // What is not JSON is that to its end: the report's own parser says why.
+        let end = if document.is_ok() { documents.byte_offset() } else { text.len() };
+        let name = format!("{file}, report {}", reports.len() + 1);
+        let report = Report::from_json(&text[start..end]).map_err(|error| format!("cannot compare {name}: {error}"))?;
+        reports.push((name, report));
+        start = end;
+    }
+    if reports.is_empty() { Err(format!("cannot compare {file}: it has no report")) } else { Ok(reports) }
+}
+
+/// Returns the comparison as a table.
+fn table(comparison: &Comparison) -> String {
+    let mut text = String::new();
+    for (name, side) in [("old", &comparison.old), ("new", &comparison.new)] {
+        let _ = writeln!(text, "{name:<13}{}", words(side));
+    }
+    let _ = writeln!(text, "\n{:<11}{:>9}{:>9}{:>7}  interval", "", "old", "new", "ratio");
+    for metric in &comparison.metrics {
+        let value = |value: Option<f64>| value.map_or(NO_DATA.to_owned(), |value| figure(&metric.metric, value));
+        let ratio = metric.ratio.map_or(NO_DATA.to_owned(), |ratio| format!("{ratio:.3}"));
+        let interval = metric.interval.map_or(NO_DATA.to_owned(), |[low, high]| format!("{low:.3}-{high:.3}"));
+        let (name, [old, new], verdict) = (&metric.metric, [metric.old, metric.new].map(value), verdict(metric));
+        let _ = writeln!(text, "{name:<11}{old:>9}{new:>9}{ratio:>7}  {interval:<13}{verdict}");
+    }
+    if let Some(result) = result(comparison) {
+        let _ = writeln!(text, "\n{:<13}{result}", "result");
+    }
+    text
+}
+
+fn words(side: &Side) -> String {
+    let mut words = vec![plural(count(side.windows as u64), "window", "windows")];
+    if side.left_out > 0 {
+        words.push(format!("{} left out: interrupted or not on schedule", count(side.left_out as u64)));
+    }
+    if side.errors > 0 {
+        words.push(plural(count(side.errors), "error", "errors"));
+    }
+    if !side.targets.is_empty() {
+        words.push(format!("to {}", abbreviate(&side.targets)));
+    }
+    words.join(", ")
+}
+
+fn figure(metric: &str, value: f64) -> String {
+    if metric == "rate" { format!("{}/s", number(value)) } else { mean_time(value) }
+}
+
+fn verdict(metric: &MetricRatio) -> String {
+    match metric.verdict {
+        Difference::Faster => "faster".to_owned(),
+        Difference::Slower => "slower".to_owned(),
+        Difference::NoDifference => "no difference seen".to_owned(),
+        Difference::CannotTell => {
+            let needed = metric.windows_needed.map(|needed| format!(" ({} windows needed)", count(needed)));
+            format!("cannot tell{}", needed.unwrap_or_default())
+        }
+    }
+}
+
+/// Returns the result of the conditions, if there are any.
+fn result(comparison: &Comparison) -> Option<String> {
+    let list = |failed: Option<bool>| {
+        let matching = comparison.thresholds.iter().filter(|threshold| threshold.failed == failed);
+        matching.map(threshold).collect::<Vec<_>>().join(", ")
+    };
+    match comparison.verdict {
+        Verdict::Pass if comparison.thresholds.is_empty() => None,
+        Verdict::Pass => Some(format!("PASS ({})", plural(comparison.thresholds.len(), "threshold", "thresholds"))),
+        Verdict::Fail => Some(format!("FAIL: {}", list(Some(true)))),
+        Verdict::Inconclusive => Some(format!("INCONCLUSIVE: cannot tell {}", list(None))),
+        Verdict::Interrupted | Verdict::Running => Some("INTERRUPTED".to_owned()),
+    }
+}
+
+fn threshold(threshold: &RelativeResult) -> String {
+    let value = threshold.value.map_or("no data".to_owned(), |percent| format!("{percent:+.1} %"));
+    format!("{} ({value})", threshold.expr)
+}

@@ -1,0 +1,188 @@
+use super::super::report::example_report;
+use super::*;
+
+/// Returns windows whose latency is `median` microseconds and scatters by `spread`, a share.
+fn windows(random: &mut fastrand::Rng, count: usize, median: f64, spread: f64) -> Vec<(String, Report)> {
+    let example = example_report();
+    let window = |_| {
+        // The sum of twelve is nearly normal, with a standard deviation of 1.
+        let deviation = (0..12).map(|_| random.f64()).sum::<f64>() - 6.0;
+        let latency = median * (1.0 + spread * deviation);
+        let mut report = example.clone();
+        report.server = None;
+        report.r#loop = Loop::Closed;
+        report.config.rate = None;
+        report.rate_per_s = Some(1e6 / latency);
+        report.latency_us.mean = Some(latency);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred")]
+        {
+            report.latency_us.p50 = Some(latency as u64);
+            // Of its own scatter, and over one in eight windows something else ran.
+            let disturbance = if random.u8(..8) == 0 { 3.0 } else { 1.0 + spread * random.f64() };
+            report.latency_us.p99 = Some((latency * 4.0 * disturbance) as u64);
+        }
+        ("file".to_owned(), report)
+    };
+    (0..count).map(window).collect()
+}
+
+fn metric(comparison: Comparison, name: &str) -> MetricRatio {
+    comparison.metrics.into_iter().find(|metric| metric.metric == name).unwrap()
+}
+
+/// Returns windows in which each median of latency occurs once.
+fn exact(medians: impl IntoIterator<Item = u64>) -> Vec<(String, Report)> {
+    let window = |median| {
+        let mut report = example_report();
+        report.latency_us.p50 = Some(median);
+        ("file".to_owned(), report)
+    };
+    medians.into_iter().map(window).collect()
+}
+
+#[test]
+fn a_server_does_not_differ_from_itself_in_95_of_100_comparisons() {
+    for (count, spread) in [(6, 0.01), (12, 0.05)] {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut differs = 0;
+        for _ in 0..100 {
+            let [old, new] = [(), ()].map(|()| windows(&mut random, count, 500.0, spread));
+            let comparison = compare(&old, &new, &[]).unwrap();
+            let is = |verdict| comparison.metrics.iter().filter(move |metric| metric.verdict == verdict).count();
+            differs += usize::from(is(Difference::Faster) + is(Difference::Slower) > 0);
+        }
+        assert!(differs <= 5, "{differs} of 100 with {count} windows");
+    }
+}
+
+#[test]
+fn a_server_that_is_5_percent_slower_is_found_with_the_windows_that_are_needed() {
+    let mut random = fastrand::Rng::with_seed(8);
+    let mut compare_windows = |count| {
+        let mut sides = [500.0, 525.0].map(|median| windows(&mut random, count, median, 0.03));
+        for (_, window) in sides.iter_mut().flatten() {
+            // The mean alone, for the time that a test takes.
+            (window.rate_per_s, window.latency_us.p50, window.latency_us.p99, window.server) = (None, None, None, None);
+        }
+        let [old, new] = sides;
+        let comparison = compare(&old, &new, &[]).unwrap();
+        metric(comparison, "mean")
+    };
+    let (mut found, mut untold) = (0, 0);
+    while untold < 12 {
+        let few = compare_windows(10);
+        assert_ne!(few.verdict, Difference::NoDifference, "{few:?}");
+        if few.verdict == Difference::CannotTell {
+            untold += 1;
+            let needed = usize::try_from(few.windows_needed.unwrap()).unwrap();
+            assert!(needed > 10);
+            found += usize::from(compare_windows(needed).verdict == Difference::Slower);
+        }
+    }
+    assert!(found >= 11, "{found} of {untold}");
+}
+
+#[test]
+fn the_direction_of_a_metric_decides_what_is_faster() {
+    let (slow, fast) = (exact(1100..1110), exact(1000..1010));
+    assert_eq!(metric(compare(&slow, &fast, &[]).unwrap(), "p50").verdict, Difference::Faster);
+    assert_eq!(metric(compare(&fast, &slow, &[]).unwrap(), "p50").verdict, Difference::Slower);
+    let with_rate = |mut windows: Vec<(String, Report)>| {
+        for (_, window) in &mut windows {
+            window.r#loop = Loop::Closed;
+            window.rate_per_s = window.latency_us.p50.map(|p50| f64::from(u32::try_from(p50).unwrap()));
+        }
+        windows
+    };
+    let higher = metric(compare(&with_rate(fast), &with_rate(slow), &[]).unwrap(), "rate");
+    assert_eq!(higher.verdict, Difference::Faster);
+    assert!((higher.ratio.unwrap() - 1.1).abs() < 0.01, "{higher:?}");
+}
+
+#[test]
+fn a_threshold_fails_only_if_the_whole_interval_is_beyond() {
+    let near = |median: u64| (median..median + 10).collect::<Vec<_>>();
+    let cases = [
+        ("p50>+10%", near(1000), near(1200), Some(true)),
+        ("p50>+10%", near(1200), near(1000), Some(false)),
+        ("p50<-10%", near(1200), near(1000), Some(true)),
+        // About 10 %, and no doubt that it is slower.
+        ("p50>+10%", near(1000), (1090..1120).step_by(3).collect(), Some(false)),
+        ("p50>+10%", near(1000), (900..1300).step_by(40).collect(), None),
+        ("p99.9>+10%", near(1000), near(1000), None),
+        ("p50>+10%", vec![1000; 5], vec![2000; 5], None),
+    ];
+    for (expr, old, new, failed) in cases {
+        let comparison = compare(&exact(old), &exact(new), &[expr.parse().unwrap()]).unwrap();
+        assert_eq!(comparison.thresholds[0].failed, failed, "{expr}: {comparison:?}");
+        let verdict = match failed {
+            Some(true) => Verdict::Fail,
+            Some(false) => Verdict::Pass,
+            None => Verdict::Inconclusive,
+        };
+        assert_eq!(comparison.verdict, verdict);
+    }
+}
+
+#[test]
+fn one_window_on_each_side_tells_nothing() {
+    let comparison = compare(&exact([1000]), &exact([2000]), &[]).unwrap();
+    let p50 = metric(comparison, "p50");
+    assert_eq!((p50.verdict, p50.windows_needed), (Difference::CannotTell, Some(6)));
+    assert_eq!((p50.ratio, p50.interval), (Some(2.0), None));
+}
+
+#[test]
+fn percentiles_of_a_few_microseconds_differ_by_more_than_a_step() {
+    let p50 = metric(compare(&exact([5; 20]), &exact([6; 20]), &[]).unwrap(), "p50");
+    assert_eq!((p50.verdict, p50.interval), (Difference::NoDifference, Some([1.2, 1.2])));
+    assert_eq!(metric(compare(&exact([5; 20]), &exact([7; 20]), &[]).unwrap(), "p50").verdict, Difference::Slower);
+}
+
+#[test]
+fn runs_of_other_settings_are_refused_by_name() {
+    let refusal = |change: fn(&mut Report)| {
+        let mut other = exact([1000]);
+        other[0].0 = "new".to_owned();
+        change(&mut other[0].1);
+        compare(&exact([1000]), &other, &[]).unwrap_err().to_string()
+    };
+    assert_eq!(refusal(|run| run.mode = Mode::Churn), r#"new: mode is "churn", and "echo" in file"#);
+    assert_eq!(refusal(|run| run.config.size = 65), "new: size is 65, and 64 in file");
+    assert_eq!(refusal(|run| run.config.rate = Some(1.0)), "new: rate is 1.0, and 2000.0 in file");
+    assert_eq!(refusal(|run| run.connections.requested = 1), "new: connections is 1, and 50 in file");
+    let nagle = |run: &mut Report| run.origin.as_mut().unwrap().options.nagle = true;
+    assert_eq!(refusal(nagle), "new: nagle is true, and false in file");
+    assert_eq!(compare(&[], &exact([1]), &[]).unwrap_err().to_string(), "there is no report");
+
+    let mut other = exact(1000..1010);
+    for (_, run) in &mut other {
+        run.config.targets = vec!["10.0.0.1:7".parse().unwrap()];
+        run.config.seed = Some(2);
+    }
+    assert_eq!(compare(&exact(1000..1010), &other, &[]).unwrap().new.targets, other[0].1.config.targets);
+}
+
+#[test]
+fn windows_that_say_nothing_about_the_server_are_left_out() {
+    let mut new = exact(1000..1010);
+    new[0].1.ended = Ended::Interrupted;
+    new[1].1.schedule.kept = Some(false);
+    new[2].1.generator.saturated = Some(true);
+    let comparison = compare(&exact(1000..1010), &new, &[]).unwrap();
+    assert_eq!((comparison.new.windows, comparison.new.left_out), (7, 3));
+    for (_, run) in &mut new {
+        run.r#loop = Loop::Closed;
+    }
+    assert_eq!(compare(&new, &new, &[]).unwrap().new.left_out, 1);
+}
+
+#[test]
+fn a_threshold_has_a_metric_and_a_signed_percentage() {
+    for text in ["p99>+10%", " server_cpu > +2.5% ", "rate<-5%", "connect_p99.9>+1%"] {
+        assert!(text.parse::<RelativeThreshold>().is_ok(), "{text}");
+    }
+    for text in ["p99", "p99>10%", "p99>+10", "p99>=+10%", "errors>+10%", "p>+1%", "p99>+x%", "p99>+inf%"] {
+        assert!(text.parse::<RelativeThreshold>().is_err(), "{text}");
+    }
+}

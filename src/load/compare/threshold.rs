@@ -1,0 +1,86 @@
+//! The conditions that make a comparison fail.
+
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::{Difference, MetricRatio};
+use crate::load::report::{Metric, Verdict};
+
+/// A condition that makes a comparison fail: `p99>+10%`, `rate<-5%`.
+///
+/// # Examples
+///
+/// ```
+/// let threshold: ecoloop::load::compare::RelativeThreshold = "p99>+10%".parse()?;
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct RelativeThreshold {
+    text: String,
+    name: String,
+    is_above: bool,
+    /// The change in percent.
+    bound: f64,
+}
+
+/// The result of a threshold of a comparison.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RelativeResult {
+    /// The condition that makes the comparison fail.
+    pub expr: String,
+    /// The change of the median, in percent.
+    pub value: Option<f64>,
+    /// Whether the whole interval is beyond the bound. `None` if that cannot be told.
+    pub failed: Option<bool>,
+}
+
+impl RelativeThreshold {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn evaluate(&self, metrics: &[MetricRatio]) -> RelativeResult {
+        let metric = metrics.iter().find(|metric| metric.metric == self.name);
+        let percent = |ratio: f64| (ratio - 1.0) * 100.0;
+        let interval = metric.and_then(|metric| metric.interval).map(|interval| interval.map(percent));
+        let is_beyond = |percent: f64| if self.is_above { percent > self.bound } else { percent < self.bound };
+        let is_told = metric.is_some_and(|metric| metric.verdict != Difference::CannotTell);
+        let failed = interval.and_then(|ends| match ends.map(is_beyond) {
+            [true, true] => Some(true),
+            [false, false] => Some(false),
+            _ => is_told.then_some(false),
+        });
+        RelativeResult { expr: self.text.clone(), value: metric.and_then(|metric| metric.ratio).map(percent), failed }
+    }
+}
+
+/// Returns the verdict of a comparison with these thresholds.
+pub(super) fn verdict(thresholds: &[RelativeResult]) -> Verdict {
+    if thresholds.iter().any(|threshold| threshold.failed == Some(true)) {
+        Verdict::Fail
+    } else if thresholds.iter().any(|threshold| threshold.failed.is_none()) {
+        Verdict::Inconclusive
+    } else {
+        Verdict::Pass
+    }
+}
+
+impl FromStr for RelativeThreshold {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str =
+            "expected METRIC, < or >, and a change in percent with its sign, such as p99>+10% or rate<-5%";
+        let text = text.trim();
+        let at = text.find(['<', '>']).ok_or(EXPECTED)?;
+        let (name, rest) = (text[..at].trim(), text[at + 1..].trim_start());
+        if !Metric::from_name(name)?.has_ratio() {
+            return Err(format!("{name} has no ratio: the metrics are percentiles, mean, max, rate and server_cpu"));
+        }
+        let percent = rest.strip_suffix('%').filter(|percent| percent.starts_with(['+', '-'])).ok_or(EXPECTED)?;
+        let bound = percent.parse().ok().filter(|bound: &f64| bound.is_finite()).ok_or(EXPECTED)?;
+        Ok(Self { text: text.to_owned(), name: name.to_owned(), is_above: text[at..].starts_with('>'), bound })
+    }
+}

@@ -1,0 +1,93 @@
+//! `ecoloop compare` of files.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::{Ended, Process, Scratch, ecoloop};
+
+/// Writes `count` windows, one a line, whose median latency is near `p50` microseconds.
+#[track_caller]
+fn windows(name: &str, count: u64, p50: u64, change: impl Fn(&mut Value)) -> Scratch {
+    let window = |number: u64| {
+        let mut report: Value = serde_json::from_str(include_str!("../report.json")).unwrap();
+        report["run_id"] = format!("{name}-{number}").into();
+        report["latency_us"]["p50"] = (p50 + number).into();
+        change(&mut report);
+        report.to_string() + "\n"
+    };
+    let file = Scratch::new(name);
+    fs::write(file.path(), (0..count).map(window).collect::<String>()).unwrap();
+    file
+}
+
+#[track_caller]
+fn compare(arguments: &[&str]) -> Ended {
+    Process::start(ecoloop(&[&["compare"], arguments].concat())).wait()
+}
+
+fn row<'a>(ended: &'a Ended, metric: &str) -> &'a str {
+    ended.stdout.iter().find(|line| line.starts_with(metric)).unwrap()
+}
+
+#[test]
+fn a_slower_server_is_named_and_fails_the_condition() {
+    let (old, new) = (windows("old", 10, 1000, |_| ()), windows("new", 12, 1200, |_| ()));
+    let ended = compare(&[old.path(), new.path(), "--fail-if", "p50>+10%"]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert_eq!(
+        ended.stdout[..2],
+        ["old          10 windows, to 127.0.0.1:5000", "new          12 windows, to 127.0.0.1:5000"]
+    );
+    let p50 = row(&ended, "p50");
+    assert!(p50.starts_with("p50          1.00 ms  1.21 ms  1.200  1.19") && p50.ends_with(" slower"), "{p50}");
+    assert_eq!(row(&ended, "result"), "result       FAIL: p50>+10% (+20.0 %)");
+    let reversed = compare(&[new.path(), old.path(), "--fail-if", "p50>+10%"]);
+    assert!(row(&reversed, "p50").ends_with(" faster"), "{reversed:?}");
+    assert_eq!((reversed.status.code(), row(&reversed, "result")), (Some(0), "result       PASS (1 threshold)"));
+    let same = compare(&[old.path(), old.path()]);
+    assert!(row(&same, "p50").ends_with(" no difference seen"), "{same:?}");
+}
+
+#[test]
+fn one_report_on_each_side_cannot_tell() {
+    let (old, new) = (windows("old", 1, 1000, |_| ()), windows("new", 1, 2000, |_| ()));
+    let ended = compare(&[old.path(), new.path(), "--fail-if", "p50>+10%"]);
+    assert!(row(&ended, "p50").ends_with("cannot tell (6 windows needed)"), "{ended:?}");
+    assert_eq!(ended.status.code(), Some(3));
+    assert_eq!(compare(&[old.path(), new.path()]).status.code(), Some(0));
+}
+
+#[test]
+fn the_comparison_is_written_as_json() {
+    let (old, new) = (windows("old", 10, 1000, |_| ()), windows("new", 10, 1200, |_| ()));
+    let ended = compare(&[old.path(), new.path(), "--json", "-", "--fail-if", "p50>+30%"]);
+    let [line] = &ended.stdout[..] else { panic!("not one line: {ended:?}") };
+    let document: Value = serde_json::from_str(line).unwrap();
+    assert_eq!((&document["schema"], &document["verdict"]), (&json!("ecoloop.compare/1"), &json!("pass")));
+    assert_eq!(document["new"], json!({"targets": ["127.0.0.1:5000"], "windows": 10, "left_out": 0, "errors": 0}));
+    assert_eq!(document["metrics"][0]["metric"], "p50");
+    assert_eq!(document["metrics"][0]["verdict"], "slower");
+    assert_eq!(document["thresholds"][0]["failed"], false);
+}
+
+#[test]
+fn reports_that_cannot_be_compared_are_refused_by_name() {
+    let old = windows("old", 2, 1000, |_| ());
+    let other_size = windows("size", 2, 1000, |report| report["config"]["size"] = 65.into());
+    let broken = Scratch::new("broken");
+    fs::write(broken.path(), fs::read_to_string(old.path()).unwrap() + "{\"schema\"").unwrap();
+    let empty = windows("empty", 0, 0, |_| ());
+    for (new, reason) in [
+        (other_size.path(), format!("{}, report 1: size is 65, and 64 in {}, report 1", other_size.path(), old.path())),
+        (
+            broken.path(),
+            format!("{}, report 3: not a JSON document: EOF while parsing an object at line 2 column 9", broken.path()),
+        ),
+        (empty.path(), format!("{}: it has no report", empty.path())),
+    ] {
+        let ended = compare(&[old.path(), new]);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(ended.stderr.len() == 1 && ended.stderr[0].ends_with(&reason), "{ended:?}: {reason}");
+    }
+}
