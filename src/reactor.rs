@@ -253,10 +253,25 @@ impl<T> Reactor<T> {
         Some(value)
     }
 
+    /// Replaces the value under `key`. The source stays registered.
+    pub(crate) fn replace(&mut self, key: usize, change: impl FnOnce(T) -> T) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.value = slot.value.take().map(change);
+        }
+    }
+
     /// Queues `key` to be served without an event, at most once.
     pub fn resume(&mut self, key: usize) {
-        if let Some(Slot { value: Some(_), queued: queued @ None }) = self.slots.get_mut(key) {
-            *queued = Some(Ready::NONE);
+        self.report(key, Ready::NONE);
+    }
+
+    /// Queues `key` to be served as if `ready` had been reported.
+    pub(crate) fn report(&mut self, key: usize, ready: Ready) {
+        let Some(Slot { value: Some(_), queued }) = self.slots.get_mut(key) else { return };
+        if let Some(reported) = queued {
+            *reported = *reported | ready;
+        } else {
+            *queued = Some(ready);
             self.run_queue.push_back(key);
         }
     }

@@ -39,6 +39,10 @@ impl Language {
     fn server_reason(self, reason: CloseReason) -> Option<Cow<'static, str>> {
         let words = match reason {
             CloseReason::EndOfStream | CloseReason::Reset => return None,
+            // Of a connection's own calls, none fails with this kind.
+            CloseReason::Failed(io::ErrorKind::InvalidData) => {
+                self.pick("its PROXY header is bad or missing", "su cabecera PROXY es invalida o no ha llegado")
+            }
             CloseReason::Failed(kind) => return Some(format!("error: {}", io::Error::from(kind)).into()),
             CloseReason::Idle => self.pick("the idle timeout has expired", "ha vencido el plazo de inactividad"),
             CloseReason::Stalled => self.pick("the stall timeout has expired", "ha vencido el plazo de envio"),

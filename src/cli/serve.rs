@@ -118,6 +118,11 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = SOCKETS, help = "Share the port with other processes that set this option (SO_REUSEPORT)")]
     reuse_port: bool,
 
+    #[arg(
+        long, help_heading = SOCKETS,
+        help = "Take a PROXY header, v1 or v2, out of each connection, and its address as the client's; reset others")]
+    proxy_protocol: bool,
+
     /// Write the final figures to FILE as JSON; - is standard output
     #[arg(long, help_heading = OUTPUT, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -239,6 +244,7 @@ impl Arguments {
         config.send_buffer = self.socket.send_buffer;
         config.nodelay = !self.socket.nagle;
         config.reuse_port = self.reuse_port;
+        config.proxy_protocol = self.proxy_protocol;
         config
     }
 

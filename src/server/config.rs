@@ -14,6 +14,9 @@ pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the hand takes for a round while a server drains.
 pub(super) const DRAIN_PERIOD: Duration = Duration::from_millis(50);
+/// How long a connection may take to send its PROXY header: the protocol's specification asks for at least 3 s (2.), so that a lost
+/// segment can be sent again.
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How late a round of the hand may end without delaying the next: mio rounds a timeout up to a millisecond.
 pub(super) const LATENESS: Duration = Duration::from_millis(2);
 /// Visits without a byte after which a connection is silent in a drain: they span at least 100 ms.
@@ -87,6 +90,11 @@ pub struct Config {
     pub nodelay: bool,
     /// Shares the port with other processes that set this (`SO_REUSEPORT`, socket(7)). Default off.
     pub reuse_port: bool,
+    /// Takes a header of the PROXY protocol, version 1 or 2, out of the beginning of each connection. Its source address is the
+    /// client's for [`allow`](Self::allow), [`max_per_source`](Self::max_per_source) and the observer; a header without one (`LOCAL`,
+    /// `UNKNOWN`) leaves the connection's own. A bad header, one of more than 4096 bytes, and one that has not arrived after 5 s, at
+    /// most an eighth later, reset the connection. A client that reaches the port can announce any address. Default off.
+    pub proxy_protocol: bool,
 }
 
 /// What becomes of further clients at [`Config::max_connections`].
@@ -146,6 +154,7 @@ impl Default for Config {
             send_buffer: None,
             nodelay: true,
             reuse_port: false,
+            proxy_protocol: false,
         }
     }
 }

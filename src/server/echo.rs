@@ -17,6 +17,7 @@ use super::handle::Handle;
 use super::idle::{self, Hand, Timeouts, Visit};
 use super::listen::{self, ACCEPTED_INHERITS};
 use super::observer::{CloseReason, Observer, Peer};
+use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
 use super::stats::Counters;
 use crate::log_target::LOG_TARGET;
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
@@ -59,13 +60,22 @@ pub(super) struct Core {
 pub(super) enum Entry {
     Listener(u32),
     Connection { connection: Connection<Socket>, address: SocketAddr },
+    AwaitingHeader(AwaitingHeader),
 }
 
 /// What needs the whole reactor.
 #[derive(Debug)]
 pub(super) enum Act {
     Accept(u32),
+    TakeHeader(Ready),
     Close(CloseReason),
+}
+
+impl Entry {
+    /// Returns the entry of a connection that is served.
+    fn connection(stream: TcpStream, address: SocketAddr) -> Self {
+        Self::Connection { connection: Connection::new(Socket(stream)), address }
+    }
 }
 
 impl Core {
@@ -97,6 +107,7 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
         let (connection, address) = match entry {
             Entry::Connection { connection, address } => (connection, &*address),
             Entry::Listener(index) => return self.on_listener_ready(*index),
+            Entry::AwaitingHeader(_) => return Next::Act(Act::TakeHeader(ready)),
         };
         let peer = || Peer::new(key, *address);
         let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
@@ -115,6 +126,7 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
     fn act(&mut self, reactor: &mut Reactor<Entry>, key: usize, act: Act) -> Next<Infallible> {
         match act {
             Act::Accept(index) => self.accept(reactor, index as usize, self.core.config.accepts_per_turn),
+            Act::TakeHeader(ready) => self.take_header(reactor, key, ready),
             Act::Close(reason) => self.close(reactor, key, reason),
         }
         Next::Wait
@@ -141,7 +153,7 @@ impl<O: Observer> Echo<O> {
         };
         acceptor.accept(index, attempts, room, |stream, address| {
             let refused = &handle.counters().refused;
-            if !admission.admit(address, refused) {
+            if !config.proxy_protocol && !admission.admit(address, refused) {
                 reset_on_close(&stream);
                 return Ok(false);
             }
@@ -153,15 +165,17 @@ impl<O: Observer> Echo<O> {
             if !ACCEPTED_INHERITS {
                 listen::set_connection_options(&SockRef::from(&stream), config)?;
             }
-            let key = reactor.insert(stream, INTEREST, |stream| Entry::Connection {
-                connection: Connection::new(Socket(stream)),
-                address,
-            })?;
-            admission.opened(address);
+            if config.proxy_protocol {
+                let wrap = |stream| Entry::AwaitingHeader(AwaitingHeader::new(stream, address));
+                reactor.insert(stream, INTEREST, wrap)?;
+            } else {
+                let key = reactor.insert(stream, INTEREST, |stream| Entry::connection(stream, address))?;
+                admission.opened(address);
+                handle.counters().accepted.add(1);
+                self.observer.opened(Peer::new(key, address));
+            }
             *connections += 1;
             *connections_peak = (*connections_peak).max(*connections);
-            handle.counters().accepted.add(1);
-            self.observer.opened(Peer::new(key, address));
             if hand.is_none() {
                 *hand = timeouts.map(|timeouts| Hand::new(timeouts.period, Instant::now(), reactor));
             }
@@ -172,8 +186,46 @@ impl<O: Observer> Echo<O> {
         }
     }
 
+    /// Takes the PROXY header of a connection, if it has arrived, and serves the connection from then on.
+    #[cold]
+    fn take_header(&mut self, reactor: &mut Reactor<Entry>, key: usize, ready: Ready) {
+        let Some(Entry::AwaitingHeader(awaiting)) = reactor.get_mut(key) else { return };
+        let address = match awaiting.take_header(ready) {
+            Ok(Some(address)) => address,
+            Ok(None) => return,
+            Err(reason) => {
+                reset_on_close(&awaiting.stream);
+                return self.close(reactor, key, reason);
+            }
+        };
+        if self.core.admission.admit(address, &self.core.handle.counters().refused) {
+            self.open(reactor, key, Some(address));
+            // No further event announces what came with the header.
+            reactor.report(key, ready | Ready::READABLE);
+        } else {
+            reset_on_close(&awaiting.stream);
+            reactor.remove(key);
+            self.core.connections -= 1;
+            self.core.acceptor.resume();
+        }
+    }
+
+    /// Opens a connection that awaits its PROXY header, with the client's `address`, or its own if the header has not announced one.
+    fn open(&mut self, reactor: &mut Reactor<Entry>, key: usize, address: Option<SocketAddr>) {
+        let Some(Entry::AwaitingHeader(awaiting)) = reactor.get_mut(key) else { return };
+        let address = address.unwrap_or(awaiting.address);
+        reactor.replace(key, |entry| match entry {
+            Entry::AwaitingHeader(awaiting) => Entry::connection(awaiting.stream, address),
+            entry => entry,
+        });
+        self.core.admission.opened(address);
+        self.core.handle.counters().accepted.add(1);
+        self.observer.opened(Peer::new(key, address));
+    }
+
     /// Counts and reports the reason, then closes. The key is free from the next turn on.
     pub(super) fn close(&mut self, reactor: &mut Reactor<Entry>, key: usize, reason: CloseReason) {
+        self.open(reactor, key, None);
         if let Some(Entry::Connection { connection, address }) = reactor.remove(key) {
             self.core.connections -= 1;
             self.core.admission.closed(address);
@@ -193,14 +245,17 @@ impl<O: Observer> Echo<O> {
         let ended = hand.advance(now, reactor, |entry| match (entry, &timeouts) {
             (Entry::Connection { connection, .. }, Some(timeouts)) => idle::visit(connection, timeouts, rounds),
             (Entry::Connection { connection, .. }, None) => idle::visit_draining(connection, rounds),
+            (Entry::AwaitingHeader(awaiting), Some(timeouts)) => idle::visit_awaiting(awaiting, timeouts, rounds),
+            (Entry::AwaitingHeader(awaiting), None) => idle::visit_awaiting_draining(awaiting, rounds),
             (Entry::Listener(_), _) => Visit::Wait,
         });
         for (key, reason) in ended {
+            self.open(reactor, key, None);
             match reactor.get_mut(key) {
                 Some(Entry::Connection { connection, .. }) if reason == CloseReason::Drained => {
                     drain::send_fin(connection);
                 }
-                Some(Entry::Connection { connection, .. }) if reason == CloseReason::Stalled => {
+                Some(Entry::Connection { connection, .. }) if matches!(reason, CloseReason::Stalled | BAD_HEADER) => {
                     reset_on_close(&connection.get_ref().0);
                     self.close(reactor, key, reason);
                 }

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::config::{Config, DRAIN_TICKS, LATENESS, TIMEOUT_MAX, TIMEOUT_ROUNDS};
+use super::config::{Config, DRAIN_TICKS, HEADER_TIMEOUT, LATENESS, TIMEOUT_MAX, TIMEOUT_ROUNDS};
 use super::connection::Connection;
 use super::observer::CloseReason;
+use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
 use crate::reactor::Reactor;
 
 /// Most entries of the slab that are visited in one turn.
@@ -42,6 +43,7 @@ pub(super) struct Timeouts {
     pub(super) period: Duration,
     without_pending: Option<Timeout>,
     with_pending: Option<Timeout>,
+    without_header: Option<Timeout>,
 }
 
 /// A timeout that is measured in visits. Every byte that moves restarts it.
@@ -58,16 +60,20 @@ impl Timeouts {
     pub(super) fn new(config: &Config) -> Option<Self> {
         let limit = |timeout: Option<Duration>| timeout.map(|timeout| timeout.min(TIMEOUT_MAX) + LATENESS);
         let (idle, stall) = (limit(config.idle_timeout), limit(config.stall_timeout));
-        let shortest = [idle, stall].into_iter().flatten().min()?;
+        let header = limit(config.proxy_protocol.then_some(HEADER_TIMEOUT));
+        let shortest = [idle, stall, header].into_iter().flatten().min()?;
         // Rounded up, so that the shortest takes no round more.
         let period = (shortest + Duration::from_nanos(u64::from(TIMEOUT_ROUNDS) - 1)) / u32::from(TIMEOUT_ROUNDS);
         let idle = idle.map(|timeout| (timeout, CloseReason::Idle));
         let stall = stall.map(|timeout| (timeout, CloseReason::Stalled));
+        let header = header.map(|timeout| (timeout, BAD_HEADER));
+        let shorter = |first, second| [first, second].into_iter().flatten().min_by_key(|&(timeout, _)| timeout);
         let timeout = |(timeout, reason)| Timeout::new(timeout, period, reason);
         Some(Self {
             period,
             without_pending: idle.map(timeout),
-            with_pending: [stall, idle].into_iter().flatten().min_by_key(|&(timeout, _)| timeout).map(timeout),
+            with_pending: shorter(stall, idle).map(timeout),
+            without_header: shorter(header, idle).map(timeout),
         })
     }
 }
@@ -78,6 +84,11 @@ impl Timeout {
         let rounds_per_tick = (rounds / u64::from(TIMEOUT_ROUNDS)).max(1);
         let ticks = u8::try_from(rounds.div_ceil(rounds_per_tick) + 2).unwrap_or(u8::MAX);
         Self { rounds_per_tick, ticks, reason }
+    }
+
+    /// Returns whether a visit in this round counts.
+    fn counts(&self, rounds: u64) -> bool {
+        rounds.is_multiple_of(self.rounds_per_tick)
     }
 }
 
@@ -132,8 +143,7 @@ impl Hand {
 pub(super) fn visit<S>(connection: &mut Connection<S>, timeouts: &Timeouts, rounds: u64) -> Visit {
     let is_pending = connection.pending() > 0;
     let timeout = if is_pending { timeouts.with_pending } else { timeouts.without_pending };
-    let Some(Timeout { ticks, reason, .. }) = timeout.filter(|timeout| rounds.is_multiple_of(timeout.rounds_per_tick))
-    else {
+    let Some(Timeout { ticks, reason, .. }) = timeout.filter(|timeout| timeout.counts(rounds)) else {
         return Visit::Wait;
     };
     match connection.tick_idle() {
@@ -154,6 +164,29 @@ pub(super) fn visit_draining<S>(connection: &mut Connection<S>, rounds: u64) -> 
     match ticks {
         DRAIN_TICKS.. if connection.is_drained() => Visit::End(CloseReason::Drained),
         ticks if ticks >= DRAIN_TICKS - 1 => read(connection),
+        _ => Visit::Wait,
+    }
+}
+
+/// Ends a connection whose PROXY header has not arrived within its timeout, which every visit counts towards.
+pub(super) fn visit_awaiting(awaiting: &mut AwaitingHeader, timeouts: &Timeouts, rounds: u64) -> Visit {
+    match &timeouts.without_header {
+        Some(timeout) if timeout.counts(rounds) => end_at(awaiting.tick().into(), timeout.ticks.into(), timeout.reason),
+        _ => Visit::Wait,
+    }
+}
+
+/// As [`visit_draining`] for a connection whose PROXY header has not arrived.
+pub(super) fn visit_awaiting_draining(awaiting: &mut AwaitingHeader, rounds: u64) -> Visit {
+    let ticks = u64::from(awaiting.tick()).min(rounds);
+    end_at(ticks, DRAIN_TICKS, CloseReason::Drained)
+}
+
+/// Ends at the last visit. The one before has the stream looked at once more.
+fn end_at(visits: u64, last: u64, reason: CloseReason) -> Visit {
+    match visits {
+        visits if visits >= last => Visit::End(reason),
+        visits if visits == last - 1 => Visit::Read,
         _ => Visit::Wait,
     }
 }
@@ -225,9 +258,15 @@ mod tests {
     fn a_timeout_expires_at_most_an_eighth_late_whatever_the_other_is() {
         let seconds = [0.5, 0.99, 1.0, 1.5, 1.99, 2.0, 60.0, 61.3, 3600.0, 86400.0, 1e10].map(Duration::from_secs_f64);
         for (idle, stall) in seconds.into_iter().flat_map(|idle| seconds.map(|stall| (idle, stall))) {
-            let config = Config { idle_timeout: Some(idle), stall_timeout: Some(stall), ..Config::default() };
+            let (idle_timeout, stall_timeout) = (Some(idle), Some(stall));
+            let config = Config { idle_timeout, stall_timeout, proxy_protocol: true, ..Config::default() };
             let timeouts = Timeouts::new(&config).unwrap();
             for (timeout, expected, reason) in [
+                if HEADER_TIMEOUT <= idle {
+                    (timeouts.without_header.unwrap(), HEADER_TIMEOUT, BAD_HEADER)
+                } else {
+                    (timeouts.without_header.unwrap(), idle, CloseReason::Idle)
+                },
                 (timeouts.without_pending.unwrap(), idle, CloseReason::Idle),
                 if stall <= idle {
                     (timeouts.with_pending.unwrap(), stall, CloseReason::Stalled)

@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 pub struct Peer {
     /// Identifies the connection among those that are open. A key is used again after its connection has closed.
     pub key: usize,
-    /// The address that accept(2) returned.
+    /// The address that accept(2) returned, or the source that the connection's PROXY header announced: see
+    /// [`Config::proxy_protocol`](crate::Config::proxy_protocol).
     pub address: SocketAddr,
 }
 
@@ -43,7 +44,8 @@ impl Peer {
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub trait Observer {
-    /// A connection was accepted.
+    /// A connection was accepted. With [`Config::proxy_protocol`](crate::Config::proxy_protocol) its header has arrived, or it is about
+    /// to be closed without one.
     fn opened(&mut self, peer: Peer) {
         let _ = peer;
     }
@@ -74,7 +76,7 @@ pub enum CloseReason {
     EndOfStream,
     /// The peer reset the connection, or had closed it when the server wrote (`ECONNRESET`, `EPIPE`).
     Reset,
-    /// A read or a write failed otherwise, such as by a timeout of the network.
+    /// A read or a write failed otherwise, such as by a timeout of the network. `InvalidData`: its PROXY header was bad or missing.
     Failed(io::ErrorKind),
     /// No byte moved for [`Config::idle_timeout`](crate::Config::idle_timeout).
     Idle,

@@ -21,11 +21,12 @@ pub struct Report {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Connections accepted and registered.
+    /// Connections accepted and registered. With [`Config::proxy_protocol`](crate::Config::proxy_protocol) one is counted when its
+    /// header has arrived, or when it ends without one.
     pub accepted: u64,
     /// Connections closed, by reason.
     pub closed: ClosedStats,
-    /// Connections reset at their accept, by reason. They are not counted as accepted.
+    /// Connections reset at their accept, or when their PROXY header has arrived, by reason. They are not counted as accepted.
     pub refused: RefusedStats,
     /// Bytes received, including those discarded.
     pub bytes_in: u64,
@@ -80,7 +81,7 @@ impl ClosedStats {
     }
 }
 
-/// Connections that were reset at their accept because of a limit, by reason.
+/// Connections that were reset because of a limit, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RefusedStats {

@@ -259,6 +259,7 @@ fn help_names_every_option_and_version_the_version() {
             "--send-buffer <SIZE>",
             "--nagle",
             "--reuse-port",
+            "--proxy-protocol",
             "--report <FILE>",
             "--lang <LANG>",
             "--log-connections <LOG_CONNECTIONS>",

@@ -24,6 +24,7 @@ mod logging;
 #[cfg(feature = "load")]
 mod merge;
 mod narration;
+mod proxy_protocol;
 #[cfg(feature = "load")]
 mod ranks;
 mod reactor;
