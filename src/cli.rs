@@ -10,7 +10,6 @@ mod doctor;
 #[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only a part"))]
 mod format;
 mod hints;
-#[cfg(feature = "load")]
 mod input;
 #[cfg(feature = "load")]
 mod load;
@@ -31,9 +30,11 @@ mod ranks;
 mod result_files;
 mod serve;
 mod signals;
+mod strip;
 mod systemd;
 #[cfg(feature = "load")]
 mod table;
+mod trace;
 mod values;
 
 use std::error::Error;
@@ -71,6 +72,8 @@ enum Command {
     /// Compare the results of two servers, or of two versions of one
     #[cfg(feature = "load")]
     Compare(compare::Arguments),
+    /// Draw the steps of a server as a page, from the output of strace
+    Strip(strip::Arguments),
 }
 
 /// Similarity above which an unknown first argument is taken for a misspelled subcommand. clap uses the same.
@@ -126,6 +129,7 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
         Some(Command::Merge(arguments)) => merge::run(&arguments),
         #[cfg(feature = "load")]
         Some(Command::Compare(arguments)) => compare::run(&arguments),
+        Some(Command::Strip(arguments)) => strip::run(&arguments),
     }
 }
 

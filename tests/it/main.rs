@@ -34,4 +34,5 @@ mod signals;
 mod streams;
 mod support;
 mod systemd;
+mod trace;
 mod transports;

@@ -1,0 +1,230 @@
+//! The steps of a server: a bounded record of its calls, and the page that draws them.
+
+use std::collections::HashSet;
+use std::fmt::{self, Display, Write as _};
+use std::net::SocketAddr;
+
+/// Steps that a trace keeps: it counts the rest.
+pub(super) const STEPS_MAX: usize = 1 << 20;
+/// Names of calls and of errors that a trace keeps of each. A system has about 400 calls, and 130 errors.
+const NAMES_MAX: usize = 512;
+
+/// The page, with [`DATA`] where the trace goes.
+const PAGE: &str = include_str!("strip.html");
+const DATA: &str = "@DATA@";
+
+/// What a server did, in the order in which its calls returned.
+#[derive(Debug)]
+pub(super) struct Trace {
+    /// What was traced: the name of a file, or of a command.
+    pub(super) title: String,
+    /// The thread's ID, which the page shows if there is more than one.
+    threads: Vec<u32>,
+    pub(super) connections: Vec<Connection>,
+    calls: Vec<Call>,
+    errors: Vec<String>,
+    steps: Vec<Step>,
+    /// Steps that there was no room for.
+    pub(super) dropped: u64,
+}
+
+/// A connection. Its place in [`Trace::connections`] is its serial number.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) peer: Option<SocketAddr>,
+    /// How it ended. `None` while it is open.
+    pub(super) end: Option<&'static str>,
+    /// Its calls do not wait.
+    pub(super) nonblocking: bool,
+}
+
+/// The name of a system call, and what it does.
+#[derive(Debug, PartialEq, Eq)]
+struct Call {
+    name: String,
+    kind: Kind,
+}
+
+/// What a call does. The page draws each kind in its own way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Wait,
+    Accept,
+    Connect,
+    Read,
+    Write,
+    Shutdown,
+    Close,
+    /// Any other call, which kept its thread from the rest.
+    Other,
+}
+
+/// One call. Times are from the start of the trace.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) start_ns: u64,
+    /// `None`: the call had not returned when the trace ended.
+    pub(super) end_ns: Option<u64>,
+    pub(super) thread: u32,
+    pub(super) call: u16,
+    pub(super) connection: Option<u32>,
+    /// What the call returned: bytes, or events. `None`: it failed, or has not returned.
+    pub(super) result: Option<u32>,
+    pub(super) error: Option<u16>,
+    /// Bytes of a write that the socket did not take.
+    pub(super) pending: Option<u32>,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Wait => "wait",
+            Self::Accept => "accept",
+            Self::Connect => "connect",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Shutdown => "shutdown",
+            Self::Close => "close",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl Trace {
+    pub(super) fn new(title: String) -> Self {
+        Self {
+            title,
+            threads: Vec::new(),
+            connections: Vec::new(),
+            calls: Vec::new(),
+            errors: Vec::new(),
+            steps: Vec::new(),
+            dropped: 0,
+        }
+    }
+
+    /// Returns whether there is no room for another step.
+    pub(super) fn is_full(&self) -> bool {
+        self.steps.len() >= STEPS_MAX
+    }
+
+    pub(super) fn push(&mut self, step: Step) {
+        if self.is_full() {
+            self.dropped += 1;
+        } else {
+            self.steps.push(step);
+        }
+    }
+
+    /// Adds a connection, and returns its serial number.
+    pub(super) fn open(&mut self, peer: Option<SocketAddr>, nonblocking: bool) -> u32 {
+        self.connections.push(Connection { peer, end: None, nonblocking });
+        place(self.connections.len() - 1)
+    }
+
+    /// Adds a thread, and returns its place.
+    pub(super) fn add_thread(&mut self, id: u32) -> u32 {
+        self.threads.push(id);
+        place(self.threads.len() - 1)
+    }
+
+    /// Leaves out the steps of all other threads.
+    pub(super) fn keep_threads(&mut self, kept: &HashSet<u32>) {
+        self.steps.retain(|step| kept.contains(&step.thread));
+    }
+
+    /// Returns the place of a call, or `None` if there are too many names.
+    pub(super) fn call(&mut self, name: &str, kind: Kind) -> Option<u16> {
+        let known = self.calls.iter().position(|call| call.name == name);
+        let call = || Call { name: name.to_owned(), kind };
+        known.or_else(|| push_name(&mut self.calls, call())).and_then(|place| u16::try_from(place).ok())
+    }
+
+    /// Returns the place of an error, or `None` if there are too many names.
+    pub(super) fn error(&mut self, name: &str) -> Option<u16> {
+        let known = self.errors.iter().position(|error| error == name);
+        known.or_else(|| push_name(&mut self.errors, name.to_owned())).and_then(|place| u16::try_from(place).ok())
+    }
+
+    /// Returns the page that draws the steps. It needs no other file and no network.
+    pub(super) fn page(&self) -> String {
+        let (before, after) = PAGE.split_once(DATA).unwrap_or((PAGE, ""));
+        // In JSON these characters occur in strings alone. Without them no text ends the element that holds it.
+        let data = self.json().replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e");
+        [before, &data, after].concat()
+    }
+
+    /// Returns the trace as JSON. Each step is an array, whose `columns` the document names.
+    fn json(&self) -> String {
+        let calls: Vec<_> = self.calls.iter().map(|call| [call.name.as_str(), call.kind.name()]).collect();
+        let connection = |connection: &Connection| {
+            let peer = connection.peer.map(|peer| peer.to_string());
+            serde_json::json!({ "peer": peer, "end": connection.end, "nonblocking": connection.nonblocking })
+        };
+        let connections: Vec<_> = self.connections.iter().map(connection).collect();
+        let head = serde_json::json!({
+            "version": 1,
+            "title": self.title,
+            "dropped": self.dropped,
+            "threads": self.threads,
+            "calls": calls,
+            "errors": self.errors,
+            "connections": connections,
+            "columns": ["call", "thread", "connection", "start_us", "end_us", "result", "pending", "error"],
+        });
+        let mut json = head.to_string();
+        json.truncate(json.len() - 1);
+        json.push_str(",\"steps\":[");
+        for (index, step) in self.steps.iter().enumerate() {
+            json.push_str(if index == 0 { "\n" } else { ",\n" });
+            step.write_json(&mut json);
+        }
+        json.push_str("]}\n");
+        json
+    }
+}
+
+impl Step {
+    fn write_json(&self, json: &mut String) {
+        let _ = write!(json, "[{},{}", self.call, self.thread);
+        push_cell(json, self.connection);
+        push_cell(json, Some(Microseconds(self.start_ns)));
+        push_cell(json, self.end_ns.map(Microseconds));
+        push_cell(json, self.result);
+        push_cell(json, self.pending);
+        push_cell(json, self.error);
+        json.push(']');
+    }
+}
+
+fn push_cell(json: &mut String, value: Option<impl Display>) {
+    let _ = match value {
+        Some(value) => write!(json, ",{value}"),
+        None => write!(json, ",null"),
+    };
+}
+
+/// Nanoseconds that are shown as microseconds, with a fraction only where there is one.
+struct Microseconds(u64);
+
+impl Display for Microseconds {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0 / 1000, self.0 % 1000) {
+            (whole, 0) => write!(formatter, "{whole}"),
+            (whole, fraction) => write!(formatter, "{whole}.{fraction:03}"),
+        }
+    }
+}
+
+/// Adds a name, and returns its place, unless there are too many.
+fn push_name<T>(names: &mut Vec<T>, name: T) -> Option<usize> {
+    (names.len() < NAMES_MAX).then(|| {
+        names.push(name);
+        names.len() - 1
+    })
+}
+
+/// Returns a place in a list that is not longer than the steps.
+fn place(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
