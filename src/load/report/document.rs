@@ -1,11 +1,12 @@
 //! The JSON document `ecoloop.load/1`, field by field. A quantity without data is `null`, never 0.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::time::SystemTime;
+use std::{fmt, io};
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::error::Category;
 
 use super::findings::Verify;
@@ -16,6 +17,8 @@ use crate::load::rank::Rank;
 
 /// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";
+/// More labels than a command line has room for.
+const LABELS_MAX: usize = 1 << 16;
 
 /// The field that identifies a [`Report`].
 #[derive(Deserialize)]
@@ -182,7 +185,8 @@ pub struct Settings {
     pub rate: Option<f64>,
     /// Payload seed; `None` if merged runs differ.
     pub seed: Option<u64>,
-    /// Labels from the command line.
+    /// Labels from the command line: at most 65,536 are read.
+    #[serde(deserialize_with = "labels")]
     pub labels: BTreeMap<String, String>,
 }
 
@@ -440,6 +444,32 @@ fn number<S: serde::Serializer>(value: &Option<f64>, serializer: S) -> Result<S:
     }
 }
 
+/// Deserializes labels up to [`LABELS_MAX`]: a short one takes ten times its text.
+fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Labels;
+
+    impl<'de> Visitor<'de> for Labels {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(formatter, "at most {LABELS_MAX} labels")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut labels = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry()? {
+                labels.insert(key, value);
+                if labels.len() > LABELS_MAX {
+                    return Err(de::Error::invalid_length(labels.len(), &self));
+                }
+            }
+            Ok(labels)
+        }
+    }
+
+    deserializer.deserialize_map(Labels)
+}
+
 /// A time as RFC 3339 with milliseconds, in UTC.
 mod rfc3339 {
     use std::fmt::Write;
@@ -537,6 +567,19 @@ pub(super) mod tests {
             let kind: FindingKind = serde_json::from_value(name.into()).unwrap();
             assert_eq!(kind.name(), name);
         }
+    }
+
+    #[test]
+    fn more_labels_than_a_command_line_has_are_rejected() {
+        let with_labels = |count: usize| {
+            let labels: Vec<_> = (0..count).map(|index| format!(r#""{index}":"v""#)).collect();
+            let json = EXAMPLE.replace(r#"{"k":"v"}"#, &format!("{{{}}}", labels.join(",")));
+            assert!(json.len() > EXAMPLE.len());
+            Report::from_json(&json)
+        };
+        assert_eq!(with_labels(LABELS_MAX).unwrap().config.labels.len(), LABELS_MAX);
+        let error = with_labels(LABELS_MAX + 1).unwrap_err().to_string();
+        assert!(error.contains("invalid length 65537, expected at most 65536 labels"), "{error}");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::UNIX_EPOCH;
 use serde_json::json;
 
 use super::document::{
-    ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Report, Sample, ScheduleReport,
-    ServerSide, Settings, Summary, TargetCount,
+    ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Report, SCHEMA, Sample,
+    ScheduleReport, ServerSide, Settings, Summary, TargetCount,
 };
 use super::findings::Verify;
 use super::histogram::Histogram;
@@ -68,7 +68,12 @@ pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<R
         sockstat: if let [only] = &reports[..] { only.sockstat.clone() } else { None },
         timeline: timeline(&reports),
         messages,
-        ..first.clone()
+        // Not a copy of the first report, which would hold all of it twice.
+        schema: SCHEMA.to_owned(),
+        verdict: first.verdict,
+        mode: first.mode,
+        r#loop: first.r#loop,
+        thresholds: Vec::new(),
     };
     thresholds::evaluate(&mut merged, requested);
     Ok(merged)
