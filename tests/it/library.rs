@@ -1,9 +1,12 @@
 //! The library: `bind`, `run`, `turn` and its deadline, `spawn`, handles, observers and counters.
 
 use std::collections::BTreeSet;
+use std::env;
+use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -15,8 +18,8 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::support::{
-    Event, Recorder, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_unread, connect, connect_narrow,
-    ends_by_itself, eventually, half_close, is_listening, join, narrow, pattern, reset, serve,
+    Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_unread, connect,
+    connect_narrow, ends_by_itself, eventually, half_close, is_listening, join, narrow, pattern, reset, serve,
 };
 
 /// An address of these tests alone: once a server has released a port, no other test or client takes it.
@@ -838,6 +841,28 @@ fn a_busy_polling_turn_returns_at_its_timeout() {
     let turn = ends_by_itself(move || handle.stop(), || server.turn(Some(timeout)).unwrap());
     assert_eq!(turn, Turn::Running);
     assert!(start.elapsed() >= timeout);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_busy_polling_turn_without_a_wait_polls_once() {
+    const TURNS: usize = 100;
+    const IN_CHILD: &str = "ECOLOOP_TEST_TURNS";
+    if env::var_os(IN_CHILD).is_some() {
+        let mut server = bind(busy_polling());
+        for _ in 0..TURNS {
+            assert_eq!(server.turn(Some(Duration::ZERO)).unwrap(), Turn::Running);
+        }
+        return;
+    }
+    let trace = Scratch::new("strace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-e", "trace=epoll_wait,epoll_pwait", "-o", trace.path()]);
+    command.arg(env::current_exe().unwrap()).env(IN_CHILD, "");
+    command.args(["--exact", "--include-ignored", "library::a_busy_polling_turn_without_a_wait_polls_once"]);
+    let ended = Process::start(command).wait();
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(fs::read_to_string(trace.path()).unwrap().matches("wait(").count(), TURNS);
 }
 
 #[test]

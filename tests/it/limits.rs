@@ -1,10 +1,18 @@
 //! Limits of the server: timeouts. Limits of the system: memory, descriptors, ports, and the forecasts of them.
 
+#[cfg(target_os = "linux")]
+use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(target_os = "linux")]
+use std::thread;
 use std::time::Duration;
 
 use ecoloop::Config;
+#[cfg(target_os = "linux")]
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
 #[cfg(target_os = "linux")]
 use crate::support::connect_with_buffers;
@@ -35,6 +43,52 @@ fn a_buffer_that_does_not_fit_in_memory_is_refused() {
     let small = limited(MEMORY_KIB, &ecoloop(&["serve", "--buffer-size", "1MiB", "127.0.0.1:0"]));
     let mut server = Process::start(small);
     assert_echoes(&mut connect(server.listening()), b"hola");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_that_runs_out_while_serving_ends_one_connection_and_not_the_process() {
+    let report = Scratch::new("memory");
+    let options = ["--buffer-size", "1MiB", "--drain-timeout", "0s", "--report", report.path()];
+    let (mut server, address) = Process::serve(&options);
+    assert_echoes(&mut connect(address), b"hola");
+    limit_memory(&server, 4 << 20);
+    // Each keeps hundreds of kilobytes pending.
+    let mut clients: Vec<_> = (0..64).map(|_| connect(address)).collect();
+    for client in &clients {
+        client.set_nonblocking(true).unwrap();
+    }
+    let message = pattern(256 << 10);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                for client in &mut clients {
+                    // It blocks, or was reset.
+                    let _ = client.write(&message);
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        server.line_with("Connection closed: error: out of memory");
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_echoes(&mut connect(address), b"adios");
+    let ended = server.terminate();
+    assert!(ended.status.success(), "{ended:?}");
+    let failed = report.json()["closed"]["failed"].as_u64().unwrap();
+    assert!((1..64).contains(&failed), "{failed}");
+}
+
+/// Leaves a running process `bytes` of address space more than it has.
+#[cfg(target_os = "linux")]
+#[track_caller]
+fn limit_memory(process: &Process, bytes: u64) {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+    let limit = Rlimit { current: Some((kib << 10) + bytes), maximum: getrlimit(Resource::As).maximum };
+    prlimit(Some(process.pid()), Resource::As, limit).unwrap();
 }
 
 #[test]

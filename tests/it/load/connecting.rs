@@ -80,6 +80,30 @@ fn a_server_that_never_closes_ends_the_close_phase_after_one_timeout() {
 }
 
 #[test]
+fn a_server_that_closes_one_connection_after_the_other_ends_the_close_phase_too() {
+    const CONNECTIONS: u32 = 50;
+    const DELAY: Duration = Duration::from_millis(200);
+    let address = faulty_server(|_, stream| {
+        echo(stream)?;
+        thread::sleep(DELAY);
+        Ok(())
+    });
+    let mut config = config(address);
+    config.connections = CONNECTIONS;
+    config.max_connecting = 1;
+    config.messages_per_connection = Some(1);
+    config.timeout = Duration::from_millis(500);
+    let report = run(config);
+    // No close reaches the timeout. All together do ten times: 5 s of the 10 s that they would take.
+    let [(Phase::Close, ErrorName::Timeout, None, cut)] = errors(&report)[..] else {
+        panic!("{:?}", report.errors);
+    };
+    assert!((1..u64::from(CONNECTIONS)).contains(&cut), "{cut}");
+    assert_eq!((report.connections.held, report.messages.verified), (50, 50));
+    assert!(report.phases_s.close < 9.0, "{:?}", report.phases_s);
+}
+
+#[test]
 fn a_rate_that_cannot_be_reached_stops_neither_the_progress_nor_an_interrupt() {
     for mode in [Mode::Echo, Mode::Churn] {
         let server = serve(ServerConfig::default());
