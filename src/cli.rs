@@ -27,6 +27,8 @@ mod progress;
 #[cfg(feature = "load")]
 mod ranks;
 #[cfg(feature = "load")]
+mod report_stream;
+#[cfg(feature = "load")]
 mod result_files;
 mod serve;
 mod signals;

@@ -9,12 +9,11 @@ use clap::Args;
 use ecoloop::load::compare::{Comparison, Difference, MetricRatio, RelativeResult, RelativeThreshold, Side};
 use ecoloop::load::report::Verdict;
 use ecoloop::load::{self, Report};
-use serde::de::IgnoredAny;
 
 use super::exit_status;
 use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural};
-use super::merge::read;
 use super::output::{self, Output};
+use super::report_stream::{print_other_lines, read_reports};
 use super::result_files::REPORT;
 
 const HELP: &str = "\
@@ -68,7 +67,7 @@ pub(super) struct Arguments {
 /// Reads and compares reports, writes the results, and returns the exit status.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let json = arguments.json.as_deref().map(Output::open).transpose()?;
-    let [old, new] = [reports(&arguments.old)?, reports(&arguments.new)?];
+    let [old, new] = [reports(&arguments.old, arguments.quiet)?, reports(&arguments.new, arguments.quiet)?];
     let comparison =
         load::compare(&old, &new, &arguments.thresholds).map_err(|error| format!("cannot compare: {error}"))?;
     if let Some(output) = &json {
@@ -81,21 +80,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// Reads the reports of a file, each with a name for messages.
-fn reports(path: &Path) -> Result<Vec<(String, Report)>, String> {
+fn reports(path: &Path, quiet: bool) -> Result<Vec<(String, Report)>, String> {
     let file = path.display().to_string();
-    let text = read(path).map_err(|reason| format!("cannot read {file}: {reason}"))?;
-    let mut reports = Vec::new();
-    let mut documents = serde_json::Deserializer::from_str(&text).into_iter::<IgnoredAny>();
-    let mut start = 0;
-    while let Some(document) = documents.next() {
-        // What is not JSON is that to its end: the report's own parser says why.
-        let end = if document.is_ok() { documents.byte_offset() } else { text.len() };
-        let name = format!("{file}, report {}", reports.len() + 1);
-        let report = Report::from_json(&text[start..end]).map_err(|error| format!("cannot compare {name}: {error}"))?;
-        reports.push((name, report));
-        start = end;
+    let found = read_reports(path, "compare")?;
+    if !quiet {
+        print_other_lines(&file, &found);
     }
-    if reports.is_empty() { Err(format!("cannot compare {file}: it has no report")) } else { Ok(reports) }
+    let named =
+        found.reports.into_iter().zip(1..).map(|((_, report), number)| (format!("{file}, report {number}"), report));
+    Ok(named.collect())
 }
 
 /// Returns the comparison as a table.

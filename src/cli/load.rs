@@ -137,6 +137,9 @@ impl Arguments {
         if self.repeat && self.ranks.has_rank() {
             return Some("--repeat and --rank cannot be combined: a rank has one report");
         }
+        if self.output.has_rank() && !self.ranks.has_rank() {
+            return Some("{rank} in the name of a file needs --rank");
+        }
         if self.ranks.has_rank() && self.labels.iter().any(|(key, _)| key == "rank") {
             return Some("--label rank=... and --rank cannot be combined: --rank sets this label");
         }
@@ -166,7 +169,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let config = arguments.config();
     config.validate().unwrap_or_else(|error| usage_error("load", &error.to_string()));
     has_begun.store(true, Ordering::Release);
-    let outputs = arguments.output.open()?;
+    let outputs = arguments.output.open(config.rank)?;
     let descriptor_limit = descriptors::raise_limit(print_error);
     if let Some(late) = config.start_at.and_then(|time| SystemTime::now().duration_since(time).ok()) {
         let late = humantime::format_duration(Duration::from_secs(late.as_secs().max(1)));

@@ -1,21 +1,16 @@
 //! `ecoloop merge`: merges the results of several load generators.
 
 use std::error::Error;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use ecoloop::load::{self, Report, Threshold};
 
 use super::advice::print_failure;
-use super::exit_status;
-use super::input::Input;
+use super::report_stream::{print_other_lines, read_reports};
 use super::result_files::{self, REPORT};
-
-/// Maximum size of a report. One of a week has about 40 MiB: 70 bytes for each second.
-const REPORT_MIB_MAX: u64 = 64;
+use super::{exit_status, print_error};
 
 const HELP: &str = "\
 EXPR  METRIC, one of > >= < <=, and a value, such as p99>5ms or rate<99%: see ecoloop load --help
@@ -31,12 +26,14 @@ Examples:
   ecoloop merge one.json two.json
       the merged result as a table
   ecoloop merge --json - --fail-if 'p99>5ms' *.json
-      the merged result as JSON, which fails if the 99th percentile exceeds 5 ms";
+      the merged result as JSON, which fails if the 99th percentile exceeds 5 ms
+  kubectl logs --prefix --selector job-name=load --tail -1 | ecoloop merge -
+      the merged result of a job's pods, whose reports are in their logs";
 
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// Reports written by ecoloop load --json; - is standard input
+    /// Files with reports of ecoloop load --json, one or more each, also among other lines; - is standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 
@@ -44,20 +41,29 @@ pub(super) struct Arguments {
     #[arg(help_heading = REPORT, long = "fail-if", value_name = "EXPR")]
     thresholds: Vec<Threshold>,
 
+    /// Merge the reports that are there, although ranks are missing or there twice, and print which
+    #[arg(long)]
+    partial: bool,
+
     #[command(flatten)]
     output: result_files::Arguments,
 }
 
 /// Reads, merges and writes reports, and returns the exit status of the merged run.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let outputs = arguments.output.open()?;
+    let outputs = arguments.output.open(None)?;
     let mut reports = Vec::new();
     for path in &arguments.files {
         let name = path.display().to_string();
-        let text = read(path).map_err(|reason| format!("cannot read {name}: {reason}"))?;
-        let report = Report::from_json(&text).map_err(|error| format!("cannot merge {name}: {error}"))?;
-        reports.push((name, report));
+        let found = read_reports(path, "merge")?;
+        let is_one = found.reports.len() == 1;
+        if !arguments.output.quiet {
+            print_other_lines(&name, &found);
+        }
+        let name_of = |line| if is_one { name.clone() } else { format!("{name}, line {line}") };
+        reports.extend(found.reports.into_iter().map(|(line, report)| (name_of(line), report)));
     }
+    check_completeness(&reports, arguments.partial)?;
     let merged = load::merge(&reports, &arguments.thresholds).map_err(|error| format!("cannot merge {error}"))?;
     outputs.write(&merged)?;
     if arguments.output.quiet {
@@ -66,16 +72,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     Ok(exit_status(merged.verdict))
 }
 
-/// Reads a whole file, up to the maximum size of a report.
-pub(super) fn read(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    let max_bytes = REPORT_MIB_MAX << 20;
-    let input: io::Result<Box<dyn Read>> =
-        if path == Path::new("-") { Ok(Box::new(Input)) } else { File::open(path).map(|file| Box::new(file) as _) };
-    let length =
-        input.and_then(|input| input.take(max_bytes + 1).read_to_end(&mut bytes)).map_err(|error| error.to_string())?;
-    if length as u64 > max_bytes {
-        return Err(format!("it is larger than {REPORT_MIB_MAX} MiB"));
+/// Refuses a run of which a rank is missing or there twice; with `partial`, says so.
+fn check_completeness(reports: &[(String, Report)], partial: bool) -> Result<(), String> {
+    match load::report::check_ranks(reports).map_err(|error| format!("cannot merge {error}"))? {
+        Some(gaps) if partial => print_error(&gaps),
+        Some(gaps) => return Err(format!("cannot merge a part of a run: {gaps}; --partial merges what is there")),
+        None => {}
     }
-    String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
+    Ok(())
 }

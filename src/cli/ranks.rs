@@ -15,7 +15,8 @@ const GENERATORS: &str = "Several generators";
 #[derive(Args)]
 #[group(skip)]
 pub(super) struct Arguments {
-    /// Generator R (from 0) of N, which share -c, -r, --connect-rate, --max-connecting and --source; auto: as the launcher says
+    /// Generator R (from 0) of N, which share -c, -r, --connect-rate, --max-connecting and --source; auto: as the launcher says. {rank} in
+    /// the name of a file is R
     #[arg(long, help_heading = GENERATORS, value_name = "R/N|auto")]
     rank: Option<RankName>,
 

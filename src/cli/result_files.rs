@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use ecoloop::load::{Histogram, Report};
+use ecoloop::load::{Histogram, Rank, Report};
 
 use super::output::{self, Output};
 use super::plot::plot;
@@ -15,6 +15,9 @@ use super::table::table;
 const HGRM_TICKS: u32 = 5;
 /// The text format is in milliseconds, as wrk2's.
 const MICROSECONDS_A_MILLISECOND: f64 = 1000.0;
+
+/// What stands for the rank in the name of a file.
+const RANK: &str = "{rank}";
 
 /// The heading of report options in the help.
 pub(super) const REPORT: &str = "Report";
@@ -58,9 +61,19 @@ impl Arguments {
         self.json.as_deref().is_some_and(output::is_stdout) && self.hgrm.is_none() && self.plot.is_none()
     }
 
-    /// Opens every output, so that a run is not lost for a file that cannot be created.
-    pub(super) fn open(&self) -> Result<Outputs, String> {
-        let open = |path: &Option<PathBuf>| path.as_deref().map(Output::open).transpose();
+    /// Returns whether the name of a file contains that of the rank.
+    pub(super) fn has_rank(&self) -> bool {
+        let paths = [&self.json, &self.hgrm, &self.plot].into_iter().flatten();
+        paths.filter_map(|path| path.to_str()).any(|path| path.contains(RANK))
+    }
+
+    /// Opens every output, so that a run is not lost for a file that cannot be created. The names of the files of a rank have its number.
+    pub(super) fn open(&self, rank: Option<Rank>) -> Result<Outputs, String> {
+        let named = |path: &PathBuf| match (path.to_str(), rank) {
+            (Some(path), Some(rank)) => path.replace(RANK, &rank.index.to_string()).into(),
+            _ => path.clone(),
+        };
+        let open = |path: &Option<PathBuf>| path.as_ref().map(|path| Output::open(&named(path))).transpose();
         let outputs =
             Outputs { json: open(&self.json)?, hgrm: open(&self.hgrm)?, plot: open(&self.plot)?, table: false };
         let mut targets = HashSet::new();
@@ -152,7 +165,7 @@ mod tests {
         let directory = TempDir::new().unwrap();
         let [plain, dotted] = ["twice", "./twice"].map(|name| Some(directory.path().join(name)));
         let files = Arguments { json: plain, hgrm: dotted, plot: None, quiet: true };
-        let error = files.open().err().unwrap();
+        let error = files.open(None).err().unwrap();
         assert!(error.ends_with("/twice: two outputs have this name"), "{error}");
         assert!(names(&directory).is_empty());
     }
@@ -164,7 +177,7 @@ mod tests {
         let files =
             Arguments { json: Some(json.clone()), hgrm: Some(hgrm.clone()), plot: Some(plot.clone()), quiet: true };
         let report = example();
-        files.open().unwrap().write(&report).unwrap();
+        files.open(None).unwrap().write(&report).unwrap();
         assert_eq!(Report::from_json(&fs::read_to_string(json).unwrap()).unwrap(), report);
         assert!(fs::read_to_string(hgrm).unwrap().contains("TotalCount"));
         assert!(fs::read_to_string(plot).unwrap().starts_with("<svg "));

@@ -6,6 +6,7 @@ mod findings;
 mod histogram;
 mod merge;
 mod origin;
+mod ranks;
 mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
@@ -19,6 +20,7 @@ pub use self::findings::{Excerpt, Finding, FindingKind, Verify};
 pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::merge;
 pub use self::origin::{Options, Origin};
+pub use self::ranks::check_ranks;
 pub(in crate::load) use self::thresholds::Metric;
 pub use self::thresholds::Threshold;
 pub use super::error::{ErrorName, Phase};

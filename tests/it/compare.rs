@@ -80,14 +80,11 @@ fn reports_that_cannot_be_compared_are_refused_by_name() {
     let empty = windows("empty", 0, 0, |_| ());
     for (new, reason) in [
         (other_size.path(), format!("{}, report 1: size is 65, and 64 in {}, report 1", other_size.path(), old.path())),
-        (
-            broken.path(),
-            format!("{}, report 3: not a JSON document: EOF while parsing an object at line 2 column 9", broken.path()),
-        ),
+        (broken.path(), format!("{}: line 3: a report begins here and does not end", broken.path())),
         (empty.path(), format!("{}: it has no report", empty.path())),
     ] {
         let ended = compare(&[old.path(), new]);
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
-        assert!(ended.stderr.len() == 1 && ended.stderr[0].ends_with(&reason), "{ended:?}: {reason}");
+        assert!(ended.stderr.len() == 1 && ended.stderr[0].contains(&reason), "{ended:?}: {reason}");
     }
 }

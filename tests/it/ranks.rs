@@ -204,3 +204,24 @@ fn the_rank_comes_from_the_launcher() {
         assert!(ended.stderr[0].contains(reason) || ended.stderr[1].contains(reason), "{reason}: {ended:?}");
     }
 }
+
+#[test]
+fn the_name_of_a_file_can_contain_the_rank_and_merge_reads_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = serve(Config::default());
+    let name = |rank: &str| directory.path().join(format!("run-{rank}.json")).to_str().unwrap().to_owned();
+    for rank in ["0/2", "1/2"] {
+        let address = server.local_addr().to_string();
+        let arguments = ["load", "-q", "--rank", rank, "-c", "3", "-m", "10", "--json", &name("{rank}"), &address];
+        let ended = Process::start(ecoloop(&arguments)).wait();
+        assert!(ended.status.success(), "{ended:?}");
+    }
+    // The two ran one after another.
+    let apart = Process::start(ecoloop(&["merge", &name("0"), &name("1")])).wait();
+    assert!(apart.stderr[0].contains("the measured window overlaps"), "{apart:?}");
+    let refused = Process::start(ecoloop(&["merge", &name("1")])).wait();
+    assert!(refused.stderr[0].contains("rank 0 of 2 is missing"), "{refused:?}");
+    let usage = Process::start(load(server.local_addr(), &["--hgrm", "run-{rank}.hgrm"])).wait();
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(usage.stderr[0].contains("{rank} in the name of a file needs --rank"), "{usage:?}");
+}
