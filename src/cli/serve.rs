@@ -21,7 +21,7 @@ use super::log::TARGET;
 use super::log_observer::{Language, LogObserver, log_shutdown, log_start, summary};
 use super::output::Output;
 use super::signals::Requests;
-use super::systemd;
+use super::systemd::{self, Notifier};
 use super::usage_error;
 use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, rate, size, source_limit, timeout};
 
@@ -178,18 +178,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let server =
         if passed.is_empty() { Server::bind(&addresses[..], config) } else { Server::from_listeners(passed, config) };
     let server = server.map_err(|error| with_bind_hint(error, &addresses))?;
-    let _ = stage.handle.set(server.handle());
     if let Some(output) = &report_output {
         output.clear()?;
     }
     let handle = server.handle();
     log_start(language, server.local_addrs());
+    let notifier = Notifier::start(handle.clone())
+        .map_err(|error| format!("cannot start the thread that sends to systemd: {error}"))?;
+    let _ = stage.service.set(Service { handle: handle.clone(), notifier: notifier.clone() });
     let (ended, report) = match (arguments.logs_connections(), arguments.verbose) {
-        (false, _) => serve(server),
-        (true, 0) => serve(server.with_observer(LogObserver::<false>::new(language, handle))),
-        (true, _) => serve(server.with_observer(LogObserver::<true>::new(language, handle))),
+        (false, _) => serve(server, notifier.as_ref()),
+        (true, 0) => serve(server.with_observer(LogObserver::<false>::new(language, handle)), notifier.as_ref()),
+        (true, _) => serve(server.with_observer(LogObserver::<true>::new(language, handle)), notifier.as_ref()),
     };
     log::info!(target: TARGET, "{}", summary(language, &report));
+    if let Some(notifier) = notifier {
+        notifier.finish();
+    }
     let log = log_writer.finish();
     match report_output {
         Some(Output::Stdout) if !log.is_written => {
@@ -203,8 +208,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// Serves until a signal ends the server.
-fn serve(mut server: Server<impl Observer>) -> (io::Result<()>, Report) {
-    let ended = server.run().map(drop);
+fn serve(mut server: Server<impl Observer>, notifier: Option<&Notifier>) -> (io::Result<()>, Report) {
+    let ended = match notifier {
+        Some(notifier) => notifier.run(&mut server),
+        None => server.run().map(drop),
+    };
     (ended, server.report())
 }
 
@@ -282,7 +290,13 @@ impl Arguments {
 struct Stage {
     /// From here on a client may have connected.
     is_binding: AtomicBool,
-    handle: OnceLock<Handle>,
+    service: OnceLock<Service>,
+}
+
+/// What a signal has an effect on.
+struct Service {
+    handle: Handle,
+    notifier: Option<Notifier>,
 }
 
 /// Starts a thread for signals: the first drains the server, and the next stops it. Until the server binds its addresses, a signal ends
@@ -297,12 +311,16 @@ fn handle_signals(stage: Arc<Stage>, shutdown_line: Option<Language>) -> Result<
             if !stage.is_binding.load(Ordering::Acquire) {
                 process::exit(0);
             }
-            let handle = stage.handle.wait();
+            let Service { handle, notifier } = stage.service.wait();
             if handle.is_ending() {
                 handle.stop();
             } else {
                 if let Some(language) = shutdown_line {
                     log_shutdown(language, handle.stats());
+                }
+                // Before the drain, which may end the process at once.
+                if let Some(notifier) = notifier {
+                    notifier.stopping();
                 }
                 handle.drain();
             }

@@ -1,9 +1,27 @@
-//! What systemd passes to a service.
+//! What systemd passes to a service, and what a service tells it.
 
+use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use ecoloop::{Handle, Observer, Server, Turn};
 use listenfd::ListenFd;
+use sd_notify::NotifyState;
+
+use super::format::plural;
+use super::log::TARGET;
+
+/// The variable that names the socket of the service manager.
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// How old the number of connections in the status may be.
+const STATUS_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the process waits at its end for the last message.
+const FINISH_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Takes the listening sockets that were passed to this process (`sd_listen_fds(3)`), if there are any.
 ///
@@ -32,4 +50,155 @@ fn is_listening(socket: &TcpListener) -> bool {
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn is_listening(_: &TcpListener) -> bool {
     true
+}
+
+/// Tells systemd the state of the server (`sd_notify(3)`), on a thread of its own: a message blocks while the queue of the socket is full.
+#[derive(Clone)]
+pub(super) struct Notifier {
+    messages: Sender<Message>,
+    /// `None` if systemd does not watch this process.
+    watchdog: Option<Watchdog>,
+}
+
+enum Message {
+    Stopping,
+    /// Receives a value once every earlier message was sent.
+    Finish(Sender<()>),
+}
+
+impl Notifier {
+    /// Starts the thread, and reports that the server listens. Returns `None` without `NOTIFY_SOCKET`.
+    pub(super) fn start(handle: Handle) -> io::Result<Option<Self>> {
+        if std::env::var_os(NOTIFY_SOCKET).is_none_or(|path| path.is_empty()) {
+            return Ok(None);
+        }
+        let watchdog = Watchdog::from_environment();
+        let watch = watchdog.clone().map(Watch::new);
+        let reporter = Reporter { handle, watch, connections: 0, has_failed: false };
+        let (messages, receiver) = mpsc::channel();
+        thread::Builder::new().name("systemd".to_owned()).spawn(move || reporter.run(&receiver))?;
+        Ok(Some(Self { messages, watchdog }))
+    }
+
+    /// Serves until a [`Handle`] ends the server.
+    pub(super) fn run(&self, server: &mut Server<impl Observer>) -> io::Result<()> {
+        let Some(Watchdog { interval, turns }) = &self.watchdog else {
+            return server.run().map(drop);
+        };
+        // At least two turns per interval, also without events.
+        while server.turn(Some(*interval / 2))? == Turn::Running {
+            turns.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Reports that the server shuts down.
+    pub(super) fn stopping(&self) {
+        let _ = self.messages.send(Message::Stopping);
+    }
+
+    /// Waits at most 100 ms until every message was sent.
+    pub(super) fn finish(&self) {
+        let (sender, done) = mpsc::channel();
+        let _ = self.messages.send(Message::Finish(sender));
+        let _ = done.recv_timeout(FINISH_TIMEOUT);
+    }
+}
+
+/// systemd ends a service that does not report in time, and the service reports only if its loop turns.
+#[derive(Clone)]
+struct Watchdog {
+    /// Half of `WATCHDOG_USEC`: the interval of the reports.
+    interval: Duration,
+    turns: Arc<AtomicU64>,
+}
+
+impl Watchdog {
+    /// Returns `None` if systemd does not watch this process.
+    fn from_environment() -> Option<Self> {
+        let timeout = sd_notify::watchdog_enabled().filter(|timeout| !timeout.is_zero())?;
+        // A wait of the poll takes whole milliseconds.
+        Some(Self { interval: (timeout / 2).max(Duration::from_millis(2)), turns: Arc::default() })
+    }
+}
+
+/// The thread of a [`Notifier`].
+struct Reporter {
+    handle: Handle,
+    watch: Option<Watch>,
+    /// The number of connections in the last status.
+    connections: u64,
+    /// A message could not be sent, which is logged once.
+    has_failed: bool,
+}
+
+impl Reporter {
+    fn run(mut self, messages: &Receiver<Message>) {
+        self.send(&NotifyState::Ready);
+        self.send_status();
+        let mut status_at = Instant::now() + STATUS_INTERVAL;
+        loop {
+            let next = self.watch.as_ref().map_or(status_at, |watch| watch.due.min(status_at));
+            match messages.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Message::Stopping) => self.send(&NotifyState::Stopping),
+                Ok(Message::Finish(done)) => {
+                    let _ = done.send(());
+                    return;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = Instant::now();
+            if now >= status_at {
+                status_at = now + STATUS_INTERVAL;
+                if self.handle.stats().open() != self.connections {
+                    self.send_status();
+                }
+            }
+            if self.watch.as_mut().is_some_and(|watch| watch.has_turned(now)) {
+                self.send(&NotifyState::Watchdog);
+            }
+        }
+    }
+
+    fn send_status(&mut self) {
+        self.connections = self.handle.stats().open();
+        let status = plural(self.connections, "connection", "connections");
+        self.send(&NotifyState::Status(&status));
+    }
+
+    fn send(&mut self, state: &NotifyState<'_>) {
+        if let Err(error) = sd_notify::notify(std::slice::from_ref(state))
+            && !std::mem::replace(&mut self.has_failed, true)
+        {
+            let path = std::env::var_os(NOTIFY_SOCKET).unwrap_or_default();
+            log::warn!(target: TARGET, "cannot send {state} to NOTIFY_SOCKET {}: {error}", path.display());
+        }
+    }
+}
+
+/// Looks at the turns of the loop.
+struct Watch {
+    watchdog: Watchdog,
+    /// The turns when they were last looked at.
+    turns: u64,
+    due: Instant,
+}
+
+impl Watch {
+    fn new(watchdog: Watchdog) -> Self {
+        Self { due: Instant::now() + watchdog.interval, watchdog, turns: 0 }
+    }
+
+    /// Returns true once per interval, if the loop has turned in it.
+    fn has_turned(&mut self, now: Instant) -> bool {
+        if now < self.due {
+            return false;
+        }
+        let turns = self.watchdog.turns.load(Ordering::Relaxed);
+        let has_turned = std::mem::replace(&mut self.turns, turns) != turns;
+        // A loop that is late is looked at again soon.
+        self.due = now + if has_turned { self.watchdog.interval } else { self.watchdog.interval / 8 };
+        has_turned
+    }
 }
