@@ -4,12 +4,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use ecoloop::{CloseReason, Config, Running, Server, SourceLimit, WhenFull};
+use ecoloop::{CloseReason, Config, Running, Server, SourceLimit, Turn, WhenFull};
 use serde_json::json;
 
 use crate::support::{
     Event, Process, Recorder, Scratch, assert_echoes, assert_ended, assert_receives, await_reset, await_unread,
-    connect, eventually, half_close, join, pattern,
+    connect, eventually, half_close, join, pattern, reset,
 };
 
 const BAD_HEADER: CloseReason = CloseReason::Failed(ErrorKind::InvalidData);
@@ -96,29 +96,34 @@ fn what_follows_a_header_is_echoed_and_the_observer_sees_its_source() {
     }
 }
 
+/// Sends each part, takes a turn of the server after it, and asserts that `message` is echoed.
+#[track_caller]
+fn assert_takes<'a>(server: &mut Server<Recorder>, parts: impl Iterator<Item = &'a [u8]>, message: &[u8]) {
+    let mut client = connect(server.local_addr());
+    let mut turn = || assert_eq!(server.turn(Some(Duration::ZERO)).unwrap(), Turn::Running);
+    for part in parts {
+        client.write_all(part).unwrap();
+        turn();
+    }
+    client.set_nonblocking(true).unwrap();
+    let mut echo = Vec::new();
+    eventually("the echo", || {
+        turn();
+        // Fails while there is none.
+        let _ = client.read_to_end(&mut echo);
+        echo == message
+    });
+    reset(client);
+}
+
 #[test]
 fn a_header_may_be_split_anywhere() {
-    let (server, recorder) = serve_recording(|_| ());
+    let (mut server, recorder) = bind_recording(|_| ());
     for header in [V1, &v2([192, 0, 2, 7], 1234, b"\0\0\0")] {
-        let mut client = connect(server.local_addr());
-        let mut echo = [0; 2];
-        for (sent, byte) in header.iter().enumerate() {
-            await_unread(&client, sent);
-            client.write_all(&[*byte]).unwrap();
-        }
-        // What is behind the last byte of the header is not read with it.
-        client.write_all(b"si").unwrap();
-        client.read_exact(&mut echo).unwrap();
-        assert_eq!(&echo, b"si");
-        half_close(&client);
-        assert_ended(&mut client);
-        for split in 1..header.len() {
-            let mut client = connect_sending(server.local_addr(), &header[..split]);
-            await_unread(&client, split);
-            client.write_all(&[&header[split..], b"hola"].concat()).unwrap();
-            assert_receives(&mut client, b"hola");
-            half_close(&client);
-            assert_ended(&mut client);
+        let bytes = [header, b"hola"].concat();
+        assert_takes(&mut server, bytes.chunks(1), b"hola");
+        for split in 1..bytes.len() {
+            assert_takes(&mut server, [&bytes[..split], &bytes[split..]].into_iter(), b"hola");
         }
     }
     let events = recorder.take();
