@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use ecoloop::load::{Close, Config, Mode, SourceRange, count_pairs};
+use ecoloop::load::{Close, Config, Mode, ProxyVersion, SourceRange, count_pairs};
 
 use super::advice::warn_of_unpaired;
 use super::values::{Address, SocketArguments, TargetArguments, count, rate, size};
@@ -46,6 +46,10 @@ pub(super) struct LoadOptions {
     /// Close with FIN or RST
     #[arg(long, help_heading = CONNECTIONS, default_value = "fin")]
     close: CloseName,
+
+    /// Begin each connection with a PROXY header, from its own address to the server's [default: none]
+    #[arg(long, help_heading = CONNECTIONS, value_name = "VERSION")]
+    proxy_protocol: Option<ProxyVersionName>,
 
     /// Size of a message
     #[arg(short, long, help_heading = MESSAGES, value_name = "SIZE", default_value = "64", value_parser = size)]
@@ -94,6 +98,12 @@ enum ModeName {
 enum CloseName {
     Fin,
     Rst,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ProxyVersionName {
+    V1,
+    V2,
 }
 
 impl LoadOptions {
@@ -159,6 +169,10 @@ impl LoadOptions {
             CloseName::Fin => Close::Fin,
             CloseName::Rst => Close::Rst,
         };
+        config.proxy_protocol = self.proxy_protocol.map(|version| match version {
+            ProxyVersionName::V1 => ProxyVersion::V1,
+            ProxyVersionName::V2 => ProxyVersion::V2,
+        });
         config.seed = self.seed;
         config.recv_buffer = self.socket.recv_buffer;
         config.send_buffer = self.socket.send_buffer;

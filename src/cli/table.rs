@@ -59,6 +59,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
             .pipeline
             .map_or("any number in flight".to_owned(), |pipeline| format!("{} in flight", count(pipeline.into()))),
     ];
+    words.extend(config.proxy_protocol.map(|version| format!("PROXY header {}", version.name())));
     // Without an answer the window ended as soon as it began.
     if report.connections.verified > 0 && report.phases_s.measure > 0.0 {
         words.push(round_time(report.phases_s.measure * 1e6));

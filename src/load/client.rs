@@ -6,6 +6,7 @@ use std::ops::Range;
 use mio::net::TcpStream;
 
 use super::pattern::Pattern;
+use super::proxy_protocol;
 use super::schedule::SendSchedule;
 use super::stage::{Counts, Stage};
 use super::verify::{Checked, Verifier};
@@ -41,6 +42,8 @@ pub(super) struct Client {
     /// Messages before this one were sent when they were due or found to wait. In a closed loop, only those found to wait count.
     timed: u64,
     sent_bytes: u64,
+    /// What is left to send of the PROXY header, before the first message.
+    pub(super) proxy_header: Vec<u8>,
     due_times: DueTimes,
 }
 
@@ -144,6 +147,7 @@ impl Client {
             messages: MessageCounts::default(),
             timed: 0,
             sent_bytes: 0,
+            proxy_header: Vec::new(),
             due_times,
         }
     }
@@ -224,6 +228,9 @@ impl Client {
 
     /// Writes once what is due, as far as `pipeline` and the socket allow. Returns whether the socket took any of it.
     pub(super) fn send(&mut self, pattern: &Pattern, size: u64, pipeline: u64, scratch: &mut [u8]) -> io::Result<bool> {
+        if self.writable && !self.proxy_header.is_empty() {
+            self.writable = proxy_protocol::send(&mut self.proxy_header, &mut self.stream)?;
+        }
         let MessageCounts { enqueued, done, .. } = self.messages;
         let end = enqueued.min(done.saturating_add(pipeline)) * size;
         while self.writable && self.sent_bytes < end {

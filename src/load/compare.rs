@@ -235,6 +235,7 @@ fn settings(run: &Report) -> Map<String, Value> {
         ("size", json!(config.size)),
         ("pipeline", json!(config.pipeline)),
         ("rate", json!(config.rate)),
+        ("proxy_protocol", json!(config.proxy_protocol)),
     ] {
         settings.insert(what.to_owned(), value);
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use super::proxy_protocol::ProxyVersion;
 use super::rank::Rank;
 use super::report::{Mode, Threshold};
 use super::sources::unpaired;
@@ -57,6 +58,9 @@ pub struct Config {
     pub warmup: Duration,
     /// How a connection is closed. [`Close::Fin`].
     pub close: Close,
+    /// Begins each connection with a header of the PROXY protocol, from the connection's own address to the server's. It is no message,
+    /// and the server must take it out of the stream. `None`.
+    pub proxy_protocol: Option<ProxyVersion>,
     /// When to begin, so that generators on several machines begin together. `None`: now.
     pub start_at: Option<SystemTime>,
     /// Which of several generators this is. The connections, the rates, `max_connecting` and the sources are then those of all ranks, of
@@ -99,6 +103,7 @@ impl Config {
             messages_per_connection: None,
             warmup: Duration::ZERO,
             close: Close::Fin,
+            proxy_protocol: None,
             start_at: None,
             rank: None,
             seed: 1,

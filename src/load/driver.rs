@@ -17,6 +17,7 @@ use super::error::{ErrorName, Phase, classify, is_port_taken};
 use super::mode::{Reaction, Status, Traffic, Workload, new_workload};
 use super::pattern::Pattern;
 use super::progress::Step;
+use super::proxy_protocol::ProxyVersion;
 use super::schedule::{SendSchedule, Window};
 use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
@@ -81,6 +82,7 @@ pub(super) struct Driver {
     connect_timeout: u64,
     timeout: u64,
     close: Close,
+    proxy_protocol: Option<ProxyVersion>,
     pattern: Pattern,
     buffer: Box<[u8]>,
     scratch: Box<[u8]>,
@@ -112,6 +114,7 @@ impl Driver {
             connect_timeout: nanoseconds(config.connect_timeout),
             timeout: nanoseconds(config.timeout),
             close: config.close,
+            proxy_protocol: config.proxy_protocol,
             pattern: Pattern::new(config.seed),
             buffer: vec![0; BUFFER_BYTES].into(),
             scratch: vec![0; BUFFER_BYTES].into(),
@@ -313,7 +316,11 @@ impl Driver {
             (Ok(peer), Ok(local)) if peer == local => {
                 return ControlFlow::Break(self.fail(client, Phase::Connect, ErrorName::SelfConnect, None));
             }
-            (Ok(_), Ok(_)) => {}
+            (Ok(peer), Ok(local)) => {
+                if let Some(version) = self.proxy_protocol {
+                    client.proxy_header = version.header(local, peer);
+                }
+            }
         }
         self.totals.connect.record(now.saturating_sub(client.connect_due()));
         self.connector.sources.settle(client.pair);

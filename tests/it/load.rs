@@ -8,6 +8,7 @@ mod connecting;
 mod failures;
 mod faulty_server;
 mod hold;
+mod proxy_protocol;
 mod report;
 mod running;
 mod schedule;

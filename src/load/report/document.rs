@@ -13,6 +13,7 @@ use super::findings::Verify;
 use super::origin::Origin;
 use crate::address::ScopedIp;
 use crate::load::error::{ErrorName, Phase};
+use crate::load::proxy_protocol::ProxyVersion;
 use crate::load::rank::Rank;
 
 /// The schema of the documents that are written and read.
@@ -183,6 +184,8 @@ pub struct Settings {
     /// Messages due per second, over all connections, in an open loop; in [`Mode::Churn`], connections.
     #[serde(serialize_with = "number")]
     pub rate: Option<f64>,
+    /// Version of the PROXY header that each connection began with; `None` without one, or if merged runs differ.
+    pub proxy_protocol: Option<ProxyVersion>,
     /// Payload seed; `None` if merged runs differ.
     pub seed: Option<u64>,
     /// Labels from the command line: at most 65,536 are read.

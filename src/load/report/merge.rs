@@ -140,11 +140,14 @@ fn seconds(run: &Report) -> f64 {
 
 fn settings(reports: &[&Report]) -> Settings {
     let mut merged = reports[0].config.clone();
-    for Settings { targets, sources, pipeline, seed, labels, .. } in reports[1..].iter().map(|run| &run.config) {
+    for Settings { targets, sources, pipeline, proxy_protocol, seed, labels, .. } in
+        reports[1..].iter().map(|run| &run.config)
+    {
         merged.targets.extend(targets);
         merged.sources.extend(sources);
         // The deepest pipeline: `None` is unlimited.
         merged.pipeline = merged.pipeline.zip(*pipeline).map(|(ours, theirs)| ours.max(theirs));
+        merged.proxy_protocol = merged.proxy_protocol.filter(|_| merged.proxy_protocol == *proxy_protocol);
         merged.seed = merged.seed.filter(|_| merged.seed == *seed);
         merged.labels.retain(|key, value| labels.get(key) == Some(value));
     }

@@ -12,7 +12,7 @@ use crate::support::{Process, Scratch, ecoloop, eventually, join, reserve_port, 
 
 #[test]
 fn usage_errors_exit_with_2() {
-    let invalid: [&[&str]; 26] = [
+    let invalid: [&[&str]; 28] = [
         &[],
         &["-d", "1s", "-m", "1"],
         &["--mode", "hold", "-m", "1"],
@@ -26,6 +26,8 @@ fn usage_errors_exit_with_2() {
         &["--fail-if", "p99>5"],
         &["--fail-if", "rate<1ms"],
         &["--close", "reset"],
+        &["--proxy-protocol", "v3"],
+        &["--proxy-protocol"],
         &["-c", "100M"],
         &["-c", "2", "-p", "2000M"],
         &["-d", "0s"],

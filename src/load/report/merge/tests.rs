@@ -6,6 +6,7 @@ use super::super::document::tests::example;
 use super::super::document::{Loop, Mode, Verdict};
 use super::super::findings::{Excerpt, Finding, FindingKind};
 use super::*;
+use crate::load::ProxyVersion;
 use crate::load::error::{ErrorName, Phase};
 
 fn histogram(microseconds: impl Iterator<Item = u64>) -> Histogram {
@@ -95,6 +96,7 @@ fn settings_are_merged_and_differing_ones_dropped() {
         run.config.targets = vec!["127.0.0.1:5001".parse().unwrap(), "127.0.0.1:5000".parse().unwrap()];
         run.config.sources = vec!["10.0.0.1".parse().unwrap()];
         run.config.seed = Some(2);
+        run.config.proxy_protocol = Some(ProxyVersion::V1);
         run.config.pipeline = Some(9);
         run.config.labels.insert("k".to_owned(), "other".to_owned());
     });
@@ -102,7 +104,9 @@ fn settings_are_merged_and_differing_ones_dropped() {
     assert_eq!(config.targets, ["127.0.0.1:5000".parse().unwrap(), "127.0.0.1:5001".parse().unwrap()]);
     assert_eq!(config.sources, ["10.0.0.1".parse().unwrap()]);
     assert_eq!((config.seed, config.pipeline), (None, Some(9)));
-    assert!(config.labels.is_empty());
+    assert!(config.labels.is_empty() && config.proxy_protocol.is_none());
+    let same = ["a", "b"].map(|id| run(id, |run| run.config.proxy_protocol = Some(ProxyVersion::V2)));
+    assert_eq!(merge(&same, &[]).unwrap().config.proxy_protocol, Some(ProxyVersion::V2));
 }
 
 #[test]
