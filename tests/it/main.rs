@@ -24,6 +24,8 @@ mod logging;
 #[cfg(feature = "load")]
 mod merge;
 mod narration;
+#[cfg(feature = "load")]
+mod proxies;
 mod proxy_protocol;
 #[cfg(feature = "load")]
 mod ranks;
