@@ -163,7 +163,6 @@ impl Server {
             connections_peak: 0,
             lifecycle: Lifecycle::Serving,
             hand: None,
-            started: Instant::now(),
             handle,
         };
         Ok(Self { reactor, echo: Echo { core, observer: () } })
@@ -202,7 +201,7 @@ impl<O> Server<O> {
     /// Returns the counters, and the time since the bind.
     #[must_use]
     pub fn report(&self) -> Report {
-        Report { stats: self.echo.core.handle.stats(), elapsed: self.echo.core.started.elapsed() }
+        self.echo.core.handle.report()
     }
 
     /// Returns the time by which to call [`turn`](Self::turn) even if the descriptor is not readable: *now* while work is left over

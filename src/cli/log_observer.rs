@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use clap::ValueEnum;
 use ecoloop::{CloseReason, Handle, Observer, Peer, Report, Stats};
+use log::{Level, Record};
 
 use super::format::plural;
 use super::log::TARGET;
@@ -85,8 +86,24 @@ pub(super) fn log_shutdown(language: Language, stats: Stats) {
     }
 }
 
-/// Returns the final figures as one line.
-pub(super) fn summary(language: Language, report: &Report) -> String {
+/// Logs the final figures.
+pub(super) fn log_end(language: Language, report: &Report) {
+    log::info!(target: TARGET, "{}: {}", language.pick("Done", "Fin"), figures(language, report));
+}
+
+/// Logs the figures so far, at any level: somebody asked for them.
+pub(super) fn log_so_far(language: Language, report: &Report) {
+    let (open, figures) = (report.stats.open(), figures(language, report));
+    let mut line = Record::builder();
+    line.level(Level::Info).target(TARGET);
+    match language {
+        Language::En => log::logger().log(&line.args(format_args!("So far: {open} open, {figures}")).build()),
+        Language::Es => log::logger()
+            .log(&line.args(format_args!("Hasta ahora: {}, {figures}", plural(open, "abierta", "abiertas"))).build()),
+    }
+}
+
+fn figures(language: Language, report: &Report) -> String {
     let (stats, closed) = (report.stats, report.stats.closed);
     let reasons = [
         (closed.end_of_stream, language.pick("end of stream", "fin de datos")),
@@ -115,13 +132,13 @@ pub(super) fn summary(language: Language, report: &Report) -> String {
     let (bytes_in, bytes_out) = (stats.bytes_in, stats.bytes_out);
     match language {
         Language::En => format!(
-            "Done: {} accepted, {total} closed{words}{refused}, {} in, {} out, {seconds:.3} s",
+            "{} accepted, {total} closed{words}{refused}, {} in, {} out, {seconds:.3} s",
             plural(accepted, "connection", "connections"),
             plural(bytes_in, "byte", "bytes"),
             plural(bytes_out, "byte", "bytes"),
         ),
         Language::Es => format!(
-            "Fin: {}, {}{words}{refused}, {}, {}, {seconds:.3} s",
+            "{}, {}{words}{refused}, {}, {}, {seconds:.3} s",
             plural(accepted, "conexion aceptada", "conexiones aceptadas"),
             plural(total, "cerrada", "cerradas"),
             plural(bytes_in, "byte recibido", "bytes recibidos"),

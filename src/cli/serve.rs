@@ -13,12 +13,12 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 use ecoloop::{Config, Handle, IpNet, Observer, Report, Server, SourceLimit, WhenFull};
 use log::LevelFilter;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use super::descriptors;
 use super::hints::with_bind_hint;
 use super::log::TARGET;
-use super::log_observer::{Language, LogObserver, log_shutdown, log_start, summary};
+use super::log_observer::{Language, LogObserver, log_end, log_shutdown, log_so_far, log_start};
 use super::output::Output;
 use super::signals::Requests;
 use super::systemd::{self, Notifier};
@@ -42,7 +42,8 @@ DURATION  500us, 20ms, 5s, 1m
 NETWORK   IP, or IP/LEN: 192.0.2.7, 10.0.0.0/8, 2001:db8::/32
 
 SIGINT and SIGTERM shut down gracefully: ecoloop accepts no new connections, keeps echoing, and closes each connection
-once it is idle. A second signal, at least 0.3 s later, ends the process at once. SIGHUP is ignored.
+once it is idle. A second signal, at least 0.3 s later, ends the process at once. SIGUSR1 logs the figures so far. SIGHUP
+is ignored.
 
 Exit status:
   0  ended by a signal
@@ -168,8 +169,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let report_output = arguments.report.as_deref().map(Output::open).transpose()?;
     let stage = Arc::new(Stage::default());
     let language = arguments.lang.unwrap_or_else(Language::from_environment);
-    let shutdown_line = (arguments.log_connections == LogConnections::None).then_some(language);
-    handle_signals(Arc::clone(&stage), shutdown_line)?;
+    let logs_shutdown = arguments.log_connections == LogConnections::None;
+    handle_signals(Arc::clone(&stage), language, logs_shutdown)?;
     let log_writer = super::log::start(arguments.level()).map_err(|error| format!("cannot start the log: {error}"))?;
 
     let config = arguments.config();
@@ -191,7 +192,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         (true, 0) => serve(server.with_observer(LogObserver::<false>::new(language, handle)), notifier.as_ref()),
         (true, _) => serve(server.with_observer(LogObserver::<true>::new(language, handle)), notifier.as_ref()),
     };
-    log::info!(target: TARGET, "{}", summary(language, &report));
+    log_end(language, &report);
     if let Some(notifier) = notifier {
         notifier.finish();
     }
@@ -300,22 +301,27 @@ struct Service {
 }
 
 /// Starts a thread for signals: the first drains the server, and the next stops it. Until the server binds its addresses, a signal ends
-/// the process. SIGHUP is ignored. The drain is logged in the language of `shutdown_line`.
-fn handle_signals(stage: Arc<Stage>, shutdown_line: Option<Language>) -> Result<(), String> {
-    let requests = Requests::new(&[SIGINT, SIGTERM, SIGHUP])?;
+/// the process. SIGUSR1 logs the figures so far, and SIGHUP is ignored.
+fn handle_signals(stage: Arc<Stage>, language: Language, logs_shutdown: bool) -> Result<(), String> {
+    let requests = Requests::new(&[SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     let handle_each = move || {
         for signal in requests {
             if signal == SIGHUP {
                 continue;
             }
             if !stage.is_binding.load(Ordering::Acquire) {
+                if signal == SIGUSR1 {
+                    continue;
+                }
                 process::exit(0);
             }
             let Service { handle, notifier } = stage.service.wait();
-            if handle.is_ending() {
+            if signal == SIGUSR1 {
+                log_so_far(language, &handle.report());
+            } else if handle.is_ending() {
                 handle.stop();
             } else {
-                if let Some(language) = shutdown_line {
+                if logs_shutdown {
                     log_shutdown(language, handle.stats());
                 }
                 // Before the drain, which may end the process at once.

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 
 /// A repeat of a signal within this time is the same request: timeout(1), or Ctrl-C through a wrapper, sends it to the process and
@@ -49,7 +50,8 @@ impl Iterator for Requests {
     fn next(&mut self) -> Option<i32> {
         loop {
             let signal = self.signals.forever().next()?;
-            if self.is_new(signal, Instant::now()) {
+            // Each request for figures counts, and none is between two requests to end.
+            if signal == SIGUSR1 || self.is_new(signal, Instant::now()) {
                 return Some(signal);
             }
         }

@@ -49,7 +49,6 @@ pub(super) struct Core {
     pub(super) timeouts: Option<Timeouts>,
     /// Finds connections on which no byte moves, if there are any to find.
     pub(super) hand: Option<Hand>,
-    pub(super) started: Instant,
     pub(super) handle: Handle,
 }
 

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 
 use mio::Waker;
 
-use super::stats::{Counters, Stats};
+use super::stats::{Counters, Report, Stats};
 use crate::log_target::LOG_TARGET;
 
 /// Commands a [`Server`](crate::Server) from any thread, and reads its counters.
@@ -35,6 +36,7 @@ struct Shared {
     command: AtomicU8,
     waker: Waker,
     counters: Counters,
+    started: Instant,
 }
 
 /// A command. A later one overrides an earlier one, never the reverse.
@@ -47,7 +49,12 @@ pub(super) enum Command {
 
 impl Handle {
     pub(super) fn new(waker: Waker) -> Self {
-        Self(Arc::new(Shared { command: AtomicU8::new(Command::Run as u8), waker, counters: Counters::default() }))
+        Self(Arc::new(Shared {
+            command: AtomicU8::new(Command::Run as u8),
+            waker,
+            counters: Counters::default(),
+            started: Instant::now(),
+        }))
     }
 
     /// Shuts down gracefully: the server accepts no new connections, keeps echoing, and sends FIN to each connection once it is
@@ -71,6 +78,12 @@ impl Handle {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.0.counters.snapshot()
+    }
+
+    /// Returns the counters, and the time since the bind.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        Report { stats: self.stats(), elapsed: self.0.started.elapsed() }
     }
 
     fn send(&self, command: Command) {

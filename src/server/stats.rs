@@ -11,7 +11,7 @@ use super::observer::CloseReason;
 pub struct Report {
     /// The counters.
     pub stats: Stats,
-    /// From the bind to the call of [`Server::report`](crate::Server::report).
+    /// From the bind to the call that returned this report.
     pub elapsed: Duration,
 }
 

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{
-    Process, Scratch, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening, reserve_port,
+    Process, Scratch, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close,
+    is_listening, reserve_port,
 };
 
 /// A repeat within this time is one for the server too, whose interval begins after the test's.
@@ -50,6 +52,55 @@ fn another_signal_stops_the_server() {
     eventually("the drain", || !is_listening(address));
     server.signal(Signal::TERM);
     assert!(server.wait().summary().contains("1 closed (1 stopped)"));
+}
+
+#[test]
+fn sigusr1_logs_the_figures_so_far_and_the_server_goes_on() {
+    for (options, words) in [
+        (&["-q"][..], "So far: 1 open, 2 connections accepted, 1 closed (1 end of stream), 9 bytes in, 9 bytes out, "),
+        (&["--lang", "es"], "Hasta ahora: 1 abierta, 2 conexiones aceptadas, 1 cerrada (1 fin de datos), 9 bytes"),
+    ] {
+        let (_reserved, address) = reserve_port();
+        let address_text = address.to_string();
+        let arguments = [&["--reuse-port", &address_text], options].concat();
+        let mut server = Process::start(ecoloop(&arguments));
+        let mut gone = connect_eventually(address);
+        assert_echoes(&mut gone, b"hola");
+        half_close(&gone);
+        assert_ended(&mut gone);
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"adios");
+        for _ in 0..2 {
+            server.signal(Signal::USR1);
+            let line = server.line_with(words.split(':').next().unwrap());
+            assert!(line.contains(&format!("INFO  [ecoloop] {words}")), "{line}");
+        }
+        assert_echoes(&mut client, b"hola");
+        half_close(&client);
+        assert!(server.terminate().status.success());
+    }
+}
+
+/// The figures are no request to end: the second SIGTERM is still a repeat.
+#[test]
+fn sigusr1_between_two_signals_does_not_stop_the_server() {
+    eventually("a repeat in time", || {
+        let (server, address) = Process::serve(&["--drain-timeout", "1h"]);
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"hola");
+        let start = Instant::now();
+        for signal in [Signal::TERM, Signal::USR1, Signal::TERM] {
+            server.signal(signal);
+            thread::yield_now();
+        }
+        assert_ended(&mut client);
+        if start.elapsed() > REPEAT {
+            return false;
+        }
+        half_close(&client);
+        assert!(server.wait().summary().contains("1 closed (1 drained)"));
+        true
+    });
 }
 
 #[test]
@@ -129,7 +180,7 @@ mod load {
             let process = Process::start(ecoloop(&["load", "-c", "50", "-d", "1h", "--json", "-", &address]));
             eventually("traffic", || server.handle().stats().bytes_in > before + 10_000);
             process.signal(Signal::INT);
-            std::thread::yield_now();
+            thread::yield_now();
             process.signal(Signal::INT);
             let ended = process.wait();
             assert_eq!(ended.status.code(), Some(130), "{ended:?}");
