@@ -146,6 +146,9 @@ impl Server {
             let key = reactor.insert(socket, Interest::READABLE, |socket| {
                 registered = Some(socket);
                 Entry::Listener(index)
+            });
+            let key = key.map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot wait for connections on {address}: {error}"))
             })?;
             listeners.extend(registered.map(|socket| Listener { socket, address, key }));
         }

@@ -6,7 +6,7 @@ use ecoloop::load::{Config, count_pairs, unpaired};
 
 use super::descriptors;
 use super::format::{abbreviate, plural};
-use super::hints::hint_of_address;
+use super::hints::{DESCRIPTOR_HINT, hint_of_address};
 use super::{print_error, table};
 
 /// Descriptors that a run opens in addition to its connections: its poll, its timer and its waker.
@@ -61,7 +61,7 @@ pub(super) fn advise(report: &Report) {
     }
     for error in &report.errors {
         let remedy = match error.error {
-            ErrorName::NoDescriptors => "raise the descriptor limit (ulimit -n, ulimit -Hn)",
+            ErrorName::NoDescriptors => DESCRIPTOR_HINT,
             ErrorName::NoPorts if report.config.sources.is_empty() => {
                 "name this machine's own address with --source, whose ports in TIME_WAIT can be used again; or add targets, or \
                  widen net.ipv4.ip_local_port_range"

@@ -4,11 +4,26 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use nix::errno::Errno;
+
 /// Flags of an address whose duplicate address detection runs, and of one that another machine has (`linux/if_addr.h`).
 const TENTATIVE: u32 = 0x40;
 const DUPLICATE: u32 = 0x08;
 /// The first unprivileged port where the system does not say.
 const UNPRIVILEGED: u16 = 1024;
+
+/// What to do when the process is out of descriptors.
+pub(super) const DESCRIPTOR_HINT: &str = "raise the descriptor limit (ulimit -n, ulimit -Hn)";
+
+/// Adds to an error what to do about it if the process is out of descriptors.
+pub(super) fn with_descriptor_hint(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    // An error that names its operation has lost its errno.
+    if text.ends_with(&io::Error::from(Errno::EMFILE).to_string()) {
+        return io::Error::new(error.kind(), format!("{text}; {DESCRIPTOR_HINT}"));
+    }
+    error
+}
 
 /// Adds to the error of a server that cannot start on `addresses` what to do about it.
 pub(super) fn with_bind_hint(error: io::Error, addresses: &[SocketAddr]) -> io::Error {
@@ -17,7 +32,7 @@ pub(super) fn with_bind_hint(error: io::Error, addresses: &[SocketAddr]) -> io::
         return io::Error::new(error.kind(), format!("{text}; choose a smaller --buffer-size"));
     }
     let is_named = |address: &&SocketAddr| text.starts_with(&format!("cannot listen on {address}: "));
-    let Some(&address) = addresses.iter().find(is_named) else { return error };
+    let Some(&address) = addresses.iter().find(is_named) else { return with_descriptor_hint(error) };
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => hint_of_port_in_use(address, addresses),
         io::ErrorKind::AddrNotAvailable => hint_of_address(address.ip()).to_owned(),
@@ -26,7 +41,7 @@ pub(super) fn with_bind_hint(error: io::Error, addresses: &[SocketAddr]) -> io::
             let first = first.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(UNPRIVILEGED);
             hint_of_permission(address.port(), first)
         }
-        _ => return error,
+        _ => return with_descriptor_hint(error),
     };
     io::Error::new(error.kind(), format!("{text}; {hint}"))
 }

@@ -17,6 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::advice::{advise, print_failure, warn_of_limits};
 use super::descriptors;
+use super::hints::with_descriptor_hint;
 use super::input::Input;
 use super::load_options::{LoadOptions, TIME};
 use super::output::{self, lock_files};
@@ -204,13 +205,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     Ok(if is_rank { ExitCode::SUCCESS } else { exit_status(report.verdict) })
 }
 
-/// Adds to an error of a run which options cause it.
+/// Adds to an error of a run what to do about it.
 fn with_hint(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::OutOfMemory => {
             io::Error::new(error.kind(), format!("{error}; choose smaller --connections or --pipeline"))
         }
-        _ => error,
+        _ => with_descriptor_hint(error),
     }
 }
 

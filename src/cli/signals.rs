@@ -7,6 +7,8 @@ use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 
+use super::hints::with_descriptor_hint;
+
 /// A repeat of a signal within this time is the same request: timeout(1), or Ctrl-C through a wrapper, sends it to the process and
 /// once more to its group.
 const REPEAT_INTERVAL: Duration = Duration::from_millis(300);
@@ -30,7 +32,8 @@ pub(super) struct Requests {
 
 impl Requests {
     pub(super) fn new(signals: &[i32]) -> Result<Self, String> {
-        let signals = Signals::new(signals).map_err(|error| format!("cannot handle signals: {error}"))?;
+        let signals =
+            Signals::new(signals).map_err(|error| format!("cannot handle signals: {}", with_descriptor_hint(error)))?;
         Ok(Self { signals, last: None })
     }
 

@@ -49,7 +49,9 @@ pub(super) struct Timer {
 
 impl Timer {
     pub(super) fn new() -> io::Result<Self> {
-        let descriptor = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        let descriptor = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
+            .map_err(io::Error::from)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot open a timer: {error}")))?;
         Ok(Self { descriptor, armed_for: 0 })
     }
 

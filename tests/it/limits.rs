@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
 #[cfg(target_os = "linux")]
+use std::process::Command;
+#[cfg(target_os = "linux")]
 use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(target_os = "linux")]
 use std::thread;
@@ -43,6 +45,26 @@ fn a_buffer_that_does_not_fit_in_memory_is_refused() {
     let small = limited(MEMORY_KIB, &ecoloop(&["serve", "--buffer-size", "1MiB", "127.0.0.1:0"]));
     let mut server = Process::start(small);
     assert_echoes(&mut connect(server.listening()), b"hola");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_error_for_lack_of_descriptors_names_what_needs_one_and_the_limit_to_raise() {
+    for arguments in [&["serve", "127.0.0.1:0"][..], &["load", "-m", "1", "127.0.0.1:1"]] {
+        // With fewer the dynamic linker fails, and with more the server starts.
+        for limit in 5..=7 {
+            let plain = ecoloop(arguments);
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
+            command.arg(plain.get_program()).args(plain.get_args());
+            let ended = Process::start(command).wait();
+            assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+            // A forecast may precede it.
+            let line = ended.stderr.last().unwrap();
+            assert!(line.starts_with("ecoloop: cannot "), "{line}");
+            assert!(line.contains(": Too many open files (os error 24); raise the descriptor limit"), "{line}");
+        }
+    }
 }
 
 #[test]
