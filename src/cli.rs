@@ -114,6 +114,8 @@ fn exit_status(verdict: Verdict) -> ExitCode {
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     signals::set_mask().map_err(|error| format!("cannot set the signal mask: {error}"))?;
     let command = accept_hyphen_values(Cli::command()).mut_subcommands(accept_hyphen_values);
+    #[cfg(feature = "load")]
+    let command = command.mut_subcommand("compare", compare::hide_load_options);
     let matches = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match matches {
         Ok(cli) => cli,

@@ -1,5 +1,7 @@
 //! `ecoloop compare`: compares the windows of two servers.
 
+mod live;
+
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,15 +12,20 @@ use ecoloop::load::compare::{Comparison, Difference, MetricRatio, RelativeResult
 use ecoloop::load::report::Verdict;
 use ecoloop::load::{self, Report};
 
-use super::exit_status;
 use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural};
+use super::load_options::{CONNECTIONS, MESSAGES, TIME};
 use super::output::{self, Output};
 use super::report_stream::{print_other_lines, read_reports};
 use super::result_files::REPORT;
+use super::values::SOCKETS;
+use super::{exit_status, print_error};
 
 const HELP: &str = "\
 EXPR  METRIC, < or >, and a change in percent with its sign: p99>+10%, rate<-5%
       METRIC is any percentile, mean, max, rate or server_cpu
+
+With --live, measures windows of both servers in turn, over connections that last. It also takes the options of ecoloop load
+for connections, messages, time and sockets; a window lasts --duration, here 1s by default.
 
 For each metric: the ratio of the medians, NEW to OLD, and an interval. The intervals of all metrics hold together with 95 %
 confidence. A verdict needs 6 windows on each side, and usually more:
@@ -29,27 +36,31 @@ confidence. A verdict needs 6 windows on each side, and usually more:
 A condition fails only if the whole interval is beyond it.
 
 Exit status:
-  0  pass: no condition failed
-  1  fail: a condition failed; or runtime error, such as reports of different settings
-  2  usage error
-  3  inconclusive: nothing failed, but a condition cannot be told
+  0    pass: no condition failed
+  1    fail: a condition failed; or runtime error, such as reports of different settings
+  2    usage error
+  3    inconclusive: nothing failed, but a condition cannot be told
+  130  interrupted: no condition is evaluated
 
 Examples:
-  for i in $(seq 20); do echo; done | ecoloop load -d 1s --repeat --json - 127.0.0.1:5000 > old.json
-      twenty windows of the old server
   ecoloop compare old.json new.json --fail-if 'p99>+10%'
-      which fails if the 99th percentile is certainly more than 10 % above the old one";
+      fails if the 99th percentile is certainly more than 10 % above the old one
+  ecoloop compare --live -c 50 --windows 40 127.0.0.1:5000 127.0.0.1:5001
+      80 windows of one second, each server in turn: which is faster with 50 connections?";
 
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// File of one or many reports that ecoloop load --json wrote; - is standard input
+    /// File of one or many reports that ecoloop load --json wrote, or - for standard input; with --live an address
     #[arg(value_name = "OLD")]
-    old: PathBuf,
+    old: String,
 
-    /// File of the reports to compare with them
+    /// File of the reports to compare with them, or an address
     #[arg(value_name = "NEW")]
-    new: PathBuf,
+    new: String,
+
+    #[command(flatten)]
+    live: live::Arguments,
 
     /// Fail if a metric changes by more than this, such as p99>+10% (repeatable)
     #[arg(help_heading = REPORT, long = "fail-if", value_name = "EXPR")]
@@ -59,17 +70,44 @@ pub(super) struct Arguments {
     #[arg(help_heading = REPORT, long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Print no table
+    /// Print neither progress nor table
     #[arg(help_heading = REPORT, short, long)]
     quiet: bool,
 }
 
-/// Reads and compares reports, writes the results, and returns the exit status.
+/// Hides the options of a load, whose help is that of `ecoloop load`, and ties them to --live.
+pub(super) fn hide_load_options(command: clap::Command) -> clap::Command {
+    let headings = [CONNECTIONS, MESSAGES, TIME, SOCKETS];
+    command.mut_args(|argument| {
+        if argument.get_help_heading().is_some_and(|heading| headings.contains(&heading)) {
+            argument.hide(true).requires(live::LIVE)
+        } else {
+            argument
+        }
+    })
+}
+
+/// Compares, writes the results, and returns the exit status.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let json = arguments.json.as_deref().map(Output::open).transpose()?;
-    let [old, new] = [reports(&arguments.old, arguments.quiet)?, reports(&arguments.new, arguments.quiet)?];
-    let comparison =
-        load::compare(&old, &new, &arguments.thresholds).map_err(|error| format!("cannot compare: {error}"))?;
+    let names = [&arguments.old, &arguments.new];
+    let live::Windows { sides: [old, new], is_interrupted } = if arguments.live.is_live() {
+        arguments.live.measure(names, arguments.quiet)?
+    } else {
+        live::Windows {
+            sides: [reports(Path::new(names[0]), arguments.quiet)?, reports(Path::new(names[1]), arguments.quiet)?],
+            is_interrupted: false,
+        }
+    };
+    if is_interrupted && new.is_empty() {
+        print_error("interrupted before there was a window of each server");
+        return Ok(exit_status(Verdict::Interrupted));
+    }
+    let thresholds = if is_interrupted { &[] } else { &arguments.thresholds[..] };
+    let mut comparison = load::compare(&old, &new, thresholds).map_err(|error| format!("cannot compare: {error}"))?;
+    if is_interrupted {
+        comparison.verdict = Verdict::Interrupted;
+    }
     if let Some(output) = &json {
         output.write(&(serde_json::to_string(&comparison)? + "\n"))?;
     }

@@ -206,7 +206,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// Adds to an error of a run what to do about it.
-fn with_hint(error: io::Error) -> io::Error {
+pub(super) fn with_hint(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::OutOfMemory => {
             io::Error::new(error.kind(), format!("{error}; choose smaller --connections or --pipeline"))
@@ -242,7 +242,7 @@ fn run_and_save(
 
 /// Starts a thread for SIGINT, SIGTERM and SIGHUP: the first interrupts the run, which then reports; the second ends the process. Until
 /// the run has begun, the first ends it.
-fn handle_signals(
+pub(super) fn handle_signals(
     has_begun: Arc<AtomicBool>,
     interrupt: Interrupt,
     requests: SyncSender<io::Result<bool>>,

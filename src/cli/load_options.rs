@@ -10,8 +10,8 @@ use super::advice::warn_of_unpaired;
 use super::values::{Address, SocketArguments, TargetArguments, count, rate, size};
 use super::{print_error, usage_error};
 
-const CONNECTIONS: &str = "Connections";
-const MESSAGES: &str = "Messages";
+pub(super) const CONNECTIONS: &str = "Connections";
+pub(super) const MESSAGES: &str = "Messages";
 pub(super) const TIME: &str = "Time";
 
 #[derive(Args)]
@@ -77,7 +77,7 @@ pub(super) struct LoadOptions {
 
     /// Length of the measured window [default: 10s]
     #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    duration: Option<Duration>,
+    pub(super) duration: Option<Duration>,
 
     /// Traffic before the measured window
     #[arg(long, help_heading = TIME, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]

@@ -1,10 +1,16 @@
-//! `ecoloop compare` of files.
+//! `ecoloop compare`, of files and of live servers.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::Duration;
 
+use ecoloop::Config;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Ended, Process, Scratch, ecoloop};
+use crate::support::{Ended, Process, Scratch, ecoloop, eventually, reserve_port, serve};
 
 /// Writes `count` windows, one a line, whose median latency is near `p50` microseconds.
 #[track_caller]
@@ -87,4 +93,70 @@ fn reports_that_cannot_be_compared_are_refused_by_name() {
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
         assert!(ended.stderr.len() == 1 && ended.stderr[0].contains(&reason), "{ended:?}: {reason}");
     }
+}
+
+/// Echoes on one thread a connection, each message after 5 ms.
+fn slow_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                let mut message = [0; 64];
+                while stream.read_exact(&mut message).is_ok() {
+                    thread::sleep(Duration::from_millis(5));
+                    if stream.write_all(&message).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn two_servers_are_measured_in_turn_over_connections_that_last() {
+    let (old, new) = (serve(Config::default()), slow_server());
+    let (address, pid) = (old.local_addr().to_string(), std::process::id().to_string());
+    let live = ["--live", "-c", "2", "-d", "30ms", "--windows", "8", "--server-pids", &pid, &pid];
+    let ended = compare(&[&live[..], &["--json", "-", &address, &new.to_string()]].concat());
+    assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &[][..]), "{ended:?}");
+    let document: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
+    assert_eq!(document["old"], json!({"targets": [address], "windows": 8, "left_out": 0, "errors": 0}));
+    assert_eq!((&document["new"]["windows"], &document["new"]["targets"][0]), (&json!(8), &json!(new.to_string())));
+    let metrics = document["metrics"].as_array().unwrap();
+    let names: Vec<_> = metrics.iter().map(|metric| metric["metric"].as_str().unwrap()).collect();
+    assert_eq!(names, ["rate", "mean", "p50", "p99", "server_cpu"]);
+    assert!(metrics[..3].iter().all(|metric| metric["verdict"] == "slower"), "{document}");
+    assert_eq!(old.handle().stats().accepted, 2);
+}
+
+#[test]
+fn an_interrupted_comparison_evaluates_no_condition() {
+    let [old, new] = [(), ()].map(|()| serve(Config::default()));
+    let addresses = [&old, &new].map(|server| server.local_addr().to_string());
+    let arguments = ["compare", "--live", "-d", "10ms", "--windows", "1M", "--fail-if", "rate>-100%"];
+    let process = Process::start(ecoloop(&[&arguments[..], &[&addresses[0], &addresses[1]]].concat()));
+    eventually("a window of the new server", || new.handle().stats().bytes_in > 1000);
+    let before = old.handle().stats().bytes_in;
+    eventually("a second window of the old server", || old.handle().stats().bytes_in > before + 1000);
+    process.signal(Signal::INT);
+    let ended = process.wait();
+    assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+    assert_eq!(ended.stdout.last().unwrap(), "result       INTERRUPTED");
+}
+
+#[test]
+fn options_of_a_load_need_live() {
+    let ended = compare(&["-c", "5", "old.json", "new.json"]);
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(ended.stderr.iter().any(|line| line.trim() == "--live"), "{ended:?}");
+    let (_, refused) = reserve_port();
+    let refused = refused.to_string();
+    let ended = compare(&["--live", &refused, &refused]);
+    let reason = format!("no connection to {refused} is left: connect refused (ECONNREFUSED): 1, to {refused}");
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stderr.iter().any(|line| line.contains(&reason)), "{ended:?}");
 }
