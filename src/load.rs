@@ -18,6 +18,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod breakdown;
 mod client;
 pub mod compare;
 mod config;

@@ -1,9 +1,12 @@
 //! The report as a table for people, without escape sequences.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ecoloop::load::report::{Ended, ErrorCount, Excerpt, Finding, Loop, Phase, Summary, ThresholdResult, Verdict};
+use ecoloop::load::report::{
+    Ended, ErrorCount, Excerpt, Figures, Finding, Loop, Phase, Summary, ThresholdResult, Verdict,
+};
 use ecoloop::load::{Mode, Report};
 use indicatif::HumanBytes;
 
@@ -11,6 +14,8 @@ use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, round
 
 /// Errors that are printed; the JSON has them all.
 const ERRORS_MAX: usize = 8;
+/// Targets, and sources, that are printed; the JSON has up to a hundred.
+const PARTS_MAX: usize = 8;
 /// Findings that are printed, on up to four lines each.
 const FINDINGS_MAX: usize = 3;
 /// Characters of a line after its label: 80 in all.
@@ -30,6 +35,7 @@ pub(super) fn table(report: &Report) -> String {
     table.line("");
     distributions(&mut table, report);
     table.line("");
+    parts(&mut table, report);
     let errors: Vec<_> = report.errors.iter().map(error).collect();
     table.list("errors", &errors, ERRORS_MAX);
     let findings: Vec<_> = report.verify.findings.iter().map(finding).collect();
@@ -179,6 +185,27 @@ fn distributions(table: &mut Table, report: &Report) {
     }
     if clipped > 0 {
         table.row("clipped", &format!("{} over the maximum of 1 h", plural(count(clipped), "latency", "latencies")));
+    }
+}
+
+/// Adds the figures of each target and each source, the worst first.
+fn parts(table: &mut Table, report: &Report) {
+    let targets = report.targets.iter().map(|of| (of.target.to_string(), &of.figures)).collect();
+    let sources = report.sources.iter().map(|of| (of.source.to_string(), &of.figures)).collect();
+    for (label, mut parts) in [("targets", targets), ("sources", sources)] {
+        let parts: &mut Vec<(String, &Figures)> = &mut parts;
+        parts.sort_by_key(|(_, figures)| Reverse((figures.errors, figures.p99)));
+        let value = |value: Option<u64>| value.map_or(NO_DATA.to_owned(), time);
+        let row = |(address, figures): &(String, &Figures)| {
+            let connections = plural(count(figures.connections), "connection", "connections");
+            let errors = plural(count(figures.errors), "error", "errors");
+            let messages = plural(count(figures.messages), "message", "messages");
+            let [p50, p99] = [figures.p50, figures.p99].map(value);
+            format!("{address}: {connections}, {messages}, {errors}, p50 {p50}, p99 {p99}")
+        };
+        if !parts.is_empty() {
+            table.list(label, &parts.iter().map(row).collect::<Vec<_>>(), PARTS_MAX);
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
+use super::breakdown::Breakdown;
 use super::client::{BUFFER_BYTES, Client, Message, Received};
 use super::config::{Close, Config};
 use super::connector::Connector;
@@ -71,6 +72,7 @@ pub(super) struct Driver {
     pub(super) workload: Box<dyn Workload>,
     pub(super) connector: Connector,
     pub(super) totals: Totals,
+    pub(super) breakdown: Breakdown,
     /// When a connection was last closed, and not given up.
     pub(super) last_closed: u64,
     /// Bytes of a message.
@@ -105,6 +107,7 @@ impl Driver {
             starting: 0..0,
             pause: Pause::default(),
             workload,
+            breakdown: Breakdown::new(&connector.sources),
             connector,
             totals: Totals::new(nanoseconds(config.timeout)),
             last_closed: 0,
@@ -415,11 +418,14 @@ impl Driver {
             if self.workload.is_reported(message, self.window) {
                 let latency = now.saturating_sub(message.due);
                 client.is_late |= message.index > 0 && latency > LATE;
-                self.totals.record_reply(latency, self.workload.is_first(message));
+                let is_first = self.workload.is_first(message);
+                self.totals.record_reply(latency, is_first);
+                self.breakdown.record_reply(client.pair, latency, is_first);
             }
         }
         if client.stage == Stage::Opening && client.messages.done > 0 {
             client.enter(Stage::Steady, &mut self.connector.counts, now);
+            self.breakdown.record_verified(client.pair);
         }
     }
 }

@@ -147,6 +147,7 @@ impl Engine {
     /// Clears the counts that a report contains. The connections stay as they are.
     pub(super) fn reset(&mut self) {
         self.driver.totals.reset();
+        self.driver.breakdown.reset();
         self.driver.schedule = None;
         self.timeline.reset();
         self.turn.clear();

@@ -13,8 +13,9 @@ pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
 #[cfg(test)]
 pub(in crate::load) use self::document::tests::example as example_report;
 pub use self::document::{
-    ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Loop, Messages, Mode, Phases, Report, SCHEMA, Sample,
-    ScheduleReport, ServerSide, Settings, Sockstat, Summary, TargetCount, ThresholdResult, Verdict,
+    ClosedAfter, Connections, Ended, ErrorCount, Figures, Generator, Hold, Loop, Messages, Mode, Phases, Report,
+    SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, SourceFigures, Summary, TargetCount, TargetFigures,
+    ThresholdResult, Verdict,
 };
 pub use self::findings::{Excerpt, Finding, FindingKind, Verify};
 pub use self::histogram::{Histogram, Percentile};

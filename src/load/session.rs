@@ -248,6 +248,8 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         lateness: &totals.lateness,
         turn: &engine.turn,
         longest_gap: engine.turn.quantile(1.0).map(|_| engine.longest_gap),
+        targets: driver.breakdown.targets(&driver.connector.sources.target_addresses()),
+        sources: driver.breakdown.sources(),
         errors: totals
             .errors()
             .map(|((phase, error, errno), totals)| ErrorCount {

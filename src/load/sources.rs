@@ -161,6 +161,10 @@ impl Sources {
         }
     }
 
+    pub(crate) fn pair_count(&self) -> u32 {
+        self.pairs.count()
+    }
+
     /// Returns the source and the target of a pair. The source is `None` if the system chooses it.
     pub(crate) fn pair(&self, pair: u32) -> (Option<ScopedIp>, SocketAddr) {
         self.pairs.pair(pair)

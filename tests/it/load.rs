@@ -2,6 +2,7 @@
 
 mod accounting;
 mod addresses;
+mod breakdown;
 mod churn;
 mod command_line;
 mod connecting;

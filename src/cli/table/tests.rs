@@ -315,3 +315,20 @@ fn an_overload_that_was_deferred_is_mentioned_with_the_verdict() {
     assert_has(&table_of(998), &["result       PASS (1 threshold)", words, "             was full"]);
     assert!(!table_of(10).contains("were deferred"));
 }
+
+#[test]
+fn the_worst_targets_come_first() {
+    let target = |port: u16, errors: u64, p99: u64| {
+        json!({"target": format!("127.0.0.1:{port}"), "connections": 2, "messages": 1000, "errors": errors, "p50": 66, "p99": p99,
+            "latency_us": example().latency_us})
+    };
+    let mut json = serde_json::to_value(example()).unwrap();
+    json["targets"] =
+        (1..=10).map(|port| target(port, u64::from(port == 7), if port == 3 { 50_000 } else { 140 })).collect();
+    let lines = table(&serde_json::from_value(json).unwrap());
+    let lines: Vec<_> = lines.lines().skip_while(|line| !line.starts_with("targets")).collect();
+    assert_eq!(lines[0], "targets      127.0.0.1:7: 2 connections, 1,000 messages, 1 error, p50 66 µs,");
+    assert_eq!(lines[1], "             p99 140 µs");
+    assert_eq!(lines[2], "             127.0.0.1:3: 2 connections, 1,000 messages, 0 errors, p50 66 µs,");
+    assert!(lines.contains(&"             and 2 more (see --json)"), "{lines:#?}");
+}

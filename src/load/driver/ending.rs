@@ -63,6 +63,7 @@ impl Driver {
 
     fn record_error(&mut self, client: &Client, phase: Phase, error: ErrorName, errno: Option<i32>) {
         let (_, target) = self.connector.sources.pair(client.pair);
+        self.breakdown.record_error(client.pair);
         self.totals.record_error(phase, error, errno, target, self.clock.now());
     }
 
@@ -78,8 +79,14 @@ impl Driver {
                 let is_sent = client.has_begun(message.index, self.size);
                 let is_first = self.workload.is_first(message);
                 self.totals.record_abandoned(Abandoned { reason, is_sent, is_first, due: message.due }, now, end);
+                self.breakdown.record_abandoned(client.pair, self.age_at_end(message.due, now), is_first);
             }
         }
+    }
+
+    /// Returns the age that a message without a reply reaches: by its timeout, or when the measurement ends.
+    fn age_at_end(&self, due: u64, now: u64) -> u64 {
+        self.measurement_end().max(now).saturating_sub(due).min(self.timeout)
     }
 
     /// Records the peer's FIN, which ends the connection.

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::document::{
     Connections, Ended, ErrorCount, Generator, Hold, Loop, Messages, Mode, Phases, Report, SCHEMA, Sample,
-    ScheduleReport, ServerSide, Settings, Sockstat, Verdict,
+    ScheduleReport, ServerSide, Settings, Sockstat, SourceFigures, TargetFigures, Verdict,
 };
 use super::findings::Verify;
 use super::histogram::Histogram;
@@ -46,6 +46,8 @@ pub(crate) struct Measured<'a> {
     pub(crate) turn: &'a Histogram,
     /// In nanoseconds; `None` without a window.
     pub(crate) longest_gap: Option<u64>,
+    pub(crate) targets: Vec<TargetFigures>,
+    pub(crate) sources: Vec<SourceFigures>,
     pub(crate) errors: Vec<ErrorCount>,
     pub(crate) verify: Verify,
     pub(crate) server_pid: Option<u32>,
@@ -114,6 +116,8 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         schedule: ScheduleReport { kept: lateness.p99.map(|lateness| is_kept(lateness, latency.p99)) },
         latency_us: latency,
         lateness_us: lateness,
+        targets: measured.targets,
+        sources: measured.sources,
         errors: measured.errors,
         verify: measured.verify,
         generator: Generator {

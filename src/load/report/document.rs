@@ -73,6 +73,12 @@ pub struct Report {
     pub lateness_us: Summary,
     /// Whether messages were sent when they were due.
     pub schedule: ScheduleReport,
+    /// The figures of each target, if there are several, up to 100.
+    #[serde(default)]
+    pub targets: Vec<TargetFigures>,
+    /// The figures of each source, if there are several, up to 100.
+    #[serde(default)]
+    pub sources: Vec<SourceFigures>,
     /// Number of errors, by phase and name.
     pub errors: Vec<ErrorCount>,
     /// Corruption of the bytes that came back.
@@ -321,6 +327,46 @@ impl Summary {
             (0.9999, "p99.99", self.p99_99),
         ]
     }
+}
+
+/// The figures of one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TargetFigures {
+    /// The server's address.
+    pub target: SocketAddr,
+    /// Those of its connections.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// The figures of one source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SourceFigures {
+    /// The address that connections came from.
+    pub source: ScopedIp,
+    /// Those of its connections.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// The figures of a part of the connections.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Figures {
+    /// Verified connections.
+    pub connections: u64,
+    /// Verified messages of the measured window.
+    pub messages: u64,
+    /// Errors of these connections.
+    pub errors: u64,
+    /// The median latency, in microseconds.
+    pub p50: Option<u64>,
+    /// The 99th percentile of latency, in microseconds.
+    pub p99: Option<u64>,
+    /// Latency of the messages that a connection took; what is unsent because its connection had ended before is not in it.
+    pub latency_us: Summary,
 }
 
 /// Whether messages were sent when they were due.

@@ -8,8 +8,8 @@ use std::time::UNIX_EPOCH;
 use serde_json::json;
 
 use super::document::{
-    ClosedAfter, Connections, Ended, ErrorCount, Generator, Hold, Messages, Phases, Report, SCHEMA, Sample,
-    ScheduleReport, ServerSide, Settings, Summary, TargetCount,
+    ClosedAfter, Connections, Ended, ErrorCount, Figures, Generator, Hold, Messages, Phases, Report, SCHEMA, Sample,
+    ScheduleReport, ServerSide, Settings, SourceFigures, Summary, TargetCount, TargetFigures,
 };
 use super::findings::Verify;
 use super::histogram::Histogram;
@@ -60,6 +60,8 @@ pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<R
         schedule: ScheduleReport {
             kept: reports.iter().filter_map(|run| run.schedule.kept).reduce(|all, kept| all && kept),
         },
+        targets: targets(runs)?,
+        sources: sources(runs)?,
         errors: errors(&reports),
         verify: verify(&reports),
         generator: generator(&reports),
@@ -229,7 +231,7 @@ fn messages(reports: &[&Report]) -> Messages {
     }
 }
 
-fn summary(runs: &[(String, Report)], field: &str, of: fn(&Report) -> Option<&Summary>) -> io::Result<Summary> {
+fn summary(runs: &[(String, Report)], field: &str, of: impl Fn(&Report) -> Option<&Summary>) -> io::Result<Summary> {
     let mut merged = Histogram::new();
     for (name, summary) in runs.iter().filter_map(|(name, run)| Some((name, of(run)?))) {
         let histogram = Histogram::from_summary(summary)
@@ -241,6 +243,47 @@ fn summary(runs: &[(String, Report)], field: &str, of: fn(&Report) -> Option<&Su
         }
     }
     Ok(merged.summary())
+}
+
+fn targets(runs: &[(String, Report)]) -> io::Result<Vec<TargetFigures>> {
+    let merged = figures(runs, "targets", |run| run.targets.iter().map(|of| (of.target, &of.figures)).collect())?;
+    Ok(merged.into_iter().map(|(target, figures)| TargetFigures { target, figures }).collect())
+}
+
+fn sources(runs: &[(String, Report)]) -> io::Result<Vec<SourceFigures>> {
+    let merged = figures(runs, "sources", |run| run.sources.iter().map(|of| (of.source, &of.figures)).collect())?;
+    Ok(merged.into_iter().map(|(source, figures)| SourceFigures { source, figures }).collect())
+}
+
+/// Adds up the figures of each address. A run with only one has no figures, and then the whole has none.
+fn figures<A: Copy + Ord>(
+    runs: &[(String, Report)],
+    field: &str,
+    of: fn(&Report) -> Vec<(A, &Figures)>,
+) -> io::Result<Vec<(A, Figures)>> {
+    if runs.iter().any(|(_, run)| of(run).is_empty()) {
+        return Ok(Vec::new());
+    }
+    let mut addresses: Vec<A> = runs.iter().flat_map(|(_, run)| of(run)).map(|(address, _)| address).collect();
+    keep_first_of_each(&mut addresses);
+    let merge = |address: A| {
+        let parts = runs.iter().flat_map(|(_, run)| of(run)).filter(|&(other, _)| other == address);
+        let parts: Vec<_> = parts.map(|(_, figures)| figures).collect();
+        let sum = |of: fn(&Figures) -> u64| total(parts.iter().map(|figures| of(figures)));
+        let latency_us = summary(runs, field, |run| {
+            of(run).into_iter().find(|&(other, _)| other == address).map(|(_, figures)| &figures.latency_us)
+        })?;
+        let figures = Figures {
+            connections: sum(|figures| figures.connections),
+            messages: sum(|figures| figures.messages),
+            errors: sum(|figures| figures.errors),
+            p50: latency_us.p50,
+            p99: latency_us.p99,
+            latency_us,
+        };
+        Ok((address, figures))
+    };
+    addresses.into_iter().map(merge).collect()
 }
 
 fn errors(reports: &[&Report]) -> Vec<ErrorCount> {

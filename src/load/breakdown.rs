@@ -1,0 +1,135 @@
+//! The figures of each target and of each source, where there are several.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::report::{Figures, Histogram, SourceFigures, TargetFigures};
+use super::sources::Sources;
+use crate::address::ScopedIp;
+
+/// Maximum number of targets, and of sources, that have figures: each takes 190 kB.
+const PARTS_MAX: usize = 100;
+
+#[derive(Debug)]
+pub(super) struct Breakdown {
+    targets: Parts<SocketAddr>,
+    sources: Parts<ScopedIp>,
+}
+
+impl Breakdown {
+    pub(super) fn new(sources: &Sources) -> Self {
+        let pairs = || (0..sources.pair_count()).map(|pair| sources.pair(pair));
+        Self {
+            targets: Parts::new(pairs().map(|(_, target)| Some(target))),
+            sources: Parts::new(pairs().map(|(source, _)| source)),
+        }
+    }
+
+    /// Counts a connection of `pair` whose first message was verified.
+    pub(super) fn record_verified(&mut self, pair: u32) {
+        self.of_pair(pair).for_each(|part| part.connections += 1);
+    }
+
+    /// Counts a verified message, and its latency unless `is_first`.
+    #[inline]
+    pub(super) fn record_reply(&mut self, pair: u32, latency: u64, is_first: bool) {
+        for part in self.of_pair(pair) {
+            part.messages += 1;
+            if !is_first {
+                part.latency.record(latency);
+            }
+        }
+    }
+
+    /// Records the age of a message that will never come back, unless `is_first`.
+    pub(super) fn record_abandoned(&mut self, pair: u32, age: u64, is_first: bool) {
+        for part in self.of_pair(pair).filter(|_| !is_first) {
+            part.latency.record_censored(age);
+        }
+    }
+
+    pub(super) fn record_error(&mut self, pair: u32) {
+        self.of_pair(pair).for_each(|part| part.errors += 1);
+    }
+
+    /// Clears the counts that a report contains, except the connections.
+    pub(super) fn reset(&mut self) {
+        for part in self.targets.figures.iter_mut().chain(&mut self.sources.figures) {
+            (part.messages, part.errors) = (0, 0);
+            part.latency.clear();
+        }
+    }
+
+    /// Returns the figures of each target in `used`, or nothing if there is only one.
+    pub(super) fn targets(&self, used: &[SocketAddr]) -> Vec<TargetFigures> {
+        let figures = self.targets.figures().filter(|(target, _)| used.len() > 1 && used.contains(target));
+        figures.map(|(target, figures)| TargetFigures { target, figures }).collect()
+    }
+
+    pub(super) fn sources(&self) -> Vec<SourceFigures> {
+        self.sources.figures().map(|(source, figures)| SourceFigures { source, figures }).collect()
+    }
+
+    #[inline]
+    fn of_pair(&mut self, pair: u32) -> impl Iterator<Item = &mut Part> {
+        self.targets.of_pair(pair).into_iter().chain(self.sources.of_pair(pair))
+    }
+}
+
+/// The figures of each of several addresses.
+#[derive(Debug)]
+struct Parts<A> {
+    addresses: Vec<A>,
+    figures: Vec<Part>,
+    /// The place of each pair's address; empty if there are no figures.
+    place_of_pair: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Part {
+    connections: u64,
+    messages: u64,
+    errors: u64,
+    latency: Histogram,
+}
+
+impl<A: Copy + Ord> Parts<A> {
+    fn new(address_of_pair: impl Iterator<Item = Option<A>>) -> Self {
+        let (mut addresses, mut places, mut place_of_pair) = (Vec::new(), BTreeMap::new(), Vec::new());
+        for address in address_of_pair.map_while(|address| address) {
+            let place = *places.entry(address).or_insert_with(|| {
+                addresses.push(address);
+                addresses.len() - 1
+            });
+            place_of_pair.push(place);
+            if addresses.len() > PARTS_MAX {
+                break;
+            }
+        }
+        if !(2..=PARTS_MAX).contains(&addresses.len()) {
+            (addresses, place_of_pair) = (Vec::new(), Vec::new());
+        }
+        let new = |_: &A| Part { connections: 0, messages: 0, errors: 0, latency: Histogram::new() };
+        let figures = addresses.iter().map(new).collect();
+        Self { addresses, figures, place_of_pair }
+    }
+
+    #[inline]
+    fn of_pair(&mut self, pair: u32) -> Option<&mut Part> {
+        self.figures.get_mut(*self.place_of_pair.get(pair as usize)?)
+    }
+
+    fn figures(&self) -> impl Iterator<Item = (A, Figures)> {
+        self.addresses.iter().copied().zip(self.figures.iter().map(|part| {
+            let latency_us = part.latency.summary();
+            Figures {
+                connections: part.connections,
+                messages: part.messages,
+                errors: part.errors,
+                p50: latency_us.p50,
+                p99: latency_us.p99,
+                latency_us,
+            }
+        }))
+    }
+}
