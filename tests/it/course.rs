@@ -1,19 +1,28 @@
 //! The course in `docs/course`: its programs show what its chapters claim, and its chapters agree with the programs, with the source of
 //! ecoloop, and with each other in both languages.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
 
 use serde_json::Value;
 
 use crate::support::{Process, assert_echoes, connect};
 
-/// Runs a program of the course, and returns its lines.
+/// Returns the lines that a program of the course prints. It runs once for all tests: most of its time is silence.
 #[track_caller]
 fn run(program: &str, case: &str) -> Vec<String> {
+    type Runs = BTreeMap<(String, String), Arc<OnceLock<Vec<String>>>>;
+    static RUNS: Mutex<Runs> = Mutex::new(BTreeMap::new());
+    let result = RUNS.lock().unwrap().entry((program.to_owned(), case.to_owned())).or_default().clone();
+    result.get_or_init(|| run_anew(program, case)).clone()
+}
+
+#[track_caller]
+fn run_anew(program: &str, case: &str) -> Vec<String> {
     let output = Command::new(programs().join(program)).arg(case).stdin(Stdio::null()).output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{program} {case}: {stdout}{}", String::from_utf8_lossy(&output.stderr));
@@ -66,11 +75,12 @@ fn the_notes_server_prints_what_the_notes_print() {
     server.args(["-u", concat!(env!("CARGO_MANIFEST_DIR"), "/docs/blocking_server.py"), "0"]);
     let mut server = Process::start(server);
     let start = server.line_with("con puerto");
+    let waiting = server.line_with("Esperando conexiones..."); // it prints its port before it listens
     let port: u16 = start.rsplit(' ').next().unwrap().parse().unwrap();
     let mut client = connect(([127, 0, 0, 1], port).into());
     assert_echoes(&mut client, b"hola");
     drop(client);
-    let mut printed = vec![start];
+    let mut printed = vec![start, waiting];
     while printed.len() < 7 {
         printed.push(server.line_with(""));
     }
@@ -130,6 +140,53 @@ fn a_loop_that_never_waits_makes_a_thousand_calls_for_each_message() {
     let fixed = facts("busy_loop", "fixed");
     assert_eq!(fixed["useful"], 4);
     assert!(fixed["calls"].as_u64().unwrap() <= 20, "{fixed}");
+}
+
+#[test]
+fn a_loop_that_waits_in_two_places_serves_the_first_client_when_the_second_comes() {
+    assert_eq!(facts("one_wait", "broken")["before_second_client"], 0);
+    let fixed = facts("one_wait", "fixed");
+    assert_eq!(fixed["before_second_client"], 4);
+    assert!(fixed["waits"].as_u64().unwrap() < 20, "{fixed}");
+}
+
+#[test]
+fn poll_of_5000_sockets_takes_over_20_times_as_long_as_epoll() {
+    let (poll, epoll) = (facts("price", "broken"), facts("price", "fixed"));
+    let ratio = poll["wait_us"].as_f64().unwrap() / epoll["wait_us"].as_f64().unwrap();
+    assert!(ratio > 20.0, "{poll} {epoll}");
+}
+
+#[test]
+fn a_log_that_waits_hangs_every_client_after_64_kilobytes() {
+    let broken = facts("blocked_log", "broken");
+    let bytes = broken["log_bytes"].as_u64().unwrap();
+    assert!((60_000..70_000).contains(&bytes), "{broken}");
+    assert_eq!(broken["other_is_served"], false);
+    let fixed = facts("blocked_log", "fixed");
+    assert_eq!((&fixed["served"], &fixed["other_is_served"]), (&100.into(), &true.into()));
+}
+
+#[test]
+fn one_of_two_loops_that_were_told_of_a_client_waits_in_accept() {
+    let broken = facts("hint", "broken");
+    assert_eq!((&broken["accepted"], &broken["stuck"]), (&1.into(), &1.into()));
+    let fixed = facts("hint", "fixed");
+    assert_eq!((&fixed["accepted"], &fixed["would_block"], &fixed["stuck"]), (&1.into(), &1.into(), &0.into()));
+}
+
+#[test]
+fn after_an_edge_what_is_left_is_not_reported_again() {
+    assert_eq!(facts("level_and_edge", "broken")["reads"], serde_json::json!([1024]));
+    assert_eq!(facts("level_and_edge", "fixed")["reads"], serde_json::json!([1024, 1024, 952]));
+    let broken = facts("read_once", "broken");
+    assert_eq!((&broken["of_3000"], &broken["after_one_more"]), (&1024.into(), &1024.into()));
+    let fixed = facts("read_once", "fixed");
+    assert_eq!((&fixed["of_3000"], &fixed["after_one_more"]), (&3000.into(), &1.into()));
+    assert_eq!(facts("accept_once", "broken")["accepted"], 1);
+    assert_eq!(facts("accept_once", "fixed")["accepted"], 2);
+    assert_eq!(facts("end_once", "broken")["is_ended"], false);
+    assert_eq!(facts("end_once", "fixed")["is_ended"], true);
 }
 
 /// A page of the course.
@@ -263,15 +320,26 @@ fn anchors(path: &Path) -> BTreeSet<String> {
     headings.map(anchor).collect()
 }
 
+/// How the pages run a program.
+const RUN: &str = "cargo run --quiet --example ";
+
 /// A console block whose commands are all programs of the course shows what they print, numbers with a decimal point apart.
 #[test]
 fn the_sessions_of_the_chapters_print_what_the_pages_show() {
+    let pages = pages();
+    let commands = pages.iter().flat_map(Page::commands);
+    let runs: BTreeSet<_> = commands.filter_map(|command| command.strip_prefix(RUN)?.split_once(" -- ")).collect();
+    thread::scope(|scope| {
+        for (program, case) in runs {
+            scope.spawn(move || run(program, case));
+        }
+    });
     let mut ran = 0;
-    for page in pages() {
+    for page in &pages {
         for block in page.blocks().iter().filter(|block| block.language == "console") {
             let mut lines = block.lines.iter().peekable();
             while let Some(line) = lines.next() {
-                let Some(arguments) = line.strip_prefix("$ cargo run --quiet --example ") else { continue };
+                let Some(arguments) = line.strip_prefix("$ ").and_then(|line| line.strip_prefix(RUN)) else { continue };
                 let (program, case) = arguments.split_once(" -- ").unwrap_or_else(|| page.fail(line));
                 let mut shown = Vec::new();
                 while let Some(line) = lines.next_if(|line| !line.starts_with("$ ")) {
