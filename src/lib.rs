@@ -12,7 +12,8 @@
 //! - [`Server`] is the echo server: on your thread, on its own, or one turn at a time in another event loop.
 //! - [`Connection`] is one connection's echo over any non-blocking stream.
 //! - [`Reactor`] is the event loop without a protocol.
-//! - `load`, with the feature `load`, is the load generator. `host`, with the same feature, finds the limits of this machine.
+//! - `load`, with the feature `load`, is the load generator. `check`, with the same feature, is a grader of echo servers, and `host`
+//!   finds the limits of this machine.
 //!
 //! # Limits
 //!
@@ -33,6 +34,8 @@ compile_error!("the load generator paces with timerfd(2), of Linux: build with `
 
 #[cfg(any(feature = "cli", feature = "load"))]
 pub mod address;
+#[cfg(feature = "load")]
+pub mod check;
 #[cfg(feature = "load")]
 pub mod host;
 #[cfg(feature = "load")]

@@ -1,0 +1,299 @@
+//! A grader of TCP echo servers: sends what real clients send, and checks that it comes back.
+//!
+//! The checks have levels, from one client to a server without descriptors. Each opens its own connections, closes them all at its
+//! end, and has a limit in time. After each check, a new client must still be served.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::sync::atomic::AtomicBool;
+//! use ecoloop::check::{Grade, Grader};
+//!
+//! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
+//! let mut grader = Grader::new(vec![server.local_addr()]);
+//! grader.checks.retain(|check| check.level() <= 2);
+//! let results = grader.run(&AtomicBool::new(false), |_| ())?;
+//! assert!(results.iter().all(|graded| graded.grade != Grade::Fails));
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+mod attempt;
+mod client;
+mod clients;
+mod crowd;
+mod echo;
+mod endings;
+mod fairness;
+mod many;
+mod pressure;
+mod problem;
+mod shortage;
+mod streams;
+mod target;
+mod words;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use self::attempt::{Attempt, HELLO, Outcome, Stop};
+use self::problem::{Problem, Skip};
+use self::target::Target;
+pub use self::words::{LEVELS, Language, Words};
+
+/// Longest run of a [`Grader`].
+pub const TIME_MAX: Duration = Duration::from_secs(60);
+/// A check passes late if the server kept it waiting for longer than this.
+pub const LATE: Duration = Duration::from_secs(1);
+
+/// A check does not start with less than this left of [`TIME_MAX`]: too little to tell a slow server from a wrong one.
+const TIME_LEFT_MIN: Duration = Duration::from_secs(4);
+/// A check has at most this part of the time that is left, so that those after it have some.
+const SHARE: u32 = 3;
+
+/// One check: what it sends, and what must come back.
+pub struct Check {
+    name: &'static str,
+    level: u8,
+    /// The chapter of the course that explains a failure.
+    chapter: words::Chapter,
+    /// Most connections that are open at once.
+    connections: u32,
+    needs_pid: bool,
+    /// Most seconds that it takes.
+    seconds: u64,
+    proves: Words,
+    sends: Words,
+    matters: Words,
+    run: fn(&Attempt<'_>) -> Outcome,
+}
+
+impl Check {
+    /// Returns the name, such as `half-close`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Returns the level, from 1 to 8: an index into [`LEVELS`], plus 1.
+    #[must_use]
+    pub fn level(&self) -> u8 {
+        self.level
+    }
+
+    /// Returns the maximum number of connections that it has open at once.
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        self.connections
+    }
+
+    /// Returns whether it is skipped without [`Grader::pid`].
+    #[must_use]
+    pub fn needs_pid(&self) -> bool {
+        self.needs_pid
+    }
+
+    /// Returns what a server that passes does.
+    #[must_use]
+    pub fn proves(&self) -> Words {
+        self.proves
+    }
+
+    /// Returns what the check sends, or does to the server.
+    #[must_use]
+    pub fn sends(&self) -> Words {
+        self.sends
+    }
+
+    /// Returns why a failure matters.
+    #[must_use]
+    pub fn matters(&self) -> Words {
+        self.matters
+    }
+
+    /// Returns where a failure is explained.
+    #[must_use]
+    pub fn read(&self, language: Language) -> String {
+        self.chapter.name(language)
+    }
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Check").field(&self.name).finish()
+    }
+}
+
+/// Returns every check, in the order in which they run.
+pub fn all() -> impl Iterator<Item = &'static Check> {
+    let levels: [&'static [Check]; 8] = [
+        echo::CHECKS,
+        clients::CHECKS,
+        streams::CHECKS,
+        pressure::CHECKS,
+        endings::CHECKS,
+        fairness::CHECKS,
+        many::CHECKS,
+        shortage::CHECKS,
+    ];
+    levels.into_iter().flatten()
+}
+
+/// The result of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grade {
+    /// Everything was right.
+    Ok,
+    /// Something was wrong, or did not come.
+    Fails,
+    /// Everything was right, but the server kept the check waiting for longer than [`LATE`].
+    Late,
+    /// The check could not run.
+    Skipped,
+}
+
+impl Grade {
+    /// Returns the word for it in documents: `ok`, `fails`, `late` or `skipped`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Fails => "fails",
+            Self::Late => "late",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// A check that has run or was skipped.
+#[derive(Debug)]
+pub struct Graded {
+    /// The check.
+    pub check: &'static Check,
+    /// Its result.
+    pub grade: Grade,
+    /// How long it took.
+    pub elapsed: Duration,
+    finding: Finding,
+}
+
+#[derive(Debug)]
+enum Finding {
+    Nothing,
+    Waited(Duration),
+    Problem(Problem),
+    /// Afterwards, a new client is not served.
+    NoLongerServes(Problem),
+    Skip(Skip),
+}
+
+impl Graded {
+    /// Returns what came, or why it was late or skipped; `None` if it is ok.
+    #[must_use]
+    pub fn came(&self, language: Language) -> Option<String> {
+        match &self.finding {
+            Finding::Nothing => None,
+            Finding::Waited(waited) => Some(problem::waited(*waited, language)),
+            Finding::Problem(problem) | Finding::NoLongerServes(problem) => Some(problem.words(language).to_owned()),
+            Finding::Skip(skip) => Some(skip.words(language)),
+        }
+    }
+}
+
+/// Runs checks against one server.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Grader {
+    /// The server's addresses: the first that accepts a connection is used.
+    pub addresses: Vec<SocketAddr>,
+    /// The server's process on this machine, for the checks that need it. They stop and continue it, lower its descriptor limit for a
+    /// moment, and the last one ends it with SIGTERM.
+    pub pid: Option<u32>,
+    /// The checks, in order. At first all.
+    pub checks: Vec<&'static Check>,
+    /// Most time of a check, if its own limit is not shorter. At first [`TIME_MAX`].
+    pub check_timeout: Duration,
+}
+
+impl Grader {
+    /// Returns a grader with every check, and without a process.
+    #[must_use]
+    pub fn new(addresses: Vec<SocketAddr>) -> Self {
+        Self { addresses, pid: None, checks: all().collect(), check_timeout: TIME_MAX }
+    }
+
+    /// Runs the checks, calls `graded` after each, and returns the results. Takes at most [`TIME_MAX`].
+    ///
+    /// Setting `interrupt` ends the run within half a second: the check that is running has no result then.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: there is no address.
+    /// - The server cannot be connected to.
+    /// - There is no process [`pid`](Self::pid), it may not be signaled, or it listens on no TCP port.
+    pub fn run(&self, interrupt: &AtomicBool, mut graded: impl FnMut(&Graded)) -> io::Result<Vec<Graded>> {
+        let end = Instant::now() + TIME_MAX;
+        let Some(target) = Target::open(&self.addresses, self.pid, interrupt)? else { return Ok(Vec::new()) };
+        let mut results = Vec::new();
+        let mut gone = None;
+        for &check in &self.checks {
+            let start = Instant::now();
+            let skip = skip_reason(check, &target, gone, end.saturating_duration_since(start));
+            let (grade, finding) = match skip {
+                Some(skip) => (Grade::Skipped, Finding::Skip(skip)),
+                None => match self.grade(check, &target, interrupt, end) {
+                    Some(result) => result,
+                    None => break,
+                },
+            };
+            if let Finding::NoLongerServes(_) = finding {
+                gone = Some(check.name);
+            }
+            results.push(Graded { check, grade, elapsed: start.elapsed(), finding });
+            results.last().into_iter().for_each(&mut graded);
+        }
+        Ok(results)
+    }
+
+    /// Runs one check, and then a new client. Returns `None` if it was interrupted.
+    fn grade(&self, check: &Check, target: &Target, interrupt: &AtomicBool, end: Instant) -> Option<(Grade, Finding)> {
+        let limit = |seconds| {
+            let now = Instant::now();
+            now + (end.saturating_duration_since(now) / SHARE).min(Duration::from_secs(seconds)).min(self.check_timeout)
+        };
+        let attempt = Attempt::new(target, interrupt, limit(check.seconds));
+        let outcome = (check.run)(&attempt);
+        let waited = attempt.longest_wait();
+        let aftermath = if check.name == shortage::LAST {
+            Ok(())
+        } else {
+            Attempt::new(target, interrupt, limit(attempt::SECONDS))
+                .connect()
+                .and_then(|mut client| client.exchange(HELLO))
+        };
+        Some(match (outcome, aftermath) {
+            (Err(Stop::Interrupted), _) | (_, Err(Stop::Interrupted)) => return None,
+            (outcome, Err(Stop::Fail(_))) => {
+                let before = outcome.err().and_then(Stop::into_problem);
+                (Grade::Fails, Finding::NoLongerServes(Problem::no_longer_serves(before)))
+            }
+            (Err(Stop::Fail(problem)), _) => (Grade::Fails, Finding::Problem(problem)),
+            (Err(Stop::Skip(skip)), _) | (_, Err(Stop::Skip(skip))) => (Grade::Skipped, Finding::Skip(skip)),
+            (Ok(()), Ok(())) if waited > LATE => (Grade::Late, Finding::Waited(waited)),
+            (Ok(()), Ok(())) => (Grade::Ok, Finding::Nothing),
+        })
+    }
+}
+
+/// Returns why a check cannot run.
+fn skip_reason(check: &Check, target: &Target, gone: Option<&'static str>, left: Duration) -> Option<Skip> {
+    if let Some(since) = gone {
+        return Some(Skip::Gone { since });
+    }
+    if check.needs_pid && target.process.is_none() {
+        return Some(Skip::NoPid);
+    }
+    (left < TIME_LEFT_MIN).then_some(Skip::NoTime)
+}

@@ -1,0 +1,199 @@
+//! One attempt at a check: its target, its deadline, and how long the server kept it waiting.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::client::Client;
+use super::problem::{Problem, Skip};
+use super::target::{Process, Target};
+
+/// Most seconds of a check that opens few connections.
+pub(super) const SECONDS: u64 = 8;
+/// What every client sends that only wants to know whether it is served.
+pub(super) const HELLO: &[u8] = b"hola\n";
+
+/// The interrupt is looked at this often.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// How a check ends.
+pub(super) type Outcome = Result<(), Stop>;
+
+/// Why a check ends before its end.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Fail(Problem),
+    Skip(Skip),
+    Interrupted,
+}
+
+impl Stop {
+    pub(super) fn into_problem(self) -> Option<Problem> {
+        if let Self::Fail(problem) = self { Some(problem) } else { None }
+    }
+}
+
+impl From<Problem> for Stop {
+    fn from(problem: Problem) -> Self {
+        Self::Fail(problem)
+    }
+}
+
+pub(super) struct Attempt<'a> {
+    target: &'a Target,
+    interrupt: &'a AtomicBool,
+    deadline: Instant,
+    longest_wait: Cell<Duration>,
+}
+
+impl<'a> Attempt<'a> {
+    pub(super) fn new(target: &'a Target, interrupt: &'a AtomicBool, deadline: Instant) -> Self {
+        Self { target, interrupt, deadline, longest_wait: Cell::default() }
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.target.address
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Returns the server's process, which checks that need one have.
+    pub(super) fn process(&self) -> Result<&'a Process, Stop> {
+        self.target.process.as_ref().ok_or(Stop::Skip(Skip::NoPid))
+    }
+
+    /// Returns the longest time that the server kept this attempt waiting.
+    pub(super) fn longest_wait(&self) -> Duration {
+        self.longest_wait.get()
+    }
+
+    pub(super) fn record_wait(&self, waited: Duration) {
+        self.longest_wait.set(self.longest_wait.get().max(waited));
+    }
+
+    pub(super) fn check_interrupt(&self) -> Outcome {
+        if self.interrupt.load(Ordering::Acquire) { Err(Stop::Interrupted) } else { Ok(()) }
+    }
+
+    /// Returns the time to wait until the interrupt or the deadline has to be looked at.
+    pub(super) fn slice(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now()).min(SLICE)
+    }
+
+    /// Sleeps, at most until the deadline.
+    pub(super) fn sleep(&self, time: Duration) -> Outcome {
+        let end = (Instant::now() + time).min(self.deadline);
+        loop {
+            self.check_interrupt()?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(SLICE));
+        }
+    }
+
+    /// Waits until `condition` holds, which no event announces. Returns whether it does before the deadline.
+    pub(super) fn eventually(&self, mut condition: impl FnMut() -> bool) -> Result<bool, Stop> {
+        let start = Instant::now();
+        while !condition() {
+            if Instant::now() >= self.deadline {
+                return Ok(false);
+            }
+            self.sleep(Duration::from_millis(2))?;
+        }
+        self.record_wait(start.elapsed());
+        Ok(true)
+    }
+
+    /// Waits until `socket` is ready. Returns whether it is before `until`.
+    pub(super) fn wait(&self, socket: impl AsFd, flags: PollFlags, until: Instant) -> Result<bool, Stop> {
+        loop {
+            self.check_interrupt()?;
+            let left = until.saturating_duration_since(Instant::now());
+            let slice = Timespec { tv_sec: 0, tv_nsec: left.min(SLICE).subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&socket, flags)], Some(&slice)) {
+                Ok(0) if left.is_zero() => return Ok(false),
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(true),
+                Err(error) => return Err(Problem::failed(&error.into()).into()),
+            }
+        }
+    }
+
+    /// Connects a client.
+    pub(super) fn connect(&self) -> Result<Client<'_>, Stop> {
+        self.connect_with(|_| Ok(()))
+    }
+
+    /// Connects a client whose receive and send buffers are small, so that they fill soon. A window below a segment of the loopback
+    /// interface (64 KiB) would wait for timers.
+    pub(super) fn connect_narrow(&self) -> Result<Client<'_>, Stop> {
+        const NARROW: usize = 128 * 1024;
+        self.connect_with(|socket| {
+            socket.set_recv_buffer_size(NARROW)?;
+            socket.set_send_buffer_size(NARROW)
+        })
+    }
+
+    fn connect_with(&self, set: impl FnOnce(&Socket) -> io::Result<()>) -> Result<Client<'_>, Stop> {
+        let start = Instant::now();
+        let stream = self.try_connect(set)?.map_err(connect_failure)?;
+        self.record_wait(start.elapsed());
+        Ok(Client::new(self, stream))
+    }
+
+    /// Connects, and returns the error of the connect if it fails. It is interrupted as every wait is.
+    pub(super) fn try_connect(
+        &self,
+        set: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> Result<io::Result<TcpStream>, Stop> {
+        let address = self.target.address;
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            // Buffer sizes count at the connect: they decide on the window (tcp(7)).
+            set(&socket)?;
+            socket.set_nonblocking(true)?;
+            socket.set_tcp_nodelay(true)?;
+            match socket.connect(&address.into()) {
+                Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+                _ => Ok(socket),
+            }
+        };
+        let socket = match connect() {
+            Ok(socket) => socket,
+            Err(error) => return Ok(Err(error)),
+        };
+        if !self.wait(&socket, PollFlags::OUT, self.deadline)? {
+            return Ok(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if let Some(error) = socket.take_error().unwrap_or_else(Some) {
+            return Ok(Err(error));
+        }
+        let stream = TcpStream::from(socket);
+        // A connect to a port of the ephemeral range on which nothing listens can reach itself, and that echoes perfectly.
+        let is_own = stream.local_addr().ok() == Some(address);
+        Ok(if is_own { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(stream) })
+    }
+}
+
+/// Returns what ends a check whose own socket cannot be opened.
+pub(super) fn own_failure(error: io::Error) -> Stop {
+    Stop::Skip(Skip::Own(error))
+}
+
+/// Returns what ends a check that cannot connect: this machine's shortage is not the server's fault.
+pub(super) fn connect_failure(error: io::Error) -> Stop {
+    match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL | libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => own_failure(error),
+        _ => Problem::not_connected(&error).into(),
+    }
+}

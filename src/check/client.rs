@@ -1,0 +1,230 @@
+//! A client of one connection, whose every wait has a limit.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use socket2::SockRef;
+
+use super::attempt::{Attempt, Outcome, Stop, own_failure};
+use super::problem::Problem;
+
+/// A client that could send nothing for this long is stalled: the server has stopped reading.
+const STALL: Duration = Duration::from_millis(300);
+/// Most bytes of one read.
+const READ_MAX: usize = 64 * 1024;
+
+pub(super) struct Client<'a> {
+    attempt: &'a Attempt<'a>,
+    stream: TcpStream,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(attempt: &'a Attempt<'a>, stream: TcpStream) -> Self {
+        Self { attempt, stream }
+    }
+
+    /// Sends `message`, and expects it back.
+    pub(super) fn exchange(&mut self, message: &[u8]) -> Outcome {
+        self.send(message)?;
+        self.receive(message)
+    }
+
+    /// Sends all of `message`.
+    pub(super) fn send(&mut self, message: &[u8]) -> Outcome {
+        let mut sent = 0;
+        while sent < message.len() {
+            match self.try_send(&message[sent..], sent)? {
+                0 => self.wait(PollFlags::OUT, || Problem::not_taken(sent, message.len()))?,
+                length => sent += length,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends without reading until everything is taken, or nothing for [`STALL`]. Returns the number of bytes taken.
+    ///
+    /// In both cases the server has had that long to do something with them.
+    pub(super) fn send_until_stalled(&mut self, message: &[u8]) -> Result<usize, Stop> {
+        let mut sent = 0;
+        while sent < message.len() {
+            match self.try_send(&message[sent..], sent)? {
+                0 => {
+                    let until = (Instant::now() + STALL).min(self.attempt.deadline());
+                    if !self.attempt.wait(&self.stream, PollFlags::OUT, until)? {
+                        return Ok(sent);
+                    }
+                }
+                length => sent += length,
+            }
+        }
+        self.attempt.sleep(STALL)?;
+        Ok(sent)
+    }
+
+    /// Expects exactly these bytes next.
+    pub(super) fn receive(&mut self, expected: &[u8]) -> Outcome {
+        self.receive_after(0, expected)
+    }
+
+    /// Expects the bytes of `message` from `received` on.
+    fn receive_after(&mut self, mut received: usize, message: &[u8]) -> Outcome {
+        while received < message.len() {
+            match self.try_receive(received, message)? {
+                0 => self.wait(PollFlags::IN, || Problem::silent(received, message.len()))?,
+                length => received += length,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all that is still to come of `message`, of which `sent` bytes are sent, and sends the rest meanwhile.
+    pub(super) fn finish(&mut self, message: &[u8], mut sent: usize) -> Outcome {
+        let mut received = 0;
+        while sent < message.len() {
+            let written = self.try_send(&message[sent..], received)?;
+            sent += written;
+            let read = self.try_receive(received, &message[..sent])?;
+            received += read;
+            if written == 0 && read == 0 {
+                // With everything read, only room to send helps.
+                let flags = if received < sent { PollFlags::IN | PollFlags::OUT } else { PollFlags::OUT };
+                self.wait(flags, || Problem::silent(received, message.len()))?;
+            }
+        }
+        self.receive_after(received, message)
+    }
+
+    /// Expects the server's FIN next, and no byte before it.
+    pub(super) fn expect_end(&mut self) -> Outcome {
+        loop {
+            let mut byte = [0];
+            match self.stream.read(&mut byte) {
+                Ok(0) => return Ok(()),
+                Ok(_) => return Err(Problem::surplus().into()),
+                Err(error) if is_transient(&error) => self.wait(PollFlags::IN, Problem::not_closed)?,
+                Err(error) if is_reset(&error) => return Err(Problem::reset_at_the_end().into()),
+                Err(error) => return Err(Problem::failed(&error).into()),
+            }
+        }
+    }
+
+    /// Sends a few bytes, and leaves it to the reply whether they were taken.
+    pub(super) fn offer(&self, message: &[u8]) {
+        let _ = (&self.stream).write(message);
+    }
+
+    /// Returns whether the server has sent something or closed.
+    pub(super) fn is_answered(&self) -> bool {
+        self.stream.peek(&mut [0]).map_or_else(|error| !is_transient(&error), |_| true)
+    }
+
+    /// Waits until the server has sent something or closed. Returns whether it did.
+    pub(super) fn await_answer(&self) -> Result<bool, Stop> {
+        let start = Instant::now();
+        let is_answered = self.attempt.wait(&self.stream, PollFlags::IN, self.attempt.deadline())?;
+        if is_answered {
+            self.attempt.record_wait(start.elapsed());
+        }
+        Ok(is_answered)
+    }
+
+    /// Sends what is taken at once, and discards what has come.
+    pub(super) fn pump(&mut self, bytes: &[u8]) -> Outcome {
+        self.try_send(bytes, 0)?;
+        match self.stream.read(&mut vec![0; READ_MAX]) {
+            Ok(0) => Err(Problem::closed(0, bytes.len()).into()),
+            Ok(_) => Ok(()),
+            Err(error) if is_transient(&error) => Ok(()),
+            Err(error) => Err(Problem::failed(&error).into()),
+        }
+    }
+
+    /// Sends FIN, and keeps reading possible.
+    pub(super) fn half_close(&self) {
+        // Fails if the server has reset the connection, which the next read reports.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Sends `message` and FIN as one segment, if `message` fits.
+    pub(super) fn send_with_fin(&mut self, message: &[u8]) -> Outcome {
+        SockRef::from(&self.stream).set_tcp_cork(true).map_err(own_failure)?;
+        self.send(message)?;
+        self.half_close();
+        Ok(())
+    }
+
+    /// Sends FIN, and discards what comes until the server closes, or nothing comes for [`STALL`]: a close with unread input would send
+    /// RST, which is another check.
+    pub(super) fn leave(mut self) -> Outcome {
+        self.half_close();
+        let mut buffer = vec![0; READ_MAX];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(1..) => {}
+                Err(error) if is_transient(&error) => {
+                    let until = (Instant::now() + STALL).min(self.attempt.deadline());
+                    if !self.attempt.wait(&self.stream, PollFlags::IN, until)? {
+                        return Ok(());
+                    }
+                }
+                Ok(0) | Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Closes with RST.
+    pub(super) fn reset(self) {
+        // If it fails, the close sends FIN.
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Returns how many bytes were taken: 0 if the buffers are full. `received` is for the words of a failure.
+    fn try_send(&mut self, bytes: &[u8], received: usize) -> Result<usize, Stop> {
+        match self.stream.write(bytes) {
+            Ok(length) => Ok(length),
+            Err(error) if is_transient(&error) => Ok(0),
+            Err(error) if is_reset(&error) => Err(Problem::reset(received, received + bytes.len()).into()),
+            Err(error) => Err(Problem::failed(&error).into()),
+        }
+    }
+
+    /// Returns how many bytes came of `message`, of which `received` were there: 0 if there is nothing to read now.
+    fn try_receive(&mut self, received: usize, message: &[u8]) -> Result<usize, Stop> {
+        let left = &message[received..];
+        let mut buffer = vec![0; left.len().min(READ_MAX)];
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let expected = message.len();
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Err(Problem::closed(received, expected).into()),
+            Ok(length) => match (0..length).find(|&at| buffer[at] != left[at]) {
+                Some(at) => Err(Problem::differs(received + at, left[at], buffer[at]).into()),
+                None => Ok(length),
+            },
+            Err(error) if is_transient(&error) => Ok(0),
+            Err(error) if is_reset(&error) => Err(Problem::reset(received, expected).into()),
+            Err(error) => Err(Problem::failed(&error).into()),
+        }
+    }
+
+    /// Waits until the socket is ready, at most until the attempt's deadline.
+    fn wait(&self, flags: PollFlags, problem: impl FnOnce() -> Problem) -> Outcome {
+        let start = Instant::now();
+        if !self.attempt.wait(&self.stream, flags, self.attempt.deadline())? {
+            return Err(problem().into());
+        }
+        self.attempt.record_wait(start.elapsed());
+        Ok(())
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}

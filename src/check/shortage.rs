@@ -1,0 +1,181 @@
+//! Level 8: what the system can do to a server. These checks need its process.
+
+use std::time::{Duration, Instant};
+
+use super::Check;
+use super::attempt::{Attempt, HELLO, Outcome, SECONDS};
+use super::client::Client;
+use super::problem::Problem;
+use super::words::{self, Words};
+
+/// The check that ends the server.
+pub(super) const LAST: &str = "drain";
+
+/// Connections that wait for a stopped server, or without a descriptor: an accept queue of 5 is enough.
+const WAITING: usize = 5;
+/// Descriptors that are left to the server.
+const DESCRIPTORS_LEFT: usize = 3;
+/// How long the server's CPU time is watched, and the part of it that an idle server may use.
+const WATCHED: Duration = Duration::from_secs(1);
+const BUSY: u32 = 5;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "pause",
+        level: 8,
+        chapter: words::STOPPING,
+        connections: 2,
+        needs_pid: true,
+        seconds: SECONDS,
+        proves: Words::new("SIGSTOP and SIGCONT lose nothing", "SIGSTOP y SIGCONT no pierden nada"),
+        sends: Words::new(
+            "SIGSTOP, `hola` on an open connection and on a new one, SIGCONT",
+            "SIGSTOP, `hola` por una conexión abierta y por una nueva, SIGCONT",
+        ),
+        matters: Words::new(
+            "a wait that a signal interrupts returns EINTR: the server has to wait again, not to end",
+            "una espera que una señal interrumpe devuelve EINTR: el servidor tiene que volver a esperar, no terminar",
+        ),
+        run: pause,
+    },
+    Check {
+        name: "gone-before-accept",
+        level: 8,
+        chapter: words::DESCRIPTORS,
+        connections: 6,
+        needs_pid: true,
+        seconds: SECONDS,
+        proves: Words::new(
+            "a client that is gone before accept harms no other",
+            "un cliente que se va antes de accept no daña a otro",
+        ),
+        sends: Words::new(
+            "SIGSTOP, 5 connections that are reset, SIGCONT, and `hola` on a new one; 4 times",
+            "SIGSTOP, 5 conexiones terminadas con RST, SIGCONT, y `hola` por una nueva; 4 veces",
+        ),
+        matters: Words::new(
+            "accept, or the first call on what it returns, then fails: an error of one client, not of the server",
+            "accept, o la primera llamada sobre lo que devuelve, falla entonces: un error de un cliente, no del servidor",
+        ),
+        run: gone_before_accept,
+    },
+    Check {
+        name: "descriptors",
+        level: 8,
+        chapter: words::DESCRIPTORS,
+        connections: 9,
+        needs_pid: true,
+        seconds: SECONDS,
+        proves: Words::new(
+            "without descriptors the server lives, idles, and goes on later",
+            "sin descriptores el servidor vive, descansa y después sigue",
+        ),
+        sends: Words::new(
+            "a descriptor limit that leaves 3, then `hola` on 8 new connections; a second later the limit is back",
+            "un límite de descriptores que deja 3, luego `hola` por 8 conexiones nuevas; un segundo después vuelve el límite",
+        ),
+        matters: Words::new(
+            "accept fails with EMFILE and the client stays in the queue: a server may end, spin, or forget that client",
+            "accept falla con EMFILE y el cliente sigue en la cola: un servidor puede terminar, dar vueltas sin fin u olvidarlo",
+        ),
+        run: descriptors,
+    },
+    Check {
+        name: LAST,
+        level: 8,
+        chapter: words::STOPPING,
+        connections: 1,
+        needs_pid: true,
+        seconds: SECONDS,
+        proves: Words::new(
+            "SIGTERM ends the server after what has arrived is echoed",
+            "SIGTERM termina el servidor después de devolver lo que ya llegó",
+        ),
+        sends: Words::new(
+            "SIGSTOP, `hola` on an open connection, SIGTERM, SIGCONT",
+            "SIGSTOP, `hola` por una conexión abierta, SIGTERM, SIGCONT",
+        ),
+        matters: Words::new(
+            "each new version of a server starts with a SIGTERM to the old one: what it drops, its clients lose",
+            "cada versión nueva de un servidor empieza con un SIGTERM a la anterior: lo que esta suelta, sus clientes lo pierden",
+        ),
+        run: drain,
+    },
+];
+
+fn pause(attempt: &Attempt<'_>) -> Outcome {
+    let process = attempt.process()?;
+    let mut open = attempt.connect()?;
+    open.exchange(HELLO)?;
+    let paused = process.pause(attempt)?;
+    open.send(HELLO)?;
+    let mut new = attempt.connect()?;
+    new.send(HELLO)?;
+    drop(paused);
+    open.receive(HELLO)?;
+    new.receive(HELLO)
+}
+
+fn gone_before_accept(attempt: &Attempt<'_>) -> Outcome {
+    let process = attempt.process()?;
+    for _ in 0..4 {
+        let paused = process.pause(attempt)?;
+        for _ in 0..WAITING {
+            attempt.connect()?.reset();
+        }
+        drop(paused);
+        attempt.connect()?.exchange(HELLO)?;
+    }
+    Ok(())
+}
+
+fn descriptors(attempt: &Attempt<'_>) -> Outcome {
+    let process = attempt.process()?;
+    let mut open = attempt.connect()?;
+    open.exchange(HELLO)?;
+    let lowered = process.leave_descriptors(DESCRIPTORS_LEFT)?;
+    let mut clients = Vec::new();
+    for _ in 0..DESCRIPTORS_LEFT + WAITING {
+        let client = attempt.connect()?;
+        client.offer(HELLO);
+        clients.push(client);
+    }
+    attempt.sleep(WATCHED / 4)?;
+    let (start, before) = (Instant::now(), process.cpu_time()?);
+    attempt.sleep(WATCHED)?;
+    if !process.is_alive() {
+        return Err(Problem::died().into());
+    }
+    let (time, cpu) = (start.elapsed(), process.cpu_time()?.saturating_sub(before));
+    if cpu > time / BUSY {
+        return Err(Problem::busy(cpu, time).into());
+    }
+    open.exchange(HELLO)?;
+    drop(lowered);
+    // What those leave that were served is free again: some servers look only after a close.
+    clients.retain(|client| !client.is_answered());
+    expect_answers(&clients)
+}
+
+/// Expects that each client is served or closed: a server may refuse clients, but it must not forget them.
+fn expect_answers(clients: &[Client<'_>]) -> Outcome {
+    let mut forgotten = 0;
+    for client in clients {
+        forgotten += usize::from(!client.await_answer()?);
+    }
+    if forgotten > 0 { Err(Problem::forgotten(forgotten).into()) } else { Ok(()) }
+}
+
+fn drain(attempt: &Attempt<'_>) -> Outcome {
+    let process = attempt.process()?;
+    let mut client = attempt.connect()?;
+    client.exchange(HELLO)?;
+    let paused = process.pause(attempt)?;
+    client.send(HELLO)?;
+    process.terminate()?;
+    drop(paused);
+    client.receive(HELLO)?;
+    client.half_close();
+    client.expect_end()?;
+    if attempt.eventually(|| !process.is_alive())? { Ok(()) } else { Err(Problem::not_ended().into()) }
+}

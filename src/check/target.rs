@@ -1,0 +1,191 @@
+//! The server under test: its address, and its process on this machine.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, test_kill_process};
+
+use super::attempt::{Attempt, Outcome, Stop};
+use super::problem::{Problem, Skip};
+use crate::host;
+
+/// How long the first connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct Target {
+    pub(super) address: SocketAddr,
+    pub(super) process: Option<Process>,
+}
+
+impl Target {
+    /// Finds the first address that accepts a connection. Returns `None` if it was interrupted.
+    pub(super) fn open(addresses: &[SocketAddr], pid: Option<u32>, interrupt: &AtomicBool) -> io::Result<Option<Self>> {
+        let mut process = pid.map(Process::open).transpose()?;
+        let mut failure = io::Error::new(io::ErrorKind::InvalidInput, "there is no address");
+        for &address in addresses {
+            let target = Self { address, process };
+            let deadline = Instant::now() + CONNECT_TIMEOUT;
+            let error = match Attempt::new(&target, interrupt, deadline).try_connect(|_| Ok(())) {
+                Ok(Ok(_)) => return Ok(Some(target)),
+                Ok(Err(error)) => error,
+                Err(_) => return Ok(None),
+            };
+            failure = io::Error::new(error.kind(), format!("cannot connect to {address}: {error}"));
+            process = target.process;
+        }
+        Err(failure)
+    }
+}
+
+/// The server's process.
+pub(super) struct Process {
+    pid: Pid,
+    statistics: host::Process,
+}
+
+impl Process {
+    /// Returns the process, if it may be signaled and listens: a wrong number would stop or end another program.
+    fn open(number: u32) -> io::Result<Self> {
+        let statistics = host::Process::open(number)?;
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("cannot examine process {number}: {error}"));
+        let pid = i32::try_from(number).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        test_kill_process(pid).map_err(|error| named(error.into()))?;
+        let process = Self { pid, statistics };
+        if !process.listens().map_err(named)? {
+            let reason = format!("process {number} listens on no TCP port: give the process ID of the server");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        Ok(process)
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.pid)
+    }
+
+    /// Returns whether one of its sockets listens for TCP connections (proc(5)).
+    fn listens(&self) -> io::Result<bool> {
+        const LISTEN: &str = "0A";
+        let mut listening = BTreeSet::new();
+        for table in ["net/tcp", "net/tcp6"] {
+            let text = fs::read_to_string(self.path(table)).unwrap_or_default();
+            let rows = text.lines().map(|row| row.split_ascii_whitespace().collect::<Vec<_>>());
+            let rows = rows.filter(|row| row.get(3) == Some(&LISTEN));
+            listening.extend(rows.filter_map(|row| Some(format!("socket:[{}]", row.get(9)?))));
+        }
+        let names = fs::read_dir(self.path("fd"))?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        Ok(names.into_iter().any(|name| name.to_str().is_some_and(|name| listening.contains(name))))
+    }
+
+    /// Returns the character of proc(5) for its state, or `None` if it has ended.
+    fn state(&self) -> Option<char> {
+        let stat = fs::read_to_string(self.path("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.state().is_some()
+    }
+
+    /// Returns the CPU time that it has used.
+    pub(super) fn cpu_time(&self) -> Result<Duration, Stop> {
+        self.statistics.cpu_time().ok_or(Stop::Skip(Skip::Unreadable))
+    }
+
+    /// Returns the resident memory of the process and its descendants: a server may fork for each client.
+    pub(super) fn resident_bytes(&self) -> Result<u64, Stop> {
+        let own = self.statistics.resident_bytes().ok_or(Stop::Skip(Skip::Unreadable))?;
+        let others = descendants(self.pid.as_raw_nonzero().get().unsigned_abs()).into_iter();
+        let others = others.filter_map(|pid| host::Process::open(pid).ok()?.resident_bytes());
+        Ok(own + others.sum::<u64>())
+    }
+
+    /// Returns its open descriptors.
+    pub(super) fn descriptors(&self) -> Result<BTreeSet<u64>, Stop> {
+        let directory = fs::read_dir(self.path("fd")).map_err(|_| Stop::Skip(Skip::Unreadable))?;
+        let names = directory.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        Ok(names.collect())
+    }
+
+    /// Returns its descriptor limit.
+    pub(super) fn descriptor_limit(&self) -> Option<Rlimit> {
+        let limits = fs::read_to_string(self.path("limits")).ok()?;
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+        // Linux has no unlimited number of descriptors.
+        let mut limits = line.split_ascii_whitespace().map(|word| word.parse().ok());
+        Some(Rlimit { current: limits.next()?, maximum: limits.next()? })
+    }
+
+    /// Stops the process with SIGSTOP, until the result is dropped.
+    pub(super) fn pause(&self, attempt: &Attempt<'_>) -> Result<Paused<'_>, Stop> {
+        self.signal(Signal::STOP)?;
+        let paused = Paused(self);
+        if attempt.eventually(|| self.state().is_none_or(|state| state == 'T'))? {
+            Ok(paused)
+        } else {
+            Err(Problem::not_stopped().into())
+        }
+    }
+
+    /// Lowers the soft descriptor limit so that `free` more can be opened, until the result is dropped.
+    pub(super) fn leave_descriptors(&self, free: usize) -> Result<Lowered<'_>, Stop> {
+        let open = self.descriptors()?;
+        let unused = (0..).filter(|descriptor| !open.contains(descriptor));
+        let limit = unused.take(free).last().map_or(0, |last| last + 1);
+        let before = self.descriptor_limit().ok_or(Stop::Skip(Skip::Unreadable))?;
+        let lowered = Rlimit { current: Some(limit), ..before };
+        prlimit(Some(self.pid), Resource::Nofile, lowered).map_err(|_| Stop::Skip(Skip::Unreadable))?;
+        Ok(Lowered { process: self, before })
+    }
+
+    pub(super) fn terminate(&self) -> Outcome {
+        self.signal(Signal::TERM)
+    }
+
+    fn signal(&self, signal: Signal) -> Outcome {
+        // It was allowed at the start, so the process has ended.
+        kill_process(self.pid, signal).map_err(|_| Problem::died().into())
+    }
+}
+
+/// A stopped process, which continues when this is dropped.
+pub(super) struct Paused<'a>(&'a Process);
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        // Fails if the process has ended.
+        let _ = self.0.signal(Signal::CONT);
+    }
+}
+
+/// A process with a lowered descriptor limit, which has its own again when this is dropped.
+pub(super) struct Lowered<'a> {
+    process: &'a Process,
+    before: Rlimit,
+}
+
+impl Drop for Lowered<'_> {
+    fn drop(&mut self) {
+        // Fails if the process has ended.
+        let _ = prlimit(Some(self.process.pid), Resource::Nofile, self.before);
+    }
+}
+
+/// Returns the children of a process, theirs, and so on.
+fn descendants(pid: u32) -> BTreeSet<u32> {
+    let mut family = BTreeSet::new();
+    let mut parents = vec![pid];
+    while let Some(parent) = parents.pop() {
+        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+        for thread in threads.filter_map(Result::ok) {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            let children = children.split_ascii_whitespace().filter_map(|child| child.parse().ok());
+            parents.extend(children.filter(|&child| family.insert(child)));
+        }
+    }
+    family
+}
