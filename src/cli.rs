@@ -3,6 +3,8 @@
 #[cfg(feature = "load")]
 mod advice;
 #[cfg(feature = "load")]
+mod check;
+#[cfg(feature = "load")]
 mod compare;
 mod descriptors;
 #[cfg(feature = "load")]
@@ -11,6 +13,8 @@ mod doctor;
 mod format;
 mod hints;
 mod input;
+#[cfg(feature = "load")]
+mod junit;
 #[cfg(feature = "load")]
 mod load;
 #[cfg(feature = "load")]
@@ -76,6 +80,9 @@ enum Command {
     Compare(compare::Arguments),
     /// Draw the steps of a server as a page, from the output of strace
     Strip(strip::Arguments),
+    /// Grade an echo server, anyone's
+    #[cfg(feature = "load")]
+    Check(check::Arguments),
 }
 
 /// Similarity above which an unknown first argument is taken for a misspelled subcommand. clap uses the same.
@@ -134,6 +141,8 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
         #[cfg(feature = "load")]
         Some(Command::Compare(arguments)) => compare::run(&arguments),
         Some(Command::Strip(arguments)) => strip::run(&arguments),
+        #[cfg(feature = "load")]
+        Some(Command::Check(arguments)) => check::run(&arguments),
     }
 }
 

@@ -29,7 +29,7 @@ impl Language {
         if locale.is_some_and(|locale| locale.starts_with("es")) { Self::Es } else { Self::En }
     }
 
-    fn pick<T>(self, en: T, es: T) -> T {
+    pub(super) fn pick<T>(self, en: T, es: T) -> T {
         match self {
             Self::En => en,
             Self::Es => es,
@@ -144,6 +144,13 @@ fn figures(language: Language, report: &Report) -> String {
             plural(bytes_in, "byte recibido", "bytes recibidos"),
             plural(bytes_out, "byte enviado", "bytes enviados"),
         ),
+    }
+}
+
+#[cfg(feature = "load")]
+impl From<Language> for ecoloop::check::Language {
+    fn from(language: Language) -> Self {
+        language.pick(Self::English, Self::Spanish)
     }
 }
 

@@ -290,6 +290,7 @@ fn help_is_grouped_and_has_a_legend_exit_statuses_and_examples() {
         ),
         ("doctor", &[], &["ADDR ", "COUNT "]),
         ("merge", &["Report:"], &["EXPR "]),
+        ("check", &[], &["ADDR "]),
     ] {
         let ended = run(&[subcommand, "--help"]);
         assert!(ended.status.success(), "{ended:?}");

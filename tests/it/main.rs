@@ -4,6 +4,8 @@
 
 mod accepting;
 mod admission;
+#[cfg(feature = "load")]
+mod check;
 mod clients;
 mod command_line;
 #[cfg(feature = "load")]

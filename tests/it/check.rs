@@ -1,0 +1,302 @@
+//! `ecoloop check`: what it finds, and what it leaves alone.
+
+mod faulty;
+
+use std::fs;
+use std::net::TcpListener;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use ecoloop::check::Language::English;
+use ecoloop::check::{self, Grade, Grader};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use self::faulty::Fault;
+use crate::support::{Ended, Process, Scratch, ecoloop, eventually};
+
+/// Runs checks of levels 1 to 6 against a server with a fault: those named must fail, and no other.
+#[track_caller]
+fn assert_only_fails(fault: Fault, expected: &[&str]) {
+    let mut grader = Grader::new(vec![faulty::serve(fault)]);
+    grader.checks.retain(|check| check.level() <= 6);
+    let (failing, passing): (Vec<_>, Vec<_>) = grader.checks.iter().partition(|check| expected.contains(&check.name()));
+    assert_eq!(failing.len(), expected.len(), "{expected:?}");
+    grader.checks = passing;
+    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
+        assert_ne!(graded.grade, Grade::Fails, "{fault:?}: {graded:?}");
+    }
+    grader.checks = failing;
+    // A fault that is silence would cost the whole time of each check.
+    grader.check_timeout = Duration::from_secs(1);
+    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
+        assert_eq!(graded.grade, Grade::Fails, "{fault:?}: {graded:?}");
+    }
+}
+
+#[test]
+fn a_thread_per_client_fails_nothing() {
+    assert_only_fails(Fault::None, &[]);
+}
+
+#[test]
+fn one_client_at_a_time_is_found() {
+    assert_only_fails(Fault::OneAtATime, &["second-client", "several-clients", "silent-reader", "flood"]);
+}
+
+#[test]
+fn waiting_for_a_newline_is_found() {
+    assert_only_fails(Fault::WaitsForNewline, &["one-byte"]);
+}
+
+#[test]
+fn dropped_zero_bytes_are_found() {
+    assert_only_fails(Fault::DropsZeroBytes, &["binary"]);
+}
+
+#[test]
+fn dropped_bytes_that_are_not_utf8_are_found() {
+    assert_only_fails(Fault::DropsNotUtf8, &["not-utf8"]);
+}
+
+#[test]
+fn decoding_each_read_is_found() {
+    assert_only_fails(Fault::DecodesEachRead, &["border", "not-utf8"]);
+}
+
+#[test]
+fn a_buffer_that_clients_share_is_found() {
+    assert_only_fails(Fault::SharesABuffer, &["several-clients"]);
+}
+
+#[test]
+fn draining_one_client_is_found() {
+    // It writes to the silent client in its turn.
+    assert_only_fails(Fault::DrainsOne, &["silent-reader", "flood"]);
+}
+
+#[test]
+fn forgetting_what_does_not_fit_is_found() {
+    // Both offer more than fits.
+    assert_only_fails(Fault::ForgetsWhatDoesNotFit, &["all-comes-back", "fin-with-data"]);
+}
+
+#[test]
+fn closing_at_fin_is_found() {
+    assert_only_fails(Fault::ClosesAtFin, &["fin-with-data"]);
+}
+
+#[test]
+fn never_closing_is_found() {
+    assert_only_fails(Fault::NeverCloses, &["empty", "half-close", "fin-with-data"]);
+}
+
+#[test]
+fn a_server_that_ends_is_found_and_the_rest_skipped() {
+    let mut grader = Grader::new(vec![faulty::serve(Fault::EndsOnReset)]);
+    grader.checks.retain(|check| check.level() <= 5);
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    let at = results.iter().position(|graded| graded.check.name() == "reset").unwrap();
+    assert!(results[..at].iter().all(|graded| graded.grade != Grade::Fails), "{results:?}");
+    assert_eq!(results[at].grade, Grade::Fails);
+    let rest = &results[at + 1..];
+    assert!(rest.iter().all(|graded| graded.grade == Grade::Skipped) && !rest.is_empty(), "{rest:?}");
+}
+
+#[test]
+fn memory_that_grows_is_found() {
+    let mut grader = Grader::new(vec![faulty::serve(Fault::KeepsAll)]);
+    // The server is in this process.
+    grader.pid = Some(std::process::id());
+    grader.checks.retain(|check| check.name() == "memory");
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    assert_eq!(results[0].grade, Grade::Fails, "{results:?}");
+    let words = results[0].came(English).unwrap();
+    assert!(words.contains("its memory grew by "), "{words}");
+}
+
+#[test]
+fn five_hundred_clients_are_not_a_thousand() {
+    let mut grader = Grader::new(vec![faulty::serve(Fault::ServesFiveHundred)]);
+    grader.checks.retain(|check| check.name() == "thousand");
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    assert_eq!(results[0].grade, Grade::Fails, "{results:?}");
+    let words = results[0].came(English).unwrap();
+    assert!(words.starts_with("500 of 1000 clients"), "{words}");
+}
+
+#[test]
+fn a_short_accept_queue_makes_a_burst_late() {
+    let mut grader = Grader::new(vec![faulty::serve(Fault::ShortQueue)]);
+    grader.checks.retain(|check| check.name() == "burst");
+    grader.check_timeout = Duration::from_secs(4);
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    assert_ne!(results[0].grade, Grade::Ok, "{results:?}");
+}
+
+#[test]
+fn a_reply_after_its_time_is_late() {
+    let mut grader = Grader::new(vec![faulty::serve(Fault::SleepsBeforeEachReply)]);
+    grader.checks.retain(|check| check.name() == "echo");
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    assert_eq!(results[0].grade, Grade::Late, "{results:?}");
+    let words = results[0].came(English).unwrap();
+    assert!(words.starts_with("all right, but one wait took "), "{words}");
+}
+
+#[test]
+fn ecoloop_passes_every_check() {
+    let (server, address) = Process::serve(&[]);
+    let json = Scratch::new("json");
+    let pid = server.pid().to_string();
+    let ended = run(&["--pid", &pid, "--json", json.path(), &address.to_string()]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(server.wait().status.success(), "the last check shuts it down gracefully");
+    let document = json.json();
+    let checks = document["checks"].as_array().unwrap();
+    let names: Vec<_> = checks.iter().map(|check| check["name"].as_str().unwrap()).collect();
+    assert_eq!(names, check::all().map(check::Check::name).collect::<Vec<_>>());
+    for (check, row) in checks.iter().zip(&ended.stdout[1..]) {
+        let result = check["result"].as_str().unwrap();
+        // A loaded machine may make an answer late.
+        assert!(["ok", "late"].contains(&result), "{check}");
+        assert!((1..=8).contains(&check["level"].as_u64().unwrap()), "{check}");
+        if ended.stdout.len() == checks.len() + 2 {
+            let columns: Vec<_> = row.split_ascii_whitespace().collect();
+            assert_eq!(columns[..2], [check["name"].as_str().unwrap(), &check["level"].to_string()], "{row}");
+        }
+    }
+    assert!(ended.stdout.last().unwrap().starts_with("27 checks: "), "{ended:?}");
+}
+
+#[test]
+fn levels_and_names_select() {
+    let (server, address) = Process::serve(&[]);
+    let names = |arguments: &[&str]| {
+        let address = address.to_string();
+        let ended = run(&[arguments, &["--json", "-", &address]].concat());
+        assert!(ended.status.success(), "{ended:?}");
+        let document: Value = serde_json::from_str(&ended.stdout.join("\n")).unwrap();
+        let checks = document["checks"].as_array().unwrap().clone();
+        checks.iter().map(|check| format!("{} {}", check["name"], check["level"]).replace('"', "")).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        names(&["--level", "2"]),
+        ["echo 1", "one-byte 1", "binary 1", "empty 1", "megabyte 1", "second-client 2", "several-clients 2"]
+    );
+    assert_eq!(names(&["--only", "reset", "--only", "echo"]), ["echo 1", "reset 5"]);
+    assert_eq!(names(&["--only", "reset", "--only", "echo", "--level", "1"]), ["echo 1"]);
+    assert!(server.terminate().status.success());
+    for wrong in [&["--only", "nope"][..], &["--level", "0"], &["--level", "9"], &["--only", "reset", "--level", "1"]] {
+        let ended = run(&[wrong, &[&address.to_string()]].concat());
+        assert_eq!(ended.status.code(), Some(2), "{wrong:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_failure_is_explained_in_both_languages() {
+    let address = faulty::serve(Fault::DropsZeroBytes).to_string();
+    for (language, row, words) in [
+        ("en", "binary                  1  FAILS", "byte 0 differs: 0x00 was sent, 0x01 came back"),
+        ("es", "binary                  1  FALLA", "el byte 0 no es el mismo: salió 0x00 y volvió 0x01"),
+    ] {
+        let junit = Scratch::new("junit");
+        let ended = run(&["--only", "binary", "--lang", language, "--junit", junit.path(), &address]);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(ended.stdout.contains(&row.to_owned()), "{ended:?}");
+        assert!(ended.stdout.iter().any(|line| line.ends_with(words)), "{ended:?}");
+        assert!(ended.stdout.iter().any(|line| line.contains(" 3: ")), "the chapter: {ended:?}");
+        let junit = fs::read_to_string(junit.path()).unwrap();
+        assert!(junit.contains(&format!("<failure message=\"{words}\">")), "{junit}");
+        assert!(junit.contains("tests=\"1\" failures=\"1\""), "{junit}");
+    }
+}
+
+#[test]
+fn a_document_on_standard_output_replaces_the_table() {
+    let address = faulty::serve(Fault::None).to_string();
+    let ended = run(&["--only", "echo", "--only", "memory", "--junit", "-", &address]);
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(ended.stdout[0].starts_with("<?xml "), "{ended:?}");
+    assert!(ended.stdout.iter().any(|line| line.contains("<skipped message=\"needs --pid\"/>")), "{ended:?}");
+    let ended = run(&["--json", "-", "--junit", "-", &address]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert_eq!(ended.stderr, ["ecoloop: cannot create -: two outputs have this name"]);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_one_line() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let ended = run(&[&address]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let [line] = &ended.stderr[..] else { panic!("{ended:?}") };
+    assert!(line.starts_with(&format!("ecoloop: cannot connect to {address}: Connection refused")), "{line}");
+    assert!(ended.stdout.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn a_process_that_does_not_listen_is_refused() {
+    let address = faulty::serve(Fault::None).to_string();
+    // The process of a test that only sleeps.
+    let mut command = std::process::Command::new("sleep");
+    command.arg("60");
+    let sleeper = Process::start(command);
+    let pid = sleeper.pid().to_string();
+    let ended = run(&["--pid", &pid, &address]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let expected = format!("ecoloop: process {pid} listens on no TCP port: give the process ID of the server");
+    assert_eq!(ended.stderr, [expected]);
+}
+
+#[test]
+fn an_interrupted_run_prints_what_was_graded_and_leaves_the_server_as_it_was() {
+    let (server, address) = Process::serve(&[]);
+    let pid = server.pid().to_string();
+    let before = prlimit_of(&server);
+    let mut check = Process::start(ecoloop(&[
+        "check",
+        "--pid",
+        &pid,
+        "--only",
+        "echo",
+        "--only",
+        "descriptors",
+        "--only",
+        "drain",
+        &address.to_string(),
+    ]));
+    check.line_with("echo");
+    eventually("a lowered limit", || prlimit_of(&server) != before);
+    check.signal(Signal::INT);
+    let ended = check.wait();
+    assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+    assert_eq!(ended.stdout, ["1 check: 1 ok, 0 failed, 0 late, 0 skipped"]);
+    assert_eq!(prlimit_of(&server), before);
+    assert!(server.terminate().status.success());
+}
+
+#[test]
+fn the_documentation_lists_every_check() {
+    let page = include_str!("../../docs/check.md");
+    let rows: Vec<_> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    let expected = check::all().map(|check| format!("| `{}` | {} | ", check.name(), check.proves().get(English)));
+    for (row, expected) in rows.iter().zip(expected) {
+        assert!(row.starts_with(&expected), "{row}\n{expected}");
+    }
+    assert_eq!(rows.len(), check::all().count());
+    let connections = check::all().map(check::Check::connections).max();
+    assert_eq!(connections, Some(10_000), "the help names this number");
+}
+
+/// Returns the descriptor limits of a server, as the kernel prints them.
+fn prlimit_of(server: &Process) -> String {
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    limits.lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned()
+}
+
+#[track_caller]
+fn run(arguments: &[&str]) -> Ended {
+    Process::start(ecoloop(&[&["check"], arguments].concat())).wait()
+}
