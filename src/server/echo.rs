@@ -103,11 +103,7 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
     #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
     #[inline(always)]
     fn ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
-        let (connection, address) = match entry {
-            Entry::Connection { connection, address } => (connection, &*address),
-            Entry::Listener(index) => return self.on_listener_ready(*index),
-            Entry::AwaitingHeader(_) => return Next::Act(Act::TakeHeader(ready)),
-        };
+        let Entry::Connection { connection, address } = entry else { return self.on_other_ready(entry, ready) };
         let peer = || Peer::new(key, *address);
         let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
         match connection.serve_socket(ready, &mut self.core.buffer, &mut tally) {
@@ -133,7 +129,17 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
 }
 
 impl<O: Observer> Echo<O> {
+    /// Serves an entry that is no connection. A match of all kinds in [`ready`](Self::ready) costs a message 4 % more instructions
+    /// than the test for one.
     #[cold]
+    fn on_other_ready(&mut self, entry: &Entry, ready: Ready) -> Next<Act> {
+        match entry {
+            Entry::Listener(index) => self.on_listener_ready(*index),
+            Entry::AwaitingHeader(_) => Next::Act(Act::TakeHeader(ready)),
+            Entry::Connection { .. } => Next::Wait,
+        }
+    }
+
     fn on_listener_ready(&mut self, index: u32) -> Next<Act> {
         if self.core.acceptor.is_backing_off() {
             self.core.acceptor.pause();
