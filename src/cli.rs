@@ -3,6 +3,8 @@
 #[cfg(feature = "load")]
 mod advice;
 #[cfg(feature = "load")]
+mod barrier;
+#[cfg(feature = "load")]
 mod check;
 #[cfg(feature = "load")]
 mod compare;
@@ -28,6 +30,8 @@ mod output;
 mod plot;
 #[cfg(feature = "load")]
 mod progress;
+#[cfg(feature = "load")]
+mod ranked_run;
 #[cfg(feature = "load")]
 mod ranks;
 #[cfg(feature = "load")]

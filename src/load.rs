@@ -53,7 +53,7 @@ pub use self::interrupt::Interrupt;
 pub use self::progress::{Progress, ProgressCell, Step};
 pub use self::proxy_protocol::ProxyVersion;
 pub use self::rank::Rank;
-pub use self::report::{Histogram, Mode, Percentile, Report, Threshold, merge};
+pub use self::report::{Histogram, Mode, Percentile, Report, Threshold, merge, merge_ranks};
 use self::session::RunningReports;
 pub use self::session::Session;
 pub use self::sources::{SourceRange, count_pairs, unpaired};
@@ -88,6 +88,27 @@ pub fn run_with_reports(
     take: impl FnMut(Report),
 ) -> io::Result<Report> {
     run_reporting(config, interrupt, progress, RunningReports::new(interval, take))
+}
+
+/// Runs a load as [`run`] does, and calls `start` once the connections are established: the warm-up begins when it returns.
+///
+/// No timeout expires while `start` waits. If the interrupt is set in that time, the run ends.
+///
+/// # Errors
+///
+/// - The errors of [`run`].
+pub fn run_with_start(
+    config: Config,
+    interrupt: &Interrupt,
+    progress: &ProgressCell,
+    start: impl FnOnce(),
+) -> io::Result<Report> {
+    let mut reports = RunningReports::none();
+    let mut session = Session::open(config, interrupt, progress, &mut reports)?;
+    start();
+    session.end_wait()?;
+    session.run_window(&mut reports)?;
+    session.end(&mut reports)
 }
 
 fn run_reporting(

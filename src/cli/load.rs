@@ -22,6 +22,7 @@ use super::input::Input;
 use super::load_options::{LoadOptions, TIME};
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
+use super::ranked_run;
 use super::ranks;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::{Requests, is_ignored};
@@ -138,6 +139,9 @@ impl Arguments {
         if self.repeat && self.ranks.has_rank() {
             return Some("--repeat and --rank cannot be combined: a rank has one report");
         }
+        if self.start_at.is_some() && self.ranks.barrier().is_some() {
+            return Some("--start-at and --barrier cannot be combined: the barrier starts all ranks together");
+        }
         if self.output.has_rank() && !self.ranks.has_rank() {
             return Some("{rank} in the name of a file needs --rank");
         }
@@ -170,6 +174,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let config = arguments.config();
     config.validate().unwrap_or_else(|error| usage_error("load", &error.to_string()));
     has_begun.store(true, Ordering::Release);
+    if let Some((rank, place)) = config.rank.zip(arguments.ranks.barrier()) {
+        return ranked_run::run(config, rank, &place, (&arguments.output, arguments.interval), &interrupt);
+    }
     let outputs = arguments.output.open(config.rank)?;
     let descriptor_limit = descriptors::raise_limit(print_error);
     if let Some(late) = config.start_at.and_then(|time| SystemTime::now().duration_since(time).ok()) {

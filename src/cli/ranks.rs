@@ -2,12 +2,13 @@
 
 use std::env;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use ecoloop::load::Rank;
 
 use super::usage_error;
-use super::values::count;
+use super::values::{Address, count};
 
 const GENERATORS: &str = "Several generators";
 
@@ -23,6 +24,21 @@ pub(super) struct Arguments {
     /// Number of generators, for --rank auto under launchers that do not set it
     #[arg(long, help_heading = GENERATORS, value_name = "COUNT", requires = "rank", value_parser = count)]
     ranks: Option<u32>,
+
+    /// Address at which rank 0 listens: all ranks start together, and rank 0 alone writes the results of all
+    #[arg(long, help_heading = GENERATORS, value_name = "ADDR", requires = "rank")]
+    barrier: Option<Address>,
+
+    /// Time for which ranks wait for each other at the barrier
+    #[arg(long, help_heading = GENERATORS, value_name = "DURATION", default_value = "60s", requires = "barrier",
+        value_parser = humantime::parse_duration)]
+    barrier_timeout: Duration,
+}
+
+/// Where the ranks of a run meet, and how long they wait for each other.
+pub(super) struct MeetingPoint<'a> {
+    pub(super) address: &'a Address,
+    pub(super) timeout: Duration,
 }
 
 #[derive(Clone, Copy)]
@@ -53,6 +69,15 @@ impl Arguments {
             }
             RankName::Rank(rank) => Some(rank),
         }
+    }
+
+    /// Returns the barrier at which the ranks wait for each other.
+    pub(super) fn barrier(&self) -> Option<MeetingPoint<'_>> {
+        let (address, timeout) = (self.barrier.as_ref()?, self.barrier_timeout);
+        if timeout.is_zero() {
+            usage_error("load", "--barrier-timeout must be above zero");
+        }
+        Some(MeetingPoint { address, timeout })
     }
 
     pub(super) fn has_rank(&self) -> bool {

@@ -67,6 +67,16 @@ impl Arguments {
         paths.filter_map(|path| path.to_str()).any(|path| path.contains(RANK))
     }
 
+    /// Returns these arguments for the report of one rank of several, which `{rank}` or a suffix sets apart.
+    pub(super) fn of_rank(&self, rank: Rank) -> Self {
+        let suffix = |path: &PathBuf| {
+            let is_apart = output::is_stdout(path) || path.to_str().is_some_and(|path| path.contains(RANK));
+            if is_apart { path.clone() } else { format!("{}.rank{}", path.display(), rank.index).into() }
+        };
+        let [json, hgrm, plot] = [&self.json, &self.hgrm, &self.plot].map(|path| path.as_ref().map(suffix));
+        Self { json, hgrm, plot, quiet: self.quiet }
+    }
+
     /// Opens every output, so that a run is not lost for a file that cannot be created. The names of the files of a rank have its number.
     pub(super) fn open(&self, rank: Option<Rank>) -> Result<Outputs, String> {
         let named = |path: &PathBuf| match (path.to_str(), rank) {

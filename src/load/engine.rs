@@ -128,8 +128,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Serves the events that arrived between two windows, and starts the time of the next report.
-    pub(super) fn catch_up(&mut self) -> io::Result<()> {
+    /// Serves the events that arrived while the caller had the thread.
+    pub(super) fn serve_arrived(&mut self) -> io::Result<()> {
         self.turn_start = self.driver.clock.read();
         while !self.interrupted {
             self.turn(0)?;
@@ -137,6 +137,12 @@ impl Engine {
                 break;
             }
         }
+        Ok(())
+    }
+
+    /// Serves the events that arrived between two windows, and starts the time of the next report.
+    pub(super) fn catch_up(&mut self) -> io::Result<()> {
+        self.serve_arrived()?;
         if self.driver.step == Step::Idle {
             self.driver.step = Step::Ready;
         }

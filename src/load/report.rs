@@ -19,7 +19,7 @@ pub use self::document::{
 };
 pub use self::findings::{Excerpt, Finding, FindingKind, Verify};
 pub use self::histogram::{Histogram, Percentile};
-pub use self::merge::merge;
+pub use self::merge::{merge, merge_ranks};
 pub use self::origin::{Options, Origin};
 pub use self::ranks::check_ranks;
 pub(in crate::load) use self::thresholds::Metric;

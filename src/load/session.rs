@@ -148,6 +148,13 @@ impl Session {
         Ok(())
     }
 
+    /// Serves the events that arrived while the caller waited for the start, which counts as connecting.
+    pub(super) fn end_wait(&mut self) -> io::Result<()> {
+        self.engine.serve_arrived()?;
+        self.engine.begun[Step::Ready as usize] = self.engine.driver.clock.now();
+        Ok(())
+    }
+
     /// Runs one window, until its last reply.
     pub(super) fn run_window(&mut self, reports: &mut RunningReports<'_>) -> io::Result<()> {
         self.engine.begin_window();

@@ -5,6 +5,8 @@
 mod accepting;
 mod admission;
 #[cfg(feature = "load")]
+mod barrier;
+#[cfg(feature = "load")]
 mod check;
 mod clients;
 mod command_line;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::json;
 
@@ -38,8 +38,36 @@ pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<R
     }
     check_run_ids(runs).map_err(invalid)?;
     check_overlap(runs).map_err(invalid)?;
+    combine(runs, requested)
+}
 
-    let (_, first) = first;
+/// Merges the reports of ranks that began their windows together, whatever their clocks say: the windows are taken to begin with the
+/// first one's.
+///
+/// # Errors
+///
+/// - Those of [`merge`], except that of windows that do not overlap.
+pub fn merge_ranks(mut runs: Vec<(String, Report)>, requested: &[Threshold]) -> io::Result<Report> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
+    let (first, others) = runs.split_first_mut().ok_or_else(|| invalid("there is no report to merge".to_owned()))?;
+    let before_window = |run: &Report| seconds_of(run.phases_s.connect) + seconds_of(run.phases_s.warmup);
+    let start = first.1.start.checked_add(before_window(&first.1)).unwrap_or(first.1.start);
+    for (name, run) in others {
+        check_settings(run, first).map_err(|reason| invalid(format!("{name}: {reason}")))?;
+        run.start = start.checked_sub(before_window(run)).unwrap_or(run.start);
+    }
+    check_run_ids(&runs).map_err(invalid)?;
+    combine(&runs, requested)
+}
+
+fn seconds_of(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+/// Merges reports of the same settings.
+fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Report> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
+    let (_, first) = runs.first().ok_or_else(|| invalid("there is no report to merge".to_owned()))?;
     let reports: Vec<_> = runs.iter().map(|(_, report)| report).collect();
     let messages = messages(&reports);
     let mut merged = Report {

@@ -1,0 +1,310 @@
+//! Rank 0 of a barrier: it gathers the others, starts all, and takes their reports.
+//!
+//! A thread for each rank reads what that says. In the window nobody says anything, so all of them sleep.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ecoloop::load::report::Ended;
+use ecoloop::load::{Interrupt, Rank, Report};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Ending;
+use super::wire::{self, FromRank, FromRankZero, GREETING_MAX, Hello, Line, REPORT_MAX};
+
+/// How often those who wait look at the time and at the interrupt.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a newcomer may take to greet.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of newcomers that have not greeted.
+const NEWCOMERS_MAX: usize = 256;
+
+/// The barrier of rank 0.
+pub(in crate::cli) struct RankZero {
+    shared: Arc<Shared>,
+    /// When all must have come.
+    gathered_by: Instant,
+}
+
+struct Shared {
+    hello: Hello,
+    timeout: Duration,
+    interrupt: Interrupt,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    ranks: BTreeMap<u32, Peer>,
+    newcomers: usize,
+    /// Why ranks were refused, by their number.
+    refusals: BTreeMap<u32, String>,
+    ending: Option<Ending>,
+}
+
+/// Another rank.
+struct Peer {
+    stream: TcpStream,
+    address: SocketAddr,
+    is_ready: bool,
+    is_gone: bool,
+    has_reported: bool,
+    report: Option<Report>,
+}
+
+impl RankZero {
+    /// Begins to take in the other ranks.
+    pub(super) fn new(
+        listener: TcpListener,
+        hello: Hello,
+        timeout: Duration,
+        interrupt: Interrupt,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { hello, timeout, interrupt, state, changed });
+        let gathering = Arc::clone(&shared);
+        thread::Builder::new().name("barrier".to_owned()).spawn(move || gathering.gather(&listener))?;
+        Ok(Self { shared, gathered_by: Instant::now() + timeout })
+    }
+
+    /// Waits until all ranks are ready and starts them, or ends them if one is not in time.
+    pub(super) fn start(&self) {
+        let deadline = Instant::now() + self.shared.timeout;
+        let mut state = self.shared.state();
+        loop {
+            if state.ending.is_some() || self.shared.interrupt.is_set() {
+                return;
+            }
+            let now = Instant::now();
+            if state.ranks.len() + 1 == self.shared.hello.rank.count as usize {
+                if state.ranks.values().all(|peer| peer.is_ready) {
+                    break;
+                }
+                if now >= deadline {
+                    let late = state.name_where(|peer| !peer.is_ready);
+                    self.shared.end(&mut state, self.shared.late(&late, "not ready"), true);
+                }
+            } else if now >= self.gathered_by {
+                let reason = self.shared.absent(&state);
+                self.shared.end(&mut state, reason, true);
+            }
+            state = self.shared.wait(state);
+        }
+        for peer in state.ranks.values() {
+            // One that is gone is found by its reader.
+            let _ = wire::write(&peer.stream, &FromRankZero::Start);
+        }
+    }
+
+    /// Returns the reports of all ranks, that of rank 0 first, and why the run ended early, if it did.
+    pub(super) fn collect(&self, own: Report) -> (Vec<(String, Report)>, Option<Ending>) {
+        let deadline = Instant::now() + self.shared.timeout;
+        let mut state = self.shared.state();
+        if own.ended == Ended::Interrupted {
+            self.shared.end(&mut state, "rank 0 was interrupted".to_owned(), false);
+        }
+        while state.ranks.values().any(Peer::is_awaited) {
+            if Instant::now() >= deadline {
+                let late = state.name_where(Peer::is_awaited);
+                self.shared.end(&mut state, self.shared.late(&late, "without a report"), true);
+                break;
+            }
+            state = self.shared.wait(state);
+        }
+        let mut reports = vec![("rank 0".to_owned(), own)];
+        for (index, peer) in &mut state.ranks {
+            reports.extend(peer.report.take().map(|report| (format!("rank {index}"), report)));
+        }
+        (reports, state.ending.clone())
+    }
+
+    /// Ends the other ranks because rank 0 cannot run.
+    pub(super) fn fail(&self, reason: &str) {
+        let mut state = self.shared.state();
+        self.shared.end(&mut state, format!("rank 0 failed: {reason}"), true);
+    }
+
+    /// Tells the other ranks that every result is written.
+    pub(super) fn release(&self) {
+        for peer in self.shared.state().ranks.values() {
+            let _ = wire::write(&peer.stream, &FromRankZero::Done);
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is whole even if a thread panicked while it held the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Ends every rank, unless that was done before.
+    fn end(&self, state: &mut State, reason: String, is_fault: bool) {
+        if state.ending.is_some() {
+            return;
+        }
+        for peer in state.ranks.values() {
+            let _ = wire::write(&peer.stream, &FromRankZero::End { reason: reason.clone(), is_fault });
+        }
+        state.ending = Some(Ending { reason, is_fault });
+        self.interrupt.set();
+        self.changed.notify_all();
+    }
+
+    fn late(&self, ranks: &str, what: &str) -> String {
+        let timeout = humantime::format_duration(self.timeout);
+        format!("{ranks}: {what} within {timeout} (--barrier-timeout) of rank 0")
+    }
+
+    fn absent(&self, state: &State) -> String {
+        let Rank { count, .. } = self.hello.rank;
+        let absent: Vec<_> = (1..count).filter(|index| !state.ranks.contains_key(index)).collect();
+        let names: Vec<_> = absent.iter().take(10).map(ToString::to_string).collect();
+        let more = if absent.len() > names.len() { ", ..." } else { "" };
+        let refusals: Vec<_> = state.refusals.values().map(|reason| format!("; {reason}")).collect();
+        let noun = if absent.len() == 1 { "rank" } else { "ranks" };
+        let timeout = humantime::format_duration(self.timeout);
+        format!(
+            "{noun} {}{more} of {count} did not come within {timeout} (--barrier-timeout){}",
+            names.join(", "),
+            refusals.concat()
+        )
+    }
+
+    /// Takes in the other ranks, until all are there.
+    fn gather(self: &Arc<Self>, listener: &TcpListener) {
+        loop {
+            let state = self.state();
+            let is_full = state.ranks.len() + 1 >= self.hello.rank.count as usize;
+            let is_crowded = state.newcomers >= NEWCOMERS_MAX;
+            if is_full {
+                return;
+            }
+            drop(state);
+            if is_crowded {
+                thread::sleep(TICK);
+                continue;
+            }
+            let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
+            // An error of the wait is that of the next accept.
+            let _ = poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout);
+            let Ok((stream, address)) = listener.accept() else { continue };
+            self.state().newcomers += 1;
+            let greeting = Arc::clone(self);
+            let greet = move || greeting.serve(stream, address);
+            if thread::Builder::new().name("rank".to_owned()).spawn(greet).is_err() {
+                self.state().newcomers -= 1;
+            }
+        }
+    }
+
+    /// Greets a newcomer and, if it is a rank of this run, reads what it says until it is gone. Nothing happens to a stranger.
+    fn serve(&self, stream: TcpStream, address: SocketAddr) {
+        let line = self.greet(stream, address);
+        self.state().newcomers -= 1;
+        let Some((index, mut line)) = line else { return };
+        let reason = loop {
+            match line.read(REPORT_MAX, None) {
+                Ok(Some(message)) => self.hear(index, message),
+                Ok(None) => break "it is gone".to_owned(),
+                Err(error) => break error.to_string(),
+            }
+        };
+        let mut state = self.state();
+        let Some(peer) = state.ranks.get_mut(&index) else { return };
+        peer.is_gone = true;
+        if !peer.has_reported {
+            self.end(&mut state, format!("rank {index} ({address}) is lost: {reason}"), true);
+        }
+        self.changed.notify_all();
+    }
+
+    fn greet(&self, stream: TcpStream, address: SocketAddr) -> Option<(u32, Line)> {
+        stream.set_nonblocking(false).ok()?;
+        let mut line = Line::new(stream, self.timeout).ok()?;
+        let hello: Hello = line.read(GREETING_MAX, Some(Instant::now() + GREETING_TIMEOUT)).ok()??;
+        let stream = line.writer().ok()?;
+        let mut state = self.state();
+        let index = hello.rank.index;
+        if let Some(reason) = self.refusal(&state, &hello) {
+            let _ = wire::write(&stream, &FromRankZero::Refused(reason.clone()));
+            state.refusals.insert(index, format!("rank {index} ({address}) was refused: {reason}"));
+            return None;
+        }
+        wire::write(&stream, &FromRankZero::Welcome).ok()?;
+        let peer = Peer { stream, address, is_ready: false, is_gone: false, has_reported: false, report: None };
+        state.ranks.insert(index, peer);
+        self.changed.notify_all();
+        Some((index, line))
+    }
+
+    /// Returns why a rank does not belong to this run.
+    fn refusal(&self, state: &State, other: &Hello) -> Option<String> {
+        let (own, index) = (&self.hello, other.rank.index);
+        if own.ecoloop != other.ecoloop {
+            return Some(format!("its version is {}, and {} here", other.ecoloop, own.ecoloop));
+        }
+        if own.rank.count != other.rank.count || index >= own.rank.count {
+            return Some(format!("it is rank {index} of {}, and this run has {}", other.rank.count, own.rank.count));
+        }
+        let differs = |(name, value): &(&String, &String)| other.settings.get(*name) != Some(*value);
+        if let Some((name, value)) = own.settings.iter().find(differs) {
+            let theirs = other.settings.get(name).map_or("unknown", |value| value);
+            return Some(format!("its {name} is {theirs}, and {value} here"));
+        }
+        if let Some(ending) = &state.ending {
+            return Some(format!("the run has ended: {}", ending.reason));
+        }
+        let there = match state.ranks.get(&index) {
+            Some(peer) => peer.address.to_string(),
+            None if index == 0 => "this process".to_owned(),
+            None => return None,
+        };
+        Some(format!("rank {index} is there already ({there}): it was started twice, or two runs use one port"))
+    }
+
+    fn hear(&self, index: u32, message: FromRank) {
+        let mut state = self.state();
+        let Some(peer) = state.ranks.get_mut(&index) else { return };
+        let address = peer.address;
+        match message {
+            FromRank::Ready => peer.is_ready = true,
+            FromRank::Report(report) => {
+                let is_interrupted = report.ended == Ended::Interrupted;
+                (peer.report, peer.has_reported) = (Some(*report), true);
+                if is_interrupted {
+                    self.end(&mut state, format!("rank {index} ({address}) was interrupted"), false);
+                }
+            }
+            FromRank::Failed(reason) => {
+                peer.is_gone = true;
+                self.end(&mut state, format!("rank {index} ({address}) failed: {reason}"), true);
+            }
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl State {
+    fn name_where(&self, condition: impl Fn(&Peer) -> bool) -> String {
+        let those = self.ranks.iter().filter(|(_, peer)| condition(peer));
+        those.map(|(index, peer)| format!("rank {index} ({})", peer.address)).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Peer {
+    fn is_awaited(&self) -> bool {
+        !self.has_reported && !self.is_gone
+    }
+}
