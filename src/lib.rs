@@ -42,6 +42,7 @@ pub mod host;
 pub mod load;
 mod log_target;
 mod memory;
+mod network;
 mod reactor;
 mod ready;
 mod server;

@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::accept::warn_rate_limited;
 use super::config::{Config, SourceLimit};
 use super::stats::RefusedCounters;
+use crate::network;
 
 /// Decides which sources may connect, and counts and logs the refused ones.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(super) struct Admission {
 
 impl Admission {
     pub(super) fn new(config: &Config) -> Self {
-        let allowed = config.allow.iter().copied().map(canonical_network).collect();
+        let allowed = config.allow.iter().copied().map(network::canonical).collect();
         Self {
             allowed,
             limit: config.max_per_source,
@@ -89,16 +90,6 @@ fn source(ip: IpAddr, limit: SourceLimit) -> IpNet {
         IpAddr::V6(ip) => Ipv6Net::new(ip, limit.ipv6_prefix).map(IpNet::V6),
     };
     network.map_or_else(|_| ip.into(), |network| network.trunc())
-}
-
-/// Returns a network of IPv4-mapped IPv6 addresses as one of IPv4: so are its addresses compared.
-fn canonical_network(network: IpNet) -> IpNet {
-    match (network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
-        (IpAddr::V4(ip), Some(length)) if network.addr().is_ipv6() => {
-            Ipv4Net::new(ip, length).map_or(network, IpNet::V4)
-        }
-        _ => network,
-    }
 }
 
 #[cfg(test)]
