@@ -1,4 +1,6 @@
-//! Parses numbers with units, as options and thresholds have them.
+//! Parses numbers with units, as options, thresholds and rules of faults have them.
+
+use std::time::Duration;
 
 /// Parses a count, with `k` for thousands and `M` for millions: `4096`, `10k`, `1.5M`.
 ///
@@ -17,10 +19,7 @@ pub fn parse_count(text: &str) -> Option<f64> {
         b'M' => (&text[..text.len() - 1], 1e6),
         _ => (text, 1.0),
     };
-    // `f64` also parses signs, exponents and `inf`.
-    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let count = digits.parse::<f64>().ok().filter(|_| is_plain)? * factor;
-    count.is_finite().then_some(count)
+    parse_plain(digits, factor)
 }
 
 /// Parses a rate per second, a count with or without `/s`: `2000`, `10k/s`.
@@ -29,9 +28,76 @@ pub fn parse_rate(text: &str) -> Option<f64> {
     parse_count(text.strip_suffix("/s").unwrap_or(text))
 }
 
+/// Parses a size in bytes: `1024`, `1.5kB`, `64KiB`, `1MiB`.
+///
+/// # Examples
+///
+/// ```
+/// use ecoloop::units::parse_size;
+///
+/// assert_eq!(parse_size("64KiB"), Some(65_536));
+/// assert_eq!(parse_size("64 bytes"), None);
+/// ```
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    let units =
+        [("KiB", 1024.0), ("MiB", 1_048_576.0), ("GiB", 1_073_741_824.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)];
+    let split = |&(unit, factor)| text.strip_suffix(unit).map(|digits| (digits, factor));
+    let (digits, factor) = units.iter().find_map(split).unwrap_or((text.strip_suffix('B').unwrap_or(text), 1.0));
+    let bytes = parse_plain(digits, factor)?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and exact up to 2^53")]
+    (bytes.fract() == 0.0 && bytes < 9e15).then_some(bytes as u64)
+}
+
+/// Parses a duration, which has a unit: `300us`, `5ms`, `1.5s`, `1m`, `2h`.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use ecoloop::units::parse_duration;
+///
+/// assert_eq!(parse_duration("1.5s"), Some(Duration::from_millis(1500)));
+/// assert_eq!(parse_duration("5"), None);
+/// ```
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let split = |&(unit, factor)| text.strip_suffix(unit).and_then(|digits| parse_plain(digits, factor));
+    Duration::try_from_secs_f64(units.iter().find_map(split)?).ok()
+}
+
+/// Parses digits and a fraction, times `factor`.
+fn parse_plain(digits: &str, factor: f64) -> Option<f64> {
+    // `f64` also parses signs, exponents and `inf`.
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number = digits.parse::<f64>().ok().filter(|_| is_plain)? * factor;
+    number.is_finite().then_some(number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_in_bytes_and_whole() {
+        for (text, size) in [("0", 0), ("1024", 1024), ("7B", 7), ("1.5KiB", 1536), ("2kB", 2000), ("1GiB", 1 << 30)] {
+            assert_eq!(parse_size(text), Some(size), "{text}");
+        }
+        for text in ["", "B", "KiB", "-1", "1.5", "1e3", "5ms", "1 KiB", "1kib", "99999999GiB"] {
+            assert_eq!(parse_size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_duration_has_a_unit() {
+        for (text, micros) in [("0s", 0), ("300us", 300), ("5ms", 5000), ("1.5s", 1_500_000), ("2m", 120_000_000)] {
+            assert_eq!(parse_duration(text), Some(Duration::from_micros(micros)), "{text}");
+        }
+        for text in ["", "5", "ms", "-1s", "1e3s", "5 ms", "1KiB", "99999999999999999999h"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn a_count_is_digits_a_fraction_and_a_factor() {
