@@ -11,6 +11,7 @@ mod compare;
 mod descriptors;
 #[cfg(feature = "load")]
 mod doctor;
+mod faults;
 #[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only a part"))]
 mod format;
 mod hints;

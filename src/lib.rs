@@ -36,6 +36,7 @@ compile_error!("the load generator paces with timerfd(2), of Linux: build with `
 pub mod address;
 #[cfg(feature = "load")]
 pub mod check;
+pub mod fault;
 #[cfg(feature = "load")]
 pub mod host;
 #[cfg(feature = "load")]
@@ -47,13 +48,13 @@ mod reactor;
 mod ready;
 mod server;
 mod socket;
-#[cfg(any(feature = "cli", feature = "load"))]
 pub mod units;
 
+pub use fault::Fault;
 pub use ipnet::IpNet;
 pub use reactor::{Handler, INTEREST, Next, Reactor};
 pub use ready::Ready;
 pub use server::{
-    CloseReason, ClosedStats, Config, Connection, Handle, Observer, Outcome, Peer, RefusedStats, Report, Running,
-    Served, Server, SourceLimit, Stats, Turn, WhenFull,
+    CloseReason, ClosedStats, Config, Connection, FaultStats, Handle, Observer, Outcome, Peer, RefusedStats, Report,
+    Running, Served, Server, SourceLimit, Stats, Turn, WhenFull,
 };

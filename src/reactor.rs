@@ -429,6 +429,21 @@ impl<T> Reactor<T> {
         self.slots.shrink_to_fit();
     }
 
+    /// Registers the source in the value under `key` again, so that what it is ready for is reported as a new edge.
+    ///
+    /// # Errors
+    ///
+    /// - The system refuses it (`epoll_ctl(2)`).
+    pub(crate) fn reregister<S: Source>(
+        &mut self,
+        key: usize,
+        interest: Interest,
+        source: impl FnOnce(&mut T) -> Option<&mut S>,
+    ) -> io::Result<()> {
+        let value = self.slots.get_mut(key).and_then(|slot| slot.value.as_mut());
+        value.and_then(source).map_or(Ok(()), |source| self.poll.registry().reregister(source, Token(key), interest))
+    }
+
     /// Takes a source out of the poll, before it is dropped or while it is still used.
     ///
     /// # Errors

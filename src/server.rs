@@ -3,9 +3,11 @@
 mod accept;
 mod admission;
 mod config;
+mod connect_faults;
 mod connection;
 mod drain;
 mod echo;
+mod faulted;
 mod handle;
 mod idle;
 mod listen;
@@ -15,6 +17,7 @@ mod running;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod token_bucket;
 
 use std::io;
@@ -29,11 +32,14 @@ use socket2::SockRef;
 
 use self::accept::{Acceptor, Listener};
 use self::admission::Admission;
+use self::connect_faults::ConnectFaults;
 use self::drain::Lifecycle;
 use self::echo::{Core, Echo, Entry};
 use self::handle::Command;
 use self::idle::Timeouts;
 use self::listen::ACCEPTED_INHERITS;
+use self::timers::Timers;
+use crate::fault::Rules;
 use crate::memory;
 use crate::reactor::Reactor;
 
@@ -43,7 +49,7 @@ pub use self::drain::Turn;
 pub use self::handle::Handle;
 pub use self::observer::{CloseReason, Observer, Peer};
 pub use self::running::Running;
-pub use self::stats::{ClosedStats, RefusedStats, Report, Stats};
+pub use self::stats::{ClosedStats, FaultStats, RefusedStats, Report, Stats};
 
 /// A TCP echo server on one readiness loop. It is bound and listening, and serves while [`run`](Self::run) or [`turn`](Self::turn) is
 /// called.
@@ -161,14 +167,20 @@ impl Server {
             admission: Admission::new(&config),
             buffer: vec![0; config.buffer_size].into(),
             timeouts: Timeouts::new(&config),
-            config,
             connections: 0,
             connections_peak: 0,
             lifecycle: Lifecycle::Serving,
             hand: None,
+            rules: Rules::new(&config.faults, config.fault_seed, Instant::now()),
+            accepts: 0,
+            timers: Timers::default(),
+            connect_faults: ConnectFaults::default(),
+            config,
             handle,
         };
-        Ok(Self { reactor, echo: Echo { core, observer: () } })
+        let mut echo = Echo { core, observer: () };
+        echo.apply_connect_faults(&mut reactor, Instant::now());
+        Ok(Self { reactor, echo })
     }
 
     /// Sets the observer of connection events.
@@ -342,6 +354,12 @@ impl<O: Observer> Server<O> {
                 // Before the wait, which may be long.
                 self.echo.trim(&mut self.reactor);
             }
+        }
+        if is_expired(self.echo.core.timers.next_at()) {
+            self.echo.serve_expired(&mut self.reactor, now);
+        }
+        if is_expired(self.echo.core.connect_faults.next_at) {
+            self.echo.apply_connect_faults(&mut self.reactor, now);
         }
         if is_expired(self.echo.core.lifecycle.deadline()) {
             self.echo.finish(&mut self.reactor, CloseReason::Cut);

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
-use ecoloop::{CloseReason, Handle, Observer, Peer, Report, Stats};
+use ecoloop::{CloseReason, Fault, Handle, Observer, Peer, Report, Stats};
 use log::{Level, Record};
 
 use super::format::plural;
@@ -50,6 +50,7 @@ impl Language {
             CloseReason::Drained => self.pick("the server is shutting down", "el servidor se apaga"),
             CloseReason::Cut => self.pick("the drain timeout has expired", "ha vencido el plazo de apagado"),
             CloseReason::Stopped => self.pick("the server was stopped", "se ha detenido el servidor"),
+            CloseReason::Fault => self.pick("a fault on purpose", "un fallo a proposito"),
             // `CloseReason` is non-exhaustive: a new reason is logged by its name.
             other => return Some(format!("{other:?}").into()),
         };
@@ -114,6 +115,7 @@ fn figures(language: Language, report: &Report) -> String {
         (closed.drained, language.pick("drained", "al terminar")),
         (closed.cut, language.pick("cut", if closed.cut == 1 { "cortada" } else { "cortadas" })),
         (closed.stopped, language.pick("stopped", "al parar")),
+        (closed.fault, language.pick("fault", "por un fallo a proposito")),
     ];
     let mut words = String::new();
     for (count, reason) in reasons.into_iter().filter(|&(count, _)| count > 0) {
@@ -181,6 +183,11 @@ impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
         self.open += 1;
         let words = self.language.pick("Connection from:", "Conexion desde:");
         log::info!(target: TARGET, "{words} {address}");
+    }
+
+    fn faulted(&mut self, Peer { address, .. }: Peer, fault: &Fault) {
+        let words = self.language.pick("Fault:", "Fallo:");
+        log::debug!(target: TARGET, "{} {words} {fault}", Bracketed(address));
     }
 
     fn received(&mut self, Peer { address, .. }: Peer, data: &[u8]) {

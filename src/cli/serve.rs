@@ -1,5 +1,6 @@
 //! `ecoloop serve`: the echo server as a process.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,10 +17,11 @@ use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use super::descriptors;
+use super::faults::{self, FaultArguments};
 use super::hints::with_bind_hint;
 use super::log::TARGET;
 use super::log_observer::{Language, LogObserver, log_end, log_shutdown, log_so_far, log_start};
-use super::output::Output;
+use super::output::{self, Output};
 use super::signals::Requests;
 use super::systemd::{self, Notifier};
 use super::usage_error;
@@ -114,6 +116,9 @@ pub(super) struct Arguments {
     keepalive: Option<Duration>,
 
     #[command(flatten)]
+    faults: FaultArguments,
+
+    #[command(flatten)]
     socket: SocketArguments,
 
     #[arg(long, help_heading = SOCKETS, help = "Share the port with other processes that set this option (SO_REUSEPORT)")]
@@ -162,7 +167,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if arguments.verbose > 0 && arguments.log_connections == LogConnections::None {
         usage_error("serve", "-v logs what connections do: it cannot be used with --log-connections none");
     }
+    if arguments.faults.help_faults {
+        output::print(faults::help().as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Err(error) = arguments.faults.check() {
+        usage_error("serve", &error);
+    }
     let passed = systemd::take_listeners()?;
+    if !passed.is_empty() && arguments.faults.refuse_connects() {
+        usage_error("serve", "connect=refuse closes the sockets, and systemd keeps those of LISTEN_FDS open");
+    }
     if !passed.is_empty() && !arguments.addresses.is_empty() {
         usage_error("serve", "the sockets of LISTEN_FDS are served: ADDR cannot be used with them");
     }
@@ -254,6 +269,8 @@ impl Arguments {
         config.nodelay = !self.socket.nagle;
         config.reuse_port = self.reuse_port;
         config.proxy_protocol = self.proxy_protocol;
+        config.faults.clone_from(&self.faults.rules);
+        config.fault_seed = self.faults.seed;
         config
     }
 
@@ -353,7 +370,9 @@ fn document(report: &Report, log_lines_lost: u64) -> String {
             "drained": closed.drained,
             "cut": closed.cut,
             "stopped": closed.stopped,
+            "fault": closed.fault,
         },
+        "faults": stats.faults.iter().collect::<BTreeMap<_, _>>(),
         "refused": {
             "max_connections": refused.max_connections,
             "per_source": refused.per_source,

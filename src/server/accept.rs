@@ -8,6 +8,7 @@ use mio::net::{TcpListener, TcpStream};
 
 use super::config::{ACCEPT_RETRY, WARN_INTERVAL, WhenFull};
 use super::token_bucket::TokenBucket;
+use crate::fault::Connect;
 use crate::log_target::LOG_TARGET;
 
 /// A listening socket, registered under `key`.
@@ -30,6 +31,9 @@ pub(super) struct Acceptor {
     unfinished: bool,
     /// Limits the connections accepted per second.
     bucket: Option<TokenBucket>,
+    /// What a rule of a fault does to the accepts.
+    fault: Option<Connect>,
+    pace: Pace,
     /// When to accept again after a failure, or when there is a token again.
     retry_at: Option<Instant>,
     /// The system ran out of descriptors or memory, and nothing was accepted since.
@@ -38,6 +42,16 @@ pub(super) struct Acceptor {
     exhaustion_logged_at: Option<Instant>,
     full_logged_at: Option<Instant>,
     failure_logged_at: Option<Instant>,
+}
+
+/// One accept at a time, for [`Connect::Every`].
+#[derive(Debug, Default)]
+struct Pace {
+    next_at: Option<Instant>,
+    /// Clients may have been held back since the last accept.
+    is_holding: bool,
+    /// The client that was accepted last had been held back.
+    has_held: bool,
 }
 
 /// The result of one call of accept(2).
@@ -55,6 +69,8 @@ impl Acceptor {
         Self {
             listeners,
             bucket: accept_rate.map(|rate| TokenBucket::new(rate, Instant::now())),
+            fault: None,
+            pace: Pace::default(),
             first: 0,
             paused: false,
             unfinished: false,
@@ -81,10 +97,13 @@ impl Acceptor {
         mut room: usize,
         mut admit: impl FnMut(TcpStream, SocketAddr) -> io::Result<bool>,
     ) {
-        if let Some(bucket) = &mut self.bucket {
-            attempts = attempts.min(bucket.fill(Instant::now()));
-            if attempts == 0 {
-                self.retry_at = Some(bucket.next_at());
+        if self.fault == Some(Connect::Hang) {
+            return self.pause();
+        }
+        match self.allowance() {
+            Ok(allowance) => attempts = attempts.min(allowance),
+            Err(retry_at) => {
+                self.retry_at = Some(retry_at);
                 return self.pause();
             }
         }
@@ -95,9 +114,7 @@ impl Acceptor {
             }
             match accept(&self.listeners[index].socket) {
                 Accepted::Connection(stream, address) => {
-                    if let Some(bucket) = &mut self.bucket {
-                        bucket.take();
-                    }
+                    self.spend_allowance();
                     self.exhausted = false;
                     self.first = (index + 1) % self.listeners.len();
                     accepted = true;
@@ -108,7 +125,10 @@ impl Acceptor {
                     }
                 }
                 Accepted::Skipped(error) => skipped = Some(error),
-                Accepted::Blocked => return,
+                Accepted::Blocked => {
+                    self.pace.is_holding = false;
+                    return;
+                }
                 Accepted::Failed(error) => return self.back_off(index, &error),
             }
         }
@@ -116,6 +136,47 @@ impl Acceptor {
             Some(error) if !accepted => self.back_off(index, &error),
             _ => self.unfinished = true,
         }
+    }
+
+    /// Returns how many connections may be accepted now, or when one may.
+    fn allowance(&mut self) -> Result<usize, Instant> {
+        let mut allowance = usize::MAX;
+        if let Some(bucket) = &mut self.bucket {
+            allowance = bucket.fill(Instant::now());
+            if allowance == 0 {
+                return Err(bucket.next_at());
+            }
+        }
+        if let Some(Connect::Every(_)) = self.fault {
+            if let Some(at) = self.pace.next_at.filter(|&at| Instant::now() < at) {
+                self.pace.is_holding = true;
+                return Err(at);
+            }
+            allowance = 1;
+        }
+        Ok(allowance)
+    }
+
+    fn spend_allowance(&mut self) {
+        if let Some(bucket) = &mut self.bucket {
+            bucket.take();
+        }
+        if let Some(Connect::Every(interval)) = self.fault {
+            self.pace.next_at = Some(Instant::now() + interval);
+            self.pace.has_held = std::mem::take(&mut self.pace.is_holding);
+        }
+    }
+
+    /// Sets what a rule of a fault does to the accepts from now on.
+    pub(super) fn set_fault(&mut self, fault: Option<Connect>) {
+        self.fault = fault;
+        self.pace = Pace::default();
+        self.resume();
+    }
+
+    /// Returns whether [`Connect::Every`] had held back the connection that was accepted last.
+    pub(super) fn take_held(&mut self) -> bool {
+        std::mem::take(&mut self.pace.has_held)
     }
 
     /// Leaves what waits in the backlogs until a connection closes.
@@ -177,6 +238,20 @@ impl Acceptor {
         let listeners = if std::mem::take(&mut self.unfinished) { &self.listeners[..] } else { &[] };
         let (after, before) = listeners.split_at(self.first.min(listeners.len()));
         before.iter().chain(after).map(|listener| listener.key)
+    }
+
+    pub(super) fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Returns the listening sockets, which are to be closed for a while.
+    pub(super) fn take_listeners(&mut self) -> Vec<Listener> {
+        std::mem::take(&mut self.listeners)
+    }
+
+    /// Accepts from one more.
+    pub(super) fn add_listener(&mut self, listener: Option<Listener>) {
+        self.listeners.extend(listener);
     }
 
     /// Gives up accepting, and returns the listening sockets.

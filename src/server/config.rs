@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::fault::Fault;
 use crate::reactor::EVENTS_MAX;
 
 /// How long accepting backs off after a failure that is not one connection's own.
@@ -88,6 +89,10 @@ pub struct Config {
     pub send_buffer: Option<usize>,
     /// Sends small segments without delay (`TCP_NODELAY`, tcp(7)). Default on.
     pub nodelay: bool,
+    /// Rules of faults on purpose: see [`fault`](crate::fault). Default none.
+    pub faults: Vec<Fault>,
+    /// Determines which connections a rule with a percentage chooses, and what is random in faults. Default 1.
+    pub fault_seed: u64,
     /// Shares the port with other processes that set this (`SO_REUSEPORT`, socket(7)). Default off.
     pub reuse_port: bool,
     /// Takes a header of the PROXY protocol, version 1 or 2, out of the beginning of each connection. Its source address is the
@@ -153,6 +158,8 @@ impl Default for Config {
             recv_buffer: None,
             send_buffer: None,
             nodelay: true,
+            faults: Vec::new(),
+            fault_seed: 1,
             reuse_port: false,
             proxy_protocol: false,
         }
@@ -198,6 +205,11 @@ impl Config {
             let reason = format!("keepalive is {time:?}: it must be from {least} s to {most} s");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        if self.faults.iter().any(|fault| fault.effect == crate::fault::Effect::Connect(crate::fault::Connect::Hang)) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "connect=hang needs Linux"));
+        }
+        Fault::check_all(&self.faults).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         Ok(())
     }
 }

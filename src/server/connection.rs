@@ -348,6 +348,11 @@ impl<S> Connection<S> {
         self.discarding
     }
 
+    /// Resets the idle counter: a byte has moved that the connection does not know of.
+    pub(crate) fn reset_idle(&mut self) {
+        self.idle_ticks = 0;
+    }
+
     /// Increments the idle counter and returns it. Any byte resets it.
     ///
     /// Called once a period, it measures how long a connection has been idle without a clock on the path of a message: after `n`

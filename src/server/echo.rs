@@ -8,17 +8,21 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use socket2::SockRef;
 
-use super::accept::Acceptor;
+use super::accept::{Acceptor, Listener};
 use super::admission::Admission;
 use super::config::{Config, DRAIN_PERIOD, TRIM_THRESHOLD, WhenFull};
+use super::connect_faults::ConnectFaults;
 use super::connection::{Connection, Outcome, Sink};
 use super::drain::{self, Lifecycle};
+use super::faulted::Faulted;
 use super::handle::Handle;
 use super::idle::{self, Hand, Timeouts, Visit};
 use super::listen::{self, ACCEPTED_INHERITS};
 use super::observer::{CloseReason, Observer, Peer};
 use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
 use super::stats::Counters;
+use super::timers::Timers;
+use crate::fault::{Drawn, Fault, Kind, Rules};
 use crate::log_target::LOG_TARGET;
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
@@ -47,6 +51,12 @@ pub(super) struct Core {
     pub(super) lifecycle: Lifecycle,
     /// When the hand ends connections, a drain apart.
     pub(super) timeouts: Option<Timeouts>,
+    pub(super) rules: Rules,
+    /// Accepts, of which `connect=reset` chooses some.
+    pub(super) accepts: u64,
+    /// Deadlines of connections with faults.
+    pub(super) timers: Timers,
+    pub(super) connect_faults: ConnectFaults,
     /// Finds connections on which no byte moves, if there are any to find.
     pub(super) hand: Option<Hand>,
     pub(super) handle: Handle,
@@ -58,8 +68,13 @@ pub(super) struct Core {
 #[derive(Debug)]
 pub(super) enum Entry {
     Listener(u32),
-    Connection { connection: Connection<Socket>, address: SocketAddr },
+    Connection {
+        connection: Connection<Socket>,
+        address: SocketAddr,
+    },
     AwaitingHeader(AwaitingHeader),
+    /// A connection that a rule of a fault has chosen.
+    Faulted(Box<Faulted>),
 }
 
 /// What needs the whole reactor.
@@ -68,12 +83,26 @@ pub(super) enum Act {
     Accept(u32),
     TakeHeader(Ready),
     Close(CloseReason),
+    /// Report again what the socket of a connection with faults is ready for.
+    Rearm,
 }
 
 impl Entry {
-    /// Returns the entry of a connection that is served.
-    fn connection(stream: TcpStream, address: SocketAddr) -> Self {
-        Self::Connection { connection: Connection::new(Socket(stream)), address }
+    /// Returns the entry of a connection that is served, with the faults that it has drawn.
+    fn connection(stream: TcpStream, address: SocketAddr, drawn: &Drawn) -> Self {
+        if drawn.faults.is_empty() {
+            return Self::Connection { connection: Connection::new(Socket(stream)), address };
+        }
+        Self::Faulted(Box::new(Faulted::new(stream, address, drawn)))
+    }
+
+    /// Returns the socket of a connection that is served.
+    fn stream(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Connection { connection, .. } => Some(&connection.get_ref().0),
+            Self::Faulted(faulted) => Some(faulted.stream()),
+            Self::Listener(_) | Self::AwaitingHeader(_) => None,
+        }
     }
 }
 
@@ -84,13 +113,19 @@ impl Core {
     }
 
     /// Returns every deadline that is set: the turn must not wait past one.
-    pub(super) fn deadlines(&self) -> [Option<Instant>; 3] {
-        [self.acceptor.retry_at(), self.hand.map(|hand| hand.deadline()), self.lifecycle.deadline()]
+    pub(super) fn deadlines(&self) -> [Option<Instant>; 5] {
+        [
+            self.acceptor.retry_at(),
+            self.hand.map(|hand| hand.deadline()),
+            self.lifecycle.deadline(),
+            self.timers.next_at(),
+            self.connect_faults.next_at,
+        ]
     }
 
     /// Returns why a connection with `pending` bytes of output failed: at `TCP_USER_TIMEOUT` its peer has stalled.
     #[cold]
-    fn failure(&self, kind: io::ErrorKind, pending: usize) -> CloseReason {
+    pub(super) fn failure(&self, kind: io::ErrorKind, pending: usize) -> CloseReason {
         // The error of keep-alive is the same: then only pending output tells a stalled peer from an idle one.
         let can_stall = self.config.stall_timeout.is_some() && (pending > 0 || self.config.keepalive.is_none());
         if can_stall && kind == io::ErrorKind::TimedOut { CloseReason::Stalled } else { kind.into() }
@@ -103,7 +138,7 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
     #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
     #[inline(always)]
     fn ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
-        let Entry::Connection { connection, address } = entry else { return self.on_other_ready(entry, ready) };
+        let Entry::Connection { connection, address } = entry else { return self.on_other_ready(key, entry, ready) };
         let peer = || Peer::new(key, *address);
         let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
         match connection.serve_socket(ready, &mut self.core.buffer, &mut tally) {
@@ -123,6 +158,7 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
             Act::Accept(index) => self.accept(reactor, index as usize, self.core.config.accepts_per_turn),
             Act::TakeHeader(ready) => self.take_header(reactor, key, ready),
             Act::Close(reason) => self.close(reactor, key, reason),
+            Act::Rearm => self.rearm(reactor, key),
         }
         Next::Wait
     }
@@ -132,10 +168,11 @@ impl<O: Observer> Echo<O> {
     /// Serves an entry that is no connection. A match of all kinds in [`ready`](Self::ready) costs a message 4 % more instructions
     /// than the test for one.
     #[cold]
-    fn on_other_ready(&mut self, entry: &Entry, ready: Ready) -> Next<Act> {
+    fn on_other_ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
         match entry {
             Entry::Listener(index) => self.on_listener_ready(*index),
             Entry::AwaitingHeader(_) => Next::Act(Act::TakeHeader(ready)),
+            Entry::Faulted(faulted) => self.serve_faulted(key, faulted, ready),
             Entry::Connection { .. } => Next::Wait,
         }
     }
@@ -150,8 +187,19 @@ impl<O: Observer> Echo<O> {
 
     /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
     pub(super) fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
-        let Core { acceptor, admission, config, handle, connections, connections_peak, timeouts, hand, .. } =
-            &mut self.core;
+        let Core {
+            acceptor,
+            admission,
+            config,
+            handle,
+            connections,
+            connections_peak,
+            timeouts,
+            hand,
+            rules,
+            accepts,
+            ..
+        } = &mut self.core;
         let room = match config.when_full {
             WhenFull::Wait => config.max_connections - *connections,
             WhenFull::Reset => usize::MAX,
@@ -167,6 +215,13 @@ impl<O: Observer> Echo<O> {
                 refused.max_connections.add(1);
                 return Ok(false);
             }
+            *accepts += 1;
+            if let Some(fault) = rules.draw_reset(*accepts) {
+                log::debug!(target: LOG_TARGET, "reset the connection from {address}: {fault}");
+                reset_on_close(&stream);
+                handle.counters().faults[Kind::Connect as usize].add(1);
+                return Ok(false);
+            }
             if !ACCEPTED_INHERITS {
                 listen::set_connection_options(&SockRef::from(&stream), config)?;
             }
@@ -174,10 +229,11 @@ impl<O: Observer> Echo<O> {
                 let wrap = |stream| Entry::AwaitingHeader(AwaitingHeader::new(stream, address));
                 reactor.insert(stream, INTEREST, wrap)?;
             } else {
-                let key = reactor.insert(stream, INTEREST, |stream| Entry::connection(stream, address))?;
+                let drawn = rules.draw(handle.counters().accepted.get() + 1, address.ip());
+                let key = reactor.insert(stream, INTEREST, |stream| Entry::connection(stream, address, &drawn))?;
                 admission.opened(address);
                 handle.counters().accepted.add(1);
-                self.observer.opened(Peer::new(key, address));
+                report_opened(&mut self.observer, reactor, Peer::new(key, address), &drawn.faults);
             }
             *connections += 1;
             *connections_peak = (*connections_peak).max(*connections);
@@ -186,6 +242,9 @@ impl<O: Observer> Echo<O> {
             }
             Ok(true)
         });
+        if acceptor.take_held() {
+            handle.counters().faults[Kind::Connect as usize].add(1);
+        }
         if *connections == config.max_connections {
             acceptor.warn_full(*connections, config.when_full);
         }
@@ -204,7 +263,9 @@ impl<O: Observer> Echo<O> {
             }
         };
         if self.core.admission.admit(address, &self.core.handle.counters().refused) {
-            self.open(reactor, key, Some(address));
+            let number = self.core.handle.counters().accepted.get() + 1;
+            let drawn = self.core.rules.draw(number, address.ip());
+            self.open(reactor, key, Some((address, drawn)));
             // No further event announces what came with the header.
             reactor.report(key, ready | Ready::READABLE);
         } else {
@@ -215,30 +276,38 @@ impl<O: Observer> Echo<O> {
         }
     }
 
-    /// Opens a connection that awaits its PROXY header, with the client's `address`, or its own if the header has not announced one.
-    fn open(&mut self, reactor: &mut Reactor<Entry>, key: usize, address: Option<SocketAddr>) {
+    /// Opens a connection that awaits its PROXY header, with the address and the faults of the `client`, or with its own address if the
+    /// header has not announced one.
+    fn open(&mut self, reactor: &mut Reactor<Entry>, key: usize, client: Option<(SocketAddr, Drawn)>) {
         let Some(Entry::AwaitingHeader(awaiting)) = reactor.get_mut(key) else { return };
-        let address = address.unwrap_or(awaiting.address);
+        let (address, drawn) = client.unwrap_or_else(|| (awaiting.address, Drawn::default()));
         reactor.replace(key, |entry| match entry {
-            Entry::AwaitingHeader(awaiting) => Entry::connection(awaiting.stream, address),
+            Entry::AwaitingHeader(awaiting) => Entry::connection(awaiting.stream, address, &drawn),
             entry => entry,
         });
         self.core.admission.opened(address);
         self.core.handle.counters().accepted.add(1);
-        self.observer.opened(Peer::new(key, address));
+        report_opened(&mut self.observer, reactor, Peer::new(key, address), &drawn.faults);
     }
 
     /// Counts and reports the reason, then closes. The key is free from the next turn on.
     pub(super) fn close(&mut self, reactor: &mut Reactor<Entry>, key: usize, reason: CloseReason) {
         self.open(reactor, key, None);
-        if let Some(Entry::Connection { connection, address }) = reactor.remove(key) {
-            self.core.connections -= 1;
-            self.core.admission.closed(address);
-            self.core.handle.counters().closed(reason).add(1);
-            self.observer.closed(Peer::new(key, address), reason);
-            drop(connection);
-            self.core.acceptor.resume();
-        }
+        let Some(mut entry) = reactor.remove(key) else { return };
+        let address = match &mut entry {
+            Entry::Listener(_) | Entry::AwaitingHeader(_) => return,
+            Entry::Connection { address, .. } => *address,
+            Entry::Faulted(faulted) => {
+                self.core.timers.set(key, &mut faulted.timer, None);
+                faulted.address
+            }
+        };
+        self.core.connections -= 1;
+        self.core.admission.closed(address);
+        self.core.handle.counters().closed(reason).add(1);
+        self.observer.closed(Peer::new(key, address), reason);
+        drop(entry);
+        self.core.acceptor.resume();
     }
 
     /// Visits the next connections. One on which no byte moves is closed, or gets FIN in a drain.
@@ -250,21 +319,27 @@ impl<O: Observer> Echo<O> {
         let ended = hand.advance(now, reactor, |entry| match (entry, &timeouts) {
             (Entry::Connection { connection, .. }, Some(timeouts)) => idle::visit(connection, timeouts, rounds),
             (Entry::Connection { connection, .. }, None) => idle::visit_draining(connection, rounds),
+            (Entry::Faulted(faulted), Some(timeouts)) => idle::visit(&mut **faulted, timeouts, rounds),
+            (Entry::Faulted(faulted), None) => idle::visit_draining(&mut **faulted, rounds),
             (Entry::AwaitingHeader(awaiting), Some(timeouts)) => idle::visit_awaiting(awaiting, timeouts, rounds),
             (Entry::AwaitingHeader(awaiting), None) => idle::visit_awaiting_draining(awaiting, rounds),
             (Entry::Listener(_), _) => Visit::Wait,
         });
         for (key, reason) in ended {
             self.open(reactor, key, None);
+            let is_reset = matches!(reason, CloseReason::Stalled | BAD_HEADER);
             match reactor.get_mut(key) {
                 Some(Entry::Connection { connection, .. }) if reason == CloseReason::Drained => {
                     drain::send_fin(connection);
                 }
-                Some(Entry::Connection { connection, .. }) if matches!(reason, CloseReason::Stalled | BAD_HEADER) => {
-                    reset_on_close(&connection.get_ref().0);
+                Some(Entry::Faulted(faulted)) if reason == CloseReason::Drained => faulted.send_fin(),
+                Some(entry) => {
+                    if let Some(stream) = entry.stream().filter(|_| is_reset) {
+                        reset_on_close(stream);
+                    }
                     self.close(reactor, key, reason);
                 }
-                _ => self.close(reactor, key, reason),
+                None => {}
             }
         }
         if self.core.connections == 0 {
@@ -285,11 +360,9 @@ impl<O: Observer> Echo<O> {
     }
 
     fn close_listeners(&mut self, reactor: &mut Reactor<Entry>) {
+        self.core.connect_faults.close();
         for mut listener in self.core.acceptor.close() {
-            reactor.remove(listener.key);
-            if let Err(error) = reactor.deregister(&mut listener.socket) {
-                log::debug!(target: LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
-            }
+            remove_listener(reactor, &mut listener);
         }
     }
 
@@ -312,6 +385,24 @@ impl<O: Observer> Echo<O> {
             self.close(reactor, key, reason);
         }
         reactor.shrink_to_fit();
+    }
+}
+
+/// Tells the observer of a connection that is open now, and of its faults.
+fn report_opened<O: Observer>(observer: &mut O, reactor: &mut Reactor<Entry>, peer: Peer, faults: &[Fault]) {
+    observer.opened(peer);
+    for fault in faults {
+        observer.faulted(peer, fault);
+        // It may have something to do already, or a deadline.
+        reactor.resume(peer.key);
+    }
+}
+
+/// Takes a listening socket out of the reactor.
+pub(super) fn remove_listener(reactor: &mut Reactor<Entry>, listener: &mut Listener) {
+    reactor.remove(listener.key);
+    if let Err(error) = reactor.deregister(&mut listener.socket) {
+        log::debug!(target: LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
     }
 }
 

@@ -36,6 +36,53 @@ pub(super) enum Visit {
     End(CloseReason),
 }
 
+/// A connection that the hand visits.
+pub(super) trait Watched {
+    /// Returns whether there is output that the system does not take.
+    fn is_pending(&self) -> bool;
+
+    /// See [`Connection::is_drained`].
+    fn is_drained(&self) -> bool;
+
+    /// See [`Connection::is_discarding`].
+    fn is_discarding(&self) -> bool;
+
+    /// See [`Connection::tick_idle`].
+    fn tick_idle(&mut self) -> u8;
+
+    /// See [`Connection::expect_input`].
+    fn expect_input(&mut self);
+
+    /// Ends what a fault withholds. Returns whether there was something.
+    fn end_withholding(&mut self) -> bool;
+}
+
+impl<S> Watched for Connection<S> {
+    fn is_pending(&self) -> bool {
+        self.pending() > 0
+    }
+
+    fn is_drained(&self) -> bool {
+        self.is_drained()
+    }
+
+    fn is_discarding(&self) -> bool {
+        self.is_discarding()
+    }
+
+    fn tick_idle(&mut self) -> u8 {
+        self.tick_idle()
+    }
+
+    fn expect_input(&mut self) {
+        self.expect_input();
+    }
+
+    fn end_withholding(&mut self) -> bool {
+        false
+    }
+}
+
 /// When connections on which no byte moves are closed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
@@ -140,8 +187,8 @@ impl Hand {
 /// Ends a connection on which no byte has moved for its timeout.
 ///
 /// Output that is pending shrinks with each byte that moves, and nothing is read before it is gone: one count serves both timeouts.
-pub(super) fn visit<S>(connection: &mut Connection<S>, timeouts: &Timeouts, rounds: u64) -> Visit {
-    let is_pending = connection.pending() > 0;
+pub(super) fn visit(connection: &mut impl Watched, timeouts: &Timeouts, rounds: u64) -> Visit {
+    let is_pending = connection.is_pending();
     let timeout = if is_pending { timeouts.with_pending } else { timeouts.without_pending };
     let Some(Timeout { ticks, reason, .. }) = timeout.filter(|timeout| timeout.counts(rounds)) else {
         return Visit::Wait;
@@ -156,12 +203,13 @@ pub(super) fn visit<S>(connection: &mut Connection<S>, timeouts: &Timeouts, roun
 /// Ends a connection that is silent in a drain: no byte has moved for 100 ms, nothing is pending, and a read found nothing.
 ///
 /// `rounds` are those of the drain: a silence before it does not count.
-pub(super) fn visit_draining<S>(connection: &mut Connection<S>, rounds: u64) -> Visit {
+pub(super) fn visit_draining(connection: &mut impl Watched, rounds: u64) -> Visit {
     let ticks = u64::from(connection.tick_idle()).min(rounds);
-    if connection.pending() > 0 || connection.is_discarding() {
+    if connection.is_pending() || connection.is_discarding() {
         return Visit::Wait;
     }
     match ticks {
+        DRAIN_TICKS.. if connection.end_withholding() => read(connection),
         DRAIN_TICKS.. if connection.is_drained() => Visit::End(CloseReason::Drained),
         ticks if ticks >= DRAIN_TICKS - 1 => read(connection),
         _ => Visit::Wait,
@@ -191,7 +239,7 @@ fn end_at(visits: u64, last: u64, reason: CloseReason) -> Visit {
     }
 }
 
-fn read<S>(connection: &mut Connection<S>) -> Visit {
+fn read(connection: &mut impl Watched) -> Visit {
     connection.expect_input();
     Visit::Read
 }

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::net::TcpListener;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::config::Config;
+use super::connect_faults::drop_packets;
+use crate::fault::{Connect, Rules};
 use crate::log_target::LOG_TARGET;
 
 /// Whether an accepted socket inherits its listener's buffer sizes and `TCP_NODELAY`. tcp(7) promises it on Linux alone.
@@ -32,14 +34,25 @@ pub(super) fn open(addresses: &[SocketAddr], config: &Config) -> io::Result<Vec<
         let socket = bind(address, config).map_err(|error| cannot_listen(address, &error))?;
         sockets.push((address, socket));
     }
-    let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
+    let at_start = Rules::new(&config.faults, config.fault_seed, Instant::now()).listening_at_start();
     sockets
         .into_iter()
         .map(|(address, socket)| {
-            socket.listen(backlog).map_err(|error| cannot_listen(address, &error))?;
+            if at_start == Some(Connect::Hang) {
+                // Before it listens, so that no connect gets through.
+                drop_packets(&SockRef::from(&socket), true).map_err(|error| cannot_listen(address, &error))?;
+            }
+            if at_start != Some(Connect::Refuse) {
+                listen(&socket, config).map_err(|error| cannot_listen(address, &error))?;
+            }
             Ok(TcpListener::from_std(socket.into()))
         })
         .collect()
+}
+
+/// Listens on a bound socket.
+pub(super) fn listen(socket: &Socket, config: &Config) -> io::Result<()> {
+    socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))
 }
 
 /// Sets the options of a connection: on the listening socket where connections inherit them, else on each connection.
@@ -82,7 +95,8 @@ pub(super) fn warn_if_backlog_is_cut(backlog: u32) {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(super) fn warn_if_backlog_is_cut(_: u32) {}
 
-fn bind(address: SocketAddr, config: &Config) -> io::Result<Socket> {
+/// Opens a socket, and binds it.
+pub(super) fn bind(address: SocketAddr, config: &Config) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;

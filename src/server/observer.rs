@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use crate::fault::Fault;
+
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -50,6 +52,11 @@ pub trait Observer {
         let _ = peer;
     }
 
+    /// A rule of [`Config::faults`](crate::Config::faults) has chosen this connection. Called once for each rule, after `opened`.
+    fn faulted(&mut self, peer: Peer, fault: &Fault) {
+        let _ = (peer, fault);
+    }
+
     /// These bytes were received, and are about to be echoed: one read, at most one buffer's worth.
     fn received(&mut self, peer: Peer, data: &[u8]) {
         let _ = (peer, data);
@@ -89,6 +96,8 @@ pub enum CloseReason {
     Cut,
     /// The server was stopped.
     Stopped,
+    /// A rule of [`Config::faults`](crate::Config::faults) reset it, or sent FIN and the peer followed.
+    Fault,
 }
 
 impl From<io::ErrorKind> for CloseReason {

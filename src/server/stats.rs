@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::observer::CloseReason;
+use crate::fault::Kind;
 
 /// What a server has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Stats {
     pub closed: ClosedStats,
     /// Connections reset at their accept, or when their PROXY header has arrived, by reason. They are not counted as accepted.
     pub refused: RefusedStats,
+    /// What the rules of [`Config::faults`](crate::Config::faults) have touched, by kind.
+    pub faults: FaultStats,
     /// Bytes received, including those discarded.
     pub bytes_in: u64,
     /// Bytes sent.
@@ -64,6 +67,8 @@ pub struct ClosedStats {
     pub cut: u64,
     /// [`CloseReason::Stopped`]
     pub stopped: u64,
+    /// [`CloseReason::Fault`]
+    pub fault: u64,
 }
 
 impl ClosedStats {
@@ -78,6 +83,7 @@ impl ClosedStats {
             + self.drained
             + self.cut
             + self.stopped
+            + self.fault
     }
 }
 
@@ -101,6 +107,34 @@ impl RefusedStats {
     }
 }
 
+/// What faults have touched, by kind: connections, or bytes for `flip`, `lose`, `duplicate` and `swap`. A rule that has chosen a
+/// connection, and not come to pass, is not counted.
+///
+/// # Examples
+///
+/// ```
+/// use ecoloop::fault::Kind;
+///
+/// let stats = ecoloop::Stats::default();
+/// assert_eq!(stats.faults.get(Kind::Delay), 0);
+/// assert!(stats.faults.iter().any(|(name, count)| (name, count) == ("delay", 0)));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultStats([u64; Kind::ALL.len()]);
+
+impl FaultStats {
+    /// Returns the count of a kind.
+    #[must_use]
+    pub fn get(&self, kind: Kind) -> u64 {
+        self.0[kind as usize]
+    }
+
+    /// Iterates over every kind's name and count.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Kind::ALL.into_iter().map(Kind::name).zip(self.0)
+    }
+}
+
 /// The live counters. Only the loop writes them.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -116,7 +150,10 @@ pub(super) struct Counters {
     drained: Counter,
     cut: Counter,
     stopped: Counter,
+    fault: Counter,
     pub(super) refused: RefusedCounters,
+    /// One for each [`Kind`].
+    pub(super) faults: [Counter; Kind::ALL.len()],
 }
 
 /// The live counters of [`RefusedStats`].
@@ -138,6 +175,7 @@ impl Counters {
             CloseReason::Drained => &self.drained,
             CloseReason::Cut => &self.cut,
             CloseReason::Stopped => &self.stopped,
+            CloseReason::Fault => &self.fault,
         }
     }
 
@@ -152,6 +190,7 @@ impl Counters {
             drained: self.drained.get(),
             cut: self.cut.get(),
             stopped: self.stopped.get(),
+            fault: self.fault.get(),
         };
         Stats {
             closed,
@@ -160,6 +199,7 @@ impl Counters {
                 per_source: self.refused.per_source.get(),
                 not_allowed: self.refused.not_allowed.get(),
             },
+            faults: FaultStats(std::array::from_fn(|kind| self.faults[kind].get())),
             accepted: self.accepted.get(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
@@ -179,7 +219,7 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed) + n as u64, Ordering::Release);
     }
 
-    fn get(&self) -> u64 {
+    pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 }

@@ -515,7 +515,13 @@ fn the_final_figures_are_what_the_clients_did() {
     assert!(exact > 0.0, "{exact}");
     let expected = serde_json::json!({
         "accepted": 6,
-        "closed": {"end_of_stream": 3, "reset": 2, "failed": 0, "idle": 0, "stalled": 0, "drained": 1, "cut": 0, "stopped": 0},
+        "closed": {
+            "end_of_stream": 3, "reset": 2, "failed": 0, "idle": 0, "stalled": 0, "drained": 1, "cut": 0, "stopped": 0, "fault": 0,
+        },
+        "faults": {
+            "delay": 0, "rate": 0, "chunk": 0, "stall": 0, "mute": 0, "reset": 0, "fin": 0,
+            "flip": 0, "lose": 0, "duplicate": 0, "swap": 0, "connect": 0,
+        },
         "refused": {"max_connections": 0, "per_source": 0, "not_allowed": 0},
         "bytes_in": 6129,
         "bytes_out": 6121,

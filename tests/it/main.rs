@@ -17,6 +17,7 @@ mod draining;
 mod echo;
 mod endings;
 mod fairness;
+mod faults;
 #[cfg(feature = "load")]
 mod few_ports;
 mod injected;

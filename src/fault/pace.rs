@@ -1,0 +1,116 @@
+//! How fast bytes may leave: `rate` and `chunk`.
+
+use std::time::{Duration, Instant};
+
+use super::stream::Hits;
+use super::{Effect, Fault, Kind};
+
+/// How much of a second's bytes leave in one write.
+const WRITES_PER_SECOND: u64 = 100;
+/// How late the bytes of a `rate` may be without being lost to it.
+const LATENESS_MAX: Duration = Duration::from_millis(100);
+
+/// Limits the writes of a stream.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    rate: Option<Rate>,
+    chunk: Option<Chunk>,
+}
+
+/// A number of bytes a second. A byte is paid for by waiting before it leaves, and waiting without output pays for nothing.
+#[derive(Debug)]
+struct Rate {
+    bytes_per_second: u64,
+    /// From when on the wait is not spent yet; `None` while there is no output.
+    paid_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    size: usize,
+    gap: Duration,
+    /// When the next write may be.
+    next_at: Option<Instant>,
+}
+
+impl Pace {
+    pub(super) fn new(faults: &[Fault]) -> Self {
+        let mut pace = Self::default();
+        for fault in faults {
+            match fault.effect {
+                Effect::Rate { bytes_per_second } => pace.rate = Some(Rate { bytes_per_second, paid_until: None }),
+                Effect::Chunk { size, gap } => pace.chunk = Some(Chunk { size, gap, next_at: None }),
+                _ => {}
+            }
+        }
+        pace
+    }
+
+    /// Returns how many of `length` bytes may be written at `now`.
+    pub(super) fn allow(&mut self, length: usize, now: Instant, hits: &mut Hits) -> usize {
+        let mut allowed = length;
+        if let Some(chunk) = &self.chunk {
+            allowed = if chunk.next_at.is_some_and(|at| now < at) { 0 } else { allowed.min(chunk.size) };
+            if allowed < length {
+                hits.add_once(Kind::Chunk);
+            }
+        }
+        match &mut self.rate {
+            Some(rate) if allowed > 0 => {
+                let paid = rate.allow(allowed, now);
+                if paid < allowed {
+                    hits.add_once(Kind::Rate);
+                }
+                paid
+            }
+            _ => allowed,
+        }
+    }
+
+    /// Returns when the first of `length` bytes may be written, if they must wait.
+    pub(super) fn next_at(&self, length: usize) -> Option<Instant> {
+        let chunk_size = self.chunk.as_ref().map_or(length, |chunk| chunk.size);
+        let gap = self.chunk.as_ref().and_then(|chunk| chunk.next_at);
+        let rate = self.rate.as_ref().and_then(|rate| rate.next_at(length.min(chunk_size)));
+        gap.into_iter().chain(rate).max()
+    }
+
+    /// Notes a write, and whether output is left. `clock` tells when it has returned.
+    pub(super) fn wrote(&mut self, length: usize, is_output_left: bool, clock: impl FnOnce() -> Instant) {
+        if let Some(rate) = &mut self.rate {
+            rate.paid_until = rate.paid_until.filter(|_| is_output_left).map(|paid| paid + rate.time(length));
+        }
+        if let Some(chunk) = self.chunk.as_mut().filter(|chunk| !chunk.gap.is_zero()) {
+            chunk.next_at = Some(clock() + chunk.gap);
+        }
+    }
+}
+
+impl Rate {
+    fn allow(&mut self, length: usize, now: Instant) -> usize {
+        let most = (self.time(2 * self.write_size())).max(LATENESS_MAX);
+        let paid_until = *self.paid_until.get_or_insert(now);
+        let wait = now.saturating_duration_since(paid_until);
+        if wait > most {
+            self.paid_until = now.checked_sub(most);
+        }
+        let paid = wait.min(most).as_nanos() * u128::from(self.bytes_per_second) / 1_000_000_000;
+        let paid = usize::try_from(paid).unwrap_or(usize::MAX).min(length);
+        if paid < length.min(self.write_size()) { 0 } else { paid }
+    }
+
+    fn next_at(&self, length: usize) -> Option<Instant> {
+        self.paid_until.map(|paid| paid + self.time(length.min(self.write_size())))
+    }
+
+    /// Returns the bytes of a write, if there are enough.
+    fn write_size(&self) -> usize {
+        usize::try_from(self.bytes_per_second / WRITES_PER_SECOND).unwrap_or(usize::MAX / 2).max(1)
+    }
+
+    /// Returns the time that so many bytes take, rounded up.
+    fn time(&self, length: usize) -> Duration {
+        let nanos = (length as u128 * 1_000_000_000).div_ceil(u128::from(self.bytes_per_second));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}

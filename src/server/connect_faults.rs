@@ -1,0 +1,126 @@
+//! Faults of the listening sockets: connects that time out, are refused, or are accepted slowly.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use mio::Interest;
+use mio::net::TcpListener;
+use socket2::{SockRef, Socket};
+
+use super::accept::{Listener, warn_rate_limited};
+use super::config::ACCEPT_RETRY;
+use super::echo::{Echo, Entry, remove_listener};
+use super::listen;
+use crate::fault::Connect;
+use crate::reactor::Reactor;
+
+/// What holds for the listening sockets.
+#[derive(Debug, Default)]
+pub(super) struct ConnectFaults {
+    current: Option<Connect>,
+    /// When to look at the rules again.
+    pub(super) next_at: Option<Instant>,
+    /// The sockets of `refuse`: closed, and bound again so that nobody else takes the port, unless that failed.
+    refusing: Vec<(SocketAddr, Option<Socket>)>,
+    failure_logged_at: Option<Instant>,
+}
+
+impl<O> Echo<O> {
+    /// Does to the listening sockets what the rules say for `now`.
+    pub(super) fn apply_connect_faults(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
+        let wanted = self.core.rules.listening(now);
+        self.core.connect_faults.next_at = self.core.rules.next_change(now);
+        if wanted == self.core.connect_faults.current && self.core.connect_faults.refusing.is_empty() {
+            return;
+        }
+        if wanted != Some(Connect::Refuse) {
+            self.listen_again(reactor, now);
+        }
+        if wanted == self.core.connect_faults.current {
+            return;
+        }
+        self.core.connect_faults.current = wanted;
+        let is_hanging = wanted == Some(Connect::Hang);
+        for listener in self.core.acceptor.listeners() {
+            if let Err(error) = drop_packets(&SockRef::from(&listener.socket), is_hanging) {
+                log::warn!(target: crate::log_target::LOG_TARGET, "cannot filter packets to {}: {error}", listener.address);
+            }
+        }
+        self.core.acceptor.set_fault(wanted);
+        if wanted == Some(Connect::Refuse) {
+            self.stop_listening(reactor);
+        }
+    }
+
+    /// Closes the listening sockets, so that the system refuses connects. Their ports stay bound.
+    fn stop_listening(&mut self, reactor: &mut Reactor<Entry>) {
+        for mut listener in self.core.acceptor.take_listeners() {
+            remove_listener(reactor, &mut listener);
+            let address = listener.address;
+            drop(listener);
+            let socket = listen::bind(address, &self.core.config).ok();
+            self.core.connect_faults.refusing.push((address, socket));
+        }
+    }
+
+    /// Listens again after [`stop_listening`](Self::stop_listening). What fails is tried again in 100 ms.
+    fn listen_again(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
+        let refusing = std::mem::take(&mut self.core.connect_faults.refusing);
+        for (address, socket) in refusing {
+            let socket = socket.map_or_else(|| listen::bind(address, &self.core.config), Ok);
+            let listening = socket.and_then(|socket| self.listen(reactor, address, socket));
+            if let Err(error) = listening {
+                let faults = &mut self.core.connect_faults;
+                let message = format_args!("cannot listen on {address}: {error}; trying again in 100 ms");
+                warn_rate_limited(&mut faults.failure_logged_at, now, message);
+                faults.refusing.push((address, None));
+                faults.next_at = [faults.next_at, Some(now + ACCEPT_RETRY)].into_iter().flatten().min();
+            }
+        }
+    }
+
+    fn listen(&mut self, reactor: &mut Reactor<Entry>, address: SocketAddr, socket: Socket) -> io::Result<()> {
+        listen::listen(&socket, &self.core.config)?;
+        let index = u32::try_from(self.core.acceptor.listener_count()).unwrap_or(u32::MAX);
+        let mut registered = None;
+        let key = reactor.insert(TcpListener::from_std(socket.into()), Interest::READABLE, |socket| {
+            registered = Some(socket);
+            Entry::Listener(index)
+        })?;
+        self.core.acceptor.add_listener(registered.map(|socket| Listener { socket, address, key }));
+        Ok(())
+    }
+}
+
+impl ConnectFaults {
+    /// Ends all of it: the server listens no more.
+    pub(super) fn close(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Makes a listening socket drop every packet that arrives for it, so that connects time out, or ends that.
+///
+/// `listen` with a backlog of 0 would not do: Linux completes one more handshake than the backlog allows. Connections that the socket
+/// has accepted are not concerned.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn drop_packets(socket: &SockRef<'_>, drops: bool) -> io::Result<()> {
+    use socket2::SockFilter;
+
+    /// The one instruction of a filter of bpf(4) that keeps 0 bytes of each packet: `BPF_RET | BPF_K`.
+    const KEEP_NOTHING: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+    if drops {
+        return socket.attach_filter(&[KEEP_NOTHING]);
+    }
+    match socket.detach_filter() {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Does nothing: [`Config`](super::Config) refuses the rule.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) fn drop_packets(_: &SockRef<'_>, _: bool) -> io::Result<()> {
+    Ok(())
+}

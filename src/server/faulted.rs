@@ -1,0 +1,257 @@
+//! A connection with faults.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::time::Instant;
+
+use mio::net::TcpStream;
+
+use super::connection::{Connection, Outcome, Sink};
+use super::echo::{Act, Echo, Entry, Tally, reset_on_close};
+use super::idle::Watched;
+use super::observer::{CloseReason, Observer, Peer};
+use super::stats::Counters;
+use crate::fault::{Drawn, End, FaultyStream};
+use crate::reactor::{INTEREST, Next, Reactor};
+use crate::ready::Ready;
+use crate::socket::Socket;
+
+/// A connection that at least one rule has chosen.
+#[derive(Debug)]
+pub(super) struct Faulted {
+    connection: Connection<FaultyStream<Socket, fn() -> Instant>>,
+    pub(super) address: SocketAddr,
+    /// Its deadline among the timers.
+    pub(super) timer: Option<Instant>,
+    /// A fault has sent FIN.
+    has_fin: bool,
+    /// It is reset once the system has sent what was written.
+    is_resetting: bool,
+}
+
+/// What to do with a connection that was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Wait,
+    Again,
+    /// Ask for a new event: the socket is not writable until the system has sent everything.
+    Rearm,
+    /// Its peer has closed its direction.
+    End(CloseReason),
+    /// Close it: a fault did.
+    Reset,
+    Failed(io::ErrorKind),
+}
+
+impl<O: Observer> Echo<O> {
+    pub(super) fn serve_faulted(&mut self, key: usize, faulted: &mut Faulted, ready: Ready) -> Next<Act> {
+        let (counters, address) = (self.core.handle.counters(), faulted.address);
+        let peer = || Peer::new(key, address);
+        let mut tally = Tally { counters, peer, observer: &mut self.observer };
+        let next = match faulted.serve(ready, &mut self.core.buffer, &mut tally, counters) {
+            Step::Wait => Next::Wait,
+            Step::Again => Next::Again,
+            Step::Rearm => Next::Act(Act::Rearm),
+            Step::End(reason) => {
+                self.observer.ended(peer());
+                Next::Act(Act::Close(reason))
+            }
+            Step::Reset => Next::Act(Act::Close(CloseReason::Fault)),
+            Step::Failed(kind) => Next::Act(Act::Close(self.core.failure(kind, faulted.pending()))),
+        };
+        let deadline = faulted.next_deadline();
+        self.core.timers.set(key, &mut faulted.timer, deadline);
+        next
+    }
+
+    pub(super) fn rearm(&mut self, reactor: &mut Reactor<Entry>, key: usize) {
+        let rearmed = reactor.reregister(key, INTEREST, |entry| match entry {
+            Entry::Faulted(faulted) => Some(faulted.stream_mut()),
+            _ => None,
+        });
+        if let Err(error) = rearmed {
+            self.close(reactor, key, error.kind().into());
+        }
+    }
+
+    /// Queues the connections with faults whose deadline has passed: at most as many as events in a turn.
+    pub(super) fn serve_expired(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
+        for _ in 0..self.core.config.events_per_turn {
+            let Some(key) = self.core.timers.pop_expired(now) else { return };
+            if let Some(Entry::Faulted(faulted)) = reactor.get_mut(key) {
+                faulted.timer = None;
+                reactor.resume(key);
+            }
+        }
+    }
+}
+
+impl Faulted {
+    pub(super) fn new(stream: TcpStream, address: SocketAddr, drawn: &Drawn) -> Self {
+        let stream = FaultyStream::new(Socket(stream), &drawn.faults, drawn.seed, Instant::now as fn() -> Instant);
+        Self { connection: Connection::new(stream), address, timer: None, has_fin: false, is_resetting: false }
+    }
+
+    /// Serves it as [`Connection`] does, and counts what it has sent and what the faults have done.
+    fn serve(&mut self, ready: Ready, buffer: &mut [u8], sink: &mut impl Sink, counters: &Counters) -> Step {
+        let next = self.advance(ready, buffer, sink);
+        let stream = self.connection.get_mut();
+        let sent = stream.take_sent();
+        for (kind, count) in stream.take_hits() {
+            counters.faults[kind as usize].add(count as usize);
+        }
+        if sent > 0 {
+            sink.sent(sent);
+            self.connection.reset_idle();
+        }
+        next
+    }
+
+    fn advance(&mut self, ready: Ready, buffer: &mut [u8], sink: &mut impl Sink) -> Step {
+        if self.is_resetting {
+            return self.finish_reset(ready);
+        }
+        let stream = self.connection.get_mut();
+        if let Err(error) = stream.advance(ready.is_writable()) {
+            return Step::Failed(error.kind());
+        }
+        if stream.is_stalled()
+            && let Some(error) = self.socket_error()
+        {
+            return Step::Failed(error.kind());
+        }
+        if self.connection.get_ref().can_resume() {
+            self.connection.expect_input();
+        }
+        // The stream takes output whenever it has room in its queue.
+        let outcome = self.connection.serve_socket(ready | Ready::WRITABLE, buffer, &mut Received(sink));
+        let stream = self.connection.get_mut();
+        match (stream.take_end(), outcome) {
+            (_, Outcome::Failed(kind)) => Step::Failed(kind),
+            (Some(End::Reset { after_bytes }), _) => self.reset(after_bytes),
+            (Some(End::Fin), _) => {
+                self.has_fin = true;
+                self.send_fin();
+                self.connection.expect_input();
+                Step::Again
+            }
+            (None, Outcome::Ended) => Step::End(self.end_reason()),
+            (None, Outcome::Wait) if !stream.can_resume() => Step::Wait,
+            (None, Outcome::Wait | Outcome::Again) => Step::Again,
+        }
+    }
+
+    fn end_reason(&self) -> CloseReason {
+        match (self.has_fin, self.connection.is_discarding()) {
+            (true, _) => CloseReason::Fault,
+            (false, true) => CloseReason::Drained,
+            (false, false) => CloseReason::EndOfStream,
+        }
+    }
+
+    /// Resets it: what the system has not sent would be lost.
+    fn reset(&mut self, after_bytes: bool) -> Step {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if after_bytes && socket2::SockRef::from(self.stream()).set_tcp_notsent_lowat(1).is_ok() {
+            self.is_resetting = true;
+            return Step::Rearm;
+        }
+        let _ = after_bytes;
+        reset_on_close(self.stream());
+        Step::Reset
+    }
+
+    /// Resets it if the system has sent everything: then the socket is writable.
+    fn finish_reset(&mut self, ready: Ready) -> Step {
+        if let Some(error) = self.socket_error() {
+            return Step::Failed(error.kind());
+        }
+        if !ready.is_writable() {
+            return Step::Wait;
+        }
+        reset_on_close(self.stream());
+        Step::Reset
+    }
+
+    /// Returns what has failed on a socket that is not read.
+    fn socket_error(&self) -> Option<io::Error> {
+        self.stream().take_error().ok().flatten()
+    }
+
+    /// Sends FIN. What is received from then on is discarded.
+    pub(super) fn send_fin(&mut self) {
+        // ENOTCONN: the peer has gone, and the read that follows returns how.
+        let _ = self.stream().shutdown(Shutdown::Write);
+        self.connection.get_mut().discard();
+        self.connection.discard();
+    }
+
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.connection.get_ref().get_ref().0
+    }
+
+    fn stream_mut(&mut self) -> &mut TcpStream {
+        &mut self.connection.get_mut().get_mut().0
+    }
+
+    /// Returns how many bytes were received, and are kept because the system does not take them.
+    fn pending(&self) -> usize {
+        if self.is_blocked() { self.connection.pending().max(1) } else { 0 }
+    }
+
+    /// Returns when to serve it though no event was reported.
+    fn next_deadline(&self) -> Option<Instant> {
+        self.connection.get_ref().next_deadline().filter(|_| !self.is_resetting)
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.is_resetting || self.connection.get_ref().is_blocked()
+    }
+}
+
+impl Watched for Faulted {
+    fn is_pending(&self) -> bool {
+        self.is_blocked()
+    }
+
+    fn is_drained(&self) -> bool {
+        // With output before its queue it is not read.
+        self.connection.is_drained() || self.connection.pending() > 0
+    }
+
+    fn is_discarding(&self) -> bool {
+        self.connection.is_discarding()
+    }
+
+    fn tick_idle(&mut self) -> u8 {
+        self.connection.tick_idle()
+    }
+
+    fn expect_input(&mut self) {
+        self.connection.expect_input();
+    }
+
+    fn end_withholding(&mut self) -> bool {
+        let stream = self.connection.get_mut();
+        let is_withholding = stream.is_withholding() && !self.is_resetting;
+        if is_withholding {
+            stream.lift();
+        }
+        is_withholding
+    }
+}
+
+/// Passes on what is received. What a connection sends goes into the queue of the faulty stream, which knows when it leaves.
+struct Received<'a, S>(&'a mut S);
+
+impl<S: Sink> Sink for Received<'_, S> {
+    fn received(&mut self, data: &[u8]) {
+        self.0.received(data);
+    }
+
+    fn discarded(&mut self, length: usize) {
+        self.0.discarded(length);
+    }
+
+    fn sent(&mut self, _: usize) {}
+}
