@@ -17,6 +17,8 @@ mod format;
 mod hints;
 mod input;
 #[cfg(feature = "load")]
+mod jobs;
+#[cfg(feature = "load")]
 mod junit;
 #[cfg(feature = "load")]
 mod load;

@@ -12,11 +12,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ecoloop::load::report::Ended;
-use ecoloop::load::{self, Config, Interrupt, Rank, Report, Threshold};
+use ecoloop::load::{self, Config, Interrupt, Progress, Rank, Report, Threshold};
 
 use self::other_rank::OtherRank;
 use self::rank_zero::RankZero;
 use self::wire::Hello;
+use super::jobs::Jobs;
+use super::ranks::MeetingPoint;
 use super::values::Address;
 
 /// Time between two attempts to listen.
@@ -53,11 +55,11 @@ impl Barrier {
     ///
     /// - Rank 0 cannot listen, or another rank cannot reach it or is refused.
     pub(super) fn open(
-        address: &Address,
-        timeout: Duration,
+        place: &MeetingPoint,
         (config, rank): (&Config, Rank),
         interrupt: &Interrupt,
     ) -> Result<Option<Self>, String> {
+        let MeetingPoint { ref address, timeout, has_jobs } = *place;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let hello = Hello { ecoloop: version, rank, settings: wire::settings(config) };
         if rank.index > 0 {
@@ -68,8 +70,37 @@ impl Barrier {
                 .map_err(|reason| format!("cannot join the barrier: {reason}"));
         }
         let Some(listener) = listen(address, timeout, interrupt)? else { return Ok(None) };
-        let zero = RankZero::new(listener, hello, timeout, interrupt.clone());
+        let zero = RankZero::new(listener, hello, timeout, interrupt.clone(), has_jobs);
         zero.map(|zero| Some(Self::RankZero(zero))).map_err(|error| format!("cannot open the barrier: {error}"))
+    }
+
+    /// Starts the other ranks as processes of this machine.
+    ///
+    /// # Errors
+    ///
+    /// - The errors of [`Jobs::start`].
+    pub(super) fn start_jobs(&self, count: u32) -> io::Result<Option<Jobs>> {
+        let Self::RankZero(zero) = self else { return Ok(None) };
+        let watching = zero.clone();
+        Jobs::start(count, zero.address(), move |index, status| watching.process_ended(index, status)).map(Some)
+    }
+
+    /// Returns what adds the progress of the other ranks to that of rank 0, as far as it is known.
+    pub(super) fn total_progress(&self) -> impl Fn(Progress) -> Progress + Send + 'static {
+        let zero = if let Self::RankZero(zero) = self { Some(zero.clone()) } else { None };
+        move |own| zero.as_ref().map_or(own, |zero| zero.total(own))
+    }
+
+    /// Says how far this rank is, if rank 0 wants to know.
+    pub(super) fn report_progress(&self, progress: Progress) {
+        if let Self::OtherRank(other) = self {
+            other.report_progress(progress);
+        }
+    }
+
+    /// Returns whether rank 0 wants to know how far this rank is.
+    pub(super) fn wants_progress(&self) -> bool {
+        if let Self::OtherRank(other) = self { other.wants_progress() } else { false }
     }
 
     /// Waits until all ranks are ready, and returns when they start. If they do not, the interrupt is set.

@@ -136,17 +136,24 @@ impl Arguments {
                 "--repeat and --start-at cannot be combined: with --repeat each line of standard input starts a window",
             );
         }
-        if self.repeat && self.ranks.has_rank() {
-            return Some("--repeat and --rank cannot be combined: a rank has one report");
+        if let Some(conflict) = self.ranks.conflict() {
+            return Some(conflict);
         }
-        if self.start_at.is_some() && self.ranks.barrier().is_some() {
+        let shares_run = self.ranks.has_rank() || self.ranks.starts_jobs();
+        if self.repeat && shares_run {
+            return Some("--repeat cannot be combined with --rank and --jobs: a rank has one report");
+        }
+        if self.start_at.is_some()
+            && !self.ranks.starts_jobs()
+            && self.ranks.barrier().is_some_and(|place| !place.has_jobs)
+        {
             return Some("--start-at and --barrier cannot be combined: the barrier starts all ranks together");
         }
         if self.output.has_rank() && !self.ranks.has_rank() {
             return Some("{rank} in the name of a file needs --rank");
         }
-        if self.ranks.has_rank() && self.labels.iter().any(|(key, _)| key == "rank") {
-            return Some("--label rank=... and --rank cannot be combined: --rank sets this label");
+        if shares_run && self.labels.iter().any(|(key, _)| key == "rank") {
+            return Some("--label rank=... cannot be combined with --rank and --jobs, which set this label");
         }
         self.load.conflict()
     }
@@ -154,7 +161,7 @@ impl Arguments {
     fn config(&self) -> Config {
         let mut config = self.load.config("load", &self.addresses);
         config.start_at = self.start_at;
-        config.rank = self.ranks.rank();
+        config.rank = self.ranks.rank(config.connections);
         config.labels = self.labels.iter().cloned().collect::<BTreeMap<_, _>>();
         config.server_pid = self.server_pid;
         config.thresholds.clone_from(&self.thresholds);

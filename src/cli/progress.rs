@@ -23,6 +23,16 @@ pub(super) struct ProgressDisplay {
 impl ProgressDisplay {
     /// Prints a line every `interval`; without one, redraws a line if `draw` is set and standard error is a terminal.
     pub(super) fn start(cell: ProgressCell, interval: Option<Duration>, draw: bool) -> io::Result<Self> {
+        Self::start_total(cell, interval, draw, |own| own)
+    }
+
+    /// Does the same for a run of which this process has a part: `total` returns the progress of all.
+    pub(super) fn start_total(
+        cell: ProgressCell,
+        interval: Option<Duration>,
+        draw: bool,
+        total: impl Fn(Progress) -> Progress + Send + 'static,
+    ) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let draw = draw && interval.is_none() && stderr().is_terminal();
         if !draw && interval.is_none() {
@@ -33,7 +43,7 @@ impl ProgressDisplay {
             let mut last = None;
             while stopped.recv_timeout(interval.unwrap_or(REDRAW_INTERVAL)) == Err(RecvTimeoutError::Timeout) {
                 last = cell.take().or(last);
-                let Some(progress) = last else { continue };
+                let Some(progress) = last.map(&total) else { continue };
                 if draw {
                     spinner.set_message(line(&progress));
                     spinner.tick();

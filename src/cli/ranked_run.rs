@@ -1,10 +1,13 @@
 //! One rank of a run whose ranks meet at a barrier.
 
 use std::error::Error;
+use std::io;
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
-use ecoloop::load::{self, Config, Interrupt, ProgressCell, Rank, Report};
+use ecoloop::load::{self, Config, Interrupt, Progress, ProgressCell, Rank, Report};
 
 use super::advice::{advise, print_failure, warn_of_limits};
 use super::barrier::{Barrier, Ending, Finished};
@@ -13,11 +16,14 @@ use super::progress::ProgressDisplay;
 use super::ranks::MeetingPoint;
 use super::{descriptors, exit_status, print_error, result_files};
 
+/// How often a process of `--jobs` says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Runs one rank, and returns its exit status. Rank 0 writes the results of all.
 pub(super) fn run(
     config: Config,
     rank: Rank,
-    place: &MeetingPoint<'_>,
+    place: &MeetingPoint,
     (output, interval): (&result_files::Arguments, Option<Duration>),
     interrupt: &Interrupt,
 ) -> Result<ExitCode, Box<dyn Error>> {
@@ -27,25 +33,32 @@ pub(super) fn run(
     if config.unresolved == 0 {
         warn_of_limits(&config.clone().share(), descriptor_limit);
     }
-    let Some(barrier) = Barrier::open(place.address, place.timeout, (&config, rank), interrupt)? else {
+    let Some(barrier) = Barrier::open(place, (&config, rank), interrupt)? else {
         return Ok(ExitCode::from(130));
     };
+    let jobs = if place.has_jobs { barrier.start_jobs(rank.count)? } else { None };
     let thresholds = config.thresholds.clone();
     let progress = ProgressCell::default();
-    let display = ProgressDisplay::start(progress.clone(), interval.filter(|_| is_first), is_first && !output.quiet)?;
-    let report = load::run_with_start(config, interrupt, &progress, || barrier.start());
+    let total = total_progress(&barrier, place, config.connections);
+    let interval = interval.filter(|_| is_first);
+    let display = ProgressDisplay::start_total(progress.clone(), interval, is_first && !output.quiet, total)?;
+    let report = run_reporting_progress(config, interrupt, &progress, &barrier);
     display.finish();
     let report = report.map_err(with_hint).inspect_err(|error| barrier.fail(&error.to_string()))?;
     match barrier.finish(report, &thresholds)? {
         Finished::Merged(report, ending) => {
             let written = outputs.map_or(Ok(()), |outputs| outputs.write(&report));
             barrier.release();
+            if let Some(jobs) = jobs {
+                jobs.finish();
+            }
             advise(&report);
             if output.quiet {
                 print_failure(&report);
             }
             written?;
-            fault(ending)?;
+            // Ctrl-C reaches every process of this terminal: which one it was does not matter.
+            fault(ending.filter(|ending| ending.is_fault || !place.has_jobs))?;
             Ok(exit_status(report.verdict))
         }
         Finished::Delivered(ending) => fault(ending).map(|()| ExitCode::SUCCESS),
@@ -54,6 +67,50 @@ pub(super) fn run(
             Err(reason.into())
         }
     }
+}
+
+/// Returns what makes the progress of rank 0 that of all jobs. Ranks on several machines say nothing in the window.
+fn total_progress(
+    barrier: &Barrier,
+    place: &MeetingPoint,
+    connections: u32,
+) -> impl Fn(Progress) -> Progress + Send + 'static {
+    let (of_all, has_jobs) = (barrier.total_progress(), place.has_jobs);
+    move |own| {
+        if !has_jobs {
+            return own;
+        }
+        let mut total = of_all(own);
+        total.requested = connections.into();
+        total
+    }
+}
+
+/// Runs, and tells rank 0 how far this rank is, if that wants to know.
+fn run_reporting_progress(
+    config: Config,
+    interrupt: &Interrupt,
+    progress: &ProgressCell,
+    barrier: &Barrier,
+) -> io::Result<Report> {
+    let run = || load::run_with_start(config, interrupt, progress, || barrier.start());
+    if !barrier.wants_progress() {
+        return run();
+    }
+    let (stop, stopped) = mpsc::channel::<()>();
+    let tell = move || {
+        while stopped.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            if let Some(progress) = progress.take() {
+                barrier.report_progress(progress);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, tell)?;
+        let report = run();
+        drop(stop);
+        report
+    })
 }
 
 /// Returns why a run ended early as an error, unless the user ended it.

@@ -1,7 +1,9 @@
 //! The options of several generators that share a run.
 
 use std::env;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -16,6 +18,14 @@ const GENERATORS: &str = "Several generators";
 #[derive(Args)]
 #[group(skip)]
 pub(super) struct Arguments {
+    /// Number of processes that share the run on this machine; auto: one per core [default: 1]
+    #[arg(short, long, help_heading = GENERATORS, value_name = "COUNT|auto")]
+    jobs: Option<JobCount>,
+
+    /// Set by --jobs for the processes that it starts
+    #[arg(long, hide = true)]
+    is_job: bool,
+
     /// Generator R (from 0) of N, which share -c, -r, --connect-rate, --max-connecting and --source; auto: as the launcher says. {rank} in
     /// the name of a file is R
     #[arg(long, help_heading = GENERATORS, value_name = "R/N|auto")]
@@ -36,9 +46,29 @@ pub(super) struct Arguments {
 }
 
 /// Where the ranks of a run meet, and how long they wait for each other.
-pub(super) struct MeetingPoint<'a> {
-    pub(super) address: &'a Address,
+pub(super) struct MeetingPoint {
+    pub(super) address: Address,
     pub(super) timeout: Duration,
+    /// The ranks are processes of one machine, which rank 0 starts.
+    pub(super) has_jobs: bool,
+}
+
+#[derive(Clone, Copy)]
+enum JobCount {
+    Auto,
+    Number(u32),
+}
+
+impl FromStr for JobCount {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "auto" {
+            Ok(Self::Auto)
+        } else {
+            count(text).map(Self::Number).map_err(|_| "expected a number of at least 1, or auto")
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -56,8 +86,22 @@ impl FromStr for RankName {
 }
 
 impl Arguments {
-    /// Returns the rank of this generator. A usage error ends the process.
-    pub(super) fn rank(&self) -> Option<Rank> {
+    /// Returns a usage error that the parser cannot see: options that exclude each other.
+    pub(super) fn conflict(&self) -> Option<&'static str> {
+        let is_both = self.starts_jobs() && (self.rank.is_some() || self.barrier.is_some());
+        is_both.then_some("--jobs cannot be combined with --rank and --barrier: it starts ranks of its own")
+    }
+
+    /// Returns the rank of this generator in a run of `connections`. A usage error ends the process.
+    pub(super) fn rank(&self, connections: u32) -> Option<Rank> {
+        if let Some(jobs) = self.jobs.filter(|_| !self.is_job) {
+            let count = match jobs {
+                // Each has at least one connection.
+                JobCount::Auto => cores().min(connections),
+                JobCount::Number(count) => count,
+            };
+            return (count > 1).then_some(Rank { index: 0, count });
+        }
         match self.rank? {
             RankName::Auto => {
                 let variable = |name: &str| env::var_os(name).map(|value| value.to_string_lossy().into_owned());
@@ -72,15 +116,28 @@ impl Arguments {
     }
 
     /// Returns the barrier at which the ranks wait for each other.
-    pub(super) fn barrier(&self) -> Option<MeetingPoint<'_>> {
-        let (address, timeout) = (self.barrier.as_ref()?, self.barrier_timeout);
+    pub(super) fn barrier(&self) -> Option<MeetingPoint> {
+        let has_jobs = self.jobs.is_some();
+        let loopback = Address::Socket((Ipv4Addr::LOCALHOST, 0).into());
+        let address = if self.starts_jobs() { loopback } else { self.barrier.clone()? };
+        let timeout = self.barrier_timeout;
         if timeout.is_zero() {
             usage_error("load", "--barrier-timeout must be above zero");
         }
-        Some(MeetingPoint { address, timeout })
+        Some(MeetingPoint { address, timeout, has_jobs })
     }
 
     pub(super) fn has_rank(&self) -> bool {
         self.rank.is_some()
     }
+
+    /// Returns whether this process starts others.
+    pub(super) fn starts_jobs(&self) -> bool {
+        self.jobs.is_some() && !self.is_job
+    }
+}
+
+/// Returns how many cores this process may use.
+fn cores() -> u32 {
+    thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok()).unwrap_or(1)
 }

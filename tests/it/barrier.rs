@@ -285,7 +285,7 @@ fn no_clock_is_compared_and_nobody_speaks_in_the_window() {
     assert_eq!(report.messages.due, 100);
     assert!(report.phases_s.measure < TIMEOUT.as_secs_f64(), "{:?}", report.phases_s);
     let said: Vec<String> = lines.iter().map(|line| line.chars().take_while(|&c| c != ':').collect()).collect();
-    assert_eq!(said, ["{\"ecoloop\"", "\"welcome\"", "\"ready\"", "\"start\"", "{\"report\"", "\"done\""]);
+    assert_eq!(said, ["{\"ecoloop\"", "{\"welcome\"", "\"ready\"", "\"start\"", "{\"report\"", "\"done\""]);
 }
 
 #[test]

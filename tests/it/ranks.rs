@@ -3,13 +3,14 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
-use std::thread;
+use std::{fs, thread};
 
 use ecoloop::Config;
 use ecoloop::load::Report;
-use ecoloop::load::report::FindingKind;
+use ecoloop::load::report::{FindingKind, Verdict};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Ended, Process, TIMEOUT, ecoloop, serve};
+use crate::support::{Ended, Process, TIMEOUT, ecoloop, eventually, serve};
 
 /// The environment variables that launchers set.
 const LAUNCHERS: [&str; 12] = [
@@ -197,7 +198,7 @@ fn the_rank_comes_from_the_launcher() {
         (&[], &["--ranks", "3"], "--rank"),
         (&[], &["--rank", "3/3"], "expected R/N with R from 0 to N - 1"),
         (&[], &["--rank", "0/4"], "connections must be at least one for each rank"),
-        (&[], &["--rank", "0/3", "--label", "rank=7"], "--label rank"),
+        (&[], &["--rank", "0/3", "--label", "rank=7"], "--label rank=... cannot"),
     ] {
         let ended = run(environment, arguments);
         assert_eq!(ended.status.code(), Some(2), "{ended:?}");
@@ -224,4 +225,102 @@ fn the_name_of_a_file_can_contain_the_rank_and_merge_reads_them() {
     let usage = Process::start(load(server.local_addr(), &["--hgrm", "run-{rank}.hgrm"])).wait();
     assert_eq!(usage.status.code(), Some(2));
     assert!(usage.stderr[0].contains("{rank} in the name of a file needs --rank"), "{usage:?}");
+}
+
+/// Starts a run of two processes that lasts until it is ended, with a file for its report.
+fn start_jobs(address: SocketAddr, file: &str, arguments: &[&str]) -> Process {
+    let address = address.to_string();
+    Process::start(ecoloop(&[&["load", "-j", "2", "-c", "4", "--json", file, &address], arguments].concat()))
+}
+
+/// Returns the processes that `parent` has started.
+#[track_caller]
+fn children(parent: &Process) -> Vec<Pid> {
+    let pid = parent.pid();
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    list.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn jobs_share_a_run_with_one_report_and_one_progress() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("all.json");
+    let server = serve(Config::default());
+    let arguments = ["-r", "400", "-d", "2500ms", "--interval", "100ms", "--fail-if", "p50>1h", "--timeout", "30s"];
+    let ended = start_jobs(server.local_addr(), file.to_str().unwrap(), &arguments).wait();
+    let report = Report::from_json(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((report.messages.due, report.messages.verified), (1000, 1000));
+    assert_eq!((report.connections.held, report.rank, report.run_id.split('+').count()), (4, None, 2));
+    assert!(matches!(ended.status.code(), Some(0 | 3)), "{ended:?}");
+    assert_eq!(ended.stdout.iter().filter(|line| line.starts_with("result ")).count(), 1, "{ended:?}");
+    // Of both processes, after the second one has said how far it is.
+    assert!(ended.stderr.iter().any(|line| line.starts_with("ecoloop: measure, 4/4 open, 0 errors")), "{ended:?}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    assert_eq!(server.handle().stats().accepted, 4);
+}
+
+#[test]
+fn an_interrupt_ends_all_jobs_and_the_report_is_that_of_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("all.json");
+    let server = serve(Config::default());
+    let run = start_jobs(server.local_addr(), file.to_str().unwrap(), &["-q", "-r", "400", "-d", "60s"]);
+    eventually("the window", || server.handle().stats().bytes_out > 64 * 100);
+    let jobs = children(&run);
+    assert_eq!(jobs.len(), 1);
+    run.signal(Signal::INT);
+    let ended = run.wait();
+    assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+    assert!(!ended.stderr.iter().any(|line| line.contains("interrupted")), "{ended:?}");
+    let report = Report::from_json(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((report.verdict, report.connections.requested), (Verdict::Interrupted, 4));
+    assert!(!fs::exists(format!("/proc/{}", jobs[0])).unwrap(), "the other process has exited");
+}
+
+#[test]
+fn a_job_that_is_killed_ends_all_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("all.json");
+    let server = serve(Config::default());
+    let run = start_jobs(server.local_addr(), file.to_str().unwrap(), &["-q", "-r", "400", "-d", "60s"]);
+    eventually("the window", || server.handle().stats().bytes_out > 64 * 100);
+    kill_process(children(&run)[0], Signal::KILL).unwrap();
+    let ended = run.wait();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(ended.stderr.iter().any(|line| line.starts_with("ecoloop: rank 1 (127.0.0.1:")), "{ended:?}");
+    let report = Report::from_json(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((report.verdict, report.connections.requested), (Verdict::Interrupted, 2));
+}
+
+#[test]
+fn jobs_end_by_themselves_if_the_first_process_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("all.json").to_str().unwrap().to_owned();
+    let server = serve(Config::default());
+    let run = start_jobs(server.local_addr(), &file, &["-r", "400", "-d", "60s"]);
+    eventually("the window", || server.handle().stats().bytes_out > 64 * 100);
+    run.signal(Signal::KILL);
+    run.wait();
+    // What it has measured is kept.
+    eventually("the report of the other process", || {
+        fs::read_to_string(format!("{file}.rank1")).is_ok_and(|report| Report::from_json(&report).is_ok())
+    });
+}
+
+#[test]
+fn the_number_of_jobs_is_at_most_that_of_the_connections() {
+    let server = serve(Config::default());
+    let address = server.local_addr();
+    let ended = Process::start(load(address, &["-j", "auto", "-m", "3"])).wait();
+    assert_eq!((report(&ended).connections.held, report(&ended).run_id.contains('+')), (1, false));
+    for (arguments, reason) in [
+        (&["-j", "2"][..], "connections must be at least one for each rank"),
+        (&["-j", "0"], "expected a number of at least 1, or auto"),
+        (&["-j", "2", "-c", "2", "--rank", "0/2"], "--jobs cannot be combined with --rank and --barrier"),
+        (&["-j", "2", "-c", "2", "--repeat"], "--repeat cannot be combined with --rank and --jobs"),
+    ] {
+        let ended = Process::start(load(address, arguments)).wait();
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(ended.stderr[0].contains(reason), "{reason}: {ended:?}");
+    }
 }

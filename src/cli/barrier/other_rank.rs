@@ -6,10 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoloop::load::{Interrupt, Report};
+use ecoloop::load::{Interrupt, Progress, Report};
 
 use super::Ending;
-use super::wire::{self, FromRank, FromRankZero, GREETING_MAX, Hello, Line};
+use super::wire::{self, Counts, FromRank, FromRankZero, GREETING_MAX, Hello, Line};
 
 /// How often a rank that waits looks at the time and at the interrupt.
 const TICK: Duration = Duration::from_millis(50);
@@ -20,7 +20,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// The barrier of another rank.
 pub(in crate::cli) struct OtherRank {
-    stream: TcpStream,
+    /// Of the thread that runs and of the one that reports the progress.
+    stream: Mutex<TcpStream>,
+    wants_progress: bool,
     address: SocketAddr,
     timeout: Duration,
     interrupt: Interrupt,
@@ -57,8 +59,8 @@ impl OtherRank {
             }
             match resolve().and_then(|addresses| reach(&addresses, deadline)) {
                 Ok((stream, address)) => match greet(stream, hello, deadline, timeout) {
-                    Ok(line) => {
-                        return Self::new(line, address, timeout, interrupt)
+                    Ok((line, wants_progress)) => {
+                        return Self::new(line, wants_progress, address, timeout, interrupt)
                             .map(Some)
                             .map_err(|error| error.to_string());
                     }
@@ -73,7 +75,13 @@ impl OtherRank {
         Err(format!("rank 0 was not there within {timeout} (--barrier-timeout): {failure}"))
     }
 
-    fn new(mut line: Line, address: SocketAddr, timeout: Duration, interrupt: &Interrupt) -> io::Result<Self> {
+    fn new(
+        mut line: Line,
+        wants_progress: bool,
+        address: SocketAddr,
+        timeout: Duration,
+        interrupt: &Interrupt,
+    ) -> io::Result<Self> {
         let heard = Arc::new((Mutex::new(Heard::default()), Condvar::new()));
         let (stream, interrupt) = (line.writer()?, interrupt.clone());
         let (hearing, interrupting) = (Arc::clone(&heard), interrupt.clone());
@@ -89,7 +97,7 @@ impl OtherRank {
                         state.ending = Some(Ending { reason, is_fault });
                         interrupting.set();
                     }
-                    Ok(Some(FromRankZero::Welcome | FromRankZero::Refused(_))) => {}
+                    Ok(Some(FromRankZero::Welcome { .. } | FromRankZero::Refused(_))) => {}
                     Ok(None) => state.lost = Some("it is gone".to_owned()),
                     Err(error) => state.lost = Some(error.to_string()),
                 }
@@ -101,12 +109,12 @@ impl OtherRank {
             }
         };
         thread::Builder::new().name("barrier".to_owned()).spawn(listen)?;
-        Ok(Self { stream, address, timeout, interrupt, heard })
+        Ok(Self { stream: Mutex::new(stream), wants_progress, address, timeout, interrupt, heard })
     }
 
     /// Says that this rank is ready, and waits for the start.
     pub(super) fn start(&self) {
-        if self.interrupt.is_set() || wire::write(&self.stream, &FromRank::Ready).is_err() {
+        if self.interrupt.is_set() || self.say(&FromRank::Ready).is_err() {
             return;
         }
         if !self.wait(|heard| heard.has_started || heard.ending.is_some() || self.interrupt.is_set()) {
@@ -120,7 +128,7 @@ impl OtherRank {
     ///
     /// - Rank 0 is lost.
     pub(super) fn deliver(&self, report: &Report) -> Result<Option<Ending>, String> {
-        let sent = wire::write(&self.stream, &FromRank::Report(Box::new(report.clone())));
+        let sent = self.say(&FromRank::Report(Box::new(report.clone())));
         let has_ended = sent.is_ok() && self.wait(|heard| heard.is_done);
         let heard = lock(&self.heard.0);
         if heard.is_done {
@@ -138,7 +146,22 @@ impl OtherRank {
 
     /// Says that this rank cannot run.
     pub(super) fn fail(&self, reason: &str) {
-        let _ = wire::write(&self.stream, &FromRank::Failed(reason.to_owned()));
+        let _ = self.say(&FromRank::Failed(reason.to_owned()));
+    }
+
+    /// Says how far this rank is, if rank 0 wants to know.
+    pub(super) fn report_progress(&self, progress: Progress) {
+        let counts = Counts { open: progress.open, rate: progress.rate, errors: progress.errors };
+        // The reader finds out that rank 0 is lost.
+        let _ = self.say(&FromRank::Progress(counts));
+    }
+
+    pub(super) fn wants_progress(&self) -> bool {
+        self.wants_progress
+    }
+
+    fn say(&self, message: &FromRank) -> io::Result<()> {
+        wire::write(&self.stream.lock().unwrap_or_else(PoisonError::into_inner), message)
     }
 
     /// Waits until a condition holds or rank 0 is lost. Returns `false` after the timeout.
@@ -191,12 +214,12 @@ fn reach(addresses: &[SocketAddr], deadline: Instant) -> io::Result<(TcpStream, 
     Err(failure)
 }
 
-fn greet(stream: TcpStream, hello: &Hello, deadline: Instant, timeout: Duration) -> Result<Line, Refusal> {
+fn greet(stream: TcpStream, hello: &Hello, deadline: Instant, timeout: Duration) -> Result<(Line, bool), Refusal> {
     let passing = |error: io::Error| Refusal::Passing(error.to_string());
     let mut line = Line::new(stream, timeout).map_err(passing)?;
     wire::write(&line.writer().map_err(passing)?, hello).map_err(passing)?;
     match line.read(GREETING_MAX, Some(deadline)) {
-        Ok(Some(FromRankZero::Welcome)) => Ok(line),
+        Ok(Some(FromRankZero::Welcome { wants_progress })) => Ok((line, wants_progress)),
         Ok(Some(FromRankZero::Refused(reason))) => Err(Refusal::Final(format!("refused this rank: {reason}"))),
         Ok(Some(_)) => Err(Refusal::Final("is not rank 0 of this run".to_owned())),
         Ok(None) => {

@@ -6,16 +6,17 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ecoloop::load::report::Ended;
-use ecoloop::load::{Interrupt, Rank, Report};
+use ecoloop::load::{Interrupt, Progress, Rank, Report};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Ending;
-use super::wire::{self, FromRank, FromRankZero, GREETING_MAX, Hello, Line, REPORT_MAX};
+use super::wire::{self, Counts, FromRank, FromRankZero, GREETING_MAX, Hello, Line, REPORT_MAX};
 
 /// How often those who wait look at the time and at the interrupt.
 const TICK: Duration = Duration::from_millis(50);
@@ -24,9 +25,11 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of newcomers that have not greeted.
 const NEWCOMERS_MAX: usize = 256;
 
-/// The barrier of rank 0.
+/// The barrier of rank 0. Clones share it.
+#[derive(Clone)]
 pub(in crate::cli) struct RankZero {
     shared: Arc<Shared>,
+    address: SocketAddr,
     /// When all must have come.
     gathered_by: Instant,
 }
@@ -35,6 +38,7 @@ struct Shared {
     hello: Hello,
     timeout: Duration,
     interrupt: Interrupt,
+    wants_progress: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -54,6 +58,7 @@ struct Peer {
     address: SocketAddr,
     is_ready: bool,
     is_gone: bool,
+    progress: Option<Counts>,
     has_reported: bool,
     report: Option<Report>,
 }
@@ -65,13 +70,42 @@ impl RankZero {
         hello: Hello,
         timeout: Duration,
         interrupt: Interrupt,
+        wants_progress: bool,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
         let (state, changed) = (Mutex::default(), Condvar::new());
-        let shared = Arc::new(Shared { hello, timeout, interrupt, state, changed });
+        let shared = Arc::new(Shared { hello, timeout, interrupt, wants_progress, state, changed });
         let gathering = Arc::clone(&shared);
         thread::Builder::new().name("barrier".to_owned()).spawn(move || gathering.gather(&listener))?;
-        Ok(Self { shared, gathered_by: Instant::now() + timeout })
+        Ok(Self { shared, address, gathered_by: Instant::now() + timeout })
+    }
+
+    /// Returns the address at which rank 0 listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Adds the progress of the other ranks to that of rank 0.
+    pub(super) fn total(&self, own: Progress) -> Progress {
+        let state = self.shared.state();
+        let others: Vec<_> = state.ranks.values().filter_map(|peer| peer.progress).collect();
+        let mut total = own;
+        total.open += others.iter().map(|counts| counts.open).sum::<u64>();
+        total.errors += others.iter().map(|counts| counts.errors).sum::<u64>();
+        total.rate = own.rate.map(|rate| rate + others.iter().filter_map(|counts| counts.rate).sum::<u64>());
+        // Percentiles do not add up.
+        (total.p50, total.p99) = (None, None);
+        total
+    }
+
+    /// Ends all because the process of a rank has exited before it joined.
+    pub(super) fn process_ended(&self, index: u32, status: ExitStatus) {
+        let mut state = self.shared.state();
+        if !state.ranks.contains_key(&index) {
+            let reason = format!("job {index} of {} ended before the run: {status}", self.shared.hello.rank.count);
+            self.shared.end(&mut state, reason, true);
+        }
     }
 
     /// Waits until all ranks are ready and starts them, or ends them if one is not in time.
@@ -242,8 +276,16 @@ impl Shared {
             state.refusals.insert(index, format!("rank {index} ({address}) was refused: {reason}"));
             return None;
         }
-        wire::write(&stream, &FromRankZero::Welcome).ok()?;
-        let peer = Peer { stream, address, is_ready: false, is_gone: false, has_reported: false, report: None };
+        wire::write(&stream, &FromRankZero::Welcome { wants_progress: self.wants_progress }).ok()?;
+        let peer = Peer {
+            stream,
+            address,
+            is_ready: false,
+            is_gone: false,
+            progress: None,
+            has_reported: false,
+            report: None,
+        };
         state.ranks.insert(index, peer);
         self.changed.notify_all();
         Some((index, line))
@@ -280,6 +322,7 @@ impl Shared {
         let address = peer.address;
         match message {
             FromRank::Ready => peer.is_ready = true,
+            FromRank::Progress(counts) => peer.progress = Some(counts),
             FromRank::Report(report) => {
                 let is_interrupted = report.ended == Ended::Interrupted;
                 (peer.report, peer.has_reported) = (Some(*report), true);

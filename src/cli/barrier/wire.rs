@@ -36,17 +36,29 @@ pub(super) struct Hello {
 pub(super) enum FromRank {
     /// Its connections are established.
     Ready,
+    /// Its progress, if rank 0 wants it.
+    Progress(Counts),
     /// It has ended.
     Report(Box<Report>),
     /// It cannot run, for this reason.
     Failed(String),
 }
 
+/// The progress of a rank, as far as that of several adds up.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Counts {
+    pub(super) open: u64,
+    pub(super) rate: Option<u64>,
+    pub(super) errors: u64,
+}
+
 /// What rank 0 says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum FromRankZero {
-    Welcome,
+    Welcome {
+        wants_progress: bool,
+    },
     /// The rank does not belong to this run, for this reason.
     Refused(String),
     /// Begin the warm-up.
