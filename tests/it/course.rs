@@ -189,6 +189,42 @@ fn after_an_edge_what_is_left_is_not_reported_again() {
     assert_eq!(facts("end_once", "fixed")["is_ended"], true);
 }
 
+#[test]
+fn write_all_returns_when_the_kernel_has_the_bytes() {
+    let broken = facts("sendall_returns", "broken");
+    assert_eq!((&broken["written"], &broken["read_at_return"]), (&200_000.into(), &0.into()));
+    assert_eq!(facts("sendall_returns", "fixed")["read_at_end"], 200_000);
+    assert_eq!(facts("two_polite_programs", "broken")["finished"], 0);
+    assert_eq!(facts("two_polite_programs", "fixed")["finished"], 2);
+}
+
+#[test]
+fn of_four_servers_only_the_one_that_pauses_neither_loses_nor_hoards_nor_hangs() {
+    let broken = facts("four_servers", "broken");
+    let of = |server: &str, fact: &str| broken[server][fact].as_u64().unwrap();
+    assert!(of("forget", "received") < 2 << 20, "{broken}");
+    assert!(of("hoard", "received") == 2 << 20 && of("hoard", "kept") > 1 << 20, "{broken}");
+    assert!(of("insist", "useless") == 10_000, "{broken}");
+    let fixed = &facts("four_servers", "fixed")["pause"];
+    assert_eq!((&fixed["received"], &fixed["useless"]), (&(2 << 20).into(), &0.into()));
+    assert!(fixed["kept"].as_u64().unwrap() <= 1024, "{fixed}");
+}
+
+#[test]
+fn a_connection_that_sends_or_else_reads_hangs_after_a_pause() {
+    let broken = facts("resume", "broken");
+    assert!(broken["received"].as_u64().unwrap() < 100_000, "{broken}");
+    assert_eq!(facts("resume", "fixed")["received"], 150_000);
+    assert!(facts("left_on", "broken")["wakes"].as_u64().unwrap() > 5000);
+    assert!(facts("left_on", "fixed")["wakes"].as_u64().unwrap() <= 6);
+}
+
+#[test]
+fn a_key_that_is_freed_in_the_batch_lets_an_old_event_hit_a_new_client() {
+    assert_eq!(facts("stale_event", "broken")["c_stays"], false);
+    assert_eq!(facts("stale_event", "fixed")["c_stays"], true);
+}
+
 /// A page of the course.
 struct Page {
     path: PathBuf,
