@@ -16,7 +16,7 @@ fn main() -> io::Result<()> {
     let case = std::env::args().nth(1).unwrap_or("broken".into());
     let (mut connection, mut client) = connect_with_buffers(212_992)?;
 
-    connection.write_all(&[b'a'; BYTES])?;
+    connection.write_all(&vec![b'a'; BYTES])?;
     println!("write_all has returned.");
     let at_return = READ_BY_CLIENT.load(Ordering::SeqCst);
     println!("The client has read {at_return} bytes.");
