@@ -26,7 +26,7 @@ use super::ranked_run;
 use super::ranks;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::{Requests, is_ignored};
-use super::values::{Address, time};
+use super::values::{Address, duration, time};
 use super::{exit_status, print_error, table, usage_error};
 
 /// How often a run rewrites its JSON file.
@@ -110,7 +110,7 @@ pub(super) struct Arguments {
     server_pid: Option<u32>,
 
     /// Interval of progress lines on standard error [default: none]
-    #[arg(long, help_heading = REPORT, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = REPORT, value_name = "DURATION", value_parser = duration)]
     interval: Option<Duration>,
 
     #[command(flatten)]

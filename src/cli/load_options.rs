@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use ecoloop::load::{Close, Config, Mode, ProxyVersion, SourceRange, count_pairs};
 
 use super::advice::warn_of_unpaired;
-use super::values::{Address, SocketArguments, TargetArguments, count, rate, size};
+use super::values::{Address, SocketArguments, TargetArguments, count, duration, rate, size};
 use super::{print_error, usage_error};
 
 pub(super) const CONNECTIONS: &str = "Connections";
@@ -40,7 +40,7 @@ pub(super) struct LoadOptions {
     max_connecting: u32,
 
     /// Timeout of a connect
-    #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     connect_timeout: Duration,
 
     /// Close with FIN or RST
@@ -68,7 +68,7 @@ pub(super) struct LoadOptions {
     messages_per_connection: Option<u32>,
 
     /// Timeout of an answer, from the scheduled send time of its message
-    #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     timeout: Duration,
 
     /// Payload seed
@@ -76,11 +76,11 @@ pub(super) struct LoadOptions {
     seed: u64,
 
     /// Length of the measured window [default: 10s]
-    #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = duration)]
     pub(super) duration: Option<Duration>,
 
     /// Traffic before the measured window
-    #[arg(long, help_heading = TIME, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = TIME, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     warmup: Duration,
 
     #[command(flatten)]

@@ -25,7 +25,9 @@ use super::output::{self, Output};
 use super::signals::Requests;
 use super::systemd::{self, Notifier};
 use super::usage_error;
-use super::values::{Address, SOCKETS, SocketArguments, count, keepalive, network, rate, size, source_limit, timeout};
+use super::values::{
+    Address, SOCKETS, SocketArguments, count, duration, keepalive, network, rate, size, source_limit, timeout,
+};
 
 /// Where a server listens without an `ADDR`, as in the notes.
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5000);
@@ -94,11 +96,11 @@ pub(super) struct Arguments {
     accept_rate: Option<f64>,
 
     /// Busy-poll this long before blocking: lower latency at low load, more CPU
-    #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     spin: Duration,
 
     /// Grace period after SIGTERM; connections still open after it are closed
-    #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = TIMING, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     drain_timeout: Duration,
 
     /// Close a connection on which no byte moved for this long [default: none]

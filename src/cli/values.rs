@@ -13,6 +13,7 @@ use clap::Args;
 use ecoloop::address::ScopedIp;
 use ecoloop::units::{parse_count, parse_rate};
 use ecoloop::{IpNet, SourceLimit};
+use humantime::DurationError;
 
 /// An address: `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
 #[derive(Clone, Debug)]
@@ -224,18 +225,28 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
     Ok(value as u32)
 }
 
+/// Parses a duration: `500us`, `5s`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| match &error {
+        DurationError::UnknownUnit { unit, .. } if unit.is_empty() => {
+            format!("the unit is missing: {text}s, or {text}ms")
+        }
+        DurationError::UnknownUnit { .. } | DurationError::NumberOverflow => error.to_string(),
+        _ => "expected a duration such as 500us, 20ms, 5s or 1m".to_owned(),
+    })
+}
+
 /// Parses a duration above zero: `500us`, `5s`.
 pub(super) fn timeout(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it must be above zero".to_owned()),
-        Ok(timeout) => Ok(timeout),
-        Err(error) => Err(error.to_string()),
+    match duration(text)? {
+        Duration::ZERO => Err("it must be above zero".to_owned()),
+        timeout => Ok(timeout),
     }
 }
 
 /// Parses an idle time of keep-alive, which the kernel counts in whole seconds: `30s`, `10m`.
 pub(super) fn keepalive(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let time = duration(text)?;
     if (1..=32767).contains(&time.as_secs()) { Ok(time) } else { Err("it must be from 1s to 32767s".to_owned()) }
 }
 

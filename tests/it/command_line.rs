@@ -229,6 +229,8 @@ fn an_unknown_flag_subcommand_or_language_is_a_usage_error() {
         (&["-q", "-v"], "-q"),
         (&["-v", "--log-connections", "none"], "-v logs what connections do"),
         (&["--log-connections", "some"], "--log-connections"),
+        (&["--spin", "forever"], "expected a duration such as 500us, 20ms, 5s or 1m"),
+        (&["--idle-timeout", "5"], "the unit is missing: 5s, or 5ms"),
     ] {
         assert_usage_error(arguments, named);
     }
