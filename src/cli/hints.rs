@@ -60,7 +60,8 @@ fn hint_of_port_in_use(address: SocketAddr, addresses: &[SocketAddr]) -> String 
 }
 
 fn hint_of_permission(port: u16, first_unprivileged: u16) -> String {
-    if port < first_unprivileged {
+    // The system chooses an unprivileged port for 0.
+    if (1..first_unprivileged).contains(&port) {
         format!("choose a port from {first_unprivileged} up, or grant CAP_NET_BIND_SERVICE")
     } else {
         "the port needs no privilege: a security policy of this machine forbids it".to_owned()

@@ -82,6 +82,24 @@ fn running_out_of_descriptors_is_logged_right_after_another_accept_error() {
 
 #[test]
 #[ignore = "needs strace"]
+fn a_call_that_fails_at_the_start_is_named_with_its_address() {
+    for (fault, line) in [
+        ("epoll_create1:error=EPERM", "cannot open a poll: Operation not permitted (os error 1)"),
+        ("eventfd2:error=EPERM", "cannot open the waker of a poll: Operation not permitted (os error 1)"),
+        ("listen:error=EPERM", "cannot listen on 127.0.0.1:0: Operation not permitted (os error 1)"),
+        // The first registration is the waker's.
+        ("epoll_ctl:error=EPERM:when=2+", "cannot wait for connections on 127.0.0.1:"),
+    ] {
+        let ended = Process::start(strace(fault, &["127.0.0.1:0"], NO_TRACE)).wait();
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        let [last] = &ended.stderr[..] else { panic!("{ended:?}") };
+        assert!(last.starts_with(&format!("ecoloop: {line}")), "{last}");
+        assert!(!last.contains("choose a port"), "{last}");
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
 fn interrupted_system_calls_are_retried() {
     let calls = "accept4,recvfrom,sendto,?epoll_wait,?epoll_pwait";
     // The last calls do not fail: the handler of SIGTERM may send from the same thread, and does not retry.

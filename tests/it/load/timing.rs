@@ -132,6 +132,17 @@ fn a_connect_does_not_count_the_connects_after_it() {
     assert!((20 * MILLISECOND..60 * MILLISECOND).contains(&connect.p50.unwrap()), "{connect:?}");
 }
 
+#[test]
+#[ignore = "needs strace"]
+fn a_turn_is_of_the_window_and_covers_no_connect_before_it() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let arguments = ["-c", "3", "-r", "100", "-d", "500ms", "--json", "-", &address];
+    let (_, report) = document(&run_with("connect", "delay_exit=500ms", &arguments));
+    assert!(report.phases_s.connect > 1.5, "{:?}", report.phases_s);
+    assert!(report.generator.turn_us_p99.unwrap() < 300 * MILLISECOND, "{:?}", report.generator);
+}
+
 // ---- churn in an open loop ----
 
 #[test]
