@@ -162,12 +162,14 @@ pub(super) struct LogObserver<const MESSAGES: bool> {
     language: Language,
     /// Tells whether the server is ending: then it no longer waits for connections.
     handle: Handle,
+    /// Without, it logs nothing. A type of its own for that would be another copy of the loop.
+    is_enabled: bool,
     open: usize,
 }
 
 impl<const MESSAGES: bool> LogObserver<MESSAGES> {
-    pub(super) fn new(language: Language, handle: Handle) -> Self {
-        Self { language, handle, open: 0 }
+    pub(super) fn new(language: Language, handle: Handle, is_enabled: bool) -> Self {
+        Self { language, handle, is_enabled, open: 0 }
     }
 
     /// Apart from the hot path, which does not log.
@@ -180,6 +182,9 @@ impl<const MESSAGES: bool> LogObserver<MESSAGES> {
 
 impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
     fn opened(&mut self, Peer { address, .. }: Peer) {
+        if !self.is_enabled {
+            return;
+        }
         self.open += 1;
         let words = self.language.pick("Connection from:", "Conexion desde:");
         log::info!(target: TARGET, "{words} {address}");
@@ -202,6 +207,9 @@ impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
     }
 
     fn closed(&mut self, Peer { address, key, .. }: Peer, reason: CloseReason) {
+        if !self.is_enabled {
+            return;
+        }
         self.open -= 1;
         let peer = Bracketed(address);
         log::trace!(target: TARGET, "{peer} key {key}: {reason:?}");

@@ -204,10 +204,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let notifier = Notifier::start(handle.clone())
         .map_err(|error| format!("cannot start the thread that sends to systemd: {error}"))?;
     let _ = stage.service.set(Service { handle: handle.clone(), notifier: notifier.clone() });
-    let (ended, report) = match (arguments.logs_connections(), arguments.verbose) {
-        (false, _) => serve(server, notifier.as_ref()),
-        (true, 0) => serve(server.with_observer(LogObserver::<false>::new(language, handle)), notifier.as_ref()),
-        (true, _) => serve(server.with_observer(LogObserver::<true>::new(language, handle)), notifier.as_ref()),
+    let (ended, report) = if arguments.verbose > 0 {
+        serve(server.with_observer(LogObserver::<true>::new(language, handle, true)), notifier.as_ref())
+    } else {
+        let is_enabled = arguments.log_connections == LogConnections::All;
+        serve(server.with_observer(LogObserver::<false>::new(language, handle, is_enabled)), notifier.as_ref())
     };
     log_end(language, &report);
     if let Some(notifier) = notifier {
@@ -242,11 +243,6 @@ impl Arguments {
             (false, 1) => LevelFilter::Debug,
             (false, _) => LevelFilter::Trace,
         }
-    }
-
-    /// Returns whether connections have lines. If not, no observer formats them.
-    fn logs_connections(&self) -> bool {
-        !self.quiet && self.log_connections == LogConnections::All
     }
 
     fn config(&self) -> Config {
