@@ -12,6 +12,8 @@ mod descriptors;
 #[cfg(feature = "load")]
 mod doctor;
 mod faults;
+#[cfg(feature = "load")]
+mod find_rate;
 #[cfg_attr(not(feature = "load"), expect(dead_code, reason = "`serve` needs only a part"))]
 mod format;
 mod hints;

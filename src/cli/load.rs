@@ -17,6 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::advice::{advise, print_failure, warn_of_limits};
 use super::descriptors;
+use super::find_rate;
 use super::hints::with_descriptor_hint;
 use super::input::Input;
 use super::load_options::{LoadOptions, TIME};
@@ -39,7 +40,7 @@ const HELP: &str = "\
 ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1; link-local: [fe80::1%eth0]:PORT
 SIZE      bytes: 64, 4KiB, 1MiB
 COUNT     100, 10k, 1.5M
-RATE      COUNT per second: 0.5, 2000, 10k/s
+RATE      COUNT per second: 0.5, 2000, 10k/s; with --find-rate a range: 1k..100k
 DURATION  500us, 20ms, 5s, 1m, 1h
 SOURCE    IP, IP-IP or IPv4/LEN
 MODE      echo: exchange messages until the window ends
@@ -48,7 +49,7 @@ MODE      echo: exchange messages until the window ends
 EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
           DURATION  any percentile, such as p50 or p99.99, max, mean; with connect_
                     or lateness_ before it, of these; server_cpu, with --server-pid
-          RATE      rate; its percentage is of --rate
+          RATE      rate; its percentage is of --rate; found_rate, of --find-rate
           COUNT     connections, hold_alive, hold_late, hold_reset, hold_closed,
                     hold_silent, hold_unasked; percentages are of --connections
                     errors; its percentage is of the connections opened
@@ -73,6 +74,8 @@ Examples:
       latency and throughput of 50 connections for 10 s, closed loop
   ecoloop load -c 10k -r 50k -d 1m --fail-if 'p99>5ms' --json report.json server:5000
       50,000 messages per second over 10,000 connections for a minute, which fails if the 99th percentile exceeds 5 ms
+  ecoloop load -c 50 -r 1k..100k --find-rate 'p99<5ms' 127.0.0.1:5000
+      the highest rate at which the 99th percentile is under 5 ms
   ecoloop load --mode hold -c 100k --source 10.0.0.10-10.0.0.13 -d 10m 10.0.0.1:5000
       100,000 connections from four addresses, idle for ten minutes: which of them survive?";
 
@@ -93,6 +96,9 @@ pub(super) struct Arguments {
     /// Start time, such as 2026-11-22T08:00:00Z or 2026-11-22T09:00:00+01:00, for several generators
     #[arg(long, help_heading = TIME, value_name = "RFC3339", value_parser = time)]
     start_at: Option<SystemTime>,
+
+    #[command(flatten)]
+    search: find_rate::Arguments,
 
     #[command(flatten)]
     ranks: ranks::Arguments,
@@ -155,6 +161,11 @@ impl Arguments {
         if shares_run && self.labels.iter().any(|(key, _)| key == "rank") {
             return Some("--label rank=... cannot be combined with --rank and --jobs, which set this label");
         }
+        if self.search.is_search() && (self.repeat || shares_run) {
+            return Some(
+                "--find-rate cannot be combined with --repeat, --rank and --jobs: one generator decides the next rate",
+            );
+        }
         self.load.conflict()
     }
 
@@ -174,12 +185,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(conflict) = arguments.conflict() {
         usage_error("load", conflict);
     }
+    if let Some(conflict) = arguments.search.conflict(&arguments.load) {
+        usage_error("load", &conflict);
+    }
     let interrupt = Interrupt::default();
     let (requests, requested) = mpsc::sync_channel(1);
     let has_begun = Arc::new(AtomicBool::new(false));
     handle_signals(Arc::clone(&has_begun), interrupt.clone(), requests.clone())?;
     let config = arguments.config();
     config.validate().unwrap_or_else(|error| usage_error("load", &error.to_string()));
+    let search = arguments.search.search(&arguments.load);
+    if let Some(search) = &search {
+        search.validate(&config).unwrap_or_else(|error| usage_error("load", &error.to_string()));
+    }
     has_begun.store(true, Ordering::Release);
     if let Some((rank, place)) = config.rank.zip(arguments.ranks.barrier()) {
         return ranked_run::run(config, rank, &place, (&arguments.output, arguments.interval), &interrupt);
@@ -194,8 +212,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         warn_of_limits(&config.clone().share(), descriptor_limit);
     }
     let progress = ProgressCell::default();
-    // With --repeat, a redrawn line would mix with the messages about a window.
-    let draw = !arguments.output.quiet && !arguments.repeat;
+    // A redrawn line would mix with the messages about a window.
+    let draw = !arguments.output.quiet && !arguments.repeat && search.is_none();
     let display = ProgressDisplay::start(progress.clone(), arguments.interval, draw)?;
     if arguments.repeat {
         thread::Builder::new().name("lines".to_owned()).spawn(move || read_lines(&requests))?;
@@ -206,7 +224,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         return Ok(exit_status(verdict?));
     }
     let is_rank = config.rank.is_some();
-    let report = run_and_save(config, &interrupt, &progress, &outputs);
+    let report = match &search {
+        Some(search) => find_rate::run(config, search, &interrupt, &progress, outputs.prints_table()),
+        None => run_and_save(config, &interrupt, &progress, &outputs),
+    };
     display.finish();
     let report = report.map_err(with_hint)?;
     let written = outputs.write(&report);

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use ecoloop::load::{Close, Config, Mode, ProxyVersion, SourceRange, count_pairs};
 
 use super::advice::warn_of_unpaired;
-use super::values::{Address, SocketArguments, TargetArguments, count, duration, rate, size};
+use super::values::{Address, Rates, SocketArguments, TargetArguments, count, duration, rate, size};
 use super::{print_error, usage_error};
 
 pub(super) const CONNECTIONS: &str = "Connections";
@@ -59,9 +59,10 @@ pub(super) struct LoadOptions {
     #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     pipeline: Option<u32>,
 
-    /// Messages per second over all connections, in churn connections per second, independent of answers (open loop)
-    #[arg(short, long, help_heading = MESSAGES, value_name = "RATE", value_parser = rate)]
-    rate: Option<f64>,
+    /// Messages per second over all connections, in churn connections per second, independent of answers (open loop); with --find-rate
+    /// a range, LOW..HIGH
+    #[arg(short, long, help_heading = MESSAGES, value_name = "RATE")]
+    rate: Option<Rates>,
 
     /// Messages per connection, instead of --duration [default in churn: 1]
     #[arg(short, long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
@@ -109,6 +110,25 @@ enum ProxyVersionName {
 impl LoadOptions {
     pub(super) fn is_echo(&self) -> bool {
         matches!(self.mode, ModeName::Echo)
+    }
+
+    /// Returns the range of rates of a search.
+    pub(super) fn rate_range(&self) -> Option<(f64, f64)> {
+        match self.rate? {
+            Rates::Range(low, high) => Some((low, high)),
+            Rates::One(_) => None,
+        }
+    }
+
+    /// Returns the option that a search does not allow, if it is given.
+    pub(super) fn not_searchable(&self) -> Option<&'static str> {
+        let options = [
+            ("--mode", !self.is_echo()),
+            ("--duration (use --window)", self.duration.is_some()),
+            ("--messages-per-connection", self.messages_per_connection.is_some()),
+            ("--warmup", !self.warmup.is_zero()),
+        ];
+        options.into_iter().find(|(_, is_given)| *is_given).map(|(name, _)| name)
     }
 
     /// Returns a usage error that the parser cannot see: options that exclude each other.
@@ -161,7 +181,9 @@ impl LoadOptions {
         config.timeout = self.timeout;
         config.size = self.size;
         config.pipeline = self.pipeline;
-        config.rate = self.rate;
+        config.rate = self.rate.map(|rates| match rates {
+            Rates::One(rate) | Rates::Range(rate, _) => rate,
+        });
         config.duration = self.duration.unwrap_or(config.duration);
         config.messages_per_connection = self.messages_per_connection.map(u64::from);
         config.warmup = self.warmup;

@@ -1,4 +1,6 @@
-//! The report as an SVG picture: latency by percentile, and the timeline.
+//! The report as an SVG picture: latency by percentile, and the timeline; of a search, latency over rate.
+
+mod search;
 
 use std::error::Error;
 use std::ops::Range;
@@ -64,7 +66,8 @@ pub(super) fn plot(report: &Report) -> Result<String, String> {
 
 fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
     let print = small_print(report);
-    let strips = if report.timeline.is_empty() { 0 } else { 4 * STRIP_HEIGHT + TIME_AXIS_HEIGHT };
+    let has_timeline = !report.timeline.is_empty() && report.search.is_none();
+    let strips = if has_timeline { 4 * STRIP_HEIGHT + TIME_AXIS_HEIGHT } else { 0 };
     let print_height = print.iter().map(|_| PRINT_LINE_HEIGHT).sum::<i32>() + MARGIN + 4;
     let title_height = TITLE_HEIGHT + if remark(report).is_some() { REMARK_HEIGHT } else { 0 };
     let height = title_height + LATENCY_HEIGHT + strips + print_height;
@@ -76,9 +79,12 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
         let (title, rest) = root.split_vertically(title_height);
         draw_title(&title, report)?;
         let (latency, rest) = rest.split_vertically(LATENCY_HEIGHT);
-        draw_latency(&latency, report)?;
+        match &report.search {
+            Some(search) => search::draw_search(&latency, search)?,
+            None => draw_latency(&latency, report)?,
+        }
         let (time, bottom) = rest.split_vertically(strips);
-        if !report.timeline.is_empty() {
+        if has_timeline {
             draw_time(&time, report)?;
         }
         for (line, text) in (0..).zip(&print) {
@@ -96,6 +102,12 @@ fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
         None => "closed loop".to_owned(),
     };
     let connections = plural(count(report.connections.requested), "connection", "connections");
+    let pace = match &report.search {
+        Some(search) => {
+            search.found_rate.map_or("no rate found".to_owned(), |rate| format!("{}/s found", number(rate.round())))
+        }
+        None => pace,
+    };
     let title = format!("ecoloop load: {}, {connections}, {pace}", mode(report.mode));
     let size = fitting_size(TITLE_SIZE, &title);
     let bold = FontDesc::new(FontFamily::SansSerif, size, FontStyle::Bold).color(&INK);
@@ -441,6 +453,29 @@ mod tests {
         assert_has(&svg, &["latency of each second: p99, and p50 in green", "messages/s, asked 100/s in gray"]);
         assert_has(&svg, &["open connections", "errors in each second", "seconds"]);
         assert!(texts(&svg).iter().any(|text| text.contains("64 B a message")), "the settings");
+    }
+
+    #[test]
+    fn a_search_is_drawn_as_latency_over_rate() {
+        let probe = |rate: f64, passed: bool, p99: u64| {
+            serde_json::json!({"rate": rate, "passed": passed, "confirming": false, "schedule_kept": true, "seconds": 5, "rate_per_s": rate,
+                "p50_us": 100, "p99_us": p99, "errors": 0, "failed": []})
+        };
+        let svg = plot(&example_with(|json| {
+            json["search"] = serde_json::json!({"goal": ["p99<5ms"], "found_rate": 1000, "limited_by": "server", "reopened": 0,
+                "probes": [probe(500.0, true, 200), probe(1000.0, true, 900), probe(2000.0, false, 50_000)]});
+        }));
+        let svg = svg.unwrap();
+        assert_has(
+            &svg,
+            &["ecoloop load: echo, 50 connections, 1,000/s found", "p50", "p99, green where the goal held"],
+        );
+        assert_has(
+            &svg,
+            &["500/s", "1,000/s", "2,000/s", "100 µs", "1 ms", "messages due per second, on a logarithmic axis"],
+        );
+        assert_eq!(svg.matches("<circle ").count(), 3);
+        assert!(!texts(&svg).contains(&"seconds"));
     }
 
     #[test]

@@ -112,6 +112,10 @@ impl Outputs {
         matches!(self.json, Some(Output::File(_)))
     }
 
+    pub(super) fn prints_table(&self) -> bool {
+        self.table
+    }
+
     /// Writes the JSON document of a run that has not ended.
     pub(super) fn write_running(&self, report: &Report) -> Result<(), String> {
         self.json.as_ref().map_or(Ok(()), |output| output.replace(&document(report)?))

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ecoloop::load::report::{
-    Ended, ErrorCount, Excerpt, Figures, Finding, Loop, Phase, Summary, ThresholdResult, Verdict,
+    Ended, ErrorCount, Excerpt, Figures, Finding, LimitedBy, Loop, Phase, Summary, ThresholdResult, Verdict,
 };
 use ecoloop::load::{Mode, Report};
 use indicatif::HumanBytes;
 
+use super::find_rate;
 use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, round_time, strip_control, time, wrap};
 
 /// Errors that are printed; the JSON has them all.
@@ -41,6 +42,9 @@ pub(super) fn table(report: &Report) -> String {
     let findings: Vec<_> = report.verify.findings.iter().map(finding).collect();
     table.list("findings", &findings, FINDINGS_MAX);
     costs(&mut table, report);
+    if let Some(search) = &report.search {
+        table.row("found", &find_rate::result(search));
+    }
     table.row("result", &verdict(report));
     if let Some(caution) = deferred(report) {
         table.row("", &caution);
@@ -288,7 +292,13 @@ pub(super) fn finding(finding: &Finding) -> String {
 pub(super) fn verdict(report: &Report) -> String {
     match report.verdict {
         Verdict::Pass => format!("PASS ({})", plural(report.thresholds.len(), "threshold", "thresholds")),
-        Verdict::Fail => format!("FAIL: {}", failed_thresholds(report).join(", ")),
+        Verdict::Fail if report.thresholds.iter().any(|threshold| threshold.failed) => {
+            format!("FAIL: {}", failed_thresholds(report).join(", "))
+        }
+        Verdict::Fail => "FAIL: no rate was found".to_owned(),
+        Verdict::Inconclusive if is_limited_by_generator(report) => {
+            "INCONCLUSIVE: the generator was too slow for a higher rate".to_owned()
+        }
         Verdict::Inconclusive => {
             let reasons = [
                 (report.schedule.kept == Some(false)).then_some("the schedule was not kept"),
@@ -300,6 +310,10 @@ pub(super) fn verdict(report: &Report) -> String {
         Verdict::Interrupted => "INTERRUPTED".to_owned(),
         Verdict::Running => "RUNNING".to_owned(),
     }
+}
+
+fn is_limited_by_generator(report: &Report) -> bool {
+    report.search.as_ref().is_some_and(|search| search.limited_by == Some(LimitedBy::Generator))
 }
 
 /// Returns the share of the messages that were deferred, if it is over 1 %.

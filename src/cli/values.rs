@@ -300,6 +300,34 @@ pub(super) fn time(text: &str) -> Result<SystemTime, &'static str> {
     utc.ok_or(EXPECTED)
 }
 
+/// A rate of messages, or the range of rates of a search.
+#[cfg(feature = "load")]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rates {
+    One(f64),
+    Range(f64, f64),
+}
+
+#[cfg(feature = "load")]
+impl FromStr for Rates {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some((low, high)) = text.split_once("..") else { return rate(text).map(Self::One) };
+        match (rate(low)?, rate(high)?) {
+            (low, high) if low <= high => Ok(Self::Range(low, high)),
+            _ => Err("the first rate must be at most the second"),
+        }
+    }
+}
+
+/// Parses a share in percent: `5%`, `0.5%`.
+#[cfg(feature = "load")]
+pub(super) fn percentage(text: &str) -> Result<f64, &'static str> {
+    let percent = text.strip_suffix('%').and_then(parse_count).filter(|percent| (0.1..=100.0).contains(percent));
+    percent.map(|percent| percent / 100.0).ok_or("expected a percentage from 0.1% to 100%")
+}
+
 /// Parses a number per second, above zero: `2000`, `10k/s`, `0.5/s`.
 pub(super) fn rate(text: &str) -> Result<f64, &'static str> {
     match parse_rate(text) {

@@ -17,10 +17,11 @@ use super::driver::{Driver, Pause, Registered, Removal};
 use super::error::{ErrorName, Phase};
 use super::hand::Hand;
 use super::interrupt::Interrupt;
-use super::mode::Traffic;
+use super::mode::{Traffic, new_workload};
 use super::progress::{Progress, ProgressCell, Step};
 use super::report::{Histogram, Sample};
 use super::schedule::{Arrivals, Pace, SendSchedule};
+use super::search::StopRule;
 use super::stage::Stage;
 use super::timeline::Timeline;
 use super::timer::{SECOND, Timer, nanoseconds};
@@ -58,6 +59,8 @@ pub(super) struct Engine {
     /// A waker must live as long as its poll.
     _waker: Arc<Waker>,
     progress: ProgressCell,
+    /// In a search, when the window is given up.
+    stop_rule: Option<StopRule>,
     hand: Hand,
     /// Connections whose timeout has expired. Each is read once more before it ends.
     expiring: Vec<usize>,
@@ -100,6 +103,7 @@ impl Engine {
             interrupt: interrupt.clone(),
             _waker: waker,
             progress,
+            stop_rule: None,
             hand,
             expiring: Vec::new(),
             next_beat: 0,
@@ -158,6 +162,37 @@ impl Engine {
         self.timeline.reset();
         self.turn.clear();
         self.longest_gap = 0;
+    }
+
+    /// Begins to open a connection in place of each that has ended, and returns their number.
+    pub(super) fn reopen(&mut self) -> u64 {
+        let counts = &mut self.driver.connector.counts;
+        let missing = counts.requested.saturating_sub(counts.open());
+        counts.replaced = (counts.opened + missing).saturating_sub(counts.requested);
+        if missing > 0 && !self.interrupted {
+            self.enter(Step::Connect);
+        }
+        missing
+    }
+
+    /// Sets the rate and the length of the next window, and when it is given up.
+    pub(super) fn set_window(&mut self, rate: f64, duration: Duration, stop_rule: StopRule) {
+        (self.config.rate, self.config.duration) = (Some(rate), duration);
+        self.driver.workload = new_workload(&self.config);
+        self.stop_rule = Some(stop_rule);
+    }
+
+    /// Ends the window if it can no longer pass.
+    fn stop_early(&mut self) {
+        let now = self.driver.clock.now();
+        if self.driver.step == Step::Measure
+            && self.stop_rule.as_ref().is_some_and(|rule| rule.cannot_pass(&self.driver.totals))
+        {
+            if let Some(schedule) = &mut self.driver.schedule {
+                schedule.truncate(now);
+            }
+            self.driver.window.end = self.driver.window.end.min(now);
+        }
     }
 
     /// Begins the warm-up of a window.
@@ -415,6 +450,7 @@ impl Engine {
 
     fn beat(&mut self) {
         self.next_beat = self.driver.clock.now() + BEAT;
+        self.stop_early();
         // Only in the window does each second publish progress, and the other steps may take minutes.
         if self.driver.step != Step::Measure {
             self.publish(None);

@@ -7,6 +7,7 @@ mod histogram;
 mod merge;
 mod origin;
 mod ranks;
+mod search;
 mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
@@ -22,6 +23,7 @@ pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::{merge, merge_ranks};
 pub use self::origin::{Options, Origin};
 pub use self::ranks::check_ranks;
-pub(in crate::load) use self::thresholds::Metric;
+pub use self::search::{LimitedBy, Probe, SearchReport};
 pub use self::thresholds::Threshold;
+pub(in crate::load) use self::thresholds::{Metric, evaluate};
 pub use super::error::{ErrorName, Phase};

@@ -120,6 +120,11 @@ impl SendSchedule {
         self.has_next().then(|| if self.reaches_nobody { 0 } else { self.pace.time_of(self.next) })
     }
 
+    /// Ends the schedule before the messages that are due from `time` on.
+    pub(super) fn truncate(&mut self, time: u64) {
+        self.total = self.total.min(self.pace.first_from(time)).max(self.next);
+    }
+
     /// Returns when the schedule ends.
     pub(super) fn end(&self) -> u64 {
         self.pace.time_of(self.total)

@@ -12,6 +12,7 @@ use super::report::{
     self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Messages, Mode, Origin, Phases, Readings, Report,
     Settings, TargetCount, Verdict,
 };
+use super::search::StopRule;
 use super::stage::Stage;
 use super::timer::nanoseconds;
 use crate::host::{Process, SocketStatistics};
@@ -127,6 +128,21 @@ impl Session {
     /// - The poll itself fails.
     pub fn measure(&mut self) -> io::Result<Report> {
         self.catch_up()?;
+        self.run_window(&mut RunningReports::none())?;
+        Ok(self.report())
+    }
+
+    /// Opens a connection in place of each that has ended, and returns their number. One that fails is an error in the next report.
+    pub(super) fn reopen(&mut self) -> io::Result<u64> {
+        self.catch_up()?;
+        let count = self.engine.reopen();
+        self.run_until(Step::Ready, &mut RunningReports::none())?;
+        Ok(count)
+    }
+
+    /// Measures one window at `rate`, until `stop_rule` gives it up.
+    pub(super) fn measure_at(&mut self, rate: f64, duration: Duration, stop_rule: StopRule) -> io::Result<Report> {
+        self.engine.set_window(rate, duration, stop_rule);
         self.run_window(&mut RunningReports::none())?;
         Ok(self.report())
     }

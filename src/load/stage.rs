@@ -28,6 +28,8 @@ impl Stage {
 pub(super) struct Counts {
     /// The configured number of connections.
     pub(super) requested: u64,
+    /// Connections that are opened in place of others that have ended.
+    pub(super) replaced: u64,
     /// Connects that began or could not begin. It is the next connection's number.
     pub(super) opened: u64,
     /// Connections that have finished their handshake.
@@ -47,6 +49,7 @@ impl Counts {
     pub(super) fn new(requested: u64) -> Self {
         Self {
             requested,
+            replaced: 0,
             opened: 0,
             established: 0,
             verified: 0,
@@ -59,7 +62,7 @@ impl Counts {
 
     /// Returns whether the connect of every requested connection began.
     pub(super) fn all_opened(&self) -> bool {
-        self.opened >= self.requested
+        self.opened >= self.requested + self.replaced
     }
 
     /// Returns how many connections are open or connecting.

@@ -165,6 +165,11 @@ impl Totals {
         self.second.quantile(quantile)
     }
 
+    /// Returns how many messages had a latency above `latency` nanoseconds, at least.
+    pub(super) fn count_above(&self, latency: u64) -> u64 {
+        self.latency.count_above(latency) + self.second.count_above(latency)
+    }
+
     /// Returns whether the current second has latencies.
     pub(super) fn is_mid_second(&self) -> bool {
         self.second.count() > 0

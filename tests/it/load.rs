@@ -13,6 +13,7 @@ mod proxy_protocol;
 mod report;
 mod running;
 mod schedule;
+mod search;
 mod timing;
 mod verification;
 mod windows;

@@ -61,6 +61,9 @@ impl Arguments {
         if !self.load.is_echo() {
             usage_error(COMPARE, "--live needs --mode echo: in the other modes no connection outlasts a window");
         }
+        if self.load.rate_range().is_some() {
+            usage_error(COMPARE, "--live compares at one --rate, not in a range");
+        }
         if let Some(conflict) = self.load.conflict() {
             usage_error(COMPARE, conflict);
         }

@@ -317,6 +317,25 @@ fn an_overload_that_was_deferred_is_mentioned_with_the_verdict() {
 }
 
 #[test]
+fn a_search_says_what_it_found_and_what_limits_it() {
+    let table_of = |found: Option<f64>, limited_by: &str, verdict: &str| {
+        table(&example_with(|json| {
+            json["search"] = json!({"goal": ["p99<5ms"], "found_rate": found, "limited_by": limited_by, "reopened": 0, "probes": []});
+            (json["verdict"], json["thresholds"]) = (verdict.into(), json!([]));
+        }))
+    };
+    let found = "found        41,200/s, the highest rate with p99<5ms; limited by the server";
+    assert_has(&table_of(Some(41_200.0), "server", "pass"), &[found, "result       PASS (0 thresholds)"]);
+    let none = "found        no rate with p99<5ms; limited by the server";
+    assert_has(&table_of(None, "server", "fail"), &[none, "result       FAIL: no rate was found"]);
+    let generator = [
+        "             LIMITED BY THE GENERATOR: the server may take more",
+        "result       INCONCLUSIVE: the generator was too slow for a higher rate",
+    ];
+    assert_has(&table_of(Some(41_200.0), "generator", "inconclusive"), &generator);
+}
+
+#[test]
 fn the_worst_targets_come_first() {
     let target = |port: u16, errors: u64, p99: u64| {
         json!({"target": format!("127.0.0.1:{port}"), "connections": 2, "messages": 1000, "errors": errors, "p50": 66, "p99": p99,

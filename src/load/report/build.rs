@@ -139,6 +139,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
             tcp_inuse: sockets.tcp_inuse,
             tcp_mem_pages: sockets.tcp_mem_pages,
         }),
+        search: None,
         timeline: measured.timeline,
         thresholds: Vec::new(),
     };

@@ -11,6 +11,7 @@ use serde_json::error::Category;
 
 use super::findings::Verify;
 use super::origin::Origin;
+use super::search::SearchReport;
 use crate::address::ScopedIp;
 use crate::load::error::{ErrorName, Phase};
 use crate::load::proxy_protocol::ProxyVersion;
@@ -89,6 +90,9 @@ pub struct Report {
     pub server: Option<ServerSide>,
     /// Sockets counted by the kernel.
     pub sockstat: Option<Sockstat>,
+    /// What a search for the highest rate found; the other fields are those of its last window.
+    #[serde(default)]
+    pub search: Option<SearchReport>,
     /// A sample for each second of the measured window.
     pub timeline: Vec<Sample>,
     /// The thresholds, and whether each failed.
@@ -485,7 +489,7 @@ pub struct ThresholdResult {
 
 /// Serializes a whole number without a fraction: 2000, not 2000.0.
 #[expect(clippy::ref_option, reason = "the signature that serde requires")]
-fn number<S: serde::Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn number<S: serde::Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     match *value {
         #[expect(clippy::cast_possible_truncation, reason = "whole, and within the range that a float counts exactly")]
         Some(value) if value.fract() == 0.0 && value.abs() < 9e15 => serializer.serialize_i64(value as i64),

@@ -146,6 +146,12 @@ impl Histogram {
         self.values.len()
     }
 
+    /// Returns the number of values above `nanoseconds`, without those that cannot be told from it.
+    pub(crate) fn count_above(&self, nanoseconds: u64) -> u64 {
+        let microseconds = nanoseconds.div_ceil(NANOSECONDS_A_MICROSECOND).clamp(1, MICROSECONDS_MAX);
+        self.count() - self.values.count_between(0, microseconds)
+    }
+
     /// Returns the value that a share of `quantile` of the values does not exceed, in microseconds.
     #[must_use]
     pub fn quantile(&self, quantile: f64) -> Option<u64> {

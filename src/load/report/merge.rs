@@ -96,6 +96,8 @@ fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Rep
         server: server(&reports),
         // The counts may be of several machines, or several times of one.
         sockstat: if let [only] = &reports[..] { only.sockstat.clone() } else { None },
+        // Searches of several generators have no common rate.
+        search: if let [only] = &reports[..] { only.search.clone() } else { None },
         timeline: timeline(&reports),
         messages,
         // Not a copy of the first report, which would hold all of it twice.

@@ -1,5 +1,6 @@
 //! The conditions that make a run fail.
 
+use std::fmt;
 use std::str::FromStr;
 
 use super::document::{Ended, Hold, Loop, Mode, Report, Summary, ThresholdResult, Verdict};
@@ -8,7 +9,7 @@ use crate::units::{parse_count, parse_rate};
 
 /// The metrics, in the words of a message.
 const METRICS: &str = "p50 (any percentile: p99.99), mean and max, each also with connect_ or lateness_ before it, rate, \
-                       connections, errors, unanswered, unsent, deferred, schedule, server_cpu, hold_alive, hold_late, hold_reset, \
+                       connections, errors, unanswered, unsent, deferred, schedule, server_cpu, found_rate, hold_alive, hold_late, hold_reset, \
                        hold_closed, hold_silent, hold_unasked";
 /// Fails a run whose schedule is not kept. It has no comparison.
 const SCHEDULE: &str = "schedule";
@@ -35,6 +36,34 @@ impl Threshold {
         Self { text, metric, comparison, bound: Bound::Value(float(bound)) }
     }
 
+    /// Returns whether the condition can be the goal of a search: it is on what a window of an open loop measures.
+    pub(in crate::load) fn is_goal(&self) -> bool {
+        !matches!(self.metric, Metric::Schedule | Metric::FoundRate | Metric::Hold(_))
+    }
+
+    pub(in crate::load) fn is_on_found_rate(&self) -> bool {
+        self.metric == Metric::FoundRate
+    }
+
+    /// Returns whether errors are allowed, to some number.
+    pub(in crate::load) fn is_on_errors(&self) -> bool {
+        matches!(self.metric, Metric::Errors | Metric::Connections)
+    }
+
+    /// Returns the share of the messages, from 0 to 1, whose latency may exceed some nanoseconds, if the condition is that.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive duration; it saturates")]
+    pub(in crate::load) fn latency_limit(&self) -> Option<(f64, u64)> {
+        let share = match self.metric {
+            Metric::Duration(Distribution::Latency, Statistic::Quantile(quantile)) => 1.0 - quantile,
+            Metric::Duration(Distribution::Latency, Statistic::Max) => 0.0,
+            _ => return None,
+        };
+        match (self.comparison, self.bound) {
+            (Comparison::Less | Comparison::AtMost, Bound::Value(bound)) => Some((share, (bound * 1000.0) as u64)),
+            _ => None,
+        }
+    }
+
     fn evaluate(&self, report: &Report, default: bool) -> ThresholdResult {
         let (value, bound) = match self.bound {
             Bound::Value(bound) => (self.metric.value(report), bound),
@@ -43,6 +72,12 @@ impl Threshold {
         // A quantity without a value fails: it may be beyond the bound.
         let failed = value.is_none_or(|value| self.comparison.holds(value, bound));
         ThresholdResult { expr: self.text.clone(), default, value, failed }
+    }
+}
+
+impl fmt::Display for Threshold {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
     }
 }
 
@@ -87,7 +122,7 @@ enum Bound {
 /// Evaluates the default thresholds and those `requested`, and sets `thresholds` and `verdict` of the report.
 ///
 /// A requested threshold replaces the default one on the same quantity. An interrupted run has no thresholds.
-pub(super) fn evaluate(report: &mut Report, requested: &[Threshold]) {
+pub(in crate::load) fn evaluate(report: &mut Report, requested: &[Threshold]) {
     if report.ended == Ended::Interrupted {
         (report.thresholds, report.verdict) = (Vec::new(), Verdict::Interrupted);
         return;
@@ -130,6 +165,8 @@ pub(in crate::load) enum Metric {
     Schedule,
     /// CPU time of the server's process a message, in microseconds.
     ServerCpu,
+    /// What a search found.
+    FoundRate,
     Hold(HoldOutcome),
     /// Has no name on the command line, so that its default cannot be replaced.
     Findings,
@@ -173,6 +210,7 @@ impl Metric {
             "deferred" => Self::Deferred,
             SCHEDULE => Self::Schedule,
             "server_cpu" => Self::ServerCpu,
+            "found_rate" => Self::FoundRate,
             "hold_alive" => Self::Hold(HoldOutcome::Alive),
             "hold_late" => Self::Hold(HoldOutcome::Late),
             "hold_reset" => Self::Hold(HoldOutcome::Reset),
@@ -196,20 +234,24 @@ impl Metric {
     fn unit(self) -> Unit {
         match self {
             Self::Duration(..) | Self::ServerCpu => Unit::Duration,
-            Self::Rate => Unit::Rate,
+            Self::Rate | Self::FoundRate => Unit::Rate,
             _ => Unit::Count,
         }
     }
 
     /// Returns whether the metric is part of a whole.
     fn has_percentage(self) -> bool {
-        !matches!(self, Self::Duration(..) | Self::Schedule | Self::ServerCpu | Self::Findings | Self::Verified)
+        !matches!(
+            self,
+            Self::Duration(..) | Self::Schedule | Self::ServerCpu | Self::FoundRate | Self::Findings | Self::Verified
+        )
     }
 
     pub(in crate::load) fn value(self, report: &Report) -> Option<f64> {
         let whole = match self {
             Self::Duration(distribution, statistic) => return statistic.of(distribution.of(report)),
             Self::Rate => return report.rate_per_s,
+            Self::FoundRate => return report.search.as_ref()?.found_rate,
             Self::ServerCpu => return report.server?.cpu_us_per_message,
             Self::Connections => report.connections.held,
             Self::Errors => report.errors.iter().fold(0, |sum, error| error.count.saturating_add(sum)),

@@ -1,0 +1,117 @@
+//! `ecoloop load --find-rate`: searches for the highest rate at which a goal holds.
+
+use std::time::Duration;
+use std::{io, mem};
+
+use clap::Args;
+use ecoloop::load::report::{LimitedBy, Probe, Report, SearchReport};
+use ecoloop::load::{self, Config, Interrupt, ProgressCell, Search, Threshold};
+
+use super::format::{NO_DATA, number, round_time, strip_control, time};
+use super::load_options::LoadOptions;
+use super::output;
+use super::values::percentage;
+
+const HEADING: &str = "Search";
+const FIND_RATE: &str = "goal";
+
+// The subcommand that flattens these arguments has a group of this name already.
+#[derive(Args)]
+#[group(skip)]
+pub(super) struct Arguments {
+    /// Find the highest rate of --rate LOW..HIGH at which a condition holds, such as p99<5ms (repeatable)
+    #[arg(long = "find-rate", id = FIND_RATE, help_heading = HEADING, value_name = "EXPR")]
+    goal: Vec<Threshold>,
+
+    /// Width of the interval in which the search ends
+    #[arg(long, help_heading = HEADING, value_name = "PERCENT", default_value = "5%", value_parser = percentage, requires = FIND_RATE)]
+    tolerance: f64,
+
+    /// Length of the window at each rate; three windows of twice the length confirm the result
+    #[arg(long, help_heading = HEADING, value_name = "DURATION", default_value = "5s", value_parser = super::values::timeout, requires = FIND_RATE)]
+    window: Duration,
+}
+
+impl Arguments {
+    pub(super) fn is_search(&self) -> bool {
+        !self.goal.is_empty()
+    }
+
+    /// Returns a usage error that the parser cannot see.
+    pub(super) fn conflict(&self, load: &LoadOptions) -> Option<String> {
+        if !self.is_search() {
+            let needs = "--rate LOW..HIGH needs --find-rate";
+            return load.rate_range().is_some().then(|| needs.to_owned());
+        }
+        if load.rate_range().is_none() {
+            return Some("--find-rate needs --rate LOW..HIGH".to_owned());
+        }
+        load.not_searchable().map(|option| format!("--find-rate and {option} cannot be combined"))
+    }
+
+    /// Returns the search, if there is one.
+    pub(super) fn search(&self, load: &LoadOptions) -> Option<Search> {
+        let (low, high) = load.rate_range().filter(|_| self.is_search())?;
+        let mut search = Search::new(self.goal.clone(), low, high);
+        (search.tolerance, search.window) = (self.tolerance, self.window);
+        Some(search)
+    }
+}
+
+/// Searches, and prints each window if `prints` is set.
+pub(super) fn run(
+    config: Config,
+    search: &Search,
+    interrupt: &Interrupt,
+    progress: &ProgressCell,
+    prints: bool,
+) -> io::Result<Report> {
+    let mut is_first = true;
+    load::find_rate(config, search, interrupt, progress, |probe| {
+        let head = if mem::take(&mut is_first) { heading() } else { String::new() };
+        if prints {
+            // A reader that is gone is an error of the table, at the end.
+            let _ = output::print((head + &line(probe)).as_bytes());
+        }
+    })
+}
+
+fn heading() -> String {
+    format!("{:>12}{:>12}{:>10}{:>10}{:>10}\n", "rate", "answers", "p50", "p99", "window")
+}
+
+/// Returns a window as a line.
+fn line(probe: &Probe) -> String {
+    let rate = |rate: Option<f64>| rate.map_or(NO_DATA.to_owned(), |rate| format!("{}/s", number(rate.round())));
+    let value = |value: Option<u64>| value.map_or(NO_DATA.to_owned(), time);
+    let outcome = match probe {
+        Probe { schedule_kept: false, .. } => "does not count: the generator was too slow".to_owned(),
+        Probe { passed: true, confirming: true, .. } => "confirmed".to_owned(),
+        Probe { passed: true, .. } => "passed".to_owned(),
+        Probe { failed, .. } => format!("failed: {}", strip_control(&failed.join(", "))),
+    };
+    let window = round_time((probe.seconds * 100.0).round() * 1e4);
+    format!(
+        "{:>12}{:>12}{:>10}{:>10}{window:>10}  {outcome}\n",
+        rate(Some(probe.rate)),
+        rate(probe.rate_per_s),
+        value(probe.p50_us),
+        value(probe.p99_us),
+    )
+}
+
+/// Returns the result of a search.
+pub(super) fn result(search: &SearchReport) -> String {
+    let goal = strip_control(&search.goal.join(" and "));
+    let found = match search.found_rate {
+        Some(rate) => format!("{}/s, the highest rate with {goal}", number(rate.round())),
+        None => format!("no rate with {goal}"),
+    };
+    let limit = match search.limited_by {
+        Some(LimitedBy::Server) => "limited by the server",
+        Some(LimitedBy::Generator) => "LIMITED BY THE GENERATOR: the server may take more",
+        Some(LimitedBy::Range) => "limited by the range of --rate",
+        None => "interrupted before the end of the search",
+    };
+    format!("{found}; {limit}")
+}

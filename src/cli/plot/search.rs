@@ -1,0 +1,71 @@
+//! The chart of a search: latency over rate.
+
+use ecoloop::load::report::{Probe, SearchReport};
+use plotters::prelude::*;
+
+use super::{
+    AXIS_NAME_MARGIN, Area, Axis, BLUE, Curve, Drawn, GREEN, GREY, GRID, GRID_LIGHT, INK, LEFT, MARGIN, ORANGE, PALE,
+    RED, TEXT_SIZE, draw_legend, latency_axis, logarithm, logarithms, round_logarithm, style,
+};
+use crate::cli::format::{number, round_time};
+
+/// Draws the latency of each window at its rate.
+pub(super) fn draw_search(area: &Area<'_>, search: &SearchReport) -> Drawn {
+    let mut probes: Vec<_> = search.probes.iter().collect();
+    probes.sort_by(|one, other| one.rate.total_cmp(&other.rate));
+    let curve = |name, color, width, of: fn(&Probe) -> Option<u64>| {
+        let points = probes.iter().filter_map(|probe| Some((probe.rate.log10(), logarithm(of(probe)?)))).collect();
+        Curve { name, color, width, points }
+    };
+    let curves = [
+        curve("p50", GREY, 2, |probe| probe.p50_us),
+        curve("p99, green where the goal held", BLUE, 2, |probe| probe.p99_us),
+    ];
+    let points = || curves.iter().flat_map(|curve| curve.points.iter().copied());
+    let bounds = |values: &mut dyn Iterator<Item = f64>| {
+        let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
+        if low > high { (1.0, 2.0) } else { (round_logarithm(low, -1), round_logarithm(high, 1).max(low + 0.3)) }
+    };
+    let (left, right) = bounds(&mut points().map(|point| point.0));
+    let (low, high) = bounds(&mut points().map(|point| point.1));
+    let x = Axis {
+        range: left..right,
+        labels: logarithms(left..right, if right - left > 3.0 { &[1] } else { &[1, 2, 5] }),
+        lines: logarithms(left..right, &[1, 2, 3, 4, 5, 6, 7, 8, 9]),
+    };
+    let mut chart = ChartBuilder::on(area)
+        .margin_right(MARGIN * 2)
+        .margin_top(30)
+        .margin_left(AXIS_NAME_MARGIN)
+        .x_label_area_size(52)
+        .y_label_area_size(LEFT - AXIS_NAME_MARGIN)
+        .build_cartesian_2d(x, latency_axis(low, high.max(low + 1.0)))?;
+    chart
+        .configure_mesh()
+        .bold_line_style(GRID)
+        .light_line_style(GRID_LIGHT)
+        .axis_style(GREY)
+        .label_style(style(TEXT_SIZE, INK))
+        .axis_desc_style(style(TEXT_SIZE, PALE))
+        .x_label_formatter(&|logarithm| format!("{}/s", number(10_f64.powf(*logarithm).round())))
+        .y_label_formatter(&|logarithm| round_time(10_f64.powf(*logarithm).round()))
+        .x_desc("messages due per second, on a logarithmic axis")
+        .y_desc("latency")
+        .draw()?;
+    for curve in &curves {
+        let line = curve.color.stroke_width(curve.width);
+        chart.draw_series(LineSeries::new(curve.points.iter().copied(), line))?;
+    }
+    chart.draw_series(probes.iter().filter_map(|probe| {
+        let color = match probe {
+            Probe { schedule_kept: false, .. } => ORANGE,
+            Probe { passed: true, .. } => GREEN,
+            _ => RED,
+        };
+        Some(Circle::new((probe.rate.log10(), logarithm(probe.p99_us?)), 4, color.filled()))
+    }))?;
+    if let Some(rate) = search.found_rate.map(f64::log10) {
+        chart.draw_series(LineSeries::new([(rate, low), (rate, high)], GREEN.stroke_width(1)))?;
+    }
+    draw_legend(area, &curves)
+}

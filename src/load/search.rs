@@ -1,0 +1,141 @@
+//! Finds the highest rate at which a goal holds.
+
+mod plan;
+mod stop;
+
+use std::io;
+use std::time::Duration;
+
+use self::plan::{Next, Plan, Window};
+pub(super) use self::stop::StopRule;
+use super::config::Config;
+use super::interrupt::Interrupt;
+use super::progress::ProgressCell;
+use super::report::{Ended, LimitedBy, Probe, Report, SearchReport, Threshold, Verdict, evaluate};
+use super::session::Session;
+
+/// A confirming window is this number of times longer than one of the search.
+const CONFIRM_FACTOR: u32 = 2;
+
+/// What a search looks for, and where.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Search {
+    /// The conditions that hold at the rate that is found.
+    pub goal: Vec<Threshold>,
+    /// The first rate that is tried, in messages a second over all connections.
+    pub low: f64,
+    /// The highest rate that is tried.
+    pub high: f64,
+    /// The search ends once the lowest rate that failed is at most this share above the highest that passed. 0.05.
+    pub tolerance: f64,
+    /// Duration of the window at each rate. 5 s.
+    pub window: Duration,
+}
+
+impl Search {
+    /// Returns a search from `low` to `high`.
+    #[must_use]
+    pub fn new(goal: Vec<Threshold>, low: f64, high: f64) -> Self {
+        Self { goal, low, high, tolerance: 0.05, window: Duration::from_secs(5) }
+    }
+
+    /// Checks the settings, as [`find_rate`] does.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: a setting is out of its range, or one of `config` does not apply.
+    pub fn validate(&self, config: &Config) -> io::Result<()> {
+        let reason = if self.goal.is_empty() || !self.goal.iter().all(Threshold::is_goal) {
+            "a search needs a goal, on latency, lateness, rate, connections, errors, unanswered, unsent or deferred"
+        } else if !(self.low > 0.0 && self.low <= self.high) {
+            "the lowest rate must be above 0, and at most the highest"
+        } else if !(self.tolerance >= 0.001 && self.tolerance <= 1.0) {
+            "the tolerance must be from 0.1 % to 100 %"
+        } else if self.window.is_zero() {
+            "the window must be above 0"
+        } else if !config.warmup.is_zero() || config.messages_per_connection.is_some() || config.rank.is_some() {
+            "a search has no warm-up, no number of messages per connection, and no ranks"
+        } else {
+            return Ok(());
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+    }
+}
+
+/// Finds the highest rate at which a goal holds, and returns the report of the last window, with the search in it.
+///
+/// Measures windows over the same connections: doubles the rate until one fails, bisects between the highest that passed and the
+/// lowest that failed, and confirms the result in three longer windows. A rate passes if every condition of the goal holds and no
+/// default threshold fails. Nothing is in flight when a window begins, and connections that have ended are opened anew. Calls
+/// `take` after each window.
+///
+/// # Errors
+///
+/// - The errors of [`Session::connect`].
+/// - `InvalidInput`: a setting of the search is out of its range, or one of `config` does not apply.
+pub fn find_rate(
+    mut config: Config,
+    search: &Search,
+    interrupt: &Interrupt,
+    progress: &ProgressCell,
+    mut take: impl FnMut(&Probe),
+) -> io::Result<Report> {
+    search.validate(&config)?;
+    config.rate = Some(search.low);
+    let requested = std::mem::replace(&mut config.thresholds, search.goal.clone());
+    let mut session = Session::connect(config, interrupt, progress)?;
+    let mut plan = Plan::new(search.low, search.high, search.tolerance);
+    let mut result = SearchReport::new(search.goal.iter().map(ToString::to_string).collect());
+    let (mut last, mut has_passed) = (None, false);
+    let (found_rate, limited_by) = loop {
+        let (rate, is_confirming) = match plan.next() {
+            Next::Probe(rate) => (rate, false),
+            Next::Confirm(rate) => (rate, true),
+            Next::Done { found_rate, limited_by } => break (found_rate, Some(limited_by)),
+        };
+        let window = search.window * if is_confirming { CONFIRM_FACTOR } else { 1 };
+        result.reopened += session.reopen()?;
+        let report = session.measure_at(rate, window, StopRule::new(&search.goal, rate, window))?;
+        let is_interrupted = report.ended == Ended::Interrupted;
+        if !is_interrupted {
+            let probe = Probe::new(rate, is_confirming, &report);
+            take(&probe);
+            has_passed |= probe.passed && probe.schedule_kept;
+            plan.record(Window { is_valid: probe.schedule_kept, passed: probe.passed });
+            result.probes.push(probe);
+        }
+        // The report of the search is that of the last window that passed, or if none did of the last one.
+        if !has_passed
+            || is_interrupted
+            || result.probes.last().is_some_and(|probe| probe.passed && probe.schedule_kept)
+        {
+            last = Some(report);
+        }
+        if is_interrupted {
+            break (None, None);
+        }
+    };
+    (result.found_rate, result.limited_by) = (found_rate, limited_by);
+    let rest = session.close()?;
+    let mut report = last.unwrap_or_else(|| rest.clone());
+    report.errors.extend(rest.errors);
+    report.search = Some(result);
+    conclude(&mut report, &requested);
+    Ok(report)
+}
+
+/// Evaluates the thresholds of the whole search.
+fn conclude(report: &mut Report, requested: &[Threshold]) {
+    evaluate(report, requested);
+    let Some(search) = &report.search else { return };
+    if report.verdict != Verdict::Pass && report.verdict != Verdict::Inconclusive {
+        return;
+    }
+    report.verdict = match search.limited_by {
+        // What was asked of the rate was found, though the server may take more.
+        Some(LimitedBy::Generator) if !requested.iter().any(Threshold::is_on_found_rate) => Verdict::Inconclusive,
+        _ if search.found_rate.is_none() => Verdict::Fail,
+        _ => Verdict::Pass,
+    };
+}

@@ -1,0 +1,149 @@
+//! The search for the highest rate.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ecoloop::Config as ServerConfig;
+use ecoloop::load::report::{LimitedBy, Probe, Verdict};
+use ecoloop::load::{Interrupt, ProgressCell, Report, Search, find_rate};
+
+use super::faulty_server::{faulty_server, read_message};
+use super::{assert_sums, config, run_command};
+use crate::support::{TIMEOUT, reset, serve};
+
+/// Ten times the lateness of a generator on a loaded machine, so that its schedule is kept.
+const DELAY: Duration = Duration::from_millis(300);
+/// The limit of a server that resets, on each connection: messages in this time.
+const LIMIT: (usize, Duration) = (60, Duration::from_millis(200));
+
+/// Echoes each message after [`DELAY`], however many are in flight. With `limit`, resets a connection on which more arrive.
+fn delaying_server(limit: Option<(usize, Duration)>) -> SocketAddr {
+    faulty_server(move |_, stream| {
+        let mut writer = stream.try_clone()?;
+        let (replies, due) = mpsc::channel::<(Instant, Vec<u8>)>();
+        thread::spawn(move || {
+            for (due, message) in due {
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                if writer.write_all(&message).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut arrived = VecDeque::new();
+        while let Ok(message) = read_message(stream) {
+            let now = Instant::now();
+            if let Some((count, time)) = limit {
+                arrived.push_back(now);
+                while arrived.front().is_some_and(|&first| first + time < now) {
+                    arrived.pop_front();
+                }
+                if arrived.len() > count {
+                    reset(stream.try_clone()?);
+                    return Ok(());
+                }
+            }
+            replies.send((now + DELAY, message)).unwrap();
+        }
+        Ok(())
+    })
+}
+
+fn search(address: SocketAddr, goal: &str, low: f64, high: f64) -> (Report, Vec<Probe>) {
+    let mut search = Search::new(vec![goal.parse().unwrap()], low, high);
+    (search.window, search.tolerance) = (Duration::from_millis(200), 0.5);
+    let mut config = config(address);
+    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
+    let mut probes = Vec::new();
+    let take = |probe: &Probe| probes.push(probe.clone());
+    let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), take).unwrap();
+    assert_sums(&report);
+    assert_eq!(report.search.as_ref().unwrap().probes, probes);
+    (report, probes)
+}
+
+#[test]
+fn a_server_without_a_limit_reaches_the_end_of_the_range() {
+    let (report, probes) = search(delaying_server(None), "p50<5s", 50.0, 100.0);
+    let search = report.search.as_ref().unwrap();
+    assert_eq!((search.found_rate, search.limited_by, search.reopened), (Some(100.0), Some(LimitedBy::Range), 0));
+    let counted: Vec<_> = probes.iter().filter(|probe| probe.schedule_kept).map(|probe| probe.rate).collect();
+    assert_eq!(counted, [50.0, 100.0, 100.0, 100.0, 100.0]);
+    // A confirmation takes twice as long, and nothing of the window before it is in flight.
+    assert_eq!((report.messages.due, report.messages.verified), (40, 40));
+    assert_eq!((report.config.rate, report.verdict), (Some(100.0), Verdict::Pass));
+}
+
+#[test]
+fn a_server_that_resets_is_the_limit_and_its_connections_are_opened_anew() {
+    let (report, probes) = search(delaying_server(Some(LIMIT)), "p50<5s", 50.0, 3200.0);
+    let search = report.search.as_ref().unwrap();
+    assert_eq!(search.limited_by, Some(LimitedBy::Server), "{search:?}");
+    // The limit is 300 a second, and the tolerance is a half.
+    assert!(search.found_rate.is_some_and(|rate| (50.0..=400.0).contains(&rate)), "{search:?}");
+    let failed: Vec<_> = probes.iter().filter(|probe| !probe.passed && probe.schedule_kept).collect();
+    assert!(
+        failed.iter().all(|probe| probe.errors == 1 && probe.failed.contains(&"errors>0".to_owned())),
+        "{failed:?}"
+    );
+    assert_eq!(search.reopened, failed.len() as u64, "each failure ended the only connection");
+    // The last window that passed is that of the report.
+    assert_eq!((report.errors.len(), report.config.rate), (0, search.found_rate));
+}
+
+#[test]
+fn a_rate_that_nothing_reaches_ends_its_window_early() {
+    let (report, probes) = search(delaying_server(None), "max<100ms", 1000.0, 2000.0);
+    let search = report.search.as_ref().unwrap();
+    assert_eq!((search.found_rate, search.limited_by), (None, Some(LimitedBy::Server)));
+    assert_eq!((probes.len(), &probes[0].failed[..]), (2, &["max<100ms".to_owned()][..]));
+    assert_eq!(report.verdict, Verdict::Fail);
+    let long = Search::new(vec!["max<100ms".parse().unwrap()], 1000.0, 1000.0);
+    let start = Instant::now();
+    let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
+    let report = find_rate(config(delaying_server(None)), &long, &interrupt, &progress, |_| ()).unwrap();
+    // The window is 5 s, and a reply takes 0.3 s.
+    assert!(report.phases_s.measure < 4.0 && start.elapsed() < TIMEOUT, "{:?}", report.phases_s);
+}
+
+#[test]
+fn a_generator_that_is_too_slow_is_the_limit() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let arguments = ["-s", "1", "-r", "5M..10M", "--find-rate", "p50<1h", "--window", "100ms", &address];
+    let ended = run_command(&arguments);
+    assert_eq!(ended.status.code(), Some(3), "{ended:?}");
+    let spoiled = ended.stdout.iter().filter(|line| line.ends_with("does not count: the generator was too slow"));
+    assert_eq!(spoiled.count(), 3, "{ended:?}");
+    assert!(
+        ended
+            .stdout
+            .iter()
+            .any(|line| line.ends_with("result       INCONCLUSIVE: the generator was too slow for a higher rate"))
+    );
+}
+
+#[test]
+fn options_of_a_search_need_each_other() {
+    for (arguments, reason) in [
+        (&["-r", "1..2", ":9"][..], "--rate LOW..HIGH needs --find-rate"),
+        (&["--find-rate", "p99<5ms", ":9"], "--find-rate needs --rate LOW..HIGH"),
+        (&["-r", "5", "--find-rate", "p99<5ms", ":9"], "--find-rate needs --rate LOW..HIGH"),
+        (&["-r", "2..1", "--find-rate", "p99<5ms", ":9"], "the first rate must be at most the second"),
+        (&["-r", "1..2", "--find-rate", "p99<5ms", "-d", "1s", ":9"], "--find-rate and --duration"),
+        (&["-r", "1..2", "--find-rate", "p99<5ms", "--mode", "hold", ":9"], "--find-rate and --mode"),
+        (
+            &["-r", "1..2", "--find-rate", "p99<5ms", "--repeat", "--json", "-", ":9"],
+            "cannot be combined with --repeat",
+        ),
+        (&["-r", "1..2", "--find-rate", "schedule", ":9"], "a search needs a goal"),
+        (&["--window", "1s", ":9"], "--find-rate <EXPR>"),
+    ] {
+        let ended = run_command(arguments);
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(ended.stderr.iter().any(|line| line.contains(reason)), "{reason}: {ended:?}");
+    }
+}
