@@ -16,12 +16,12 @@ const EVENTS: usize = 1024;
 /// Length of each client's message.
 const MESSAGE: usize = 8;
 
-/// Opens `clients` connections, at most `connecting` of them at a time, and expects each one's own bytes back on it, twice: once it is
-/// connected, and once all are. Then resets them all.
-pub(super) fn gather(attempt: &Attempt<'_>, clients: usize, connecting: usize) -> Outcome {
+/// Opens `clients` connections, of which at most `waiting` wait to be served for the first time, and expects each one's own bytes back
+/// on it, twice: once it is connected, and once all are. Then resets them all.
+pub(super) fn gather(attempt: &Attempt<'_>, clients: usize, waiting: usize) -> Outcome {
     let mut reactor = Reactor::new(EVENTS).map_err(own_failure)?;
     let mut crowd = Crowd::default();
-    let outcome = crowd.gather(attempt, &mut reactor, clients, connecting);
+    let outcome = crowd.gather(attempt, &mut reactor, clients, waiting);
     // No port is left in TIME_WAIT for a minute.
     for (_, member) in reactor.iter_mut() {
         let _ = SockRef::from(&member.stream).set_linger(Some(Duration::ZERO));
@@ -48,7 +48,6 @@ enum Stage {
 
 #[derive(Default)]
 struct Crowd {
-    connecting: usize,
     served: usize,
     failed: usize,
     /// What happened to the first of those that failed.
@@ -62,10 +61,10 @@ impl Crowd {
         attempt: &Attempt<'_>,
         reactor: &mut Reactor<Member>,
         clients: usize,
-        connecting: usize,
+        waiting: usize,
     ) -> Outcome {
         for number in 0..clients {
-            while self.connecting >= connecting && Instant::now() < attempt.deadline() {
+            while number - self.served - self.failed >= waiting && Instant::now() < attempt.deadline() {
                 self.turn(attempt, reactor)?;
             }
             let stream = TcpStream::connect(attempt.address()).map_err(connect_failure)?;
@@ -73,7 +72,6 @@ impl Crowd {
             let _ = writeln!(&mut message[..], "{number:07x}");
             let member = |stream| Member { stream, message, since: Instant::now(), stage: Stage::Connecting };
             reactor.insert(stream, INTEREST, member).map_err(own_failure)?;
-            self.connecting += 1;
         }
         self.serve_all(attempt, reactor, clients)?;
         self.served = 0;
@@ -112,9 +110,6 @@ impl Crowd {
     }
 
     fn fail(&mut self, member: &mut Member, error: io::Error) {
-        if member.stage == Stage::Connecting {
-            self.connecting -= 1;
-        }
         member.stage = Stage::Failed;
         self.failed += 1;
         self.example.get_or_insert(error);
@@ -123,7 +118,6 @@ impl Crowd {
     fn connected(&mut self, member: &mut Member) {
         match member.stream.take_error() {
             Ok(None) if member.stream.peer_addr().is_ok() => {
-                self.connecting -= 1;
                 self.longest_wait = self.longest_wait.max(member.since.elapsed());
                 self.ask(member);
             }

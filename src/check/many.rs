@@ -9,8 +9,8 @@ use super::words::{self, Words};
 const THOUSAND: u32 = 1000;
 const BURST: u32 = 2000;
 const TEN_THOUSAND: u32 = 10_000;
-/// Connects in progress at once where it is no burst: an accept queue of 128 takes them.
-const CONNECTING: u32 = 100;
+/// Clients that wait to be served for the first time, where it is no burst: an accept queue of 5 is enough.
+const WAITING: u32 = 5;
 
 /// Most seconds of one of these checks.
 const SECONDS: u64 = 15;
@@ -32,7 +32,7 @@ pub(super) const CHECKS: &[Check] = &[
             "select stops at 1024 descriptors, and a thread or process for each client costs memory",
             "select se acaba en 1024 descriptores, y un hilo o proceso por cliente cuesta memoria",
         ),
-        run: |attempt| crowd(attempt, THOUSAND, CONNECTING),
+        run: |attempt| crowd(attempt, THOUSAND, WAITING),
     },
     Check {
         name: "burst",
@@ -71,10 +71,10 @@ pub(super) const CHECKS: &[Check] = &[
             "each connection needs a descriptor: raise the limit (ulimit -n), and use a call whose cost does not grow with idle clients",
             "cada conexión necesita un descriptor: sube el límite (ulimit -n), y usa una llamada cuyo costo no crezca con los clientes inactivos",
         ),
-        run: |attempt| crowd(attempt, TEN_THOUSAND, CONNECTING),
+        run: |attempt| crowd(attempt, TEN_THOUSAND, WAITING),
     },
 ];
 
-fn crowd(attempt: &Attempt<'_>, clients: u32, connecting: u32) -> Outcome {
-    gather(attempt, clients as usize, connecting as usize)
+fn crowd(attempt: &Attempt<'_>, clients: u32, waiting: u32) -> Outcome {
+    gather(attempt, clients as usize, waiting as usize)
 }
