@@ -87,3 +87,71 @@ fn count(results: &[Graded], grade: Grade) -> String {
 fn seconds(time: Duration) -> String {
     format!("{:.3}", time.as_secs_f64())
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use ecoloop::check::Grader;
+    use ecoloop::{Config, Server};
+    use quick_xml::Reader;
+
+    use super::*;
+
+    /// Returns each element with its depth, name and attributes.
+    fn elements(document: &str) -> Vec<(usize, String, Vec<String>)> {
+        let mut reader = Reader::from_str(document);
+        let mut depth = 0;
+        let mut elements = Vec::new();
+        loop {
+            let event = reader.read_event().unwrap();
+            if let Event::Start(start) | Event::Empty(start) = &event {
+                let attributes = start.attributes().map(|attribute| attribute.unwrap().key.as_ref().to_owned());
+                elements.push((depth, start.name().as_ref().to_owned(), attributes.collect()));
+            }
+            match event {
+                Event::Start(_) => depth += 1,
+                Event::End(_) => depth -= 1,
+                Event::Eof => return elements,
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn the_document_is_what_readers_of_junit_expect() {
+        let mut config = Config::default();
+        // `echo` fails, and so does the client after `one-byte`; `memory` needs a process.
+        config.faults = vec!["flip=5".parse().unwrap()];
+        let server = Server::bind("127.0.0.1:0", config).unwrap().spawn().unwrap();
+        let mut results = Vec::new();
+        for name in ["one-byte", "echo", "memory"] {
+            let mut grader = Grader::new(vec![server.local_addr()]);
+            grader.checks.retain(|check| check.name() == name);
+            results.extend(grader.run(&AtomicBool::new(false), |_| ()).unwrap());
+        }
+        let document = document(&results, "<&\">", Language::Spanish).unwrap();
+        let expected = [
+            (0, "testsuites", &["name", "tests", "failures", "errors", "time"][..]),
+            (1, "testsuite", &["name", "tests", "failures", "errors", "time", "skipped"]),
+            (2, "testcase", &["name", "classname", "time"]),
+            (3, "failure", &["message"]),
+            (2, "testcase", &["name", "classname", "time"]),
+            (3, "failure", &["message"]),
+            (1, "testsuite", &["name", "tests", "failures", "errors", "time", "skipped"]),
+            (2, "testcase", &["name", "classname", "time"]),
+            (3, "skipped", &["message"]),
+        ];
+        let found = elements(&document);
+        let found: Vec<_> = found.iter().map(|(depth, name, keys)| (*depth, &name[..], keys.clone())).collect();
+        let expected =
+            expected.map(|(depth, name, keys)| (depth, name, keys.iter().map(ToString::to_string).collect()));
+        assert_eq!(found, expected, "{document}");
+        assert!(
+            document.contains("name=\"ecoloop check &lt;&amp;&quot;&gt;\" tests=\"3\" failures=\"2\""),
+            "{document}"
+        );
+        assert!(document.contains("message=\"necesita --pid\""), "{document}");
+    }
+}

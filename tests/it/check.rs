@@ -3,7 +3,8 @@
 mod faulty;
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -18,19 +19,28 @@ use crate::support::{Ended, Process, Scratch, ecoloop, eventually};
 /// Runs checks of levels 1 to 6 against a server with a fault: those named must fail, and no other.
 #[track_caller]
 fn assert_only_fails(fault: Fault, expected: &[&str]) {
-    let mut grader = Grader::new(vec![faulty::serve(fault)]);
-    grader.checks.retain(|check| check.level() <= 6);
-    let (failing, passing): (Vec<_>, Vec<_>) = grader.checks.iter().partition(|check| expected.contains(&check.name()));
-    assert_eq!(failing.len(), expected.len(), "{expected:?}");
-    grader.checks = passing;
+    assert_only_fails_at(faulty::serve(fault), &format!("{fault:?}"), expected);
+}
+
+#[track_caller]
+fn assert_only_fails_at(address: SocketAddr, fault: &str, expected: &[&str]) {
+    let mut grader = Grader::new(vec![address]);
+    grader.checks.retain(|check| check.level() <= 6 && !expected.contains(&check.name()));
     for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
-        assert_ne!(graded.grade, Grade::Fails, "{fault:?}: {graded:?}");
+        assert_ne!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
     }
-    grader.checks = failing;
+    assert_fails_at(address, fault, expected);
+}
+
+#[track_caller]
+fn assert_fails_at(address: SocketAddr, fault: &str, expected: &[&str]) {
+    let mut grader = Grader::new(vec![address]);
+    grader.checks.retain(|check| expected.contains(&check.name()));
+    assert_eq!(grader.checks.len(), expected.len(), "{expected:?}");
     // A fault that is silence would cost the whole time of each check.
     grader.check_timeout = Duration::from_secs(1);
     for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
-        assert_eq!(graded.grade, Grade::Fails, "{fault:?}: {graded:?}");
+        assert_eq!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
     }
 }
 
@@ -169,6 +179,96 @@ fn ecoloop_passes_every_check() {
     assert!(ended.stdout.last().unwrap().starts_with("27 checks: "), "{ended:?}");
 }
 
+/// Starts `faulty.py`, and expects these results of level 8 and of the storm of resets.
+#[track_caller]
+fn assert_grades_process(fault: &str, failing: &[&str], skipped: &[&str]) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/check/faulty.py");
+    let mut command = Command::new("python3");
+    command.args([script, fault]);
+    let mut server = Process::start(command);
+    let port: u16 = server.line_with("").parse().unwrap();
+    let mut grader = Grader::new(vec![(Ipv4Addr::LOCALHOST, port).into()]);
+    grader.pid = Some(server.pid().as_raw_nonzero().get().unsigned_abs());
+    grader.checks.retain(|check| check.level() == 8 || ["echo", "memory", "reset-storm"].contains(&check.name()));
+    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
+        let name = graded.check.name();
+        if failing.contains(&name) {
+            assert_eq!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
+        } else if skipped.contains(&name) {
+            assert_eq!(graded.grade, Grade::Skipped, "{fault}: {graded:?}");
+        } else {
+            assert!([Grade::Ok, Grade::Late].contains(&graded.grade), "{fault}: {graded:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn a_python_loop_without_a_fault_passes_with_its_process() {
+    assert_grades_process("none", &[], &[]);
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn what_a_server_does_without_descriptors_is_found() {
+    assert_grades_process("dies", &["descriptors"], &["drain"]);
+    assert_grades_process("spins", &["descriptors"], &[]);
+    // It accepts no client any more.
+    assert_grades_process("forgets", &["descriptors"], &["drain"]);
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn descriptors_that_stay_open_are_found() {
+    assert_grades_process("closes-nothing", &["reset-storm"], &[]);
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn what_a_server_does_at_sigterm_is_found() {
+    assert_grades_process("ends-at-once", &["drain"], &[]);
+    assert_grades_process("ignores-sigterm", &["drain"], &[]);
+}
+
+/// Runs checks of levels 1 to 6 against `ecoloop serve --fault`: those named must fail, and no other.
+#[track_caller]
+fn assert_fault_of_ecoloop_only_fails(rule: &str, expected: &[&str]) {
+    let (_server, address) = Process::serve(&["--fault", rule]);
+    assert_only_fails_at(address, rule, expected);
+}
+
+/// These send more than 100,000 bytes on a connection, and look at what comes back.
+const LARGE: [&str; 3] = ["megabyte", "all-comes-back", "fin-with-data"];
+
+#[test]
+fn bytes_that_ecoloop_changes_on_purpose_are_found() {
+    assert_fault_of_ecoloop_only_fails("flip=100000", &LARGE);
+    for rule in ["lose=100000", "duplicate=100000", "swap=100000"] {
+        let (_server, address) = Process::serve(&["--fault", rule]);
+        assert_fails_at(address, rule, &LARGE);
+    }
+}
+
+#[test]
+fn silence_of_ecoloop_on_purpose_is_found() {
+    assert_fault_of_ecoloop_only_fails("stall=100000", &LARGE);
+    assert_fault_of_ecoloop_only_fails("mute=100000", &LARGE);
+}
+
+#[test]
+fn connections_that_ecoloop_ends_on_purpose_are_found() {
+    // The others with so many bytes are ended while they send.
+    let sending = [&LARGE[..], &["silent-reader", "vanished", "flood"]].concat();
+    assert_fault_of_ecoloop_only_fails("reset=100000", &sending);
+    assert_fault_of_ecoloop_only_fails("fin=100000", &[&LARGE[..], &["flood"]].concat());
+}
+
+#[test]
+fn faults_that_change_no_byte_fail_nothing() {
+    assert_fault_of_ecoloop_only_fails("delay=1ms", &[]);
+    assert_fault_of_ecoloop_only_fails("chunk=700", &[]);
+}
+
 #[test]
 fn levels_and_names_select() {
     let (server, address) = Process::serve(&[]);
@@ -240,7 +340,7 @@ fn a_server_that_is_not_there_is_one_line() {
 fn a_process_that_does_not_listen_is_refused() {
     let address = faulty::serve(Fault::None).to_string();
     // The process of a test that only sleeps.
-    let mut command = std::process::Command::new("sleep");
+    let mut command = Command::new("sleep");
     command.arg("60");
     let sleeper = Process::start(command);
     let pid = sleeper.pid().to_string();
