@@ -444,6 +444,12 @@ impl<T> Reactor<T> {
         value.and_then(source).map_or(Ok(()), |source| self.poll.registry().reregister(source, Token(key), interest))
     }
 
+    /// Returns the number of events that the last [`wait`](Self::wait) reported.
+    #[must_use]
+    pub fn event_count(&self) -> usize {
+        self.events.iter().count()
+    }
+
     /// Takes a source out of the poll, before it is dropped or while it is still used.
     ///
     /// # Errors

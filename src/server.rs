@@ -287,7 +287,9 @@ impl<O: Observer> Server<O> {
         if self.echo.core.lifecycle.is_finished() {
             return Ok(Turn::Finished);
         }
+        self.echo.observer.waiting();
         self.wait(timeout)?;
+        self.echo.observer.woken(self.reactor.event_count());
         if self.echo.core.handle.is_ending() {
             self.handle_command();
         }

@@ -140,8 +140,11 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
     fn ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
         let Entry::Connection { connection, address } = entry else { return self.on_other_ready(key, entry, ready) };
         let peer = || Peer::new(key, *address);
+        self.observer.serving(peer());
         let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
-        match connection.serve_socket(ready, &mut self.core.buffer, &mut tally) {
+        let outcome = connection.serve_socket(ready, &mut self.core.buffer, &mut tally);
+        self.observer.served(peer());
+        match outcome {
             Outcome::Wait => Next::Wait,
             Outcome::Again => Next::Again,
             Outcome::Ended => {
@@ -436,5 +439,6 @@ impl<P: Fn() -> Peer, O: Observer> Sink for Tally<'_, P, O> {
     #[inline]
     fn sent(&mut self, length: usize) {
         self.counters.bytes_out.add(length);
+        self.observer.sent((self.peer)(), length);
     }
 }

@@ -47,8 +47,11 @@ impl<O: Observer> Echo<O> {
     pub(super) fn serve_faulted(&mut self, key: usize, faulted: &mut Faulted, ready: Ready) -> Next<Act> {
         let (counters, address) = (self.core.handle.counters(), faulted.address);
         let peer = || Peer::new(key, address);
+        self.observer.serving(peer());
         let mut tally = Tally { counters, peer, observer: &mut self.observer };
-        let next = match faulted.serve(ready, &mut self.core.buffer, &mut tally, counters) {
+        let step = faulted.serve(ready, &mut self.core.buffer, &mut tally, counters);
+        self.observer.served(peer());
+        let next = match step {
             Step::Wait => Next::Wait,
             Step::Again => Next::Again,
             Step::Rearm => Next::Act(Act::Rearm),

@@ -22,7 +22,10 @@ impl Peer {
     }
 }
 
-/// Receives the events of each connection, on the server's thread: opened, received and ended in their order, then closed.
+/// Receives what the server does, on its thread.
+///
+/// Of each connection: opened, then received, sent and ended in their order, then closed. Of the loop: waiting and woken, and then
+/// serving and served around each connection that is ready.
 ///
 /// Every method has an empty default, and `()` costs nothing. A method must not block: the server serves no connection while it
 /// runs.
@@ -46,6 +49,24 @@ impl Peer {
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub trait Observer {
+    /// The server is about to wait for events.
+    fn waiting(&mut self) {}
+
+    /// The wait is over, with this number of events: 0 at a timeout, after a signal, or if work was left over.
+    fn woken(&mut self, events: usize) {
+        let _ = events;
+    }
+
+    /// The server is about to serve this connection: its readiness was reported, or input was left over.
+    fn serving(&mut self, peer: Peer) {
+        let _ = peer;
+    }
+
+    /// The server has served this connection, and is about to serve another, to close this one, or to wait.
+    fn served(&mut self, peer: Peer) {
+        let _ = peer;
+    }
+
     /// A connection was accepted. With [`Config::proxy_protocol`](crate::Config::proxy_protocol) its header has arrived, or it is about
     /// to be closed without one.
     fn opened(&mut self, peer: Peer) {
@@ -60,6 +81,11 @@ pub trait Observer {
     /// These bytes were received, and are about to be echoed: one read, at most one buffer's worth.
     fn received(&mut self, peer: Peer, data: &[u8]) {
         let _ = (peer, data);
+    }
+
+    /// This many bytes were sent. What is left of those received is pending output.
+    fn sent(&mut self, peer: Peer, length: usize) {
+        let _ = (peer, length);
     }
 
     /// The peer has closed its direction, and what it sent before this end's own FIN was echoed.

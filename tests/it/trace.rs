@@ -6,13 +6,16 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
+use ecoloop::{CloseReason, Config, Observer, Peer, Server, Turn};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Ended, Process, TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, ecoloop, eventually, half_close,
+    Ended, Process, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_unread, connect, ecoloop, eventually,
+    half_close, reset,
 };
 
 /// Runs `ecoloop strip` on a file with this content, and returns its exit and the page.
@@ -351,4 +354,94 @@ fn rendered(page: &Path, fragment: &str, profile: &Path) -> String {
         .output()
         .unwrap();
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Records every call as text.
+#[derive(Debug, Default)]
+struct Calls(Mutex<Vec<String>>);
+
+impl Calls {
+    fn push(&mut self, call: String) {
+        self.0.get_mut().unwrap().push(call);
+    }
+}
+
+impl Observer for Calls {
+    fn waiting(&mut self) {
+        self.push("waiting".to_owned());
+    }
+
+    fn woken(&mut self, events: usize) {
+        self.push(format!("woken {events}"));
+    }
+
+    fn serving(&mut self, peer: Peer) {
+        self.push(format!("serving {}", peer.key));
+    }
+
+    fn served(&mut self, peer: Peer) {
+        self.push(format!("served {}", peer.key));
+    }
+
+    fn opened(&mut self, peer: Peer) {
+        self.push(format!("opened {}", peer.key));
+    }
+
+    fn received(&mut self, peer: Peer, data: &[u8]) {
+        self.push(format!("received {} {}", peer.key, data.len()));
+    }
+
+    fn sent(&mut self, peer: Peer, length: usize) {
+        self.push(format!("sent {} {length}", peer.key));
+    }
+
+    fn ended(&mut self, peer: Peer) {
+        self.push(format!("ended {}", peer.key));
+    }
+
+    fn closed(&mut self, peer: Peer, reason: CloseReason) {
+        self.push(format!("closed {} {reason:?}", peer.key));
+    }
+}
+
+#[test]
+fn an_observer_sees_each_wait_and_each_visit_of_a_connection() {
+    let mut server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(Calls::default());
+    let address = server.local_addr();
+    // Takes one turn, and returns what the observer was told.
+    let mut turn = || {
+        assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
+        std::mem::take(&mut *server.observer().0.lock().unwrap())
+    };
+    let mut first = connect(address);
+    // The slab has the listener under 0.
+    assert_eq!(turn(), ["waiting", "woken 1", "opened 1"]);
+    // A new connection is writable.
+    assert_eq!(turn(), ["waiting", "woken 1", "serving 1", "served 1"]);
+    let mut second = connect(address);
+    assert_eq!(turn(), ["waiting", "woken 1", "opened 2"]);
+    assert_eq!(turn(), ["waiting", "woken 1", "serving 2", "served 2"]);
+    second.write_all(b"mundo").unwrap();
+    await_unread(&second, 5);
+    first.write_all(b"hola").unwrap();
+    await_unread(&first, 4);
+    assert_eq!(
+        turn(),
+        [
+            "waiting",
+            "woken 2", // in the order in which the bytes came
+            "serving 2",
+            "received 2 5",
+            "sent 2 5",
+            "served 2", //
+            "serving 1",
+            "received 1 4",
+            "sent 1 4",
+            "served 1",
+        ]
+    );
+    half_close(&first);
+    assert_eq!(turn(), ["waiting", "woken 1", "serving 1", "served 1", "ended 1", "closed 1 EndOfStream"]);
+    reset(second);
+    assert_eq!(turn(), ["waiting", "woken 1", "serving 2", "served 2", "closed 2 Reset"]);
 }
