@@ -50,6 +50,7 @@ mod systemd;
 #[cfg(feature = "load")]
 mod table;
 mod trace;
+mod trace_observer;
 mod values;
 
 use std::error::Error;

@@ -147,7 +147,6 @@ impl Output {
     }
 
     /// Replaces a file by a document that is not the last one. If that fails, nothing of it is kept.
-    #[cfg(feature = "load")]
     pub(super) fn replace(&self, text: &str) -> Result<(), String> {
         let Self::File(target) = self else { return self.write(text) };
         let _files = lock_files();

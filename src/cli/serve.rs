@@ -24,6 +24,8 @@ use super::log_observer::{Language, LogObserver, log_end, log_shutdown, log_so_f
 use super::output::{self, Output};
 use super::signals::Requests;
 use super::systemd::{self, Notifier};
+use super::trace::TraceFile;
+use super::trace_observer::Tracing;
 use super::usage_error;
 use super::values::{
     Address, SOCKETS, SocketArguments, count, duration, keepalive, network, rate, size, source_limit, timeout,
@@ -135,6 +137,10 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = OUTPUT, value_name = "FILE")]
     report: Option<PathBuf>,
 
+    /// Record the steps of the loop, and write them at the end: as a page, or as JSON for Perfetto
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE.html|FILE.json")]
+    trace: Option<TraceFile>,
+
     /// Language of the log [default: from the locale]
     #[arg(long, help_heading = OUTPUT)]
     lang: Option<Language>,
@@ -184,6 +190,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         usage_error("serve", "the sockets of LISTEN_FDS are served: ADDR cannot be used with them");
     }
     let report_output = arguments.report.as_deref().map(Output::open).transpose()?;
+    let mut tracing = arguments.trace.as_ref().map(Tracing::open).transpose()?;
     let stage = Arc::new(Stage::default());
     let language = arguments.lang.unwrap_or_else(Language::from_environment);
     let logs_shutdown = arguments.log_connections == LogConnections::None;
@@ -204,17 +211,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let notifier = Notifier::start(handle.clone())
         .map_err(|error| format!("cannot start the thread that sends to systemd: {error}"))?;
     let _ = stage.service.set(Service { handle: handle.clone(), notifier: notifier.clone() });
-    let (ended, report) = if arguments.verbose > 0 {
-        serve(server.with_observer(LogObserver::<true>::new(language, handle, true)), notifier.as_ref())
-    } else {
-        let is_enabled = arguments.log_connections == LogConnections::All;
-        serve(server.with_observer(LogObserver::<false>::new(language, handle, is_enabled)), notifier.as_ref())
-    };
+    let (ended, report) = observe(server, arguments, language, notifier.as_ref(), tracing.as_mut())?;
     log_end(language, &report);
     if let Some(notifier) = notifier {
         notifier.finish();
     }
     let log = log_writer.finish();
+    if let Some(tracing) = tracing {
+        tracing.write()?;
+    }
     match report_output {
         Some(Output::Stdout) if !log.is_written => {
             return Err("cannot write to standard output: the log waits for its reader".into());
@@ -226,10 +231,34 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Serves with the observer that the options ask for. Without a trace it is known when the server is compiled.
+fn observe(
+    server: Server,
+    arguments: &Arguments,
+    language: Language,
+    notifier: Option<&Notifier>,
+    tracing: Option<&mut Tracing>,
+) -> Result<(io::Result<()>, Report), String> {
+    let handle = server.handle();
+    let is_enabled = arguments.log_connections == LogConnections::All;
+    let short = |handle| LogObserver::<false>::new(language, handle, is_enabled);
+    let long = |handle| LogObserver::<true>::new(language, handle, true);
+    let is_long = arguments.verbose > 0;
+    if let Some(tracing) = tracing {
+        let inner: Box<dyn Observer> = if is_long { Box::new(long(handle)) } else { Box::new(short(handle)) };
+        return tracing.record(server, inner, |server| serve(server, notifier));
+    }
+    Ok(if is_long {
+        serve(&mut server.with_observer(long(handle)), notifier)
+    } else {
+        serve(&mut server.with_observer(short(handle)), notifier)
+    })
+}
+
 /// Serves until a signal ends the server.
-fn serve(mut server: Server<impl Observer>, notifier: Option<&Notifier>) -> (io::Result<()>, Report) {
+fn serve(server: &mut Server<impl Observer>, notifier: Option<&Notifier>) -> (io::Result<()>, Report) {
     let ended = match notifier {
-        Some(notifier) => notifier.run(&mut server),
+        Some(notifier) => notifier.run(server),
         None => server.run().map(drop),
     };
     (ended, server.report())

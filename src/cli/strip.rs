@@ -17,7 +17,7 @@ use super::format::{self, count};
 use super::input::Input;
 use super::output::Output;
 use super::print_error;
-use super::trace::{Kind, STEPS_MAX, Step, Trace};
+use super::trace::{Format, Kind, STEPS_MAX, Source, Step, Trace};
 
 /// Longest line that is read: strace shows 32 bytes of a message, or what its option -s says.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         .and_then(|input| parser.read(BufReader::new(input)))
         .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let trace = parser.finish().map_err(|reason| format!("cannot draw {}: {reason}", path.display()))?;
-    output.write(&trace.page())?;
+    output.write(&trace.document(Format::Html))?;
     if trace.dropped > 0 {
         let (kept, dropped) = (count(STEPS_MAX as u64), count(trace.dropped));
         print_error(&format!("{}: the page has the first {kept} steps; {dropped} more are left out", path.display()));
@@ -100,7 +100,7 @@ struct Thread {
 impl Parser {
     fn new(title: String) -> Self {
         Self {
-            trace: Trace::new(title),
+            trace: Trace::new(title, Source::Strace),
             start_ns: None,
             now_ns: 0,
             has_duration: false,

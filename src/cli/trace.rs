@@ -1,8 +1,13 @@
-//! The steps of a server: a bounded record of its calls, and the page that draws them.
+//! The steps of a server: a bounded record of its calls, and the documents that show them.
 
-use std::collections::HashSet;
+mod chrome;
+
+use std::collections::{HashSet, TryReserveError};
+use std::ffi::OsStr;
 use std::fmt::{self, Display, Write as _};
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Steps that a trace keeps: it counts the rest.
 pub(super) const STEPS_MAX: usize = 1 << 20;
@@ -13,11 +18,53 @@ const NAMES_MAX: usize = 512;
 const PAGE: &str = include_str!("strip.html");
 const DATA: &str = "@DATA@";
 
+/// Which document to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// The strip, a page.
+    Html,
+    /// Chrome's Trace Event Format.
+    Json,
+}
+
+/// A file for the trace of a server. Its name says in which format.
+#[derive(Clone, Debug)]
+pub(super) struct TraceFile {
+    pub(super) path: PathBuf,
+    pub(super) format: Format,
+}
+
+impl FromStr for TraceFile {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let path = PathBuf::from(text);
+        let format = match path.extension().and_then(OsStr::to_str) {
+            Some("html") => Format::Html,
+            Some("json") => Format::Json,
+            _ => return Err("the name must end in .html, for a page, or in .json, for Perfetto"),
+        };
+        Ok(Self { path, format })
+    }
+}
+
+/// What the steps are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The output of strace.
+    Strace,
+    /// What the server's observer sees. There is one thread, the loop's.
+    Observer,
+}
+
 /// What a server did, in the order in which its calls returned.
 #[derive(Debug)]
 pub(super) struct Trace {
-    /// What was traced: the name of a file, or of a command.
+    /// What was traced: the name of a file, or a command.
     pub(super) title: String,
+    source: Source,
+    /// Whether the server has ended. The document of one that was killed says no.
+    is_complete: bool,
     /// The thread's ID, which the page shows if there is more than one.
     threads: Vec<u32>,
     pub(super) connections: Vec<Connection>,
@@ -55,6 +102,8 @@ pub(super) enum Kind {
     Write,
     Shutdown,
     Close,
+    /// The loop came to a connection, and moved no byte.
+    Visit,
     /// Any other call, which kept its thread from the rest.
     Other,
 }
@@ -75,8 +124,10 @@ pub(super) struct Step {
     pub(super) pending: Option<u32>,
 }
 
+const _: () = assert!(size_of::<Step>() <= 64, "docs/trace.md says how much memory a trace takes");
+
 impl Kind {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Wait => "wait",
             Self::Accept => "accept",
@@ -85,15 +136,18 @@ impl Kind {
             Self::Write => "write",
             Self::Shutdown => "shutdown",
             Self::Close => "close",
+            Self::Visit => "visit",
             Self::Other => "other",
         }
     }
 }
 
 impl Trace {
-    pub(super) fn new(title: String) -> Self {
+    pub(super) fn new(title: String, source: Source) -> Self {
         Self {
             title,
+            source,
+            is_complete: true,
             threads: Vec::new(),
             connections: Vec::new(),
             calls: Vec::new(),
@@ -101,6 +155,16 @@ impl Trace {
             steps: Vec::new(),
             dropped: 0,
         }
+    }
+
+    /// Returns what a server writes at its start, for the case that it is killed.
+    pub(super) fn of_running_server(title: String) -> Self {
+        Self { is_complete: false, ..Self::new(title, Source::Observer) }
+    }
+
+    /// Takes the memory of all steps at once, so that none of them is moved later. Its pages cost memory once they are used.
+    pub(super) fn reserve(&mut self) -> Result<(), TryReserveError> {
+        self.steps.try_reserve_exact(STEPS_MAX)
     }
 
     /// Returns whether there is no room for another step.
@@ -146,8 +210,20 @@ impl Trace {
         known.or_else(|| push_name(&mut self.errors, name.to_owned())).and_then(|place| u16::try_from(place).ok())
     }
 
+    fn kind(&self, step: &Step) -> Kind {
+        self.calls[usize::from(step.call)].kind
+    }
+
+    /// Returns the trace as a document.
+    pub(super) fn document(&self, format: Format) -> String {
+        match format {
+            Format::Html => self.page(),
+            Format::Json => chrome::document(self),
+        }
+    }
+
     /// Returns the page that draws the steps. It needs no other file and no network.
-    pub(super) fn page(&self) -> String {
+    fn page(&self) -> String {
         let (before, after) = PAGE.split_once(DATA).unwrap_or((PAGE, ""));
         // In JSON these characters occur in strings alone. Without them no text ends the element that holds it.
         let data = self.json().replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e");
@@ -165,6 +241,11 @@ impl Trace {
         let head = serde_json::json!({
             "version": 1,
             "title": self.title,
+            "source": match self.source {
+                Source::Strace => "strace",
+                Source::Observer => "observer",
+            },
+            "complete": self.is_complete,
             "dropped": self.dropped,
             "threads": self.threads,
             "calls": calls,
