@@ -225,6 +225,57 @@ fn a_key_that_is_freed_in_the_batch_lets_an_old_event_hit_a_new_client() {
     assert_eq!(facts("stale_event", "fixed")["c_stays"], true);
 }
 
+#[test]
+fn closing_with_unread_bytes_destroys_what_is_on_its_way() {
+    let broken = facts("close_unread", "broken");
+    assert!(broken["received"].as_u64().unwrap() < 100_000, "{broken}");
+    assert_eq!(broken["end"], "connection reset");
+    let fixed = facts("close_unread", "fixed");
+    assert_eq!((&fixed["received"], &fixed["end"]), (&100_000.into(), &"end of stream".into()));
+}
+
+#[test]
+fn the_second_write_to_a_dead_connection_fails() {
+    assert_eq!(facts("dead_peer", "broken")["results"], serde_json::json!(["3 bytes", "broken pipe"]));
+    assert_eq!(facts("dead_peer", "fixed")["results"], serde_json::json!(["0 bytes"]));
+    assert_eq!(facts("address_in_use", "broken")["second_bind"], "address in use");
+    assert_eq!(facts("address_in_use", "fixed")["second_bind"], "ok");
+}
+
+#[test]
+fn a_ping_behind_a_flood_waits_for_one_read_if_they_take_turns() {
+    assert!(facts("flood", "broken")["ping_is_read"].as_u64().unwrap() > 100);
+    assert_eq!(facts("flood", "sixteen")["ping_is_read"], 17);
+    assert_eq!(facts("flood", "fixed")["ping_is_read"], 2);
+}
+
+#[test]
+fn without_descriptors_the_level_spins_the_edge_forgets_and_the_clock_serves() {
+    assert!(facts("no_descriptors", "broken")["failures"].as_u64().unwrap() > 1000);
+    let forgets = facts("no_descriptors", "forgets");
+    assert_eq!((&forgets["failures"], &forgets["served"]), (&1.into(), &false.into()));
+    let fixed = facts("no_descriptors", "fixed");
+    assert!(fixed["failures"].as_u64().unwrap() < 10, "{fixed}");
+    assert_eq!(fixed["served"], true);
+}
+
+#[test]
+fn a_flag_without_a_waker_is_seen_when_the_wait_is_over() {
+    assert!(facts("stop_flag", "broken")["stopped_after_ms"].as_u64().unwrap() >= 400);
+    assert!(facts("stop_flag", "fixed")["stopped_after_ms"].as_u64().unwrap() < 200);
+}
+
+#[test]
+fn a_closed_loop_hides_a_stall_and_nagle_costs_a_delayed_ack() {
+    let ms = |facts: &Value, name: &str| facts[name].as_f64().unwrap();
+    let broken = facts("omission", "broken");
+    assert!(ms(&broken, "p99_ms") < 20.0 && ms(&broken, "max_ms") >= 195.0, "{broken}");
+    let fixed = facts("omission", "fixed");
+    assert!(ms(&fixed, "p90_ms") > 100.0, "{fixed}");
+    assert!(ms(&facts("nagle", "broken"), "median_ms") > 35.0);
+    assert!(ms(&facts("nagle", "fixed"), "median_ms") < 35.0);
+}
+
 /// A page of the course.
 struct Page {
     path: PathBuf,
