@@ -38,7 +38,8 @@ impl Pace {
         reason = "below 2^53 nanoseconds, which is a hundred days"
     )]
     pub(super) fn time_of(&self, event: u64) -> u64 {
-        self.start.saturating_add((self.rank.nth(event) as f64 * self.interval) as u64)
+        // Rounded: 1,800 events at 900 a second take 2 s, and 1.999999999 s in floats.
+        self.start.saturating_add((self.rank.nth(event) as f64 * self.interval + 0.5) as u64)
     }
 
     /// Returns the first event that is due at `time` or later.
@@ -323,6 +324,16 @@ mod tests {
                 let first = pace.first_from(time);
                 assert!(pace.time_of(first) >= time);
                 assert!(first == 0 || pace.time_of(first - 1) < time);
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_number_of_seconds_has_the_rate_as_often_and_no_event_more() {
+        for rate in [3_u32, 7, 30, 90, 700, 900, 999, 3000, 60_000] {
+            for seconds in [1, 2, 3, 10, 60, 3600] {
+                let events = Pace::new(5, rate.into(), Rank::ALONE).first_from(5 + seconds * 1_000_000_000);
+                assert_eq!(events, u64::from(rate) * seconds, "{rate} for {seconds} s");
             }
         }
     }
