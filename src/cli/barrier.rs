@@ -161,7 +161,7 @@ fn listen(address: &Address, timeout: Duration, interrupt: &Interrupt) -> Result
             Err(_) if interrupt.is_set() => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 return Err(format!(
-                    "cannot listen on {address} as rank 0: {error}; another run or program has this port"
+                    "cannot listen on {address} as rank 0: {error}; another run or program has this port: choose one outside net.ipv4.ip_local_port_range"
                 ));
             }
             Err(error) if !matches!(address, Address::Name(_)) || Instant::now() >= deadline => {

@@ -16,6 +16,8 @@ use super::print_error;
 
 /// Maximum size of a report, with the other lines before it. One of a week has about 40 MiB: 70 bytes for each second.
 const REPORT_MIB_MAX: u64 = 64;
+/// Bytes of a prefix that a report does not contain by chance.
+const TAG_MIN: usize = 8;
 /// How this program writes the beginning of a report.
 const BEGIN: &[u8] = b"{\"schema\"";
 /// How the schema of a report begins.
@@ -168,7 +170,7 @@ impl Finder {
         object.text.extend_from_slice(&text[..length]);
         if !object.is_report() {
             self.found.other_lines += object.lines;
-        } else if serde_json::from_slice::<IgnoredAny>(&object.text).is_err() {
+        } else if object.is_mixed() || serde_json::from_slice::<IgnoredAny>(&object.text).is_err() {
             self.drop_broken(&object)?;
         } else {
             let text = str::from_utf8(&object.text).map_err(|_| at(object.line, "it is not UTF-8"))?;
@@ -178,7 +180,7 @@ impl Finder {
         Ok(Some(length))
     }
 
-    /// Drops an object that has not ended: an error if it is a report.
+    /// Drops an object that has not ended, or not as it began: an error if it is a report.
     fn drop_broken(&mut self, object: &Object) -> Result<(), String> {
         if object.is_report() {
             let reason = "a report begins here and does not end: mixed output of several processes, or output that was cut; have each \
@@ -198,6 +200,12 @@ impl Finder {
 }
 
 impl Object {
+    /// Returns whether the prefix is in the middle too: Open MPI puts it there when it joins parts, and the rest may still be JSON.
+    fn is_mixed(&self) -> bool {
+        let prefix = &self.prefix[..];
+        prefix.len() >= TAG_MIN && self.text.windows(prefix.len()).any(|bytes| bytes == prefix)
+    }
+
     fn is_report(&self) -> bool {
         self.text.starts_with(BEGIN) || self.text.windows(SCHEMA.len()).any(|bytes| bytes == SCHEMA)
     }

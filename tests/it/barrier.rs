@@ -256,8 +256,9 @@ fn relay(rank_zero: String, change: impl Fn(String) -> String + Send + 'static) 
             move || {
                 for line in BufReader::new(from).lines().map_while(Result::ok) {
                     let line = change(line);
-                    to.write_all((line.clone() + "\n").as_bytes()).unwrap();
-                    said.send(line).unwrap();
+                    // Before the other side can reply.
+                    said.send(line.clone()).unwrap();
+                    to.write_all((line + "\n").as_bytes()).unwrap();
                 }
             }
         };

@@ -222,6 +222,16 @@ fn mixed_output_is_refused_as_such() {
 }
 
 #[test]
+fn mixed_output_of_open_mpi_is_refused_although_it_is_json() {
+    // What mpirun 4.1.4 printed with --tag-output -n 3: the third report has a tag in the name of a field.
+    let log = include_str!("mixed_openmpi.log");
+    assert!(log.contains("\"censored[1,2]<stdout>:\""));
+    let ended = merge_stream(log, &[]);
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stderr[0].contains("line 3: a report begins here and does not end: mixed output"), "{ended:?}");
+}
+
+#[test]
 fn a_file_without_a_report_is_refused() {
     for (text, reason) in [
         ("", "ecoloop: cannot merge -: it has no report"),
