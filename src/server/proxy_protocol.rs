@@ -141,6 +141,9 @@ fn source(header: &[u8]) -> Result<Option<SocketAddr>, Error> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
@@ -224,6 +227,38 @@ mod tests {
         ] {
             assert_eq!(parse(&bad), Parsed::Bad, "{bad:?}");
             assert_eq!(parse(&bad[..bad.len() - 1]), Parsed::Incomplete, "{bad:?}");
+        }
+    }
+
+    fn parts() -> impl Strategy<Value = Vec<u8>> {
+        let known: [&[u8]; 11] = [
+            V1_START,
+            V2_START,
+            b"TCP4 ",
+            b"TCP6 ",
+            b"UNKNOWN",
+            b"1.2.3.4 ",
+            b"::1 ",
+            b"80",
+            b" ",
+            b"\r\n",
+            b"\x21\x11\0\x0c",
+        ];
+        prop_oneof![4 => prop::sample::select(known.to_vec()).prop_map(<[u8]>::to_vec), 1 => vec(any::<u8>(), 0..20)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn more_bytes_do_not_change_what_is_decided(start in 0..2_usize, parts in vec(parts(), 0..12)) {
+            let bytes = [[V1_START, V2_START][start], &parts.concat()].concat();
+            let mut before = Parsed::Incomplete;
+            for received in 1..=bytes.len() {
+                let parsed = parse(&bytes[..received]);
+                prop_assert!(before == Parsed::Incomplete || before == parsed, "{:?}, then {:?}", before, parsed);
+                before = parsed;
+            }
         }
     }
 }
