@@ -12,13 +12,17 @@ use super::held::Held;
 use super::pace::Pace;
 use super::{Effect, Fault, Kind, Moment};
 
+/// Most writes in one call: others wait while a large piece leaves in small chunks.
+const WRITES_MAX: usize = 64;
+
 /// A non-blocking stream on which faults act.
 ///
 /// A write puts bytes into a queue, from which [`advance`](Self::advance) and later writes send them when their time has come. A
 /// read returns `WouldBlock` while the stream must not be read, and the end of the stream only once the queue is empty.
 ///
-/// The owner calls `advance` before each use and at [`next_deadline`](Self::next_deadline), reads when
-/// [`can_resume`](Self::can_resume) though no event was reported, and carries out [`take_end`](Self::take_end).
+/// The owner calls `advance` before each use, at [`next_deadline`](Self::next_deadline), and again while
+/// [`can_send`](Self::can_send). It reads when [`can_resume`](Self::can_resume) though no event was reported, and carries out
+/// [`take_end`](Self::take_end).
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct FaultyStream<S, C> {
@@ -46,6 +50,8 @@ pub(crate) struct FaultyStream<S, C> {
     is_discarding: bool,
     /// The stream took no more output.
     is_blocked: bool,
+    /// There was output for more writes than one call makes.
+    can_send: bool,
     /// A read found the end of the stream.
     has_ended: bool,
     /// A read was cut short or returned `WouldBlock` though the stream may have input: no event will announce it.
@@ -136,6 +142,7 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
             end: None,
             is_discarding: false,
             is_blocked: false,
+            can_send: false,
             has_ended: false,
             is_suspended: false,
         };
@@ -209,9 +216,11 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
         }
     }
 
-    /// Sends what is due, until the stream blocks or something becomes due.
+    /// Sends what is due, until the stream blocks, something becomes due, or there were many writes.
     fn send_due(&mut self, now: Instant) -> io::Result<()> {
         self.held.advance(now);
+        self.can_send = false;
+        let mut writes = 0;
         while !self.is_stalled() && !self.is_blocked {
             let due = self.held.due();
             let most = due.len().min(usize::try_from(self.sendable()).unwrap_or(usize::MAX));
@@ -222,6 +231,11 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
             if allowed == 0 {
                 break;
             }
+            if writes == WRITES_MAX {
+                self.can_send = true;
+                break;
+            }
+            writes += 1;
             match self.stream.write(&due[..allowed]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => {
@@ -329,6 +343,11 @@ impl<S, C> FaultyStream<S, C> {
             due => self.pace.next_at(due.len()),
         };
         [end(self.reset), end(self.fin), stall, output].into_iter().flatten().min()
+    }
+
+    /// Returns whether there is more to send now.
+    pub(crate) fn can_send(&self) -> bool {
+        self.can_send
     }
 
     /// Returns whether a read that was refused can be made now.

@@ -139,7 +139,7 @@ impl Faulted {
                 Step::Again
             }
             (None, Outcome::Ended) => Step::End(self.end_reason()),
-            (None, Outcome::Wait) if !stream.can_resume() => Step::Wait,
+            (None, Outcome::Wait) if !stream.can_resume() && !stream.can_send() => Step::Wait,
             (None, Outcome::Wait | Outcome::Again) => Step::Again,
         }
     }

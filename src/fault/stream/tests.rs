@@ -147,6 +147,13 @@ impl Play {
     }
 
     fn serve(&mut self, is_writable: bool) {
+        self.serve_once(is_writable);
+        while self.stream.can_send() && self.end.is_none() {
+            self.serve_once(false);
+        }
+    }
+
+    fn serve_once(&mut self, is_writable: bool) {
         if self.end.is_some() || self.has_ended {
             return;
         }
@@ -397,6 +404,18 @@ fn chunks_are_of_their_size_and_their_gap_apart() {
     let split = play(&["chunk=7"], &[Action::Send(15)]);
     let lengths: Vec<_> = split.stream.get_ref().writes.iter().map(|(_, bytes)| bytes.len()).collect();
     assert_eq!((lengths, split.hits.get("chunk")), (vec![7, 7, 1], Some(&1)));
+}
+
+#[test]
+fn a_call_makes_few_writes_and_says_that_more_can_be_sent() {
+    let mut play = Play::new(&["chunk=1", "delay=1ms"], 8192);
+    play.act(Action::Receive(usize::MAX / 2));
+    play.act(Action::Send(5000));
+    play.now.set(Duration::from_millis(1));
+    play.serve_once(false);
+    assert_eq!((play.output().len(), play.stream.can_send()), (WRITES_MAX, true));
+    play.serve(false);
+    assert_eq!((play.output().len(), play.stream.can_send()), (5000, false));
 }
 
 #[test]
