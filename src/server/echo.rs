@@ -190,66 +190,54 @@ impl<O: Observer> Echo<O> {
 
     /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
     pub(super) fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
-        let Core {
-            acceptor,
-            admission,
-            config,
-            handle,
-            connections,
-            connections_peak,
-            timeouts,
-            hand,
-            rules,
-            accepts,
-            ..
-        } = &mut self.core;
-        let room = match config.when_full {
-            WhenFull::Wait => config.max_connections - *connections,
+        let core = &mut self.core;
+        let room = match core.config.when_full {
+            WhenFull::Wait => core.config.max_connections - core.connections,
             WhenFull::Reset => usize::MAX,
         };
-        acceptor.accept(index, attempts, room, |stream, address| {
-            let refused = &handle.counters().refused;
-            if !config.proxy_protocol && !admission.admit(address, refused) {
+        core.acceptor.accept(index, attempts, room, |stream, address| {
+            let refused = &core.handle.counters().refused;
+            if !core.config.proxy_protocol && !core.admission.admit(address, refused) {
                 reset_on_close(&stream);
                 return Ok(false);
             }
-            if *connections == config.max_connections {
+            if core.connections == core.config.max_connections {
                 reset_on_close(&stream);
                 refused.max_connections.add(1);
                 return Ok(false);
             }
-            *accepts += 1;
-            if let Some(fault) = rules.draw_reset(*accepts) {
+            core.accepts += 1;
+            if let Some(fault) = core.rules.draw_reset(core.accepts) {
                 log::debug!(target: LOG_TARGET, "reset the connection from {address}: {fault}");
                 reset_on_close(&stream);
-                handle.counters().faults[Kind::Connect as usize].add(1);
+                core.handle.counters().faults[Kind::Connect as usize].add(1);
                 return Ok(false);
             }
             if !ACCEPTED_INHERITS {
-                listen::set_connection_options(&SockRef::from(&stream), config)?;
+                listen::set_connection_options(&SockRef::from(&stream), &core.config)?;
             }
-            if config.proxy_protocol {
+            if core.config.proxy_protocol {
                 let wrap = |stream| Entry::AwaitingHeader(AwaitingHeader::new(stream, address));
                 reactor.insert(stream, INTEREST, wrap)?;
             } else {
-                let drawn = rules.draw(handle.counters().accepted.get() + 1, address.ip());
+                let drawn = core.rules.draw(core.handle.counters().accepted.get() + 1, address.ip());
                 let key = reactor.insert(stream, INTEREST, |stream| Entry::connection(stream, address, &drawn))?;
-                admission.opened(address);
-                handle.counters().accepted.add(1);
+                core.admission.opened(address);
+                core.handle.counters().accepted.add(1);
                 report_opened(&mut self.observer, reactor, Peer::new(key, address), &drawn.faults);
             }
-            *connections += 1;
-            *connections_peak = (*connections_peak).max(*connections);
-            if hand.is_none() {
-                *hand = timeouts.map(|timeouts| Hand::new(timeouts.period, Instant::now(), reactor));
+            core.connections += 1;
+            core.connections_peak = core.connections_peak.max(core.connections);
+            if core.hand.is_none() {
+                core.hand = core.timeouts.map(|timeouts| Hand::new(timeouts.period, Instant::now(), reactor));
             }
             Ok(true)
         });
-        if acceptor.take_held() {
-            handle.counters().faults[Kind::Connect as usize].add(1);
+        if core.acceptor.take_held() {
+            core.handle.counters().faults[Kind::Connect as usize].add(1);
         }
-        if *connections == config.max_connections {
-            acceptor.warn_full(*connections, config.when_full);
+        if core.connections == core.config.max_connections {
+            core.acceptor.warn_full(core.connections, core.config.when_full);
         }
     }
 
