@@ -27,9 +27,10 @@ impl FaultArguments {
         Fault::check_all(&self.rules).map_err(|error| format!("--fault: {error}"))
     }
 
-    /// Returns whether a rule closes the listening sockets.
-    pub(super) fn refuse_connects(&self) -> bool {
-        self.rules.iter().any(|fault| fault.effect == Effect::Connect(Connect::Refuse))
+    /// Returns whether a rule closes the listening sockets, or has them drop packets.
+    pub(super) fn change_listeners(&self) -> bool {
+        let changes = |fault: &Fault| matches!(fault.effect, Effect::Connect(Connect::Hang | Connect::Refuse));
+        self.rules.iter().any(changes)
     }
 }
 

@@ -183,8 +183,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         usage_error("serve", &error);
     }
     let passed = systemd::take_listeners()?;
-    if !passed.is_empty() && arguments.faults.refuse_connects() {
-        usage_error("serve", "connect=refuse closes the sockets, and systemd keeps those of LISTEN_FDS open");
+    if !passed.is_empty() && arguments.faults.change_listeners() {
+        usage_error(
+            "serve",
+            "connect=hang and connect=refuse cannot be used with the sockets of LISTEN_FDS: they are systemd's",
+        );
     }
     if !passed.is_empty() && !arguments.addresses.is_empty() {
         usage_error("serve", "the sockets of LISTEN_FDS are served: ADDR cannot be used with them");

@@ -53,6 +53,16 @@ fn an_address_beside_passed_sockets_is_a_usage_error() {
 }
 
 #[test]
+fn a_fault_that_would_change_passed_sockets_is_a_usage_error() {
+    for rule in ["connect=hang", "connect=refuse,at=1s..2s"] {
+        let sockets = [listener().0.into(), listener().0.into()];
+        let ended = Process::adopt(with_passed(sockets, &["serve", "--fault", rule])).wait();
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(ended.stderr[0].contains("cannot be used with the sockets of LISTEN_FDS"), "{ended:?}");
+    }
+}
+
+#[test]
 fn a_passed_socket_that_does_not_listen_for_tcp_is_refused() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (peer, address) = listener();
