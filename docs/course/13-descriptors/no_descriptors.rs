@@ -47,7 +47,6 @@ fn main() -> io::Result<()> {
             held.clear(); // somebody else in the program closes its files
         }
     }
-    println!("accept failed {failures} times for want of a descriptor.");
     println!("The client is served: {}.", if served { "yes" } else { "no" });
 
     println!(r#"{{"case": "{case}", "failures": {failures}, "served": {served}}}"#);

@@ -16,11 +16,11 @@ fn main() -> io::Result<()> {
     let waker = Arc::new(Waker::new(poll.registry(), Token(usize::MAX))?); // lives as long as the poll
     let is_stopped = Arc::new(AtomicBool::new(false));
 
-    let (flag, waker_of_stopper, wakes) = (is_stopped.clone(), waker.clone(), case != "broken");
+    let (flag, waker_of_stopper, is_fixed) = (is_stopped.clone(), waker.clone(), case != "broken");
     let stopper = thread::spawn(move || -> io::Result<Instant> {
         thread::sleep(Duration::from_millis(100)); // the loop is in its wait now
         flag.store(true, Ordering::Release);
-        if wakes {
+        if is_fixed {
             waker_of_stopper.wake()?;
         }
         Ok(Instant::now())
