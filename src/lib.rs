@@ -55,6 +55,6 @@ pub use ipnet::IpNet;
 pub use reactor::{Handler, INTEREST, Next, Reactor};
 pub use ready::Ready;
 pub use server::{
-    CloseReason, ClosedStats, Config, Connection, FaultStats, Handle, Observer, Outcome, Peer, RefusedStats, Report,
-    Running, Served, Server, SourceLimit, Stats, Turn, WhenFull,
+    AcceptErrorStats, CloseReason, ClosedStats, Config, Connection, FaultStats, Handle, Observer, Outcome, Peer,
+    RefusedStats, Report, Running, Served, Server, SourceLimit, Stats, Turn, WhenFull,
 };

@@ -49,7 +49,7 @@ pub use self::drain::Turn;
 pub use self::handle::Handle;
 pub use self::observer::{CloseReason, Observer, Peer};
 pub use self::running::Running;
-pub use self::stats::{ClosedStats, FaultStats, RefusedStats, Report, Stats};
+pub use self::stats::{AcceptErrorStats, ClosedStats, FaultStats, RefusedStats, Report, Stats};
 
 /// A TCP echo server on one readiness loop. It is bound and listening, and serves while [`run`](Self::run) or [`turn`](Self::turn) is
 /// called.

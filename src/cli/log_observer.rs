@@ -75,7 +75,7 @@ fn log_waiting(language: Language) {
 }
 
 /// Logs that the server shuts down.
-pub(super) fn log_shutdown(language: Language, stats: Stats) {
+pub(super) fn log_shutdown(language: Language, stats: &Stats) {
     let open = stats.accepted.saturating_sub(stats.closed.total());
     match language {
         Language::En => {

@@ -369,7 +369,7 @@ fn handle_signals(stage: Arc<Stage>, language: Language, logs_shutdown: bool) ->
                 handle.stop();
             } else {
                 if logs_shutdown {
-                    log_shutdown(language, handle.stats());
+                    log_shutdown(language, &handle.stats());
                 }
                 // Before the drain, which may end the process at once.
                 if let Some(notifier) = notifier {
@@ -388,26 +388,12 @@ fn handle_signals(stage: Arc<Stage>, language: Language, logs_shutdown: bool) ->
 
 /// Returns the final figures as JSON.
 fn document(report: &Report, log_lines_lost: u64) -> String {
-    let (stats, closed, refused) = (report.stats, report.stats.closed, report.stats.refused);
+    let stats = report.stats;
     let json = serde_json::json!({
         "accepted": stats.accepted,
-        "closed": {
-            "end_of_stream": closed.end_of_stream,
-            "reset": closed.reset,
-            "failed": closed.failed,
-            "idle": closed.idle,
-            "stalled": closed.stalled,
-            "drained": closed.drained,
-            "cut": closed.cut,
-            "stopped": closed.stopped,
-            "fault": closed.fault,
-        },
+        "closed": BTreeMap::from(stats.closed.by_reason()),
         "faults": stats.faults.iter().collect::<BTreeMap<_, _>>(),
-        "refused": {
-            "max_connections": refused.max_connections,
-            "per_source": refused.per_source,
-            "not_allowed": refused.not_allowed,
-        },
+        "refused": BTreeMap::from(stats.refused.by_reason()),
         "bytes_in": stats.bytes_in,
         "bytes_out": stats.bytes_out,
         "discarded": stats.discarded,

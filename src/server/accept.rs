@@ -7,6 +7,7 @@ use std::time::Instant;
 use mio::net::{TcpListener, TcpStream};
 
 use super::config::{ACCEPT_RETRY, WARN_INTERVAL, WhenFull};
+use super::stats::AcceptErrorCounters;
 use super::token_bucket::TokenBucket;
 use crate::fault::Connect;
 use crate::log_target::LOG_TARGET;
@@ -87,7 +88,7 @@ impl Acceptor {
     }
 
     /// Accepts from listener `index` until `WouldBlock`, with at most `attempts` calls, while there is `room` for connections. Calls
-    /// `admit` for each, which returns whether it is served; an error drops the connection.
+    /// `admit` for each, which returns whether it is served; an error drops the connection. Counts the `errors` of accept(2).
     ///
     /// Backs off if every attempt failed: an error of single connections that lasts, such as `EPERM` of a filter, is the system's.
     pub(super) fn accept(
@@ -95,6 +96,7 @@ impl Acceptor {
         index: usize,
         mut attempts: usize,
         mut room: usize,
+        errors: &AcceptErrorCounters,
         mut admit: impl FnMut(TcpStream, SocketAddr) -> io::Result<bool>,
     ) {
         if self.fault == Some(Connect::Hang) {
@@ -124,12 +126,18 @@ impl Acceptor {
                         Err(error) => self.warn_dropped(address, &error),
                     }
                 }
-                Accepted::Skipped(error) => skipped = Some(error),
+                Accepted::Skipped(error) => {
+                    errors.add(&error);
+                    skipped = Some(error);
+                }
                 Accepted::Blocked => {
                     self.pace.is_holding = false;
                     return;
                 }
-                Accepted::Failed(error) => return self.back_off(index, &error),
+                Accepted::Failed(error) => {
+                    errors.add(&error);
+                    return self.back_off(index, &error);
+                }
             }
         }
         match skipped {

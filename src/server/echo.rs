@@ -195,7 +195,8 @@ impl<O: Observer> Echo<O> {
             WhenFull::Wait => core.config.max_connections - core.connections,
             WhenFull::Reset => usize::MAX,
         };
-        core.acceptor.accept(index, attempts, room, |stream, address| {
+        let errors = &core.handle.counters().accept_errors;
+        core.acceptor.accept(index, attempts, room, errors, |stream, address| {
             let refused = &core.handle.counters().refused;
             if !core.config.proxy_protocol && !core.admission.admit(address, refused) {
                 reset_on_close(&stream);

@@ -1,6 +1,7 @@
 //! The counters, a snapshot of them, and the report.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::observer::CloseReason;
@@ -37,6 +38,8 @@ pub struct Stats {
     pub bytes_out: u64,
     /// Bytes received after the server had sent FIN, which are not echoed.
     pub discarded: u64,
+    /// Errors of accept(2), by errno.
+    pub accept_errors: AcceptErrorStats,
 }
 
 impl Stats {
@@ -75,15 +78,23 @@ impl ClosedStats {
     /// Returns the number of closed connections.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.end_of_stream
-            + self.reset
-            + self.failed
-            + self.idle
-            + self.stalled
-            + self.drained
-            + self.cut
-            + self.stopped
-            + self.fault
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
+
+    /// Returns each reason and its count. A reason is the name of its field.
+    #[must_use]
+    pub fn by_reason(&self) -> [(&'static str, u64); 9] {
+        [
+            ("end_of_stream", self.end_of_stream),
+            ("reset", self.reset),
+            ("failed", self.failed),
+            ("idle", self.idle),
+            ("stalled", self.stalled),
+            ("drained", self.drained),
+            ("cut", self.cut),
+            ("stopped", self.stopped),
+            ("fault", self.fault),
+        ]
     }
 }
 
@@ -103,7 +114,36 @@ impl RefusedStats {
     /// Returns the number of refused connections.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.max_connections + self.per_source + self.not_allowed
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
+
+    /// Returns each reason and its count. A reason is the name of its field.
+    #[must_use]
+    pub fn by_reason(&self) -> [(&'static str, u64); 3] {
+        [("max_connections", self.max_connections), ("per_source", self.per_source), ("not_allowed", self.not_allowed)]
+    }
+}
+
+/// Most values of errno that [`AcceptErrorStats`] tells apart.
+const ERRNOS_MAX: usize = 8;
+
+/// Errors of accept(2), by errno. The first 8 values are told apart, and the others are counted together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AcceptErrorStats {
+    by_errno: [(i32, u64); ERRNOS_MAX],
+    others: u64,
+}
+
+impl AcceptErrorStats {
+    /// Iterates over each errno and its count. The errno of the others is 0.
+    pub fn iter(&self) -> impl Iterator<Item = (i32, u64)> {
+        self.by_errno.into_iter().chain([(0, self.others)]).filter(|&(_, count)| count > 0)
+    }
+
+    /// Returns the number of errors.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.iter().map(|(_, count)| count).sum()
     }
 }
 
@@ -154,6 +194,7 @@ pub(super) struct Counters {
     pub(super) refused: RefusedCounters,
     /// One for each [`Kind`].
     pub(super) faults: [Counter; Kind::ALL.len()],
+    pub(super) accept_errors: AcceptErrorCounters,
 }
 
 /// The live counters of [`RefusedStats`].
@@ -162,6 +203,42 @@ pub(super) struct RefusedCounters {
     pub(super) max_connections: Counter,
     pub(super) per_source: Counter,
     pub(super) not_allowed: Counter,
+}
+
+/// The live counters of [`AcceptErrorStats`].
+#[derive(Debug, Default)]
+pub(super) struct AcceptErrorCounters {
+    /// An errno of 0: not used yet.
+    by_errno: [(AtomicI32, Counter); ERRNOS_MAX],
+    others: Counter,
+}
+
+impl AcceptErrorCounters {
+    pub(super) fn add(&self, error: &io::Error) {
+        if let Some(errno) = error.raw_os_error() {
+            for (slot, count) in &self.by_errno {
+                let known = slot.load(Ordering::Relaxed);
+                if known == 0 {
+                    slot.store(errno, Ordering::Relaxed);
+                }
+                if known == 0 || known == errno {
+                    return count.add(1);
+                }
+            }
+        }
+        self.others.add(1);
+    }
+
+    fn snapshot(&self) -> AcceptErrorStats {
+        AcceptErrorStats {
+            // The count first: it releases the errno.
+            by_errno: self.by_errno.each_ref().map(|(errno, count)| {
+                let count = count.get();
+                (errno.load(Ordering::Relaxed), count)
+            }),
+            others: self.others.get(),
+        }
+    }
 }
 
 impl Counters {
@@ -204,6 +281,7 @@ impl Counters {
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
             discarded: self.discarded.get(),
+            accept_errors: self.accept_errors.snapshot(),
         }
     }
 }
@@ -221,5 +299,22 @@ impl Counter {
 
     pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_accept_are_told_apart_up_to_the_limit() {
+        let counters = AcceptErrorCounters::default();
+        for errno in (1..=20).chain([7, 20]) {
+            counters.add(&io::Error::from_raw_os_error(errno));
+        }
+        let stats = counters.snapshot();
+        let expected = (1..=8).map(|errno| (errno, 1 + u64::from(errno == 7))).chain([(0, 13)]);
+        assert_eq!(stats.iter().collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        assert_eq!(stats.total(), 22);
     }
 }

@@ -130,7 +130,7 @@ fn lateness_excludes_the_warmup() {
 
 /// Asserts that the server has received the reported messages, and the first one of each connection, which is not reported.
 #[track_caller]
-fn assert_all_bytes_seen(report: &Report, stats: Stats) {
+fn assert_all_bytes_seen(report: &Report, stats: &Stats) {
     let messages = report.messages.verified + report.connections.established;
     assert_eq!(stats.bytes_in, messages * report.config.size);
 }
