@@ -30,6 +30,7 @@ mod log;
 mod log_observer;
 #[cfg(feature = "load")]
 mod merge;
+mod metrics;
 mod output;
 #[cfg(feature = "load")]
 mod plot;
@@ -75,7 +76,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the echo server (the default without a subcommand)
-    Serve(serve::Arguments),
+    Serve(Box<serve::Arguments>),
     /// Generate load on an echo server, and report the result
     #[cfg(feature = "load")]
     Load(Box<load::Arguments>),
@@ -87,7 +88,7 @@ enum Command {
     Merge(merge::Arguments),
     /// Compare the results of two servers, or of two versions of one
     #[cfg(feature = "load")]
-    Compare(compare::Arguments),
+    Compare(Box<compare::Arguments>),
     /// Draw the steps of a server as a page, from the output of strace
     Strip(strip::Arguments),
     /// Grade an echo server, anyone's

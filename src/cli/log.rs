@@ -28,6 +28,22 @@ const STDERR_TIMEOUT: Duration = Duration::from_millis(100);
 /// Ends the log.
 pub(super) struct Writer(Arc<Queue>);
 
+/// The number of lines that were lost so far.
+#[derive(Clone)]
+pub(super) struct LostLines(Arc<Queue>);
+
+impl LostLines {
+    pub(super) fn count(&self) -> u64 {
+        self.0.lost_lines.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for LostLines {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("LostLines").field(&self.count()).finish()
+    }
+}
+
 /// The end of the log.
 pub(super) struct Finished {
     pub(super) lost_lines: u64,
@@ -41,6 +57,8 @@ struct Queue {
     filled: Condvar,
     offered_lines: AtomicU64,
     written_lines: AtomicU64,
+    /// Lines that did not fit in the queue, or could not be written.
+    lost_lines: AtomicU64,
 }
 
 struct Half {
@@ -57,6 +75,7 @@ pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
         filled: Condvar::new(),
         offered_lines: AtomicU64::new(0),
         written_lines: AtomicU64::new(0),
+        lost_lines: AtomicU64::new(0),
     });
     let of_writer = Arc::clone(&queue);
     thread::Builder::new().name("log".to_owned()).spawn(move || of_writer.write_lines())?;
@@ -66,6 +85,10 @@ pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
 }
 
 impl Writer {
+    pub(super) fn lost_lines(&self) -> LostLines {
+        LostLines(Arc::clone(&self.0))
+    }
+
     /// Waits at most a second until all is written. If standard output does not show how many lines were lost, prints it on standard
     /// error.
     pub(super) fn finish(self) -> Finished {
@@ -96,6 +119,7 @@ impl Log for Logger {
         let level = record.level() as u8;
         if write!(Bounded(lines), "{level}{}{SEPARATOR}", record.args()).is_err() {
             lines.truncate(start);
+            self.0.lost_lines.fetch_add(1, Ordering::Relaxed);
         } else if start == 0 {
             self.0.filled.notify_one();
         }
@@ -127,9 +151,8 @@ impl Queue {
                 let (level, words) = line.split_at(1);
                 let level =
                     Level::iter().nth(level.parse().map_or(0, |level: usize| level - 1)).unwrap_or(Level::Error);
-                if printer.print(level, words) {
-                    self.written_lines.fetch_add(1, Ordering::Relaxed);
-                }
+                let count = if printer.print(level, words) { &self.written_lines } else { &self.lost_lines };
+                count.fetch_add(1, Ordering::Relaxed);
             }
             lines.clear();
             if let Some(answer) = finish {

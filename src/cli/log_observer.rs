@@ -11,6 +11,7 @@ use log::{Level, Record};
 
 use super::format::plural;
 use super::log::TARGET;
+use super::metrics::TurnTimer;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Language {
@@ -72,6 +73,14 @@ pub(super) fn log_start(language: Language, addresses: &[SocketAddr]) {
 
 fn log_waiting(language: Language) {
     log::info!(target: TARGET, "{}", language.pick("Waiting for connections...", "Esperando conexiones..."));
+}
+
+/// Logs where the metrics are.
+pub(super) fn log_metrics(language: Language, address: SocketAddr) {
+    match language {
+        Language::En => log::info!(target: TARGET, "Metrics on http://{address}/metrics"),
+        Language::Es => log::info!(target: TARGET, "Metricas en http://{address}/metrics"),
+    }
 }
 
 /// Logs that the server shuts down.
@@ -156,7 +165,7 @@ impl From<Language> for ecoloop::check::Language {
     }
 }
 
-/// Logs the events of each connection, in the notes' words. Without `MESSAGES` it is not called for a message, which costs none then.
+/// Logs the events of each connection, in the notes' words, and times the turns of the loop. Without `MESSAGES` it is not called for a message, which costs none then.
 #[derive(Debug)]
 pub(super) struct LogObserver<const MESSAGES: bool> {
     language: Language,
@@ -165,11 +174,13 @@ pub(super) struct LogObserver<const MESSAGES: bool> {
     /// Without, it logs nothing. A type of its own for that would be another copy of the loop.
     is_enabled: bool,
     open: usize,
+    /// With `--metrics`. Another observer for it would be another copy of the loop.
+    timer: Option<TurnTimer>,
 }
 
 impl<const MESSAGES: bool> LogObserver<MESSAGES> {
-    pub(super) fn new(language: Language, handle: Handle, is_enabled: bool) -> Self {
-        Self { language, handle, is_enabled, open: 0 }
+    pub(super) fn new(language: Language, handle: Handle, is_enabled: bool, timer: Option<TurnTimer>) -> Self {
+        Self { language, handle, is_enabled, open: 0, timer }
     }
 
     /// Apart from the hot path, which does not log.
@@ -181,6 +192,18 @@ impl<const MESSAGES: bool> LogObserver<MESSAGES> {
 }
 
 impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
+    fn waiting(&mut self) {
+        if let Some(timer) = &mut self.timer {
+            timer.waiting();
+        }
+    }
+
+    fn woken(&mut self, _: usize) {
+        if let Some(timer) = &mut self.timer {
+            timer.woken();
+        }
+    }
+
     fn opened(&mut self, Peer { address, .. }: Peer) {
         if !self.is_enabled {
             return;

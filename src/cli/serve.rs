@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,7 @@ use super::faults::{self, FaultArguments};
 use super::hints::with_bind_hint;
 use super::log::TARGET;
 use super::log_observer::{Language, LogObserver, log_end, log_shutdown, log_so_far, log_start};
+use super::metrics::{self, TurnTimer};
 use super::output::{self, Output};
 use super::signals::Requests;
 use super::systemd::{self, Notifier};
@@ -141,6 +142,10 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = OUTPUT, value_name = "FILE.html|FILE.json")]
     trace: Option<TraceFile>,
 
+    /// Serve metrics for Prometheus on this address, at /metrics, and the server's health at /healthz [default: none]
+    #[arg(long, help_heading = OUTPUT, value_name = "ADDR")]
+    metrics: Option<Address>,
+
     /// Language of the log [default: from the locale]
     #[arg(long, help_heading = OUTPUT)]
     lang: Option<Language>,
@@ -202,6 +207,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 
     let config = arguments.config();
     let addresses = if passed.is_empty() { arguments.resolve()? } else { Vec::new() };
+    let metrics = arguments.bind_metrics()?;
     stage.is_binding.store(true, Ordering::Release);
     let server =
         if passed.is_empty() { Server::bind(&addresses[..], config) } else { Server::from_listeners(passed, config) };
@@ -211,10 +217,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     }
     let handle = server.handle();
     log_start(language, server.local_addrs());
+    let timer = metrics.map(|listeners| metrics::start(listeners, language, handle.clone(), log_writer.lost_lines()));
+    let timer = timer.transpose().map_err(|error| format!("cannot start --metrics: {error}"))?;
     let notifier = Notifier::start(handle.clone())
         .map_err(|error| format!("cannot start the thread that sends to systemd: {error}"))?;
     let _ = stage.service.set(Service { handle: handle.clone(), notifier: notifier.clone() });
-    let (ended, report) = observe(server, arguments, language, notifier.as_ref(), tracing.as_mut())?;
+    let (ended, report) = observe(server, arguments, language, timer.as_ref(), notifier.as_ref(), tracing.as_mut())?;
     log_end(language, &report);
     if let Some(notifier) = notifier {
         notifier.finish();
@@ -239,13 +247,14 @@ fn observe(
     server: Server,
     arguments: &Arguments,
     language: Language,
+    timer: Option<&TurnTimer>,
     notifier: Option<&Notifier>,
     tracing: Option<&mut Tracing>,
 ) -> Result<(io::Result<()>, Report), String> {
     let handle = server.handle();
     let is_enabled = arguments.log_connections == LogConnections::All;
-    let short = |handle| LogObserver::<false>::new(language, handle, is_enabled);
-    let long = |handle| LogObserver::<true>::new(language, handle, true);
+    let short = |handle| LogObserver::<false>::new(language, handle, is_enabled, timer.cloned());
+    let long = |handle| LogObserver::<true>::new(language, handle, true, timer.cloned());
     let is_long = arguments.verbose > 0;
     if let Some(tracing) = tracing {
         let inner: Box<dyn Observer> = if is_long { Box::new(long(handle)) } else { Box::new(short(handle)) };
@@ -315,13 +324,20 @@ impl Arguments {
         Ok(addresses)
     }
 
+    /// Binds the addresses of `--metrics`.
+    fn bind_metrics(&self) -> Result<Option<Vec<TcpListener>>, Box<dyn Error>> {
+        let Some(address) = &self.metrics else { return Ok(None) };
+        Ok(Some(metrics::bind(&address.resolve(Ipv4Addr::UNSPECIFIED.into())?)?))
+    }
+
     /// Raises the soft descriptor limit to the hard one, and returns `--max-connections` or what that limit allows.
     fn max_connections(&self) -> usize {
         let limit = descriptors::raise_limit(|warning| log::warn!(target: TARGET, "{warning}"));
-        let most = limit.map(|limit| limit.saturating_sub(DESCRIPTORS_KEPT).max(1));
+        let kept = DESCRIPTORS_KEPT + if self.metrics.is_some() { metrics::CLIENTS_MAX as u64 } else { 0 };
+        let most = limit.map(|limit| limit.saturating_sub(kept).max(1));
         let requested = self.max_connections.map(u64::from);
         if let (Some(limit), Some(requested)) = (limit, requested)
-            && requested > limit.saturating_sub(DESCRIPTORS_KEPT)
+            && requested > limit.saturating_sub(kept)
         {
             log::warn!(
                 target: TARGET,

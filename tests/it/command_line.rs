@@ -263,6 +263,7 @@ fn help_names_every_option_and_version_the_version() {
             "--reuse-port",
             "--proxy-protocol",
             "--report <FILE>",
+            "--metrics <ADDR>",
             "--lang <LANG>",
             "--log-connections <LOG_CONNECTIONS>",
             "-v...",

@@ -28,6 +28,7 @@ mod load;
 mod logging;
 #[cfg(feature = "load")]
 mod merge;
+mod metrics;
 mod narration;
 #[cfg(feature = "load")]
 mod proxies;

@@ -20,7 +20,7 @@ fn a_closed_loop_with_a_duration_passes() {
         config.duration = Duration::from_millis(200);
     });
     assert_clean(&report);
-    assert_all_bytes_seen(&report, stats);
+    assert_all_bytes_seen(&report, &stats);
     let connections = report.connections;
     assert_eq!([connections.requested, connections.established, connections.verified, connections.held], [7; 4]);
     assert_eq!((report.mode, report.r#loop), (Mode::Echo, Loop::Closed));
@@ -39,7 +39,7 @@ fn every_connection_sends_messages_per_connection_at_any_pipeline() {
             config.messages_per_connection = Some(40);
         });
         assert_clean(&report);
-        assert_all_bytes_seen(&report, stats);
+        assert_all_bytes_seen(&report, &stats);
         assert_eq!((report.messages.due, report.messages.verified), (200, 200));
         assert_eq!(report.config.pipeline, Some(pipeline));
     }
@@ -54,7 +54,7 @@ fn messages_larger_than_the_socket_buffers_are_verified() {
         config.messages_per_connection = Some(3);
     });
     assert_clean(&report);
-    assert_all_bytes_seen(&report, stats);
+    assert_all_bytes_seen(&report, &stats);
     assert_eq!(report.messages.verified, 6);
 }
 
@@ -66,7 +66,7 @@ fn an_open_loop_sends_exactly_the_due_messages() {
         config.duration = Duration::from_millis(300);
     });
     assert_clean(&report);
-    assert_all_bytes_seen(&report, stats);
+    assert_all_bytes_seen(&report, &stats);
     assert_eq!((report.messages.due, report.messages.verified), (300, 300));
     assert_eq!((report.r#loop, report.config.pipeline, report.config.rate), (Loop::Open, None, Some(1000.0)));
     assert_eq!(report.lateness_us.count, 300);
