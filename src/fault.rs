@@ -20,6 +20,7 @@
 //! [`Config::faults`](crate::Config::faults) has the rules of a server. `docs/faults.md` shows what a client sees of each.
 
 mod bytes;
+mod display;
 mod draw;
 mod held;
 mod pace;
@@ -101,22 +102,22 @@ pub enum Effect {
     Reset(Moment),
     /// The server sends FIN, and discards what it receives from then on.
     Fin(Moment),
-    /// Every so many bytes, a bit of one is turned.
+    /// A bit of every Nth byte is turned.
     Flip {
-        /// Places in the connection's input: this one, twice this one, and so on. The first byte has place 1.
+        /// N: bytes N, 2N, 3N of the connection's input, counted from 1.
         every: u64,
     },
-    /// Every so many bytes, one is left out.
+    /// Every Nth byte is left out.
     Lose {
         /// As in [`Effect::Flip`].
         every: u64,
     },
-    /// Every so many bytes, one comes twice.
+    /// Every Nth byte comes twice.
     Duplicate {
         /// As in [`Effect::Flip`].
         every: u64,
     },
-    /// Every so many bytes, one is exchanged with the next. The last byte of the input has no next: it comes as it is.
+    /// Every Nth byte is exchanged with the next. The last byte of the input has no next: it comes as it is.
     Swap {
         /// As in [`Effect::Flip`]. A byte that was exchanged is not exchanged again: 1 exchanges bytes 1 and 2, 3 and 4.
         every: u64,
@@ -128,9 +129,9 @@ pub enum Effect {
 /// When [`Effect::Reset`] and [`Effect::Fin`] happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// When exactly so many bytes were echoed, without waiting for more input.
+    /// When exactly this many bytes were echoed, without waiting for more input.
     Bytes(u64),
-    /// So long after the accept.
+    /// This long after the accept.
     Time(Duration),
 }
 
@@ -395,77 +396,6 @@ impl Selector {
     }
 }
 
-impl fmt::Display for Fault {
-    /// Writes the rule as it is parsed.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}{}", self.effect, self.selector)
-    }
-}
-
-impl fmt::Display for Effect {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.kind().name();
-        match *self {
-            Self::Delay { least, most, hold } => {
-                write!(formatter, "{name}={}", Time(least))?;
-                if least != most {
-                    write!(formatter, "..{}", Time(most))?;
-                }
-                if hold != DEFAULT_HOLD {
-                    write!(formatter, ",hold={}", Size(hold as u64))?;
-                }
-                Ok(())
-            }
-            Self::Rate { bytes_per_second } => write!(formatter, "{name}={}", Size(bytes_per_second)),
-            Self::Chunk { size, gap } => {
-                write!(formatter, "{name}={}", Size(size as u64))?;
-                if gap.is_zero() { Ok(()) } else { write!(formatter, ",gap={}", Time(gap)) }
-            }
-            Self::Stall { after, length } => {
-                write!(formatter, "{name}")?;
-                if after > 0 {
-                    write!(formatter, "={}", Size(after))?;
-                }
-                length.map_or(Ok(()), |length| write!(formatter, ",for={}", Time(length)))
-            }
-            Self::Mute { after: 0 } => write!(formatter, "{name}"),
-            Self::Mute { after: bytes } | Self::Reset(Moment::Bytes(bytes)) | Self::Fin(Moment::Bytes(bytes)) => {
-                write!(formatter, "{name}={}", Size(bytes))
-            }
-            Self::Reset(Moment::Time(time)) | Self::Fin(Moment::Time(time)) => {
-                write!(formatter, "{name}={}", Time(time))
-            }
-            Self::Flip { every } | Self::Lose { every } | Self::Duplicate { every } | Self::Swap { every } => {
-                write!(formatter, "{name}={every}")
-            }
-            Self::Connect(Connect::Hang) => write!(formatter, "{name}=hang"),
-            Self::Connect(Connect::Refuse) => write!(formatter, "{name}=refuse"),
-            Self::Connect(Connect::Reset) => write!(formatter, "{name}=reset"),
-            Self::Connect(Connect::Every(time)) => write!(formatter, "{name}={}", Time(time)),
-        }
-    }
-}
-
-impl fmt::Display for Selector {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(percent) = self.percent {
-            write!(formatter, ",p={percent}%")?;
-        }
-        for (key, number) in [("first", self.first), ("after", self.after), ("every", self.every)] {
-            if let Some(number) = number {
-                write!(formatter, ",{key}={number}")?;
-            }
-        }
-        if let Some(from) = self.from {
-            write!(formatter, ",from={from}")?;
-        }
-        match &self.at {
-            Some(at) => write!(formatter, ",at={}..{}", Time(at.start), Time(at.end)),
-            None => Ok(()),
-        }
-    }
-}
-
 impl fmt::Display for FaultError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
@@ -473,32 +403,3 @@ impl fmt::Display for FaultError {
 }
 
 impl Error for FaultError {}
-
-/// A duration in its largest unit that needs no fraction.
-struct Time(Duration);
-
-impl fmt::Display for Time {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_nanos() {
-            nanos if nanos.is_multiple_of(1_000_000_000) => write!(formatter, "{}s", nanos / 1_000_000_000),
-            nanos if nanos.is_multiple_of(1_000_000) => write!(formatter, "{}ms", nanos / 1_000_000),
-            nanos if nanos.is_multiple_of(1000) => write!(formatter, "{}us", nanos / 1000),
-            nanos => write!(formatter, "{}.{:03}us", nanos / 1000, nanos % 1000),
-        }
-    }
-}
-
-/// A size in its largest unit that needs no fraction.
-struct Size(u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => write!(formatter, "0"),
-            bytes if bytes.is_multiple_of(1 << 30) => write!(formatter, "{}GiB", bytes >> 30),
-            bytes if bytes.is_multiple_of(1 << 20) => write!(formatter, "{}MiB", bytes >> 20),
-            bytes if bytes.is_multiple_of(1 << 10) => write!(formatter, "{}KiB", bytes >> 10),
-            bytes => write!(formatter, "{bytes}"),
-        }
-    }
-}
