@@ -3,14 +3,14 @@
 use super::stream::Hits;
 use super::{Effect, Fault, Kind};
 
-/// Changes single bytes of a stream. Places are those of its input, and begin with 1.
+/// Changes single bytes of a stream. A place is a position in its input, from 1.
 #[derive(Debug, Default)]
 pub(super) struct ByteFaults {
     flip: Option<u64>,
     lose: Option<u64>,
     duplicate: Option<u64>,
     swap: Option<u64>,
-    /// Bytes of the input so far.
+    /// The place of the last byte.
     place: u64,
     /// The byte that waits for the next, with which it is exchanged; whether it comes twice.
     waiting: Option<(u8, bool)>,
@@ -40,7 +40,7 @@ impl ByteFaults {
         self.waiting.is_some()
     }
 
-    /// Takes the next byte of the input, and appends what comes of it to `output`.
+    /// Takes the next byte of the input, and appends the resulting bytes to `output`.
     pub(super) fn push(&mut self, mut byte: u8, output: &mut Vec<u8>, hits: &mut Hits) {
         self.place += 1;
         let place = self.place;

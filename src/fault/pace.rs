@@ -108,7 +108,7 @@ impl Rate {
         usize::try_from(self.bytes_per_second / WRITES_PER_SECOND).unwrap_or(usize::MAX / 2).max(1)
     }
 
-    /// Returns the time that so many bytes take, rounded up.
+    /// Returns the time that `length` bytes take, rounded up.
     fn time(&self, length: usize) -> Duration {
         let nanos = (length as u128 * 1_000_000_000).div_ceil(u128::from(self.bytes_per_second));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))

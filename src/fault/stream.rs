@@ -172,7 +172,7 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
         self.send_due(now)
     }
 
-    /// Ends the faults of time, in an orderly end of the connection: what is delayed leaves at once, and what a stall withholds is
+    /// Ends the faults of time, in an orderly end of the connection: what is delayed leaves now, and what a stall withholds is
     /// thrown away.
     pub(crate) fn lift(&mut self) {
         if self.is_stalled() {

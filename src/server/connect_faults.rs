@@ -21,7 +21,7 @@ pub(super) struct ConnectFaults {
     current: Option<Connect>,
     /// When to look at the rules again.
     pub(super) next_at: Option<Instant>,
-    /// The sockets of `refuse`: closed, and bound again so that nobody else takes the port, unless that failed.
+    /// The sockets of `refuse`: closed, and bound again so that no other process takes the port, unless that failed.
     refusing: Vec<(SocketAddr, Option<Socket>)>,
     failure_logged_at: Option<Instant>,
 }

@@ -183,7 +183,7 @@ impl Faulted {
 
     /// Sends FIN. What is received from then on is discarded.
     pub(super) fn send_fin(&mut self) {
-        // ENOTCONN: the peer has gone, and the read that follows returns how.
+        // ENOTCONN: the connection has ended, and the read that follows returns how.
         let _ = self.stream().shutdown(Shutdown::Write);
         self.connection.get_mut().discard();
         self.connection.discard();
