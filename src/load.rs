@@ -37,6 +37,7 @@ pub mod report;
 mod schedule;
 pub mod search;
 mod session;
+mod sizes;
 mod sources;
 mod stage;
 pub mod statistics;

@@ -38,7 +38,7 @@ const PRINT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 const HELP: &str = "\
 ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1; link-local: [fe80::1%eth0]:PORT
-SIZE      bytes: 64, 4KiB, 1MiB
+SIZE      bytes: 64, 4KiB, 1MiB; of messages also a range: 64..4KiB
 COUNT     100, 10k, 1.5M
 RATE      COUNT per second: 0.5, 2000, 10k/s; with --find-rate a range: 1k..100k
 DURATION  500us, 20ms, 5s, 1m, 1h

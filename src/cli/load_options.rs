@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use ecoloop::load::{Close, Config, Mode, ProxyVersion, SourceRange, count_pairs};
 
 use super::advice::warn_of_unpaired;
-use super::values::{Address, Rates, SocketArguments, TargetArguments, count, duration, rate, size};
+use super::values::{Address, Rates, SocketArguments, TargetArguments, count, duration, rate, sizes};
 use super::{print_error, usage_error};
 
 pub(super) const CONNECTIONS: &str = "Connections";
@@ -51,9 +51,9 @@ pub(super) struct LoadOptions {
     #[arg(long, help_heading = CONNECTIONS, value_name = "VERSION")]
     proxy_protocol: Option<ProxyVersionName>,
 
-    /// Size of a message
-    #[arg(short, long, help_heading = MESSAGES, value_name = "SIZE", default_value = "64", value_parser = size)]
-    size: usize,
+    /// Size of a message; 64..4KiB: uniform in this range
+    #[arg(short, long, help_heading = MESSAGES, value_name = "SIZE", default_value = "64", value_parser = sizes)]
+    size: (usize, Option<usize>),
 
     /// Maximum messages in flight per connection [default: 1; unlimited with --rate]
     #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
@@ -179,7 +179,7 @@ impl LoadOptions {
         config.max_connecting = self.max_connecting;
         config.connect_timeout = self.connect_timeout;
         config.timeout = self.timeout;
-        config.size = self.size;
+        (config.size, config.size_max) = self.size;
         config.pipeline = self.pipeline;
         config.rate = self.rate.map(|rates| match rates {
             Rates::One(rate) | Rates::Range(rate, _) => rate,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ecoloop::load::report::{
-    Ended, ErrorCount, Excerpt, Figures, Finding, LimitedBy, Loop, Phase, Summary, ThresholdResult, Verdict,
+    Ended, ErrorCount, Excerpt, Figures, Finding, LimitedBy, Loop, Phase, Settings, Summary, ThresholdResult, Verdict,
 };
 use ecoloop::load::{Mode, Report};
 use indicatif::HumanBytes;
@@ -64,7 +64,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
         mode(report.mode).to_owned(),
         pace,
         plural(count(report.connections.requested), "connection", "connections"),
-        format!("{} a message", HumanBytes(config.size)),
+        sizes(config),
         config
             .pipeline
             .map_or("any number in flight".to_owned(), |pipeline| format!("{} in flight", count(pipeline.into()))),
@@ -83,6 +83,18 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
     words.extend(config.seed.map(|seed| format!("seed {seed}")));
     words.extend(config.labels.iter().map(|(key, value)| strip_control(&format!("{key}={value}"))));
     words
+}
+
+fn sizes(config: &Settings) -> String {
+    match config.size_max {
+        None => format!("{} a message", HumanBytes(config.size)),
+        Some(most) => format!("{} to {} a message", HumanBytes(config.size), HumanBytes(most)),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "below 2^53 bytes")]
+fn mean_size(config: &Settings) -> f64 {
+    f64::midpoint(config.size as f64, config.size_max.unwrap_or(config.size) as f64)
 }
 
 pub(super) fn mode(mode: Mode) -> &'static str {
@@ -134,13 +146,8 @@ fn work(table: &mut Table, report: &Report) {
         table.row("", &format!("{unsent} not sent: their connections had ended{}", causes(&report.errors)));
     }
     let throughput = report.rate_per_s.map_or(NO_DATA.to_owned(), |rate| {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "to three digits"
-        )]
-        let each_way = HumanBytes((rate * report.config.size as f64) as u64);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "to three digits")]
+        let each_way = HumanBytes((rate * mean_size(&report.config)) as u64);
         match report.config.rate.filter(|_| report.r#loop == Loop::Open) {
             Some(asked) => format!("asked {}/s, had {}/s, {each_way}/s each way", number(asked), number(rate)),
             None => format!("{}/s, {each_way}/s each way", plural(number(rate), "message", "messages")),

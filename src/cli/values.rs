@@ -212,6 +212,16 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Parses a size, or a range of sizes: `64..4KiB`.
+#[cfg(feature = "load")]
+pub(super) fn sizes(text: &str) -> Result<(usize, Option<usize>), String> {
+    let Some((least, most)) = text.split_once("..") else { return Ok((size(text)?, None)) };
+    match (size(least)?, size(most)?) {
+        (least, most) if least <= most => Ok((least, Some(most))),
+        _ => Err("the first size must be at most the second".to_owned()),
+    }
+}
+
 /// Parses a count from 1 up to the largest that listen(2) takes: `4096`, `10k`, `1.5M`.
 pub(super) fn count(text: &str) -> Result<u32, String> {
     let value = parse_count(text).ok_or("expected a count such as 4096, 10k or 1M")?;

@@ -8,6 +8,7 @@ use mio::net::TcpStream;
 use super::pattern::Pattern;
 use super::proxy_protocol;
 use super::schedule::SendSchedule;
+use super::sizes::Sizes;
 use super::stage::{Counts, Stage};
 use super::verify::{Checked, Verifier};
 use crate::ready::{Ready, SHORT_READ_DRAINS};
@@ -201,8 +202,8 @@ impl Client {
     }
 
     /// Takes the oldest outstanding message if every byte of it was received.
-    pub(super) fn take_reply(&mut self, size: u64, schedule: Option<&SendSchedule>) -> Option<Message> {
-        if self.verifier.verified() < (self.messages.done + 1) * size {
+    pub(super) fn take_reply(&mut self, sizes: &Sizes, schedule: Option<&SendSchedule>) -> Option<Message> {
+        if self.verifier.verified() < sizes.start(self.verifier.connection(), self.messages.done + 1) {
             return None;
         }
         self.take_oldest(schedule)
@@ -218,8 +219,8 @@ impl Client {
     }
 
     /// Returns whether any byte of message `index` was sent.
-    pub(super) fn has_begun(&self, index: u64, size: u64) -> bool {
-        self.sent_bytes > index * size
+    pub(super) fn has_begun(&self, index: u64, sizes: &Sizes) -> bool {
+        self.sent_bytes > sizes.start(self.verifier.connection(), index)
     }
 
     pub(super) fn sent_bytes(&self) -> u64 {
@@ -227,12 +228,18 @@ impl Client {
     }
 
     /// Writes once what is due, as far as `pipeline` and the socket allow. Returns whether the socket took any of it.
-    pub(super) fn send(&mut self, pattern: &Pattern, size: u64, pipeline: u64, scratch: &mut [u8]) -> io::Result<bool> {
+    pub(super) fn send(
+        &mut self,
+        pattern: &Pattern,
+        sizes: &Sizes,
+        pipeline: u64,
+        scratch: &mut [u8],
+    ) -> io::Result<bool> {
         if self.writable && !self.proxy_header.is_empty() {
             self.writable = proxy_protocol::send(&mut self.proxy_header, &mut self.stream)?;
         }
         let MessageCounts { enqueued, done, .. } = self.messages;
-        let end = enqueued.min(done.saturating_add(pipeline)) * size;
+        let end = sizes.start(self.verifier.connection(), enqueued.min(done.saturating_add(pipeline)));
         while self.writable && self.sent_bytes < end {
             let left = end - self.sent_bytes;
             let length = usize::try_from(left).map_or(scratch.len(), |left| left.min(scratch.len()));
@@ -252,19 +259,19 @@ impl Client {
     }
 
     /// Takes the messages whose first byte was sent, and which had not been found to wait before.
-    pub(super) fn take_begun(&mut self, size: u64) -> Range<u64> {
-        let begun = self.timed..self.sent_bytes.div_ceil(size);
+    pub(super) fn take_begun(&mut self, sizes: &Sizes) -> Range<u64> {
+        let begun = self.timed..sizes.begun(self.verifier.connection(), self.sent_bytes);
         self.timed = begun.end.max(self.timed);
         begun
     }
 
     /// Takes the messages that wait because the pipeline or the socket is full, and which had not been found to wait before.
-    pub(super) fn take_deferred(&mut self, size: u64) -> Range<u64> {
+    pub(super) fn take_deferred(&mut self, sizes: &Sizes) -> Range<u64> {
         let enqueued = self.messages.enqueued;
-        if self.sent_bytes == enqueued * size {
+        if self.sent_bytes == sizes.start(self.verifier.connection(), enqueued) {
             return 0..0;
         }
-        let deferred = self.sent_bytes.div_ceil(size).max(self.timed)..enqueued;
+        let deferred = sizes.begun(self.verifier.connection(), self.sent_bytes).max(self.timed)..enqueued;
         self.timed = enqueued;
         deferred
     }

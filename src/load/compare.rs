@@ -233,6 +233,7 @@ fn settings(run: &Report) -> Map<String, Value> {
         ("loop", json!(run.r#loop)),
         ("connections", json!(run.connections.requested)),
         ("size", json!(config.size)),
+        ("size_max", json!(config.size_max)),
         ("pipeline", json!(config.pipeline)),
         ("rate", json!(config.rate)),
         ("proxy_protocol", json!(config.proxy_protocol)),

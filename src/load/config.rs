@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::proxy_protocol::ProxyVersion;
 use super::rank::Rank;
 use super::report::{Mode, Threshold};
+use super::sizes::Sizes;
 use super::sources::unpaired;
 use crate::address::ScopedIp;
 
@@ -46,6 +47,9 @@ pub struct Config {
     pub timeout: Duration,
     /// Bytes of a message. 64.
     pub size: usize,
+    /// Bytes of the largest message: sizes are uniform from [`Config::size`] to this, and seeded. `None`: every message has the same
+    /// size.
+    pub size_max: Option<usize>,
     /// Maximum number of messages in flight on a connection. `None`: 1 in a closed loop, no limit in an open one.
     pub pipeline: Option<u32>,
     /// Messages a second over all connections, in an open loop; in [`Mode::Churn`], connections a second. `None`: a closed loop.
@@ -97,6 +101,7 @@ impl Config {
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(10),
             size: 64,
+            size_max: None,
             pipeline: None,
             rate: None,
             duration: Duration::from_secs(10),
@@ -164,6 +169,10 @@ impl Config {
         if self.is_scheduled() { 1 } else { usize::try_from(self.in_flight_max()).unwrap_or(usize::MAX) }
     }
 
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes::new(self.size as u64, self.size_max.unwrap_or(self.size) as u64, self.seed)
+    }
+
     /// Checks the settings, as [`run`](super::run) does.
     ///
     /// # Errors
@@ -182,6 +191,8 @@ impl Config {
             "connections must be at most 2^26"
         } else if self.size == 0 || self.pipeline == Some(0) || self.messages_per_connection == Some(0) {
             "size, pipeline and messages_per_connection must be at least 1"
+        } else if self.size_max.is_some_and(|most| most < self.size) {
+            "size_max must be at least size"
         } else if !self.is_scheduled() && in_flight > IN_FLIGHT_MAX {
             "connections times pipeline must be at most 2^27 in a closed loop"
         } else if !possible(self.rate) || !possible(self.connect_rate) {

@@ -20,6 +20,7 @@ use super::pattern::Pattern;
 use super::progress::Step;
 use super::proxy_protocol::ProxyVersion;
 use super::schedule::{SendSchedule, Window};
+use super::sizes::Sizes;
 use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
 use super::timer::{Clock, SECOND, nanoseconds};
@@ -75,8 +76,7 @@ pub(super) struct Driver {
     pub(super) breakdown: Breakdown,
     /// When a connection was last closed, and not given up.
     pub(super) last_closed: u64,
-    /// Bytes of a message.
-    size: u64,
+    sizes: Sizes,
     /// Maximum number of messages in flight on a connection.
     pipeline: u64,
     /// Number of due times that a connection keeps.
@@ -111,7 +111,7 @@ impl Driver {
             connector,
             totals: Totals::new(nanoseconds(config.timeout)),
             last_closed: 0,
-            size: config.size as u64,
+            sizes: config.sizes(),
             pipeline,
             ring_size: config.due_times_max(),
             connect_timeout: nanoseconds(config.connect_timeout),
@@ -368,15 +368,15 @@ impl Driver {
 
     /// Sends what is due, as far as the pipeline and the socket allow.
     fn send(&mut self, client: &mut Client) -> io::Result<()> {
-        while client.send(&self.pattern, self.size, self.pipeline, &mut self.scratch)? {
+        while client.send(&self.pattern, &self.sizes, self.pipeline, &mut self.scratch)? {
             if self.schedule.is_some() {
                 // The clock is read after each write(2): before it, the generator's own delay would be the server's.
                 self.clock.read();
-                let begun = client.take_begun(self.size);
+                let begun = client.take_begun(&self.sizes);
                 self.record_lateness(client, begun);
             }
         }
-        let deferred = client.take_deferred(self.size);
+        let deferred = client.take_deferred(&self.sizes);
         if !deferred.is_empty() {
             self.record_deferred(client, deferred);
         }
@@ -412,7 +412,7 @@ impl Driver {
         let now = self.clock.read();
         let is_measuring = matches!(self.step, Step::Warmup | Step::Measure);
         let is_in_window = is_measuring && (self.window.start..self.window.end).contains(&now);
-        while let Some(message) = client.take_reply(self.size, self.schedule.as_ref()) {
+        while let Some(message) = client.take_reply(&self.sizes, self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
             self.totals.arrived_in_window += u64::from(is_in_window);
             if self.workload.is_reported(message, self.window) {

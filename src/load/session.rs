@@ -247,6 +247,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             targets,
             sources,
             size: config.size as u64,
+            size_max: config.size_max.map(|bytes| bytes as u64),
             pipeline: config.pipeline.or(if config.is_scheduled() { None } else { Some(1) }),
             rate: config.rate.map(|rate| config.share_of_rate(rate)),
             proxy_protocol: config.proxy_protocol,

@@ -14,6 +14,7 @@ mod report;
 mod running;
 mod schedule;
 mod search;
+mod sizes;
 mod timing;
 mod verification;
 mod windows;

@@ -77,7 +77,7 @@ pub(super) fn settings(config: &Config) -> BTreeMap<String, String> {
     [
         ("--mode", json!(config.mode)),
         ("--connections", json!(config.connections)),
-        ("--size", json!(config.size)),
+        ("--size", config.size_max.map_or(json!(config.size), |most| json!(format!("{}..{most}", config.size)))),
         ("--pipeline", json!(config.pipeline)),
         ("--rate", json!(config.rate)),
         ("--duration", json!(format_duration(config.duration).to_string())),

@@ -76,7 +76,7 @@ impl Driver {
         while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
             if self.workload.is_reported(message, self.window) {
-                let is_sent = client.has_begun(message.index, self.size);
+                let is_sent = client.has_begun(message.index, &self.sizes);
                 let is_first = self.workload.is_first(message);
                 self.totals.record_abandoned(Abandoned { reason, is_sent, is_first, due: message.due }, now, end);
                 self.breakdown.record_abandoned(client.pair, self.age_at_end(message.due, now), is_first);
@@ -93,7 +93,8 @@ impl Driver {
     pub(super) fn record_end_of_stream(&mut self, client: &mut Client) -> Removal {
         let (sent, opened) = (client.sent_bytes(), self.connector.numbers_end());
         let verified = client.verifier.verified();
-        let is_between_messages = verified.is_multiple_of(self.size) && !client.verifier.is_suspicious();
+        let is_between_messages =
+            self.sizes.is_boundary(client.verifier.connection(), verified) && !client.verifier.is_suspicious();
         let is_over = client.stage.is_over();
         if is_over && verified == sent {
             return Removal::Ended;

@@ -187,8 +187,11 @@ pub struct Settings {
     pub targets: Vec<SocketAddr>,
     /// The source addresses that were used; empty if the system chose.
     pub sources: Vec<ScopedIp>,
-    /// Message size in bytes.
+    /// Message size in bytes; the smallest one if sizes differ.
     pub size: u64,
+    /// The largest size, if sizes are uniform from [`Settings::size`] to it.
+    #[serde(default)]
+    pub size_max: Option<u64>,
     /// Maximum messages in flight per connection; `None` is unlimited.
     pub pipeline: Option<u32>,
     /// Messages due per second, over all connections, in an open loop; in [`Mode::Churn`], connections.

@@ -112,8 +112,9 @@ fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Rep
 }
 
 fn check_settings(run: &Report, (first_name, first): &(String, Report)) -> Result<(), String> {
-    let words = |run: &Report| [json!(run.mode), json!(run.r#loop), json!(run.config.size)];
-    for (what, (ours, theirs)) in ["mode", "loop", "size"].iter().zip(words(run).iter().zip(&words(first))) {
+    let words = |run: &Report| [json!(run.mode), json!(run.r#loop), json!(run.config.size), json!(run.config.size_max)];
+    for (what, (ours, theirs)) in ["mode", "loop", "size", "size_max"].iter().zip(words(run).iter().zip(&words(first)))
+    {
         if ours != theirs {
             return Err(format!("{what} is {ours}, and {theirs} in {first_name}"));
         }
