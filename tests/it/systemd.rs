@@ -1,5 +1,6 @@
 //! The server as a service of systemd: passed sockets, and messages to the service manager.
 
+use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -97,6 +98,29 @@ fn systemd_socket_activate_starts_the_server_at_the_first_connection() {
     assert_echoes(&mut connect(addresses[0]), b"adios");
     drop(first);
     assert!(server.terminate().summary().contains("2 connections accepted"));
+}
+
+/// The unit names the installed binary, which `verify` looks for: here it is the test's.
+#[test]
+#[ignore = "needs systemd-analyze"]
+fn the_unit_files_are_valid_and_expose_little() {
+    let directory = TempDir::new().unwrap();
+    let units = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/systemd");
+    for name in ["ecoloop.service", "ecoloop.socket"] {
+        let unit = fs::read_to_string(format!("{units}/{name}")).unwrap();
+        let unit = unit.replace("/usr/local/bin/ecoloop", env!("CARGO_BIN_EXE_ecoloop"));
+        fs::write(directory.path().join(name), unit).unwrap();
+    }
+    let analyze = |arguments: &[&str]| {
+        let mut command = Command::new("systemd-analyze");
+        command.args(arguments).current_dir(directory.path()).stdin(Stdio::null());
+        Process::start(command).wait()
+    };
+    let verified = analyze(&["verify", "./ecoloop.service", "./ecoloop.socket"]);
+    assert!(verified.status.success() && verified.stderr.is_empty(), "{verified:?}");
+    // In tenths: an exposure above 1.5 fails.
+    let rated = analyze(&["security", "--offline=yes", "--threshold=15", "./ecoloop.service"]);
+    assert!(rated.status.success(), "{rated:?}");
 }
 
 /// The service manager's end of `NOTIFY_SOCKET`.
