@@ -1,5 +1,6 @@
 //! `serve --metrics`: what Prometheus scrapes, and clients that harm nobody.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -242,6 +243,29 @@ fn an_address_in_use_is_one_line_and_nothing_is_served() {
     assert_eq!((ended.status.code(), &ended.stderr[..], &ended.stdout[..]), (Some(1), &[line][..], &[][..]));
     let ended = Process::start(ecoloop(&["127.0.0.1:0", "--metrics", "9100"])).wait();
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+}
+
+/// A dashboard with a name that the server does not have shows nothing, and says nothing.
+#[test]
+fn the_dashboard_shows_families_that_there_are_and_all_of_ecoloop() {
+    let dashboard: Value = serde_json::from_str(include_str!("../../docs/grafana/ecoloop.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let expressions: Vec<_> = targets.map(|target| target["expr"].as_str().unwrap()).collect();
+    let is_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let words = expressions.iter().flat_map(|expression| expression.split(|character| !is_name(character)));
+    let shown: BTreeSet<_> =
+        words.filter(|word| word.starts_with("ecoloop_") || word.starts_with("process_")).collect();
+    let (_server, metrics) = used();
+    let body = get(metrics, "/metrics").1;
+    let families: Vec<_> = body.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    for name in &shown {
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+        assert!(families.contains(&family), "the dashboard shows {name}");
+    }
+    for family in families.iter().filter(|family| family.starts_with("ecoloop_") && **family != "ecoloop_build_info") {
+        assert!(shown.iter().any(|name| name.starts_with(family)), "the dashboard does not show {family}");
+    }
 }
 
 #[test]
