@@ -157,12 +157,12 @@ impl Trace {
         }
     }
 
-    /// Returns what a server writes at its start, for the case that it is killed.
+    /// Returns what a server writes at its start: it may be killed before the end.
     pub(super) fn of_running_server(title: String) -> Self {
         Self { is_complete: false, ..Self::new(title, Source::Observer) }
     }
 
-    /// Takes the memory of all steps at once, so that none of them is moved later. Its pages cost memory once they are used.
+    /// Reserves the memory of all steps, so that none of them is moved later. A page of it costs memory once it is used.
     pub(super) fn reserve(&mut self) -> Result<(), TryReserveError> {
         self.steps.try_reserve_exact(STEPS_MAX)
     }

@@ -86,7 +86,7 @@ struct Open {
     is_faulted: bool,
 }
 
-/// What a visit of a connection has done so far.
+/// What the present visit of a connection has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Visit {
     Nothing,

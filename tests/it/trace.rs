@@ -633,3 +633,32 @@ fn what_a_fault_holds_back_is_not_pending_output() {
     assert_eq!(moved, ["0 read 0 4", "0 write 0 4", "0 read 0 0"]);
     assert!(trace["steps"].as_array().unwrap().iter().all(|step| step[6].is_null()), "{trace}");
 }
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_pictures_of_the_docs_are_drawn_from_the_stored_traces() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let directory = TempDir::new().unwrap();
+    for (name, zoom) in [("blocking", 4), ("loop", 4), ("flood", 2)] {
+        let (_, page) = strip("stored", &fs::read(root.join(format!("tests/it/strip/{name}.strace"))).unwrap());
+        let file = directory.path().join("page.html");
+        fs::write(&file, page.unwrap()).unwrap();
+        for (language, suffix) in [("en", ""), ("es", ".es")] {
+            let dom = rendered(&file, &format!("lang={language}&zoom={zoom}"), directory.path());
+            let picture = fs::read_to_string(root.join(format!("docs/images/strip-{name}{suffix}.svg"))).unwrap();
+            assert_eq!(places(&picture), places(&dom), "docs/images/strips draws {name}{suffix} again");
+        }
+    }
+}
+
+/// Returns the steps of a picture in their order, each with its boxes and words.
+fn places(document: &str) -> Vec<(&str, Vec<&str>)> {
+    let svg = document.split_once("<svg class=\"strip\"").unwrap().1.split_once("</svg>").unwrap().0;
+    let groups = svg.split("<g data-step=\"").skip(1).map(|group| group.split_once("</g>").unwrap().0);
+    groups
+        .map(|group| {
+            let (number, rest) = group.split_once('"').unwrap();
+            (number, rest.split(['<', '>']).filter(|piece| !piece.is_empty()).collect())
+        })
+        .collect()
+}
