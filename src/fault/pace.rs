@@ -9,6 +9,8 @@ use super::{Effect, Fault, Kind};
 const WRITES_PER_SECOND: u64 = 100;
 /// How late the bytes of a `rate` may be without being lost to it.
 const LATENESS_MAX: Duration = Duration::from_millis(100);
+/// A time without output that does not count: the next bytes are read as soon as the last ones have left.
+const PAUSE_MAX: Duration = Duration::from_millis(2);
 
 /// Limits the writes of a stream.
 #[derive(Debug, Default)]
@@ -21,8 +23,10 @@ pub(super) struct Pace {
 #[derive(Debug)]
 struct Rate {
     bytes_per_second: u64,
-    /// From when on the wait is not spent yet; `None` while there is no output.
+    /// From when on the wait is not spent yet.
     paid_until: Option<Instant>,
+    /// Since when there is no output.
+    pausing_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -38,7 +42,7 @@ impl Pace {
         let mut pace = Self::default();
         for fault in faults {
             match fault.effect {
-                Effect::Rate { bytes_per_second } => pace.rate = Some(Rate { bytes_per_second, paid_until: None }),
+                Effect::Rate { bytes_per_second } => pace.rate = Some(Rate::new(bytes_per_second)),
                 Effect::Chunk { size, gap } => pace.chunk = Some(Chunk { size, gap, next_at: None }),
                 _ => {}
             }
@@ -76,9 +80,10 @@ impl Pace {
     }
 
     /// Notes a write, and whether output is left. `clock` tells when it has returned.
-    pub(super) fn wrote(&mut self, length: usize, is_output_left: bool, clock: impl FnOnce() -> Instant) {
+    pub(super) fn wrote(&mut self, length: usize, is_output_left: bool, clock: impl Fn() -> Instant) {
         if let Some(rate) = &mut self.rate {
-            rate.paid_until = rate.paid_until.filter(|_| is_output_left).map(|paid| paid + rate.time(length));
+            rate.paid_until = rate.paid_until.map(|paid| paid + rate.time(length));
+            rate.pausing_since = (!is_output_left).then(&clock);
         }
         if let Some(chunk) = self.chunk.as_mut().filter(|chunk| !chunk.gap.is_zero()) {
             chunk.next_at = Some(clock() + chunk.gap);
@@ -87,8 +92,15 @@ impl Pace {
 }
 
 impl Rate {
+    fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second, paid_until: None, pausing_since: None }
+    }
+
     fn allow(&mut self, length: usize, now: Instant) -> usize {
         let most = (self.time(2 * self.write_size())).max(LATENESS_MAX);
+        if self.pausing_since.take().is_some_and(|since| now.saturating_duration_since(since) > PAUSE_MAX) {
+            self.paid_until = None;
+        }
         let paid_until = *self.paid_until.get_or_insert(now);
         let wait = now.saturating_duration_since(paid_until);
         if wait > most {

@@ -388,6 +388,23 @@ fn a_rate_is_at_most_that_and_smooth() {
 }
 
 #[test]
+fn a_rate_is_kept_though_the_server_is_late_and_its_buffer_small() {
+    let mut play = Play::new(&["rate=100kB"], 1000);
+    play.act(Action::Receive(usize::MAX / 2));
+    play.act(Action::Send(400_000));
+    for step in 1..=400 {
+        play.now.set(Duration::from_millis(7 * step));
+        play.serve(false);
+        let most = 700 * usize::try_from(step).unwrap();
+        assert!(
+            (most.saturating_sub(2000)..=most).contains(&play.output().len()),
+            "{} in step {step}",
+            play.output().len()
+        );
+    }
+}
+
+#[test]
 fn a_rate_below_a_byte_in_a_tenth_of_a_second_sends_each_in_time() {
     let play = play(&["rate=2"], &[Action::Send(3), Action::Pass(10_000_000)]);
     assert_eq!(play.times(), [500_000, 1_000_000, 1_500_000]);
