@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
-use ecoloop::{Config, Handle, IpNet, Observer, Report, Server, SourceLimit, WhenFull};
+use ecoloop::{Config, Handle, IpNet, Observer, Report, Server, SourceLimit, Turn, WhenFull};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
@@ -24,7 +24,7 @@ use super::log_observer::{Language, LogObserver, log_end, log_shutdown, log_so_f
 use super::metrics::{self, TurnTimer};
 use super::output::{self, Output};
 use super::signals::Requests;
-use super::systemd::{self, Notifier};
+use super::systemd::{self, Notifier, Watchdog};
 use super::trace::TraceFile;
 use super::trace_observer::Tracing;
 use super::usage_error;
@@ -269,9 +269,15 @@ fn observe(
 
 /// Serves until a signal ends the server.
 fn serve(server: &mut Server<impl Observer>, notifier: Option<&Notifier>) -> (io::Result<()>, Report) {
-    let ended = match notifier {
-        Some(notifier) => notifier.run(server),
-        None => server.run().map(drop),
+    let watchdog = notifier.and_then(Notifier::watchdog);
+    let timeout = watchdog.map(Watchdog::wait_max);
+    // One loop for both: a second one would be another copy of the turn.
+    let ended = loop {
+        match (server.turn(timeout), watchdog) {
+            (Ok(Turn::Running), None) => {}
+            (Ok(Turn::Running), Some(watchdog)) => watchdog.count_turn(),
+            (ended, _) => break ended.map(drop),
+        }
     };
     (ended, server.report())
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoloop::{Handle, Observer, Server, Turn};
+use ecoloop::Handle;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
@@ -80,16 +80,9 @@ impl Notifier {
         Ok(Some(Self { messages, watchdog }))
     }
 
-    /// Serves until a [`Handle`] ends the server.
-    pub(super) fn run(&self, server: &mut Server<impl Observer>) -> io::Result<()> {
-        let Some(Watchdog { interval, turns }) = &self.watchdog else {
-            return server.run().map(drop);
-        };
-        // At least two turns per interval, also without events.
-        while server.turn(Some(*interval / 2))? == Turn::Running {
-            turns.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(())
+    /// Returns the watchdog, if systemd watches this process.
+    pub(super) fn watchdog(&self) -> Option<&Watchdog> {
+        self.watchdog.as_ref()
     }
 
     /// Reports that the server shuts down.
@@ -107,7 +100,7 @@ impl Notifier {
 
 /// systemd ends a service that does not report in time, and the service reports only if its loop turns.
 #[derive(Clone)]
-struct Watchdog {
+pub(super) struct Watchdog {
     /// Half of `WATCHDOG_USEC`: the interval of the reports.
     interval: Duration,
     turns: Arc<AtomicU64>,
@@ -119,6 +112,15 @@ impl Watchdog {
         let timeout = sd_notify::watchdog_enabled().filter(|timeout| !timeout.is_zero())?;
         // A wait of the poll takes whole milliseconds.
         Some(Self { interval: (timeout / 2).max(Duration::from_millis(2)), turns: Arc::default() })
+    }
+
+    /// Returns how long a turn may wait, so that at least two come per interval, also without events.
+    pub(super) fn wait_max(&self) -> Duration {
+        self.interval / 2
+    }
+
+    pub(super) fn count_turn(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
     }
 }
 
