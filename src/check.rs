@@ -148,7 +148,8 @@ pub enum Grade {
     Ok,
     /// Something was wrong, or did not come.
     Fails,
-    /// Everything was right, but the server kept the check waiting for longer than [`LATE`].
+    /// Everything was right, but the server kept the check waiting for longer than [`LATE`], or the check's time was over before all
+    /// had come.
     Late,
     /// The check could not run.
     Skipped,
@@ -183,6 +184,7 @@ pub struct Graded {
 enum Finding {
     Nothing,
     Waited(Duration),
+    Slow,
     Problem(Problem),
     /// Afterwards, a new client is not served.
     NoLongerServes(Problem),
@@ -196,6 +198,7 @@ impl Graded {
         match &self.finding {
             Finding::Nothing => None,
             Finding::Waited(waited) => Some(problem::waited(*waited, language)),
+            Finding::Slow => Some(problem::SLOW.get(language).to_owned()),
             Finding::Problem(problem) | Finding::NoLongerServes(problem) => Some(problem.words(language).to_owned()),
             Finding::Skip(skip) => Some(skip.words(language)),
         }
@@ -269,7 +272,7 @@ impl Grader {
         let aftermath = if check.name == shortage::LAST {
             Ok(())
         } else {
-            Attempt::new(target, interrupt, limit(attempt::SECONDS))
+            Attempt::new(target, interrupt, limit(check.seconds))
                 .connect()
                 .and_then(|mut client| client.exchange(HELLO))
         };
@@ -280,6 +283,7 @@ impl Grader {
                 (Grade::Fails, Finding::NoLongerServes(Problem::no_longer_serves(before)))
             }
             (Err(Stop::Fail(problem)), _) => (Grade::Fails, Finding::Problem(problem)),
+            (Err(Stop::Slow), _) | (_, Err(Stop::Slow)) => (Grade::Late, Finding::Slow),
             (Err(Stop::Skip(skip)), _) | (_, Err(Stop::Skip(skip))) => (Grade::Skipped, Finding::Skip(skip)),
             (Ok(()), Ok(())) if waited > LATE => (Grade::Late, Finding::Waited(waited)),
             (Ok(()), Ok(())) => (Grade::Ok, Finding::Nothing),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::LATE;
 use super::client::Client;
 use super::problem::{Problem, Skip};
 use super::target::{Process, Target};
@@ -29,6 +30,8 @@ pub(super) type Outcome = Result<(), Stop>;
 #[derive(Debug)]
 pub(super) enum Stop {
     Fail(Problem),
+    /// The time is over, and the server did not keep the check waiting for long enough to be wrong.
+    Slow,
     Skip(Skip),
     Interrupted,
 }
@@ -77,6 +80,11 @@ impl<'a> Attempt<'a> {
 
     pub(super) fn record_wait(&self, waited: Duration) {
         self.longest_wait.set(self.longest_wait.get().max(waited));
+    }
+
+    /// Returns how a check ends whose deadline has come, when nothing has come since `since`.
+    pub(super) fn expired(since: Instant, problem: Problem) -> Stop {
+        if since.elapsed() < LATE { Stop::Slow } else { Stop::Fail(problem) }
     }
 
     pub(super) fn check_interrupt(&self) -> Outcome {
@@ -146,7 +154,12 @@ impl<'a> Attempt<'a> {
 
     fn connect_with(&self, set: impl FnOnce(&Socket) -> io::Result<()>) -> Result<Client<'_>, Stop> {
         let start = Instant::now();
-        let stream = self.try_connect(set)?.map_err(connect_failure)?;
+        let stream = match self.try_connect(set)? {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(Self::expired(start, Problem::not_connected(&error)));
+            }
+            connected => connected.map_err(connect_failure)?,
+        };
         self.record_wait(start.elapsed());
         Ok(Client::new(self, stream))
     }

@@ -214,7 +214,7 @@ impl<'a> Client<'a> {
     fn wait(&self, flags: PollFlags, problem: impl FnOnce() -> Problem) -> Outcome {
         let start = Instant::now();
         if !self.attempt.wait(&self.stream, flags, self.attempt.deadline())? {
-            return Err(problem().into());
+            return Err(Attempt::expired(start, problem()));
         }
         self.attempt.record_wait(start.elapsed());
         Ok(())

@@ -53,6 +53,8 @@ struct Crowd {
     /// What happened to the first of those that failed.
     example: Option<io::Error>,
     longest_wait: Duration,
+    /// When a member was last served.
+    progress: Option<Instant>,
 }
 
 impl Crowd {
@@ -90,7 +92,11 @@ impl Crowd {
             return Ok(());
         }
         let limit = attempt.process().ok().and_then(|process| process.descriptor_limit()?.current);
-        Err(Problem::unserved(self.served, clients, self.example.as_ref(), limit).into())
+        let problem = Problem::unserved(self.served, clients, self.example.as_ref(), limit);
+        match self.progress {
+            Some(since) if self.failed == 0 => Err(Attempt::expired(since, problem)),
+            _ => Err(problem.into()),
+        }
     }
 
     fn turn(&mut self, attempt: &Attempt<'_>, reactor: &mut Reactor<Member>) -> Outcome {
@@ -142,6 +148,7 @@ impl Crowd {
                 Ok(_) => {
                     member.stage = Stage::Served;
                     self.served += 1;
+                    self.progress = Some(Instant::now());
                     self.longest_wait = self.longest_wait.max(member.since.elapsed());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::words::Language;
+use super::words::{Language, Words};
 
 /// What came instead of what was expected, in both languages.
 #[derive(Debug)]
@@ -183,6 +183,12 @@ impl Skip {
         }
     }
 }
+
+/// The words of a check whose time was over while bytes were still coming.
+pub(super) const SLOW: Words = Words::new(
+    "all that came was right, but the time of this check was over",
+    "todo lo que llegó era correcto, pero se acabó el tiempo de esta prueba",
+);
 
 /// Returns the words of a check that passed late.
 pub(super) fn waited(waited: Duration, language: Language) -> String {

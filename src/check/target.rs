@@ -96,6 +96,14 @@ impl Process {
         self.statistics.cpu_time().ok_or(Stop::Skip(Skip::Unreadable))
     }
 
+    /// Returns how long its threads have been ready to run and waited for a CPU (schedstats).
+    pub(super) fn queued_time(&self) -> Duration {
+        let threads = fs::read_dir(self.path("task")).into_iter().flatten().filter_map(Result::ok);
+        let statistics = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
+        let queued = statistics.filter_map(|line| line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok());
+        Duration::from_nanos(queued.sum())
+    }
+
     /// Returns the resident memory of the process and its descendants: a server may fork for each client.
     pub(super) fn resident_bytes(&self) -> Result<u64, Stop> {
         let own = self.statistics.resident_bytes().ok_or(Stop::Skip(Skip::Unreadable))?;

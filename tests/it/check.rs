@@ -37,8 +37,8 @@ fn assert_fails_at(address: SocketAddr, fault: &str, expected: &[&str]) {
     let mut grader = Grader::new(vec![address]);
     grader.checks.retain(|check| expected.contains(&check.name()));
     assert_eq!(grader.checks.len(), expected.len(), "{expected:?}");
-    // A fault that is silence would cost the whole time of each check.
-    grader.check_timeout = Duration::from_secs(1);
+    // A fault that is silence would cost the whole time of each check. A silence under a second is late, and no failure.
+    grader.check_timeout = Duration::from_secs(4);
     for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
         assert_eq!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
     }
@@ -261,6 +261,18 @@ fn connections_that_ecoloop_ends_on_purpose_are_found() {
     let sending = [&LARGE[..], &["silent-reader", "vanished", "flood"]].concat();
     assert_fault_of_ecoloop_only_fails("reset=100000", &sending);
     assert_fault_of_ecoloop_only_fails("fin=100000", &[&LARGE[..], &["flood"]].concat());
+}
+
+#[test]
+fn a_slow_echo_that_is_right_is_late() {
+    let (_server, address) = Process::serve(&["--fault", "rate=64KiB"]);
+    let mut grader = Grader::new(vec![address]);
+    grader.checks.retain(|check| check.name() == "megabyte");
+    grader.check_timeout = Duration::from_secs(2);
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    assert_eq!(results[0].grade, Grade::Late, "{results:?}");
+    let words = results[0].came(English).unwrap();
+    assert_eq!(words, "all that came was right, but the time of this check was over");
 }
 
 #[test]
