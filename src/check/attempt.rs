@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::LATE;
 use super::client::Client;
 use super::problem::{Problem, Skip};
 use super::target::{Process, Target};
@@ -20,6 +19,8 @@ pub(super) const SECONDS: u64 = 8;
 /// What every client sends that only wants to know whether it is served.
 pub(super) const HELLO: &[u8] = b"hola\n";
 
+/// A server that sent nothing for this long at a deadline is not slow, but silent.
+const SILENCE: Duration = Duration::from_secs(2);
 /// The interrupt is looked at this often.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -84,7 +85,7 @@ impl<'a> Attempt<'a> {
 
     /// Returns how a check ends whose deadline has come, when nothing has come since `since`.
     pub(super) fn expired(since: Instant, problem: Problem) -> Stop {
-        if since.elapsed() < LATE { Stop::Slow } else { Stop::Fail(problem) }
+        if since.elapsed() < SILENCE { Stop::Slow } else { Stop::Fail(problem) }
     }
 
     pub(super) fn check_interrupt(&self) -> Outcome {

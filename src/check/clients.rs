@@ -33,7 +33,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "several-clients",
         level: 2,
-        chapter: words::ONE_PLACE,
+        chapter: words::ONE_WAIT,
         connections: CLIENTS,
         needs_pid: false,
         seconds: SECONDS,

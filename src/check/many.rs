@@ -19,7 +19,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "thousand",
         level: 7,
-        chapter: words::ONE_PLACE,
+        chapter: words::ONE_WAIT,
         connections: THOUSAND,
         needs_pid: false,
         seconds: SECONDS,

@@ -45,38 +45,71 @@ pub const LEVELS: [Words; 8] = [
 /// A chapter of the course.
 #[derive(Clone, Copy)]
 pub(super) struct Chapter {
-    number: u8,
+    folder: &'static str,
     title: Words,
 }
 
 impl Chapter {
-    const fn new(number: u8, en: &'static str, es: &'static str) -> Self {
-        Self { number, title: Words::new(en, es) }
+    const fn new(folder: &'static str, en: &'static str, es: &'static str) -> Self {
+        Self { folder, title: Words::new(en, es) }
     }
 
-    /// Returns its number and title.
+    /// Returns its number, its title and its file.
     pub(super) fn name(self, language: Language) -> String {
-        let (number, title) = (self.number, self.title.get(language));
-        match language {
-            Language::English => format!("the course, chapter {number}: {title}"),
-            Language::Spanish => format!("el curso, capítulo {number}: {title}"),
-        }
+        let (word, page) = match language {
+            Language::English => ("chapter", "README.md"),
+            Language::Spanish => ("capítulo", "README.es.md"),
+        };
+        let number = self.folder.split('-').next().unwrap_or_default().trim_start_matches('0');
+        format!("{word} {number}: {} (docs/course/{}/{page})", self.title.get(language), self.folder)
     }
 }
 
 pub(super) const CALLS: Chapter = Chapter::new(
-    1,
+    "01-call-by-call",
     "What does the server of the notes do, call by call?",
     "¿Qué hace el servidor de los apuntes, llamada por llamada?",
 );
 pub(super) const SECOND_CLIENT: Chapter =
-    Chapter::new(2, "Where does the second client wait?", "¿Dónde espera el segundo cliente?");
-pub(super) const MESSAGES: Chapter = Chapter::new(3, "What is a message?", "¿Qué es un mensaje?");
-pub(super) const ONE_PLACE: Chapter = Chapter::new(6, "Wait in one place", "Esperar en un solo lugar");
-pub(super) const EDGES: Chapter = Chapter::new(7, "Edges: three hangs", "Flancos: tres cuelgues");
-pub(super) const SENDALL: Chapter = Chapter::new(8, "sendall, taken apart", "sendall, por dentro");
-pub(super) const PAUSE: Chapter = Chapter::new(9, "Pause, and resume", "Pausar y reanudar");
-pub(super) const ENDINGS: Chapter = Chapter::new(11, "How a connection ends", "Cómo termina una conexión");
-pub(super) const FAIRNESS: Chapter = Chapter::new(12, "Fairness", "Equidad");
-pub(super) const DESCRIPTORS: Chapter = Chapter::new(13, "No descriptors left", "Sin descriptores");
-pub(super) const STOPPING: Chapter = Chapter::new(14, "Stopping", "Parar");
+    Chapter::new("02-second-client", "Where does the second client wait?", "¿Dónde espera el segundo cliente?");
+pub(super) const MESSAGES: Chapter = Chapter::new("03-message", "What is a message?", "¿Qué es un mensaje?");
+pub(super) const ONE_WAIT: Chapter =
+    Chapter::new("06-one-wait", "How does one thread wait for everything?", "¿Cómo espera un solo hilo a todos?");
+pub(super) const EDGES: Chapter = Chapter::new(
+    "07-edges",
+    "Why does my epoll server hang with large messages?",
+    "¿Por qué mi servidor con epoll se cuelga con mensajes grandes?",
+);
+pub(super) const SENDALL: Chapter =
+    Chapter::new("08-sendall", "What does `sendall` promise?", "¿Qué garantiza `sendall`?");
+pub(super) const PAUSE: Chapter =
+    Chapter::new("09-pause-and-resume", "How does a paused connection go on?", "¿Cómo continúa una conexión en pausa?");
+pub(super) const ENDINGS: Chapter =
+    Chapter::new("11-endings", "How does a connection end?", "¿Cómo termina una conexión?");
+pub(super) const FAIRNESS: Chapter = Chapter::new("12-fairness", "Who is next?", "¿A quién le toca?");
+pub(super) const DESCRIPTORS: Chapter =
+    Chapter::new("13-descriptors", "What if there are no descriptors left?", "¿Y si se acaban los descriptores?");
+pub(super) const STOPPING: Chapter = Chapter::new("14-stopping", "How does a loop stop?", "¿Cómo se detiene un bucle?");
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::fs;
+
+    use super::super::all;
+    use super::*;
+
+    #[test]
+    fn each_check_names_a_chapter_that_exists() {
+        for check in all() {
+            for language in [Language::English, Language::Spanish] {
+                let name = check.read(language);
+                let (heading, file) = name.strip_suffix(')').unwrap().rsplit_once(" (").unwrap();
+                let page = fs::read_to_string(format!("{}/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+                let expected = heading.split_once(' ').unwrap().1.replacen(':', ".", 1);
+                assert_eq!(page.lines().next(), Some(&format!("# {expected}")[..]), "{name}");
+            }
+        }
+    }
+}
