@@ -43,6 +43,11 @@ start_server() {
     exit 1
 }
 
+# Prints a time at which ranks without a barrier start: enough for their launcher on a busy machine.
+later() {
+    date -u -d '+8 seconds' +%FT%TZ
+}
+
 # Sets `network` to the first three numbers of a network, on a bridge of this machine.
 make_network() {
     # A name and addresses that no other test has.
@@ -78,4 +83,15 @@ if found != expected:
     sys.exit(f"{name}: {found}, expected {expected}; errors {report['errors']}")
 print(f"ok: {ranks} ranks, {due} messages")
 PYTHON
+}
+
+# Fails unless the joined output in $1 is merged as `check` says, or refused because it is mixed. It may not be wrong.
+check_joined() {
+    local merged=$directory/merged-joined.json
+    if "$ecoloop" merge -q --json "$merged" "$1" 2>"$directory/reason" || [ $? = 3 ]; then
+        check "$merged" "$2" "$3"
+    else
+        grep "mixed output of several processes" "$directory/reason"
+    fi
+    rm -f "$merged"
 }

@@ -232,6 +232,14 @@ fn mixed_output_of_open_mpi_is_refused_although_it_is_json() {
 }
 
 #[test]
+fn mixed_output_of_srun_is_refused() {
+    // What srun 22.05.8 printed with -n 3: the second line has parts of two reports.
+    let ended = merge_stream(include_str!("mixed_srun.log"), &[]);
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stderr[0].contains("line 2: a report begins here and does not end: mixed output"), "{ended:?}");
+}
+
+#[test]
 fn a_file_without_a_report_is_refused() {
     for (text, reason) in [
         ("", "ecoloop: cannot merge -: it has no report"),
