@@ -179,10 +179,10 @@ impl Observer for TraceObserver {
         self.inner.woken(events);
     }
 
-    fn serving(&mut self, peer: Peer) {
+    fn serving(&mut self, key: usize) {
         self.push_held(None);
         self.visit = Visit::Nothing;
-        self.inner.serving(peer);
+        self.inner.serving(key);
         self.mark();
     }
 
@@ -225,8 +225,8 @@ impl Observer for TraceObserver {
         self.mark();
     }
 
-    fn served(&mut self, peer: Peer) {
-        let Open { serial, pending, is_faulted } = *self.open_mut(peer.key);
+    fn served(&mut self, key: usize) {
+        let Open { serial, pending, is_faulted } = *self.open_mut(key);
         self.held = match self.visit {
             Visit::Nothing => Some(self.step(Kind::Visit, serial)),
             Visit::Received if !is_faulted => {
@@ -235,7 +235,7 @@ impl Observer for TraceObserver {
             }
             Visit::Received | Visit::Sent => None,
         };
-        self.inner.served(peer);
+        self.inner.served(key);
         self.mark();
     }
 

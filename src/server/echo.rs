@@ -140,10 +140,10 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
     fn ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
         let Entry::Connection { connection, address } = entry else { return self.on_other_ready(key, entry, ready) };
         let peer = || Peer::new(key, *address);
-        self.observer.serving(peer());
+        self.observer.serving(key);
         let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
         let outcome = connection.serve_socket(ready, &mut self.core.buffer, &mut tally);
-        self.observer.served(peer());
+        self.observer.served(key);
         match outcome {
             Outcome::Wait => Next::Wait,
             Outcome::Again => Next::Again,

@@ -47,10 +47,10 @@ impl<O: Observer> Echo<O> {
     pub(super) fn serve_faulted(&mut self, key: usize, faulted: &mut Faulted, ready: Ready) -> Next<Act> {
         let (counters, address) = (self.core.handle.counters(), faulted.address);
         let peer = || Peer::new(key, address);
-        self.observer.serving(peer());
+        self.observer.serving(key);
         let mut tally = Tally { counters, peer, observer: &mut self.observer };
         let step = faulted.serve(ready, &mut self.core.buffer, &mut tally, counters);
-        self.observer.served(peer());
+        self.observer.served(key);
         let next = match step {
             Step::Wait => Next::Wait,
             Step::Again => Next::Again,

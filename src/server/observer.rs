@@ -57,14 +57,14 @@ pub trait Observer {
         let _ = events;
     }
 
-    /// The server is about to serve this connection: its readiness was reported, or input was left over.
-    fn serving(&mut self, peer: Peer) {
-        let _ = peer;
+    /// The server is about to serve the connection of this [key](Peer::key): its readiness was reported, or input was left over.
+    fn serving(&mut self, key: usize) {
+        let _ = key;
     }
 
-    /// The server has served this connection, and is about to serve another, to close this one, or to wait.
-    fn served(&mut self, peer: Peer) {
-        let _ = peer;
+    /// The server has served the connection of this [key](Peer::key), and is about to serve another, to close this one, or to wait.
+    fn served(&mut self, key: usize) {
+        let _ = key;
     }
 
     /// A connection was accepted. With [`Config::proxy_protocol`](crate::Config::proxy_protocol) its header has arrived, or it is about

@@ -375,12 +375,12 @@ impl Observer for Calls {
         self.push(format!("woken {events}"));
     }
 
-    fn serving(&mut self, peer: Peer) {
-        self.push(format!("serving {}", peer.key));
+    fn serving(&mut self, key: usize) {
+        self.push(format!("serving {key}"));
     }
 
-    fn served(&mut self, peer: Peer) {
-        self.push(format!("served {}", peer.key));
+    fn served(&mut self, key: usize) {
+        self.push(format!("served {key}"));
     }
 
     fn opened(&mut self, peer: Peer) {
