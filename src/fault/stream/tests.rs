@@ -107,7 +107,7 @@ impl Play {
         let clock: Box<dyn Fn() -> Instant> = Box::new(move || start + clock.get());
         let scripted = Scripted { write_max: usize::MAX, now: Rc::clone(&now), ..Scripted::default() };
         let stream = FaultyStream::new(scripted, &faults, 1, clock);
-        Self {
+        let mut play = Self {
             stream,
             start,
             now,
@@ -117,7 +117,9 @@ impl Play {
             has_ended: false,
             end: None,
             hits: BTreeMap::new(),
-        }
+        };
+        play.serve(true); // a new socket can be written
+        play
     }
 
     fn act(&mut self, action: Action) {
