@@ -1,4 +1,4 @@
-//! A TCP echo server, a load generator that tests echo servers, and the event loop of both. Each runs on one thread.
+//! A TCP echo server, a load generator that tests echo servers, a grader of them, and the event loop of all. Each runs on one thread.
 //!
 //! The server returns every byte that a client sends, in order. When the client closes its direction, the server closes the other. A
 //! client that stops reading stalls only itself.
@@ -12,6 +12,7 @@
 //! - [`Server`] is the echo server: on your thread, on its own, or one turn at a time in another event loop.
 //! - [`Connection`] is one connection's echo over any non-blocking stream.
 //! - [`Reactor`] is the event loop without a protocol.
+//! - [`fault`] has rules by which the server misbehaves on purpose, for tests of clients and proxies.
 //! - `load`, with the feature `load`, is the load generator. `check`, with the same feature, is a grader of echo servers, and `host`
 //!   finds the limits of this machine.
 //!

@@ -59,7 +59,7 @@ pub(super) struct LoadOptions {
     #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     pipeline: Option<u32>,
 
-    /// Messages per second over all connections, in churn connections per second, independent of answers (open loop); with --find-rate
+    /// Messages per second over all connections, in churn connections per second, independent of replies (open loop); with --find-rate
     /// a range, LOW..HIGH
     #[arg(short, long, help_heading = MESSAGES, value_name = "RATE")]
     rate: Option<Rates>,
@@ -68,7 +68,7 @@ pub(super) struct LoadOptions {
     #[arg(short, long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     messages_per_connection: Option<u32>,
 
-    /// Timeout of an answer, from the scheduled send time of its message
+    /// Timeout of a reply, from the scheduled send time of its message
     #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     timeout: Duration,
 

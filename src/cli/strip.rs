@@ -33,6 +33,11 @@ const HELP: &str = "\
 FILE is what strace wrote: strace -f -ttt -T -yy -o FILE COMMAND, or -p PID for a server that runs. The page has a row for each
 thread and each TCP connection, and a column for each step: a poll, an accept, a read, a write, a close.
 
+Exit status:
+  0  the page is written
+  1  runtime error, such as a file that strace did not write
+  2  usage error
+
 Examples:
   strace -f -ttt -T -yy -o notes.strace python3 docs/blocking_server.py
       trace the blocking server of the notes; end it with Ctrl-C
