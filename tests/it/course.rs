@@ -357,7 +357,7 @@ fn chapters() -> Vec<PathBuf> {
 fn pairs() -> Vec<(Page, Page)> {
     let course = chapters().into_iter().chain([root().join("docs/course")]).map(|folder| folder.join("README"));
     course
-        .chain([root().join("docs/glossary")])
+        .chain([root().join("docs/course/teaching"), root().join("docs/glossary")])
         .map(|page| (Page::read(page.with_extension("md")), Page::read(page.with_extension("es.md"))))
         .collect()
 }
