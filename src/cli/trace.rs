@@ -226,12 +226,15 @@ impl Trace {
     fn page(&self) -> String {
         let (before, after) = PAGE.split_once(DATA).unwrap_or((PAGE, ""));
         // In JSON these characters occur in strings alone. Without them no text ends the element that holds it.
-        let data = self.json().replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e");
-        [before, &data, after].concat()
+        let head = self.head().replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e");
+        let mut page = [before, &head].concat();
+        self.push_steps(&mut page);
+        page.push_str(after);
+        page
     }
 
-    /// Returns the trace as JSON. Each step is an array, whose `columns` the document names.
-    fn json(&self) -> String {
+    /// Returns the begin of the trace as JSON, up to the steps. Each step is an array, whose `columns` it names.
+    fn head(&self) -> String {
         let calls: Vec<_> = self.calls.iter().map(|call| [call.name.as_str(), call.kind.name()]).collect();
         let connection = |connection: &Connection| {
             let peer = connection.peer.map(|peer| peer.to_string());
@@ -253,15 +256,17 @@ impl Trace {
             "connections": connections,
             "columns": ["call", "thread", "connection", "start_us", "end_us", "result", "pending", "error"],
         });
-        let mut json = head.to_string();
-        json.truncate(json.len() - 1);
-        json.push_str(",\"steps\":[");
+        let head = head.to_string();
+        format!("{},\"steps\":[", &head[..head.len() - 1])
+    }
+
+    /// Adds the steps, and the end of the JSON. They are most of a page, so they are not copied.
+    fn push_steps(&self, json: &mut String) {
         for (index, step) in self.steps.iter().enumerate() {
             json.push_str(if index == 0 { "\n" } else { ",\n" });
-            step.write_json(&mut json);
+            step.write_json(json);
         }
         json.push_str("]}\n");
-        json
     }
 }
 
