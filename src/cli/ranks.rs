@@ -88,8 +88,11 @@ impl FromStr for RankName {
 impl Arguments {
     /// Returns a usage error that the parser cannot see: options that exclude each other.
     pub(super) fn conflict(&self) -> Option<&'static str> {
-        let is_both = self.starts_jobs() && (self.rank.is_some() || self.barrier.is_some());
-        is_both.then_some("--jobs cannot be combined with --rank and --barrier: it starts ranks of its own")
+        if self.starts_jobs() && (self.rank.is_some() || self.barrier.is_some()) {
+            return Some("--jobs cannot be combined with --rank and --barrier: it starts ranks of its own");
+        }
+        let is_chosen_by_system = self.barrier.as_ref().is_some_and(|address| address.to_string().ends_with(":0"));
+        is_chosen_by_system.then_some("--barrier needs a port above 0, which every rank knows before the run")
     }
 
     /// Returns the rank of this generator in a run of `connections`. A usage error ends the process.

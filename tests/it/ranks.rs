@@ -199,6 +199,7 @@ fn the_rank_comes_from_the_launcher() {
         (&[], &["--rank", "3/3"], "expected R/N with R from 0 to N - 1"),
         (&[], &["--rank", "0/4"], "connections must be at least one for each rank"),
         (&[], &["--rank", "0/3", "--label", "rank=7"], "--label rank=... cannot"),
+        (&[], &["--rank", "0/3", "--barrier", "127.0.0.1:0"], "--barrier needs a port above 0"),
     ] {
         let ended = run(environment, arguments);
         assert_eq!(ended.status.code(), Some(2), "{ended:?}");
