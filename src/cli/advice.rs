@@ -23,10 +23,10 @@ pub(super) fn warn_of_unpaired(config: &Config) {
     }
 }
 
-/// Prints the thresholds that failed, for a run without a table.
+/// Prints why a run failed, or why a search could not end, for a run without a table.
 pub(super) fn print_failure(report: &Report) {
-    if report.verdict == Verdict::Fail {
-        print_error(&format!("FAIL: {}", table::failed_thresholds(report).join(", ")));
+    if report.verdict == Verdict::Fail || table::is_limited_by_generator(report) {
+        print_error(&table::verdict(report));
     }
 }
 

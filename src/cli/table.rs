@@ -319,7 +319,8 @@ pub(super) fn verdict(report: &Report) -> String {
     }
 }
 
-fn is_limited_by_generator(report: &Report) -> bool {
+/// Returns whether a search has found no limit of the server, because the generator was slower.
+pub(super) fn is_limited_by_generator(report: &Report) -> bool {
     report.search.as_ref().is_some_and(|search| search.limited_by == Some(LimitedBy::Generator))
 }
 

@@ -127,6 +127,20 @@ fn a_generator_that_is_too_slow_is_the_limit() {
 }
 
 #[test]
+fn a_quiet_search_without_a_rate_prints_why() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let ended = run_command(&["-q", "-r", "10..20", "--find-rate", "p50<1us", "--window", "200ms", &address]);
+    let reason = match ended.status.code() {
+        Some(1) => "ecoloop: FAIL: no rate was found",
+        // On a machine that is too slow for 10 messages a second.
+        Some(3) => "ecoloop: INCONCLUSIVE: the generator was too slow for a higher rate",
+        _ => panic!("{ended:?}"),
+    };
+    assert_eq!(ended.stderr.last().unwrap(), reason, "{ended:?}");
+}
+
+#[test]
 fn options_of_a_search_need_each_other() {
     for (arguments, reason) in [
         (&["-r", "1..2", ":9"][..], "--rate LOW..HIGH needs --find-rate"),
