@@ -197,8 +197,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if !passed.is_empty() && !arguments.addresses.is_empty() {
         usage_error("serve", "the sockets of LISTEN_FDS are served: ADDR cannot be used with them");
     }
-    let report_output = arguments.report.as_deref().map(Output::open).transpose()?;
-    let mut tracing = arguments.trace.as_ref().map(Tracing::open).transpose()?;
+    let (report_output, mut tracing) = arguments.open_outputs()?;
     let stage = Arc::new(Stage::default());
     let language = arguments.lang.unwrap_or_else(Language::from_environment);
     let logs_shutdown = arguments.log_connections == LogConnections::None;
@@ -228,15 +227,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         notifier.finish();
     }
     let log = log_writer.finish();
-    if let Some(tracing) = tracing {
-        tracing.write()?;
-    }
-    match report_output {
+    // Both are written, even if the first fails.
+    let traced = tracing.map_or(Ok(()), |tracing| tracing.write());
+    let reported = match report_output {
         Some(Output::Stdout) if !log.is_written => {
-            return Err("cannot write to standard output: the log waits for its reader".into());
+            Err("cannot write to standard output: the log waits for its reader".to_owned())
         }
-        Some(output) => output.write(&document(&report, log.lost_lines))?,
-        None => {}
+        Some(output) => output.write(&document(&report, log.lost_lines)),
+        None => Ok(()),
+    };
+    let errors: Vec<_> = [traced, reported].into_iter().filter_map(Result::err).collect();
+    if !errors.is_empty() {
+        return Err(errors.join("; ").into());
     }
     ended.map_err(|error| format!("cannot wait for events: {error}"))?;
     Ok(ExitCode::SUCCESS)
@@ -331,6 +333,17 @@ impl Arguments {
     }
 
     /// Binds the addresses of `--metrics`.
+    fn open_outputs(&self) -> Result<(Option<Output>, Option<Tracing>), String> {
+        let report = self.report.as_deref().map(Output::open).transpose()?;
+        let tracing = self.trace.as_ref().map(Tracing::open).transpose()?;
+        if let (Some(Output::File(report)), Some(tracing)) = (&report, &tracing)
+            && tracing.is_in(report)
+        {
+            return Err(format!("cannot create {}: two outputs have this name", report.display()));
+        }
+        Ok((report, tracing))
+    }
+
     fn bind_metrics(&self) -> Result<Option<Vec<TcpListener>>, Box<dyn Error>> {
         let Some(address) = &self.metrics else { return Ok(None) };
         Ok(Some(metrics::bind(&address.resolve(Ipv4Addr::UNSPECIFIED.into())?)?))

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process;
 use std::time::Instant;
 
@@ -27,6 +28,11 @@ impl Tracing {
     pub(super) fn open(file: &TraceFile) -> Result<Self, String> {
         let output = Output::open(&file.path)?;
         Ok(Self { output, format: file.format, document: String::new() })
+    }
+
+    /// Returns whether the trace is written to this file.
+    pub(super) fn is_in(&self, file: &Path) -> bool {
+        matches!(&self.output, Output::File(target) if target == file)
     }
 
     /// Writes what the file has if the server is killed, records what it does while `serve` runs, and keeps the document for

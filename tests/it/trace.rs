@@ -603,6 +603,37 @@ fn a_trace_that_cannot_be_written_is_refused_before_the_server_listens() {
 }
 
 #[test]
+fn a_trace_that_fails_at_the_end_does_not_cost_the_report() {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(path("gone")).unwrap();
+    let (trace, report) = (path("gone/trace.html"), path("report.json"));
+    let mut command = ecoloop(&["127.0.0.1:0", "--trace", &trace, "--report", &report]);
+    // The trace is kept in a temporary file.
+    command.env("TMPDIR", directory.path());
+    let mut server = Process::start(command);
+    server.listening();
+    eventually("the document of a running server", || Path::new(&trace).exists());
+    fs::remove_dir_all(path("gone")).unwrap();
+    let ended = server.terminate();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(ended.stderr[0].starts_with(&format!("ecoloop: cannot write {trace}: ")), "{ended:?}");
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["accepted"], 0);
+}
+
+#[test]
+fn the_trace_and_the_report_are_two_files() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("both.json");
+    let name = file.to_str().unwrap();
+    let refused = Process::start(ecoloop(&["127.0.0.1:0", "--trace", name, "--report", name])).wait();
+    let reason = "both.json: two outputs have this name";
+    assert!(refused.status.code() == Some(1) && refused.stderr[0].ends_with(reason), "{refused:?}");
+    assert!(!file.exists());
+}
+
+#[test]
 #[ignore = "records a million steps"]
 fn a_trace_keeps_the_first_steps_and_counts_the_rest() {
     const BYTES: u32 = 600_000;
