@@ -17,7 +17,7 @@ use super::load_options::{CONNECTIONS, MESSAGES, TIME};
 use super::output::{self, Output};
 use super::report_stream::{print_other_lines, read_reports};
 use super::result_files::REPORT;
-use super::values::SOCKETS;
+use super::values::{Address, SOCKETS};
 use super::{exit_status, print_error};
 
 const HELP: &str = "\
@@ -120,7 +120,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 /// Reads the reports of a file, each with a name for messages.
 fn reports(path: &Path, quiet: bool) -> Result<Vec<(String, Report)>, String> {
     let file = path.display().to_string();
-    let found = read_reports(path, "compare")?;
+    let found = read_reports(path, "compare").map_err(|error| {
+        let is_server = !path.exists() && file.parse::<Address>().is_ok();
+        if is_server { format!("{error}; --live compares servers") } else { error }
+    })?;
     if !quiet {
         print_other_lines(&file, &found);
     }

@@ -13,6 +13,7 @@ use ecoloop::Handle;
 
 use self::exporter::Exporter;
 use self::families::{Families, Turns};
+use super::hints::hint_of_address;
 use super::log::{LostLines, TARGET};
 use super::log_observer::{Language, log_metrics};
 
@@ -23,7 +24,11 @@ pub(super) use self::families::TurnTimer;
 pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, String> {
     let bind = |address: &SocketAddr| {
         TcpListener::bind(address).map_err(|error| {
-            let hint = if error.kind() == io::ErrorKind::AddrInUse { "; choose another port" } else { "" };
+            let hint = match error.kind() {
+                io::ErrorKind::AddrInUse => "; choose another port".to_owned(),
+                io::ErrorKind::AddrNotAvailable => format!("; {}", hint_of_address(address.ip())),
+                _ => String::new(),
+            };
             format!("cannot serve --metrics on {address}: {error}{hint}")
         })
     };

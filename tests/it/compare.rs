@@ -155,6 +155,12 @@ fn options_of_a_load_need_live() {
     assert!(ended.stderr.iter().any(|line| line.trim() == "--live"), "{ended:?}");
     let (_, refused) = reserve_port();
     let refused = refused.to_string();
+    let ended = compare(&[&refused, &refused]);
+    let reason = format!("cannot read {refused}: No such file or directory (os error 2); --live compares servers");
+    assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(1), &[format!("ecoloop: {reason}")][..]));
+    let ended = compare(&["--live", &refused, "new.json"]);
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(ended.stderr[0].contains("--live cannot measure 'new.json': the port is missing"), "{ended:?}");
     let ended = compare(&["--live", &refused, &refused]);
     let reason = format!("no connection to {refused} is left: connect refused (ECONNREFUSED): 1, to {refused}");
     assert_eq!(ended.status.code(), Some(1));

@@ -241,6 +241,8 @@ fn an_address_in_use_is_one_line_and_nothing_is_served() {
         "ecoloop: cannot serve --metrics on {address}: Address already in use (os error 98); choose another port"
     );
     assert_eq!((ended.status.code(), &ended.stderr[..], &ended.stdout[..]), (Some(1), &[line][..], &[][..]));
+    let ended = Process::start(ecoloop(&["127.0.0.1:0", "--metrics", "192.0.2.1:9100"])).wait();
+    assert!(ended.stderr[0].ends_with("; no interface of this machine has this address (see ip address)"), "{ended:?}");
     let ended = Process::start(ecoloop(&["127.0.0.1:0", "--metrics", "9100"])).wait();
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
 }

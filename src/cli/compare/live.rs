@@ -83,7 +83,9 @@ impl Arguments {
     }
 
     fn config(&self, address: &str, side: usize) -> Result<Config, Box<dyn Error>> {
-        let address: Address = address.parse().unwrap_or_else(|reason: String| usage_error(COMPARE, &reason));
+        let address: Address = address.parse().unwrap_or_else(|reason: String| {
+            usage_error(COMPARE, &format!("--live cannot measure '{address}': {reason}"))
+        });
         let mut config = self.load.config(COMPARE, &[address]);
         if config.unresolved > 0 {
             return Err("cannot compare with a server without an address".into());
