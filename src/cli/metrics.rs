@@ -42,12 +42,13 @@ pub(super) fn start(
     handle: Handle,
     lost_lines: LostLines,
 ) -> io::Result<TurnTimer> {
-    for listener in &listeners {
-        log_metrics(language, listener.local_addr()?);
-    }
+    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let turns = Arc::<Turns>::default();
     let registry = Families::new(handle.clone(), lost_lines, Arc::clone(&turns)).into_registry();
     let mut exporter = Exporter::new(listeners, handle, registry)?;
+    for address in addresses {
+        log_metrics(language, address);
+    }
     let run = move || log::warn!(target: TARGET, "--metrics is not served any more: {}", exporter.run());
     thread::Builder::new().name("metrics".to_owned()).spawn(run)?;
     Ok(TurnTimer::new(turns))
