@@ -158,6 +158,7 @@ impl Server {
             })?;
             listeners.extend(registered.map(|socket| Listener { socket, address, key }));
         }
+        let started = Instant::now();
         memory::check(config.buffer_size).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot allocate a buffer_size of {}: {error}", config.buffer_size))
         })?;
@@ -171,7 +172,7 @@ impl Server {
             connections_peak: 0,
             lifecycle: Lifecycle::Serving,
             hand: None,
-            rules: Rules::new(&config.faults, config.fault_seed, Instant::now()),
+            rules: Rules::new(&config.faults, config.fault_seed, started),
             accepts: 0,
             timers: Timers::default(),
             connect_faults: ConnectFaults::default(),
@@ -179,7 +180,8 @@ impl Server {
             handle,
         };
         let mut echo = Echo { core, observer: () };
-        echo.apply_connect_faults(&mut reactor, Instant::now());
+        // What the sockets were opened for, even if its time is over.
+        echo.apply_connect_faults(&mut reactor, started);
         Ok(Self { reactor, echo })
     }
 

@@ -396,6 +396,15 @@ fn a_server_that_refuses_from_the_start_keeps_its_port_and_drains() {
 }
 
 #[test]
+fn a_fault_that_ends_while_the_server_starts_ends() {
+    for rule in ["connect=refuse,at=0s..1us", "connect=hang,at=0s..1us"] {
+        let server = serve(faulty(&[rule]));
+        eventually(rule, || TcpStream::connect_timeout(&server.local_addr(), Duration::from_secs(2)).is_ok());
+        assert_echoes(&mut connect(server.local_addr()), b"hola");
+    }
+}
+
+#[test]
 fn connects_are_reset_after_the_handshake_and_counted() {
     let report = Scratch::new("resets");
     let options = ["--fault", "connect=reset,p=50%", "-v", "--report", report.path()];
