@@ -12,8 +12,8 @@ use super::held::Held;
 use super::pace::Pace;
 use super::{Effect, Fault, Kind, Moment};
 
-/// Most writes in one call: others wait while a large piece leaves in small chunks.
-const WRITES_MAX: usize = 64;
+/// Most writes after one call of [`FaultyStream::advance`]: others wait while a large piece leaves in small chunks.
+const WRITES_MAX: usize = 8;
 
 /// A non-blocking stream on which faults act.
 ///
@@ -50,7 +50,8 @@ pub(crate) struct FaultyStream<S, C> {
     is_discarding: bool,
     /// The stream took no more output.
     is_blocked: bool,
-    /// There was output for more writes than one call makes.
+    /// How many more writes may follow the last call of `advance`, and whether there is output for more.
+    writes_left: usize,
     can_send: bool,
     /// A read found the end of the stream.
     has_ended: bool,
@@ -142,6 +143,7 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
             end: None,
             is_discarding: false,
             is_blocked: false,
+            writes_left: WRITES_MAX,
             can_send: false,
             has_ended: false,
             is_suspended: false,
@@ -167,6 +169,7 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
     /// - A write fails.
     pub(crate) fn advance(&mut self, is_writable: bool) -> io::Result<()> {
         self.is_blocked &= !is_writable;
+        self.writes_left = WRITES_MAX;
         let now = (self.clock)();
         self.update(now);
         self.send_due(now)
@@ -220,7 +223,6 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
     fn send_due(&mut self, now: Instant) -> io::Result<()> {
         self.held.advance(now);
         self.can_send = false;
-        let mut writes = 0;
         while !self.is_stalled() && !self.is_blocked {
             let due = self.held.due();
             let most = due.len().min(usize::try_from(self.sendable()).unwrap_or(usize::MAX));
@@ -231,11 +233,11 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
             if allowed == 0 {
                 break;
             }
-            if writes == WRITES_MAX {
+            if self.writes_left == 0 {
                 self.can_send = true;
                 break;
             }
-            writes += 1;
+            self.writes_left -= 1;
             match self.stream.write(&due[..allowed]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => {

@@ -433,6 +433,8 @@ fn a_call_makes_few_writes_and_says_that_more_can_be_sent() {
     play.now.set(Duration::from_millis(1));
     play.serve_once(false);
     assert_eq!((play.output().len(), play.stream.can_send()), (WRITES_MAX, true));
+    assert_eq!(play.stream.write(b"more").unwrap(), 4);
+    assert_eq!((play.output().len(), play.stream.can_send()), (WRITES_MAX, true));
     play.serve(false);
     assert_eq!((play.output().len(), play.stream.can_send()), (5000, false));
 }
