@@ -85,7 +85,7 @@ pub(super) fn log_metrics(language: Language, address: SocketAddr) {
 
 /// Logs that the server shuts down.
 pub(super) fn log_shutdown(language: Language, stats: &Stats) {
-    let open = stats.accepted.saturating_sub(stats.closed.total());
+    let open = stats.open();
     match language {
         Language::En => {
             log::info!(target: TARGET, "Shutting down: {}", plural(open, "connection is open", "connections are open"));
@@ -165,7 +165,8 @@ impl From<Language> for ecoloop::check::Language {
     }
 }
 
-/// Logs the events of each connection, in the notes' words, and times the turns of the loop. Without `MESSAGES` it is not called for a message, which costs none then.
+/// Logs the events of each connection, in the notes' words, and times the turns of the loop. Without `MESSAGES` a message costs
+/// nothing.
 #[derive(Debug)]
 pub(super) struct LogObserver<const MESSAGES: bool> {
     language: Language,

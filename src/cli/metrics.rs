@@ -35,7 +35,7 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, String>
     addresses.iter().map(bind).collect()
 }
 
-/// Serves the metrics of the server behind `handle` until the process ends. Returns the observer that times its turns.
+/// Serves the metrics of the server behind `handle` until the process ends. Returns what times its turns.
 pub(super) fn start(
     listeners: Vec<TcpListener>,
     language: Language,

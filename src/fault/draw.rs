@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Connect, Effect, Fault, Kind, Selector};
 use crate::network;
 
-/// The rules of a server or of a load generator.
+/// The rules of a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     faults: Vec<Fault>,

@@ -184,7 +184,7 @@ impl Turns {
         let bounds = TURN_BOUNDS_US.iter().map(|&bound| as_float(bound) / 1e6).chain([f64::INFINITY]);
         let counts = self.buckets.iter().map(|count| count.load(Ordering::Relaxed));
         let sum = as_float(self.sum_ns.load(Ordering::Relaxed)) / 1e9;
-        let help = "Time from the end of a wait to the begin of the next";
+        let help = "Time from the end of a wait to the beginning of the next";
         encoder.histogram("ecoloop_turn_seconds", help, sum, &bounds.zip(counts).collect::<Vec<_>>())
     }
 }
