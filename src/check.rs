@@ -59,7 +59,7 @@ pub struct Check {
     level: u8,
     /// The chapter of the course that explains a failure.
     chapter: words::Chapter,
-    /// Most connections that are open at once.
+    /// Maximum number of connections open at a time.
     connections: u32,
     needs_pid: bool,
     /// Most seconds that it takes.
@@ -83,7 +83,7 @@ impl Check {
         self.level
     }
 
-    /// Returns the maximum number of connections that it has open at once.
+    /// Returns the maximum number of connections that it has open at a time.
     #[must_use]
     pub fn connections(&self) -> u32 {
         self.connections

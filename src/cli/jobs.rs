@@ -67,7 +67,7 @@ fn start_one(index: u32, count: u32, barrier: SocketAddr) -> io::Result<Child> {
     // The subcommand is the first argument.
     command.args(arguments.next());
     command.args(["--is-job", "--rank", &format!("{index}/{count}"), "--barrier", &barrier.to_string()]);
-    // This process prints what there is to say.
+    // This process alone prints.
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn()
 }

@@ -59,8 +59,8 @@ EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
 A run also fails if fewer connections than requested are held at its end, on any error, unanswered message or wrong byte,
 and if no message is verified. --fail-if on connections, errors or unanswered replaces that condition.
 
-SIGINT, SIGTERM and SIGHUP end the run, and it reports. A second signal, at least 0.3 s later, ends the process at once. The
-file of --json is rewritten every minute, with the verdict running.
+SIGINT, SIGTERM and SIGHUP end the run, and it reports. A second signal, at least 0.3 s later, ends the process
+immediately. The file of --json is rewritten every minute, with the verdict running.
 
 Exit status:
   0    pass: no threshold failed

@@ -101,7 +101,7 @@ pub(super) fn log_end(language: Language, report: &Report) {
     log::info!(target: TARGET, "{}: {}", language.pick("Done", "Fin"), figures(language, report));
 }
 
-/// Logs the figures so far, at any level: somebody asked for them.
+/// Logs the counts since the start, at any level: SIGUSR1 requested them.
 pub(super) fn log_so_far(language: Language, report: &Report) {
     let (open, figures) = (report.stats.open(), figures(language, report));
     let mut line = Record::builder();

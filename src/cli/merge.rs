@@ -72,7 +72,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     Ok(exit_status(merged.verdict))
 }
 
-/// Refuses a run of which a rank is missing or there twice; with `partial`, says so.
+/// Refuses a run of which a rank is missing or there twice; with `partial`, prints a warning.
 fn check_completeness(reports: &[(String, Report)], partial: bool) -> Result<(), String> {
     match load::report::check_ranks(reports).map_err(|error| format!("cannot merge {error}"))? {
         Some(gaps) if partial => print_error(&gaps),

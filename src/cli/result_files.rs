@@ -16,7 +16,7 @@ const HGRM_TICKS: u32 = 5;
 /// The text format is in milliseconds, as wrk2's.
 const MICROSECONDS_A_MILLISECOND: f64 = 1000.0;
 
-/// What stands for the rank in the name of a file.
+/// The placeholder of the rank in the name of a file.
 const RANK: &str = "{rank}";
 
 /// The heading of report options in the help.

@@ -49,8 +49,8 @@ DURATION  500us, 20ms, 5s, 1m
 NETWORK   IP, or IP/LEN: 192.0.2.7, 10.0.0.0/8, 2001:db8::/32
 
 SIGINT and SIGTERM shut down gracefully: ecoloop accepts no new connections, keeps echoing, and closes each connection
-once it is idle. A second signal, at least 0.3 s later, ends the process at once. SIGUSR1 logs the figures so far. SIGHUP
-is ignored.
+once it is idle. A second signal, at least 0.3 s later, ends the process immediately. SIGUSR1 logs the counts since
+the start. SIGHUP is ignored.
 
 Exit status:
   0  ended by a signal
@@ -383,7 +383,7 @@ struct Service {
 }
 
 /// Starts a thread for signals: the first drains the server, and the next stops it. Until the server binds its addresses, a signal ends
-/// the process. SIGUSR1 logs the figures so far, and SIGHUP is ignored.
+/// the process. SIGUSR1 logs the counts since the start, and SIGHUP is ignored.
 fn handle_signals(stage: Arc<Stage>, language: Language, logs_shutdown: bool) -> Result<(), String> {
     let requests = Requests::new(&[SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     let handle_each = move || {

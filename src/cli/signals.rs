@@ -15,7 +15,7 @@ const REPEAT_INTERVAL: Duration = Duration::from_millis(300);
 
 /// Sets the signal mask of this thread, which threads started from it inherit.
 ///
-/// Unblocks the signals that end the process: whoever started it may have left them blocked. Blocks two that would end or stop it in
+/// Unblocks the signals that end the process: the process that started it may have left them blocked. Blocks two that would end or stop it in
 /// the middle of a write, so that the write fails with EFBIG (SIGXFSZ), or succeeds from the background of a terminal (SIGTTOU).
 pub(crate) fn set_mask() -> io::Result<()> {
     let set = |signals: [Signal; 2]| signals.into_iter().collect::<SigSet>();

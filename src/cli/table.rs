@@ -70,7 +70,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
             .map_or("any number in flight".to_owned(), |pipeline| format!("{} in flight", count(pipeline.into()))),
     ];
     words.extend(config.proxy_protocol.map(|version| format!("PROXY header {}", version.name())));
-    // Without an answer the window ended as soon as it began.
+    // Without a reply the window ended as soon as it began.
     if report.connections.verified > 0 && report.phases_s.measure > 0.0 {
         words.push(round_time(report.phases_s.measure * 1e6));
     }
@@ -192,7 +192,7 @@ fn distributions(table: &mut Table, report: &Report) {
     let Summary { censored, clipped, .. } = report.latency_us;
     if censored > 0 {
         let latencies = plural(count(censored), "latency is", "latencies are");
-        table.row("censored", &format!("{latencies} the age of a message without an answer"));
+        table.row("censored", &format!("{latencies} the age of a message without a reply"));
     }
     if clipped > 0 {
         table.row("clipped", &format!("{} over the maximum of 1 h", plural(count(clipped), "latency", "latencies")));

@@ -1,6 +1,6 @@
 //! Rank 0 of a barrier: it gathers the others, starts all, and takes their reports.
 //!
-//! A thread for each rank reads what that says. In the window nobody says anything, so all of them sleep.
+//! A thread for each rank reads what it sends. In the window no rank sends anything, so all of them sleep.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::Ending;
 use super::wire::{self, Counts, FromRank, FromRankZero, GREETING_MAX, Hello, Line, REPORT_MAX};
 
-/// How often those who wait look at the time and at the interrupt.
+/// How often a waiting thread checks the time and the interrupt.
 const TICK: Duration = Duration::from_millis(50);
 /// How long a newcomer may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::http;
 
-/// Most clients at once. A further one takes the place of the one that came first.
+/// Maximum number of clients at a time. A further one takes the place of the one that came first.
 pub(in super::super) const CLIENTS_MAX: usize = 64;
 /// How long a client may take from its accept to the end.
 const DEADLINE: Duration = Duration::from_secs(2);

@@ -110,7 +110,7 @@ fn restrictions_of_the_figures_are_printed() {
         "result       INTERRUPTED",
         "ended        interrupted: the figures cover the time until then",
         "schedule     NOT KEPT: the generator sent messages late",
-        "censored     5 latencies are the age of a message without an answer",
+        "censored     5 latencies are the age of a message without a reply",
         "clipped      1 latency over the maximum of 1 h",
         "generator    5.10 µs CPU a message, 31 % of a core, 80 µs a turn at p99;",
         "             SATURATED: the figures may be its own limit",
