@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::process::Command;
 
 use rustix::process::{Signal, geteuid};
+use socket2::{Domain, Socket, Type};
 
 use crate::support::{
     Ended, Process, Scratch, assert_echoes, assert_ended, assert_receives, connect, ecoloop, eventually, half_close,
@@ -43,9 +44,11 @@ fn an_address_in_use_is_refused() {
 
 #[test]
 fn two_addresses_of_one_server_that_overlap_are_named() {
-    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = reserved.local_addr().unwrap().port();
-    drop(reserved);
+    // Bound, with SO_REUSEADDR as the server sets it, and not listening: the server can bind the port, and no other test gets it.
+    let reserved = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    reserved.set_reuse_address(true).unwrap();
+    reserved.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let port = reserved.local_addr().unwrap().as_socket().unwrap().port();
     let (one, all) = (format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}"));
     for (first, second) in [(&one, &all), (&all, &one)] {
         let line = refusal(ecoloop(&[first, second]));
