@@ -34,13 +34,13 @@ impl<O> Echo<O> {
         if wanted == self.core.connect_faults.current && self.core.connect_faults.refusing.is_empty() {
             return;
         }
+        let before = std::mem::replace(&mut self.core.connect_faults.current, wanted);
         if wanted != Some(Connect::Refuse) {
             self.listen_again(reactor, now);
         }
-        if wanted == self.core.connect_faults.current {
+        if wanted == before {
             return;
         }
-        self.core.connect_faults.current = wanted;
         let is_hanging = wanted == Some(Connect::Hang);
         for listener in self.core.acceptor.listeners() {
             if let Err(error) = drop_packets(&SockRef::from(&listener.socket), is_hanging) {
@@ -81,6 +81,10 @@ impl<O> Echo<O> {
     }
 
     fn listen(&mut self, reactor: &mut Reactor<Entry>, address: SocketAddr, socket: Socket) -> io::Result<()> {
+        if self.core.connect_faults.current == Some(Connect::Hang) {
+            // Before it listens: no client gets through in between.
+            drop_packets(&SockRef::from(&socket), true)?;
+        }
         listen::listen(&socket, &self.core.config)?;
         let index = u32::try_from(self.core.acceptor.listener_count()).unwrap_or(u32::MAX);
         let mut registered = None;
