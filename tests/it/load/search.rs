@@ -89,7 +89,9 @@ fn a_server_that_resets_is_the_limit_and_its_connections_are_opened_anew() {
         failed.iter().all(|probe| probe.errors == 1 && probe.failed.contains(&"errors>0".to_owned())),
         "{failed:?}"
     );
-    assert_eq!(search.reopened, failed.len() as u64, "each failure ended the only connection");
+    // Also in a window that did not count, because the machine was busy.
+    let resets = probes.iter().filter(|probe| probe.errors > 0).count();
+    assert_eq!(search.reopened, resets as u64, "each reset ended the only connection");
     // The last window that passed is that of the report.
     assert_eq!((report.errors.len(), report.config.rate), (0, search.found_rate));
 }
@@ -99,7 +101,9 @@ fn a_rate_that_nothing_reaches_ends_its_window_early() {
     let (report, probes) = search(delaying_server(None), "max<100ms", 1000.0, 2000.0);
     let search = report.search.as_ref().unwrap();
     assert_eq!((search.found_rate, search.limited_by), (None, Some(LimitedBy::Server)));
-    assert_eq!((probes.len(), &probes[0].failed[..]), (2, &["max<100ms".to_owned()][..]));
+    // Two windows at the one rate, apart from those that did not count because the machine was busy.
+    let counted: Vec<_> = probes.iter().filter(|probe| probe.schedule_kept).collect();
+    assert_eq!((counted.len(), &counted[0].failed[..]), (2, &["max<100ms".to_owned()][..]));
     assert_eq!(report.verdict, Verdict::Fail);
     let long = Search::new(vec!["max<100ms".parse().unwrap()], 1000.0, 1000.0);
     let start = Instant::now();
