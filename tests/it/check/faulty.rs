@@ -142,8 +142,8 @@ fn write_without(mut stream: &TcpStream, data: &[u8], is_dropped: impl Fn(u8) ->
     stream.write_all(&data.iter().copied().filter(|&byte| !is_dropped(byte)).collect::<Vec<_>>())
 }
 
-/// Keeps the turn while each read fills the buffer. From a client that floods it reads until nothing comes for half a second, so that
-/// no other gets a turn if the flood pauses on a loaded machine.
+/// Keeps the turn while each read fills the buffer. From a client that floods it reads until nothing comes for three seconds, so that
+/// no other gets a turn in time if the flood pauses, or if all of it fits into the buffers of a client that does not read.
 fn drain(mut stream: &TcpStream, data: &[u8], shared: &Shared) -> io::Result<()> {
     let _turn = shared.turn.lock().unwrap();
     stream.write_all(data)?;
@@ -151,7 +151,7 @@ fn drain(mut stream: &TcpStream, data: &[u8], shared: &Shared) -> io::Result<()>
     let mut drained = data.len();
     let mut length = data.len();
     while length == buffer.len() || drained > 64 * 1024 {
-        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
         length = match stream.read(&mut buffer) {
             Ok(0) => break,
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
