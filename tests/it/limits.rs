@@ -327,11 +327,12 @@ mod load {
             ("when=4", "cannot raise the descriptor limit: Operation not permitted (os error 1); it stays at 512"),
             ("when=3+", "cannot raise the descriptor limit: Operation not permitted (os error 1)"),
         ] {
+            // `-D`: the traced process is the child, so that dropping it ends it. It outlives a strace that is killed.
             let traced = |arguments: &[&str]| {
                 let command = ecoloop(arguments);
                 let mut traced = Command::new("sh");
-                traced.args(["-c", "ulimit -Sn 512; exec strace \"$@\"", "sh", "-f", "-qq", "-o", "/dev/null", "-e"]);
-                traced.arg(format!("inject=prlimit64:error=EPERM:{when}"));
+                traced.args(["-c", "ulimit -Sn 512; exec strace \"$@\"", "sh", "-D", "-f", "-qq", "-o", "/dev/null"]);
+                traced.args(["-e", &format!("inject=prlimit64:error=EPERM:{when}")]);
                 traced.arg(command.get_program()).args(command.get_args());
                 traced
             };
