@@ -208,10 +208,33 @@ fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
     let (low, high) = if curves.is_empty() { (1.0, 3.0) } else { (round_logarithm(low, -1), round_logarithm(high, 1)) };
     let high = high.max(low + 1.0);
 
-    let x = percentile_axis(right);
-    let y = latency_axis(low, high);
+    let (x, y) = (percentile_axis(right), latency_axis(low, high));
+    let name = "percentile, on a logarithmic axis";
+    let mut chart = latency_chart(area, MARGIN, x, y, name, |tenths| percentile(*tenths))?;
+    for curve in &curves {
+        let line = curve.color.stroke_width(curve.width);
+        chart.draw_series(LineSeries::new(curve.points.iter().copied(), line))?;
+        chart.draw_series(curve.points.last().map(|&end| Circle::new(end, curve.width + 1, curve.color.filled())))?;
+    }
+    draw_legend(area, &curves)?;
+    if curves.is_empty() {
+        let middle = style(TEXT_SIZE, PALE).pos(Pos::new(HPos::Center, VPos::Center));
+        area.draw(&Text::new("no message was answered", (WIDTH / 2, LATENCY_HEIGHT / 2), middle))?;
+    }
+    Ok(())
+}
+
+/// Draws the axes of a chart of latencies, with room for the legend, and returns the chart.
+fn latency_chart<'area, 'text>(
+    area: &'area Area<'text>,
+    margin_right: i32,
+    x: Axis,
+    y: Axis,
+    x_name: &str,
+    x_label: impl Fn(&f64) -> String,
+) -> Result<ChartContext<'area, SVGBackend<'text>, Cartesian2d<Axis, Axis>>, Box<dyn Error>> {
     let mut chart = ChartBuilder::on(area)
-        .margin_right(MARGIN)
+        .margin_right(margin_right)
         .margin_top(30)
         .margin_left(AXIS_NAME_MARGIN)
         .x_label_area_size(52)
@@ -224,22 +247,12 @@ fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
         .axis_style(GREY)
         .label_style(style(TEXT_SIZE, INK))
         .axis_desc_style(style(TEXT_SIZE, PALE))
-        .x_label_formatter(&|tenths| percentile(*tenths))
+        .x_label_formatter(&x_label)
         .y_label_formatter(&|logarithm| round_time(10_f64.powf(*logarithm).round()))
-        .x_desc("percentile, on a logarithmic axis")
+        .x_desc(x_name)
         .y_desc("latency")
         .draw()?;
-    for curve in &curves {
-        let line = curve.color.stroke_width(curve.width);
-        chart.draw_series(LineSeries::new(curve.points.iter().copied(), line))?;
-        chart.draw_series(curve.points.last().map(|&end| Circle::new(end, curve.width + 1, curve.color.filled())))?;
-    }
-    draw_legend(area, &curves)?;
-    if curves.is_empty() {
-        let middle = style(TEXT_SIZE, PALE).pos(Pos::new(HPos::Center, VPos::Center));
-        area.draw(&Text::new("no message was answered", (WIDTH / 2, LATENCY_HEIGHT / 2), middle))?;
-    }
-    Ok(())
+    Ok(chart)
 }
 
 /// Draws the legend above the chart, where no curve can cross it.

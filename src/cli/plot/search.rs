@@ -4,10 +4,10 @@ use ecoloop::load::report::{Probe, SearchReport};
 use plotters::prelude::*;
 
 use super::{
-    AXIS_NAME_MARGIN, Area, Axis, BLUE, Curve, Drawn, GREEN, GREY, GRID, GRID_LIGHT, INK, LEFT, MARGIN, ORANGE, PALE,
-    RED, TEXT_SIZE, draw_legend, latency_axis, logarithm, logarithms, round_logarithm, style,
+    Area, Axis, BLUE, Curve, Drawn, GREEN, GREY, MARGIN, ORANGE, RED, draw_legend, latency_axis, latency_chart,
+    logarithm, logarithms, round_logarithm,
 };
-use crate::cli::format::{number, round_time};
+use crate::cli::format::number;
 
 /// Draws the latency of each window at its rate.
 pub(super) fn draw_search(area: &Area<'_>, search: &SearchReport) -> Drawn {
@@ -33,25 +33,10 @@ pub(super) fn draw_search(area: &Area<'_>, search: &SearchReport) -> Drawn {
         labels: logarithms(left..right, if right - left > 3.0 { &[1] } else { &[1, 2, 5] }),
         lines: logarithms(left..right, &[1, 2, 3, 4, 5, 6, 7, 8, 9]),
     };
-    let mut chart = ChartBuilder::on(area)
-        .margin_right(MARGIN * 2)
-        .margin_top(30)
-        .margin_left(AXIS_NAME_MARGIN)
-        .x_label_area_size(52)
-        .y_label_area_size(LEFT - AXIS_NAME_MARGIN)
-        .build_cartesian_2d(x, latency_axis(low, high.max(low + 1.0)))?;
-    chart
-        .configure_mesh()
-        .bold_line_style(GRID)
-        .light_line_style(GRID_LIGHT)
-        .axis_style(GREY)
-        .label_style(style(TEXT_SIZE, INK))
-        .axis_desc_style(style(TEXT_SIZE, PALE))
-        .x_label_formatter(&|logarithm| format!("{}/s", number(10_f64.powf(*logarithm).round())))
-        .y_label_formatter(&|logarithm| round_time(10_f64.powf(*logarithm).round()))
-        .x_desc("messages due per second, on a logarithmic axis")
-        .y_desc("latency")
-        .draw()?;
+    let y = latency_axis(low, high.max(low + 1.0));
+    let name = "messages due per second, on a logarithmic axis";
+    let label = |logarithm: &f64| format!("{}/s", number(10_f64.powf(*logarithm).round()));
+    let mut chart = latency_chart(area, MARGIN * 2, x, y, name, label)?;
     for curve in &curves {
         let line = curve.color.stroke_width(curve.width);
         chart.draw_series(LineSeries::new(curve.points.iter().copied(), line))?;
