@@ -66,7 +66,7 @@ pub(super) struct Core {
 ///
 /// Its size is what an idle connection costs. What a listener needs is in the [`Acceptor`].
 ///
-/// `Connection` is first: the compiler numbers the others without a gap, and a free place of the slab is told by one comparison.
+/// `Connection` is first: the compiler numbers the others without a gap, and one comparison recognizes a free place of the slab.
 #[derive(Debug)]
 pub(super) enum Entry {
     Connection {
@@ -260,7 +260,7 @@ impl<O: Observer> Echo<O> {
             let number = self.core.handle.counters().accepted.get() + 1;
             let drawn = self.core.rules.draw(number, address.ip());
             self.open(reactor, key, Some((address, drawn)));
-            // No further event announces what came with the header.
+            // No further event reports the bytes behind the header.
             reactor.report(key, ready | Ready::READABLE);
         } else {
             reset_on_close(&awaiting.stream);

@@ -127,7 +127,7 @@ impl RefusedStats {
 /// Most values of errno that [`AcceptErrorStats`] tells apart.
 const ERRNOS_MAX: usize = 8;
 
-/// Errors of accept(2), by errno. The first 8 values are told apart, and the others are counted together.
+/// Errors of accept(2), by errno. The first 8 values are counted apart, and the others together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AcceptErrorStats {
     by_errno: [(i32, u64); ERRNOS_MAX],
