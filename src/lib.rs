@@ -14,7 +14,7 @@
 //! - [`Reactor`] is the event loop without a protocol.
 //! - [`fault`] has rules by which the server misbehaves on purpose, for tests of clients and proxies.
 //! - `load`, with the feature `load`, is the load generator. `check`, with the same feature, is a grader of echo servers, and `host`
-//!   finds the limits of this machine.
+//!   finds the limits of this machine. On systems other than Linux and Android the feature has no effect.
 //!
 //! # Limits
 //!
@@ -25,22 +25,19 @@
 //!
 //! # What it is not
 //!
-//! There is no TLS, no UDP and no async runtime. Linux is tested; macOS and the BSDs are meant to build; nothing else is promised.
+//! There is no TLS, no UDP and no async runtime. Linux is tested. FreeBSD and macOS are type-checked.
 
 #[cfg(not(unix))]
 compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file descriptor");
 
-#[cfg(all(feature = "load", not(any(target_os = "linux", target_os = "android"))))]
-compile_error!("the load generator paces with timerfd(2), of Linux: build with `--no-default-features --features cli`");
-
 #[cfg(any(feature = "cli", feature = "load"))]
 pub mod address;
-#[cfg(feature = "load")]
+#[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod check;
 pub mod fault;
-#[cfg(feature = "load")]
+#[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod host;
-#[cfg(feature = "load")]
+#[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod load;
 mod log_target;
 mod memory;

@@ -1,5 +1,8 @@
 //! The binary: parses, calls the library, prints.
 
+#[cfg(all(feature = "load", not(any(target_os = "linux", target_os = "android"))))]
+compile_error!("`ecoloop load` paces with timerfd(2), of Linux: build with `--no-default-features --features cli`");
+#[cfg(not(all(feature = "load", not(any(target_os = "linux", target_os = "android")))))]
 mod cli;
 
 use std::process::ExitCode;

@@ -35,6 +35,10 @@ enum Step {
     Wait,
     Again,
     /// Ask for a new event: the socket is not writable until the system has sent everything.
+    #[cfg_attr(
+        not(any(target_os = "linux", target_os = "android")),
+        expect(dead_code, reason = "no TCP_NOTSENT_LOWAT")
+    )]
     Rearm,
     /// Its peer has closed its direction.
     End(CloseReason),

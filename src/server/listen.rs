@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use super::config::Config;
 use super::connect_faults::drop_packets;
 use crate::fault::{Connect, Rules};
+#[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::log_target::LOG_TARGET;
 
 /// Whether an accepted socket inherits its listener's buffer sizes and `TCP_NODELAY`. tcp(7) promises it on Linux alone.
