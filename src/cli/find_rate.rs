@@ -14,6 +14,8 @@ use super::values::percentage;
 
 const HEADING: &str = "Search";
 const FIND_RATE: &str = "goal";
+/// The figures of a window.
+pub(super) const HEADS: [&str; 5] = ["rate", "answers", "p50", "p99", "window"];
 
 // The subcommand that flattens these arguments has a group of this name already.
 #[derive(Args)]
@@ -77,27 +79,32 @@ pub(super) fn run(
 }
 
 fn heading() -> String {
-    format!("{:>12}{:>12}{:>10}{:>10}{:>10}\n", "rate", "answers", "p50", "p99", "window")
+    let [rate, answers, p50, p99, window] = HEADS;
+    format!("{rate:>12}{answers:>12}{p50:>10}{p99:>10}{window:>10}\n")
 }
 
 /// Returns a window as a line.
 fn line(probe: &Probe) -> String {
+    let [rate, answers, p50, p99, window] = cells(probe);
+    format!("{rate:>12}{answers:>12}{p50:>10}{p99:>10}{window:>10}  {}\n", outcome(probe))
+}
+
+/// Returns the figures of a window, as [`HEADS`] names them.
+pub(super) fn cells(probe: &Probe) -> [String; HEADS.len()] {
     let rate = |rate: Option<f64>| rate.map_or(NO_DATA.to_owned(), |rate| format!("{}/s", number(rate.round())));
     let value = |value: Option<u64>| value.map_or(NO_DATA.to_owned(), time);
-    let outcome = match probe {
+    let window = round_time((probe.seconds * 100.0).round() * 1e4);
+    [rate(Some(probe.rate)), rate(probe.rate_per_s), value(probe.p50_us), value(probe.p99_us), window]
+}
+
+/// Returns whether a window passed, and why not.
+pub(super) fn outcome(probe: &Probe) -> String {
+    match probe {
         Probe { schedule_kept: false, .. } => "does not count: the generator was too slow".to_owned(),
         Probe { passed: true, confirming: true, .. } => "confirmed".to_owned(),
         Probe { passed: true, .. } => "passed".to_owned(),
         Probe { failed, .. } => format!("failed: {}", strip_control(&failed.join(", "))),
-    };
-    let window = round_time((probe.seconds * 100.0).round() * 1e4);
-    format!(
-        "{:>12}{:>12}{:>10}{:>10}{window:>10}  {outcome}\n",
-        rate(Some(probe.rate)),
-        rate(probe.rate_per_s),
-        value(probe.p50_us),
-        value(probe.p99_us),
-    )
+    }
 }
 
 /// Returns the result of a search.

@@ -96,7 +96,8 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
     Ok(svg)
 }
 
-fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
+/// Returns what a report is of: `ecoloop load: echo, 50 connections, 2,000 messages/s`.
+pub(super) fn title(report: &Report) -> String {
     let pace = match report.config.rate.filter(|_| report.r#loop == Loop::Open) {
         Some(rate) => format!("{}/s", plural(number(rate), "message", "messages")),
         None => "closed loop".to_owned(),
@@ -108,7 +109,11 @@ fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
         }
         None => pace,
     };
-    let title = format!("ecoloop load: {}, {connections}, {pace}", mode(report.mode));
+    format!("ecoloop load: {}, {connections}, {pace}", mode(report.mode))
+}
+
+fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
+    let title = title(report);
     let size = fitting_size(TITLE_SIZE, &title);
     let bold = FontDesc::new(FontFamily::SansSerif, size, FontStyle::Bold).color(&INK);
     area.draw(&Text::new(title, (MARGIN, 16), bold))?;
@@ -422,14 +427,16 @@ fn multiples(start: f64, end: f64, step: f64) -> Vec<f64> {
     numbers.map(|number| number * step).take_while(|&multiple| multiple <= end).take(LABELS_MAX).collect()
 }
 
-/// Returns the settings of the run in lines that fit the width.
-fn small_print(report: &Report) -> Vec<String> {
+/// Returns the time of the first connect, in UTC.
+pub(super) fn start(report: &Report) -> String {
     // humantime panics before 1970.
     let start = report.start.max(std::time::SystemTime::UNIX_EPOCH);
-    let mut words = vec![
-        format!("ecoloop {}", strip_control(&report.version)),
-        humantime::format_rfc3339_seconds(start).to_string(),
-    ];
+    humantime::format_rfc3339_seconds(start).to_string()
+}
+
+/// Returns the settings of the run in lines that fit the width.
+fn small_print(report: &Report) -> Vec<String> {
+    let mut words = vec![format!("ecoloop {}", strip_control(&report.version)), start(report)];
     words.extend(settings(report));
     wrap(&words, " · ", PRINT_LINE_LETTERS)
 }

@@ -27,15 +27,24 @@ const DEFERRED_SHARE: f64 = 0.01;
 
 /// Returns the report as a table for one screen.
 pub(super) fn table(report: &Report) -> String {
-    let mut table = Table(String::new());
+    let mut text = String::new();
+    for row in rows(report) {
+        row.print(&mut text);
+    }
+    text
+}
+
+/// Returns the rows of the table.
+pub(super) fn rows(report: &Report) -> Vec<Row> {
+    let mut table = Table(Vec::new());
     table.list("run", &wrap(&settings(report), ", ", LINE_WIDTH), usize::MAX);
     if report.ended != Ended::Complete {
         table.row("ended", "interrupted: the figures cover the time until then");
     }
     work(&mut table, report);
-    table.line("");
+    table.0.push(Row::Blank);
     distributions(&mut table, report);
-    table.line("");
+    table.0.push(Row::Blank);
     parts(&mut table, report);
     let errors: Vec<_> = report.errors.iter().map(error).collect();
     table.list("errors", &errors, ERRORS_MAX);
@@ -344,7 +353,8 @@ pub(super) fn failed_thresholds(report: &Report) -> Vec<String> {
     report.thresholds.iter().filter(|threshold| threshold.failed).map(threshold).collect()
 }
 
-fn threshold(ThresholdResult { expr, value, .. }: &ThresholdResult) -> String {
+/// Returns a threshold with its measured value: `errors>0 (3)`.
+pub(super) fn threshold(ThresholdResult { expr, value, .. }: &ThresholdResult) -> String {
     let is_time = ["p", "max", "mean", "connect_", "lateness_"].iter().any(|name| expr.starts_with(name));
     let value = match value {
         None => "no data".to_owned(),
@@ -371,30 +381,57 @@ fn fold(text: &str) -> Vec<String> {
     wrap(&pieces, "", LINE_WIDTH + 1)
 }
 
-struct Table(String);
+/// A row of the table. One with an empty label belongs to the row before it.
+pub(super) enum Row {
+    Blank,
+    Text {
+        label: String,
+        text: String,
+    },
+    /// Cells of at most 7 characters.
+    Cells {
+        label: String,
+        cells: Vec<String>,
+    },
+}
+
+impl Row {
+    fn print(&self, out: &mut String) {
+        let mut line = |text: &str| {
+            out.push_str(text.trim_end());
+            out.push('\n');
+        };
+        match self {
+            Self::Blank => line(""),
+            Self::Text { label, text } => {
+                let mut label = &label[..];
+                for part in fold(text) {
+                    line(&format!("{label:<LABEL_WIDTH$}{part}"));
+                    label = "";
+                }
+            }
+            Self::Cells { label, cells } => {
+                let mut row = format!("{label:<LABEL_WIDTH$}");
+                for cell in cells {
+                    let _ = write!(row, "{cell:>8}");
+                }
+                line(&row);
+            }
+        }
+    }
+}
+
+struct Table(Vec<Row>);
 
 impl Table {
-    fn line(&mut self, text: &str) {
-        self.0.push_str(text.trim_end());
-        self.0.push('\n');
-    }
-
-    /// Adds a row, on as many lines as its text needs.
+    /// Adds a row, which is printed on as many lines as its text needs.
     fn row(&mut self, label: &str, text: &str) {
-        let mut label = label;
-        for line in fold(text) {
-            self.line(&format!("{label:<LABEL_WIDTH$}{line}"));
-            label = "";
-        }
+        self.0.push(Row::Text { label: label.to_owned(), text: text.to_owned() });
     }
 
-    /// Adds a row of columns, whose cells have at most 7 characters.
+    /// Adds a row of columns.
     fn cells(&mut self, label: &str, cells: impl Iterator<Item = String>) {
-        let mut line = format!("{label:<LABEL_WIDTH$}");
-        for cell in cells {
-            let _ = write!(line, "{cell:>8}");
-        }
-        self.line(&line);
+        self.0.push(Row::Cells { label: label.to_owned(), cells: cells.collect() });
     }
 
     /// Adds a row for each item, up to `max`.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -111,6 +112,17 @@ pub(crate) struct Ended {
 pub(crate) fn ecoloop(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ecoloop"));
     command.args(arguments).env_remove("LC_ALL").env_remove("LC_MESSAGES").env_remove("LANG").stdin(Stdio::null());
+    command
+}
+
+/// Returns the command of a browser without a window, which is killed after [`TIMEOUT`].
+pub(crate) fn chromium(profile: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg(TIMEOUT.as_secs().to_string());
+    command.args(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]);
+    command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
+    command.arg(format!("--user-data-dir={}", profile.join("profile").display()));
+    command.args(arguments).stdin(Stdio::null());
     command
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
 
 use ecoloop::{CloseReason, Config, Observer, Peer, Server, Turn};
@@ -15,8 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Ended, Process, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_reset, await_unread, connect,
-    connect_narrow, ecoloop, eventually, half_close, reset, server_end,
+    Ended, Process, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_reset, await_unread, chromium,
+    connect, connect_narrow, ecoloop, eventually, half_close, reset, server_end,
 };
 
 /// Runs `ecoloop strip` on a file with this content, and returns its exit and the page.
@@ -337,22 +337,8 @@ fn the_page_draws_each_step_in_the_row_of_its_connection() {
 
 /// Returns the document that a browser makes of a page.
 fn rendered(page: &Path, fragment: &str, profile: &Path) -> String {
-    let output = Command::new("timeout")
-        .arg(TIMEOUT.as_secs().to_string())
-        .args([
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-        ])
-        .args(["--disable-component-update", "--disable-sync", "--dump-dom"])
-        .arg(format!("--user-data-dir={}", profile.join("profile").display()))
-        .arg(format!("file://{}#{fragment}", page.display()))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let url = format!("file://{}#{fragment}", page.display());
+    let output = chromium(profile, &["--dump-dom", &url]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
