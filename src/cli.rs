@@ -33,6 +33,8 @@ mod merge;
 mod metrics;
 mod output;
 #[cfg(feature = "load")]
+mod page;
+#[cfg(feature = "load")]
 mod plot;
 #[cfg(feature = "load")]
 mod progress;

@@ -134,7 +134,7 @@ impl Arguments {
         }
         if self.repeat && !self.output.is_json_on_stdout_alone() {
             return Some(
-                "--repeat needs --json -, without --hgrm and --plot: it writes one JSON document for each window",
+                "--repeat needs --json -, without --hgrm, --plot and --html: it writes one JSON document for each window",
             );
         }
         if self.repeat && self.start_at.is_some() {

@@ -8,6 +8,7 @@ use clap::Args;
 use ecoloop::load::{Histogram, Rank, Report};
 
 use super::output::{self, Output};
+use super::page::page;
 use super::plot::plot;
 use super::table::table;
 
@@ -42,6 +43,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
+    /// Write the report to FILE as one page for a browser, with the plot
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
     /// Print neither progress nor table
     #[arg(short, long)]
     pub(super) quiet: bool,
@@ -52,18 +57,20 @@ pub(super) struct Outputs {
     json: Option<Output>,
     hgrm: Option<Output>,
     plot: Option<Output>,
+    html: Option<Output>,
     table: bool,
 }
 
 impl Arguments {
     /// Returns whether JSON on standard output is the only output.
     pub(super) fn is_json_on_stdout_alone(&self) -> bool {
-        self.json.as_deref().is_some_and(output::is_stdout) && self.hgrm.is_none() && self.plot.is_none()
+        let has_other = [&self.hgrm, &self.plot, &self.html].into_iter().any(Option::is_some);
+        self.json.as_deref().is_some_and(output::is_stdout) && !has_other
     }
 
     /// Returns whether the name of a file contains that of the rank.
     pub(super) fn has_rank(&self) -> bool {
-        let paths = [&self.json, &self.hgrm, &self.plot].into_iter().flatten();
+        let paths = [&self.json, &self.hgrm, &self.plot, &self.html].into_iter().flatten();
         paths.filter_map(|path| path.to_str()).any(|path| path.contains(RANK))
     }
 
@@ -73,8 +80,9 @@ impl Arguments {
             let is_apart = output::is_stdout(path) || path.to_str().is_some_and(|path| path.contains(RANK));
             if is_apart { path.clone() } else { format!("{}.rank{}", path.display(), rank.index).into() }
         };
-        let [json, hgrm, plot] = [&self.json, &self.hgrm, &self.plot].map(|path| path.as_ref().map(suffix));
-        Self { json, hgrm, plot, quiet: self.quiet }
+        let [json, hgrm, plot, html] =
+            [&self.json, &self.hgrm, &self.plot, &self.html].map(|path| path.as_ref().map(suffix));
+        Self { json, hgrm, plot, html, quiet: self.quiet }
     }
 
     /// Opens every output, so that a run is not lost for a file that cannot be created. The names of the files of a rank have its number.
@@ -84,8 +92,13 @@ impl Arguments {
             _ => path.clone(),
         };
         let open = |path: &Option<PathBuf>| path.as_ref().map(|path| Output::open(&named(path))).transpose();
-        let outputs =
-            Outputs { json: open(&self.json)?, hgrm: open(&self.hgrm)?, plot: open(&self.plot)?, table: false };
+        let outputs = Outputs {
+            json: open(&self.json)?,
+            hgrm: open(&self.hgrm)?,
+            plot: open(&self.plot)?,
+            html: open(&self.html)?,
+            table: false,
+        };
         let mut targets = HashSet::new();
         for output in outputs.documents() {
             let target = match output {
@@ -104,7 +117,7 @@ impl Arguments {
 
 impl Outputs {
     fn documents(&self) -> impl Iterator<Item = &Output> {
-        [&self.json, &self.hgrm, &self.plot].into_iter().flatten()
+        [&self.json, &self.hgrm, &self.plot, &self.html].into_iter().flatten()
     }
 
     /// Returns whether the JSON document goes to a file, which can be rewritten.
@@ -127,6 +140,7 @@ impl Outputs {
             self.json.as_ref().map(|output| output.write(&document(report)?)),
             self.hgrm.as_ref().map(|output| output.write(&hgrm_text(&latencies(report)?))),
             self.plot.as_ref().map(|output| output.write(&plot(report)?)),
+            self.html.as_ref().map(|output| output.write(&page(report)?)),
             self.table.then(|| output::print(table(report).as_bytes())),
         ];
         let failures: Vec<_> = results.into_iter().flatten().filter_map(Result::err).collect();
@@ -178,7 +192,7 @@ mod tests {
     fn two_outputs_with_one_name_are_refused() {
         let directory = TempDir::new().unwrap();
         let [plain, dotted] = ["twice", "./twice"].map(|name| Some(directory.path().join(name)));
-        let files = Arguments { json: plain, hgrm: dotted, plot: None, quiet: true };
+        let files = Arguments { json: plain, hgrm: dotted, plot: None, html: None, quiet: true };
         let error = files.open(None).err().unwrap();
         assert!(error.ends_with("/twice: two outputs have this name"), "{error}");
         assert!(names(&directory).is_empty());
@@ -187,15 +201,18 @@ mod tests {
     #[test]
     fn every_output_is_written() {
         let directory = TempDir::new().unwrap();
-        let [json, hgrm, plot] = ["a.json", "a.hgrm", "a.svg"].map(|name| directory.path().join(name));
-        let files =
-            Arguments { json: Some(json.clone()), hgrm: Some(hgrm.clone()), plot: Some(plot.clone()), quiet: true };
+        let paths @ [json, hgrm, plot, html] =
+            &["a.json", "a.hgrm", "a.svg", "a.html"].map(|name| directory.path().join(name));
+        let [json_path, hgrm_path, plot_path, html_path] = paths.clone().map(Some);
+        let files = Arguments { json: json_path, hgrm: hgrm_path, plot: plot_path, html: html_path, quiet: true };
         let report = example();
         files.open(None).unwrap().write(&report).unwrap();
         assert_eq!(Report::from_json(&fs::read_to_string(json).unwrap()).unwrap(), report);
         assert!(fs::read_to_string(hgrm).unwrap().contains("TotalCount"));
-        assert!(fs::read_to_string(plot).unwrap().starts_with("<svg "));
-        assert_eq!(names(&directory), ["a.hgrm", "a.json", "a.svg"]);
+        let plot = fs::read_to_string(plot).unwrap();
+        assert!(plot.starts_with("<svg "));
+        assert!(fs::read_to_string(html).unwrap().contains(&plot), "the plot is in the page");
+        assert_eq!(names(&directory), ["a.hgrm", "a.html", "a.json", "a.svg"]);
     }
 
     #[test]

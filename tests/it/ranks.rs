@@ -211,12 +211,16 @@ fn the_rank_comes_from_the_launcher() {
 fn the_name_of_a_file_can_contain_the_rank_and_merge_reads_them() {
     let directory = tempfile::tempdir().unwrap();
     let server = serve(Config::default());
-    let name = |rank: &str| directory.path().join(format!("run-{rank}.json")).to_str().unwrap().to_owned();
+    let file = |rank: &str, end: &str| directory.path().join(format!("run-{rank}.{end}")).to_str().unwrap().to_owned();
+    let name = |rank: &str| file(rank, "json");
     for rank in ["0/2", "1/2"] {
         let address = server.local_addr().to_string();
-        let arguments = ["load", "-q", "--rank", rank, "-c", "3", "-m", "10", "--json", &name("{rank}"), &address];
-        let ended = Process::start(ecoloop(&arguments)).wait();
+        let files = ["--json", &name("{rank}"), "--html", &file("{rank}", "html")];
+        let arguments = ["load", "-q", "--rank", rank, "-c", "3", "-m", "10", &address];
+        let ended = Process::start(ecoloop(&[&arguments[..], &files].concat())).wait();
         assert!(ended.status.success(), "{ended:?}");
+        let page = fs::read_to_string(file(&rank[..1], "html")).unwrap();
+        assert!(page.contains(&format!("<td>{} of 2, from 0</td>", &rank[..1])), "{page}");
     }
     // The two ran one after another.
     let apart = Process::start(ecoloop(&["merge", &name("0"), &name("1")])).wait();
