@@ -28,6 +28,7 @@ mod load;
 mod load_options;
 mod log;
 mod log_observer;
+mod manual;
 #[cfg(feature = "load")]
 mod merge;
 mod metrics;
@@ -96,6 +97,10 @@ enum Command {
     /// Grade an echo server, anyone's
     #[cfg(feature = "load")]
     Check(check::Arguments),
+    /// Print the completion script of a shell
+    Completions(manual::CompletionsArguments),
+    /// Write the man pages of ecoloop and its subcommands
+    Man(manual::ManArguments),
 }
 
 /// Similarity above which an unknown first argument is taken for a misspelled subcommand. clap uses the same.
@@ -133,10 +138,7 @@ fn exit_status(verdict: Verdict) -> ExitCode {
 /// Parses the command line and runs the subcommand. A usage error ends the process with exit status 2.
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     signals::set_mask().map_err(|error| format!("cannot set the signal mask: {error}"))?;
-    let command = accept_hyphen_values(Cli::command()).mut_subcommands(accept_hyphen_values);
-    #[cfg(feature = "load")]
-    let command = command.mut_subcommand("compare", compare::hide_load_options);
-    let matches = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let matches = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match matches {
         Ok(cli) => cli,
         Err(help) if !help.use_stderr() => return print_help(&help).map(|()| ExitCode::SUCCESS),
@@ -156,7 +158,17 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
         Some(Command::Strip(arguments)) => strip::run(&arguments),
         #[cfg(feature = "load")]
         Some(Command::Check(arguments)) => check::run(&arguments),
+        Some(Command::Completions(arguments)) => manual::print_completions(&arguments, command()),
+        Some(Command::Man(arguments)) => manual::write_pages(&arguments, command()),
     }
+}
+
+/// Returns what the parser, the man pages and the completions know of the command line.
+fn command() -> clap::Command {
+    let command = accept_hyphen_values(Cli::command()).mut_subcommands(accept_hyphen_values);
+    #[cfg(feature = "load")]
+    let command = command.mut_subcommand("compare", compare::hide_load_options);
+    command
 }
 
 /// Prints the help or the version. The parser itself would ignore that it cannot.

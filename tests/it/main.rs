@@ -26,6 +26,7 @@ mod limits;
 #[cfg(feature = "load")]
 mod load;
 mod logging;
+mod manual;
 #[cfg(feature = "load")]
 mod merge;
 mod metrics;
