@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::AddAssign;
 use std::time::SystemTime;
 use std::{fmt, io};
 
@@ -289,6 +290,19 @@ pub struct Messages {
     /// Waited because the pipeline or the socket was full, or in [`Mode::Churn`] the maximum of connections open. They are also counted by
     /// outcome.
     pub deferred: u64,
+}
+
+impl AddAssign for Messages {
+    /// Adds each count. A sum above `u64::MAX` is `u64::MAX`.
+    fn add_assign(&mut self, other: Self) {
+        let Self { due, unsent, verified, unanswered, failed, deferred } = other;
+        self.due = self.due.saturating_add(due);
+        self.unsent = self.unsent.saturating_add(unsent);
+        self.verified = self.verified.saturating_add(verified);
+        self.unanswered = self.unanswered.saturating_add(unanswered);
+        self.failed = self.failed.saturating_add(failed);
+        self.deferred = self.deferred.saturating_add(deferred);
+    }
 }
 
 /// A distribution, in microseconds.

@@ -251,15 +251,11 @@ fn hold(runs: &[(String, Report)]) -> io::Result<Option<Hold>> {
 }
 
 fn messages(reports: &[&Report]) -> Messages {
-    let sum = |of: fn(&Messages) -> u64| total(reports.iter().map(|run| of(&run.messages)));
-    Messages {
-        due: sum(|messages| messages.due),
-        unsent: sum(|messages| messages.unsent),
-        verified: sum(|messages| messages.verified),
-        unanswered: sum(|messages| messages.unanswered),
-        failed: sum(|messages| messages.failed),
-        deferred: sum(|messages| messages.deferred),
+    let mut sum = Messages::default();
+    for run in reports {
+        sum += run.messages;
     }
+    sum
 }
 
 fn summary(runs: &[(String, Report)], field: &str, of: impl Fn(&Report) -> Option<&Summary>) -> io::Result<Summary> {
