@@ -86,7 +86,7 @@ impl Barrier {
     }
 
     /// Returns what adds the progress of the other ranks to that of rank 0, as far as it is known.
-    pub(super) fn total_progress(&self) -> impl Fn(Progress) -> Progress + Send + 'static {
+    pub(super) fn total_progress(&self) -> impl Fn(Progress) -> Progress + Send + Sync + 'static {
         let zero = if let Self::RankZero(zero) = self { Some(zero.clone()) } else { None };
         move |own| zero.as_ref().map_or(own, |zero| zero.total(own))
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ use super::find_rate;
 use super::hints::with_descriptor_hint;
 use super::input::Input;
 use super::load_options::{LoadOptions, TIME};
+use super::metrics;
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
 use super::ranked_run;
@@ -119,11 +121,21 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = REPORT, value_name = "DURATION", value_parser = duration)]
     interval: Option<Duration>,
 
+    /// Serve the running figures for Prometheus on this address, at /metrics [default: none]
+    #[arg(long, help_heading = REPORT, value_name = "ADDR")]
+    metrics: Option<Address>,
+
     #[command(flatten)]
     output: result_files::Arguments,
 }
 
 impl Arguments {
+    /// Binds the addresses of `--metrics`. A process that another one has started has none.
+    fn bind_metrics(&self) -> Result<Vec<TcpListener>, Box<dyn Error>> {
+        let Some(address) = self.metrics.as_ref().filter(|_| !self.ranks.is_job()) else { return Ok(Vec::new()) };
+        Ok(metrics::bind(&address.resolve(Ipv4Addr::UNSPECIFIED.into())?)?)
+    }
+
     /// Returns a usage error that the parser cannot see: options that exclude each other.
     fn conflict(&self) -> Option<&'static str> {
         if self.interval.is_some_and(|interval| interval.is_zero()) {
@@ -200,9 +212,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     }
     has_begun.store(true, Ordering::Release);
     if let Some((rank, place)) = config.rank.zip(arguments.ranks.barrier()) {
-        return ranked_run::run(config, rank, &place, (&arguments.output, arguments.interval), &interrupt);
+        let display = ranked_run::Display { interval: arguments.interval, metrics: arguments.bind_metrics()? };
+        return ranked_run::run(config, rank, &place, (&arguments.output, display), &interrupt);
     }
     let outputs = arguments.output.open(config.rank)?;
+    let metrics = arguments.bind_metrics()?;
     let descriptor_limit = descriptors::raise_limit(print_error);
     if let Some(late) = config.start_at.and_then(|time| SystemTime::now().duration_since(time).ok()) {
         let late = humantime::format_duration(Duration::from_secs(late.as_secs().max(1)));
@@ -212,6 +226,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         warn_of_limits(&config.clone().share(), descriptor_limit);
     }
     let progress = ProgressCell::default();
+    let latest = progress.clone();
+    metrics::start_load(metrics, arguments.output.quiet, move || latest.latest())
+        .map_err(|error| format!("cannot start --metrics: {error}"))?;
     // A redrawn line would mix with the messages about a window.
     let draw = !arguments.output.quiet && !arguments.repeat && search.is_none();
     let display = ProgressDisplay::start(progress.clone(), arguments.interval, draw)?;

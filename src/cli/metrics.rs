@@ -1,8 +1,11 @@
-//! `serve --metrics`: what a server does, for Prometheus, on a thread of its own.
+//! `--metrics`: what a server or a load generator does, for Prometheus, on a thread of its own.
 
+mod encoder;
 mod exporter;
 mod families;
 mod http;
+#[cfg(feature = "load")]
+mod load_families;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -10,12 +13,20 @@ use std::sync::Arc;
 use std::thread;
 
 use ecoloop::Handle;
+#[cfg(feature = "load")]
+use ecoloop::load::Progress;
+#[cfg(feature = "load")]
+use prometheus_client::registry::Registry;
 
 use self::exporter::Exporter;
 use self::families::{Families, Turns};
+#[cfg(feature = "load")]
+use self::load_families::LoadFamilies;
 use super::hints::hint_of_address;
 use super::log::{LostLines, TARGET};
 use super::log_observer::{Language, log_metrics};
+#[cfg(feature = "load")]
+use super::print_error;
 
 pub(super) use self::exporter::CLIENTS_MAX;
 pub(super) use self::families::TurnTimer;
@@ -42,14 +53,42 @@ pub(super) fn start(
     handle: Handle,
     lost_lines: LostLines,
 ) -> io::Result<TurnTimer> {
-    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+    let addresses = local_addresses(&listeners)?;
     let turns = Arc::<Turns>::default();
     let registry = Families::new(handle.clone(), lost_lines, Arc::clone(&turns)).into_registry();
-    let mut exporter = Exporter::new(listeners, handle, registry)?;
+    let exporter = Exporter::new(listeners, move || handle.is_ending(), registry)?;
     for address in addresses {
         log_metrics(language, address);
     }
-    let run = move || log::warn!(target: TARGET, "--metrics is not served any more: {}", exporter.run());
-    thread::Builder::new().name("metrics".to_owned()).spawn(run)?;
+    run(exporter, |reason| log::warn!(target: TARGET, "{reason}"))?;
     Ok(TurnTimer::new(turns))
+}
+
+/// Serves the metrics of a load, whose progress `latest` returns, until the process ends. Without a listener it does nothing.
+#[cfg(feature = "load")]
+pub(super) fn start_load(
+    listeners: Vec<TcpListener>,
+    is_quiet: bool,
+    latest: impl Fn() -> Option<Progress> + Send + Sync + 'static,
+) -> io::Result<()> {
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    let addresses = local_addresses(&listeners)?;
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(LoadFamilies::new(latest)));
+    let exporter = Exporter::new(listeners, || false, registry)?;
+    for address in addresses.iter().filter(|_| !is_quiet) {
+        print_error(&format!("metrics on http://{address}/metrics"));
+    }
+    run(exporter, |reason| print_error(&reason))
+}
+
+fn local_addresses(listeners: &[TcpListener]) -> io::Result<Vec<SocketAddr>> {
+    listeners.iter().map(TcpListener::local_addr).collect()
+}
+
+fn run(mut exporter: Exporter, warn: impl FnOnce(String) + Send + 'static) -> io::Result<()> {
+    let run = move || warn(format!("--metrics is not served any more: {}", exporter.run()));
+    thread::Builder::new().name("metrics".to_owned()).spawn(run).map(drop)
 }

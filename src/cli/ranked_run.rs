@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -14,17 +15,25 @@ use super::barrier::{Barrier, Ending, Finished};
 use super::load::with_hint;
 use super::progress::ProgressDisplay;
 use super::ranks::MeetingPoint;
-use super::{descriptors, exit_status, print_error, result_files};
+use super::{descriptors, exit_status, metrics, print_error, result_files};
 
 /// How often a process of `--jobs` says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How a run is watched.
+pub(super) struct Display {
+    /// Time between two lines of progress.
+    pub(super) interval: Option<Duration>,
+    /// The sockets of `--metrics`.
+    pub(super) metrics: Vec<TcpListener>,
+}
 
 /// Runs one rank, and returns its exit status. Rank 0 writes the results of all.
 pub(super) fn run(
     config: Config,
     rank: Rank,
     place: &MeetingPoint,
-    (output, interval): (&result_files::Arguments, Option<Duration>),
+    (output, display): (&result_files::Arguments, Display),
     interrupt: &Interrupt,
 ) -> Result<ExitCode, Box<dyn Error>> {
     let is_first = rank.index == 0;
@@ -39,9 +48,12 @@ pub(super) fn run(
     let jobs = if place.has_jobs { barrier.start_jobs(rank.count)? } else { None };
     let thresholds = config.thresholds.clone();
     let progress = ProgressCell::default();
-    let total = total_progress(&barrier, place, config.connections);
-    let interval = interval.filter(|_| is_first);
-    let display = ProgressDisplay::start_total(progress.clone(), interval, is_first && !output.quiet, total)?;
+    let total = || total_progress(&barrier, place, config.connections);
+    let (latest, total_of_latest) = (progress.clone(), total());
+    metrics::start_load(display.metrics, output.quiet, move || latest.latest().map(&total_of_latest))
+        .map_err(|error| format!("cannot start --metrics: {error}"))?;
+    let interval = display.interval.filter(|_| is_first);
+    let display = ProgressDisplay::start_total(progress.clone(), interval, is_first && !output.quiet, total())?;
     let report = run_reporting_progress(config, interrupt, &progress, &barrier);
     display.finish();
     let report = report.map_err(with_hint).inspect_err(|error| barrier.fail(&error.to_string()))?;
@@ -74,7 +86,7 @@ fn total_progress(
     barrier: &Barrier,
     place: &MeetingPoint,
     connections: u32,
-) -> impl Fn(Progress) -> Progress + Send + 'static {
+) -> impl Fn(Progress) -> Progress + Send + Sync + 'static {
     let (of_all, has_jobs) = (barrier.total_progress(), place.has_jobs);
     move |own| {
         if !has_jobs {

@@ -134,6 +134,11 @@ impl Arguments {
         self.rank.is_some()
     }
 
+    /// Returns whether another process has started this one.
+    pub(super) fn is_job(&self) -> bool {
+        self.is_job
+    }
+
     /// Returns whether this process starts others.
     pub(super) fn starts_jobs(&self) -> bool {
         self.jobs.is_some() && !self.is_job

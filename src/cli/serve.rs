@@ -332,7 +332,6 @@ impl Arguments {
         Ok(addresses)
     }
 
-    /// Binds the addresses of `--metrics`.
     fn open_outputs(&self) -> Result<(Option<Output>, Option<Tracing>), String> {
         let report = self.report.as_deref().map(Output::open).transpose()?;
         let tracing = self.trace.as_ref().map(Tracing::open).transpose()?;
@@ -344,6 +343,7 @@ impl Arguments {
         Ok((report, tracing))
     }
 
+    /// Binds the addresses of `--metrics`.
     fn bind_metrics(&self) -> Result<Option<Vec<TcpListener>>, Box<dyn Error>> {
         let Some(address) = &self.metrics else { return Ok(None) };
         Ok(Some(metrics::bind(&address.resolve(Ipv4Addr::UNSPECIFIED.into())?)?))

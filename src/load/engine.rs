@@ -476,6 +476,8 @@ impl Engine {
             step: *step,
             open: connector.counts.open(),
             requested: connector.counts.requested,
+            opened: connector.counts.opened,
+            messages: totals.messages,
             rate: sample.map(|sample| sample.rate),
             p50: sample.and_then(|sample| sample.p50),
             p99: sample.and_then(|sample| sample.p99),

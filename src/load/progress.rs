@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::report::Messages;
+
 /// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -13,6 +15,10 @@ pub struct Progress {
     pub open: u64,
     /// Requested connections.
     pub requested: u64,
+    /// Connections opened during the run, over all.
+    pub opened: u64,
+    /// Messages of the measured window so far, by outcome.
+    pub messages: Messages,
     /// Messages verified in the last second.
     pub rate: Option<u64>,
     /// Median latency of the last second, in microseconds.
@@ -49,6 +55,9 @@ pub enum Step {
 impl Step {
     /// The number of steps.
     pub(super) const COUNT: usize = Self::Done as usize + 1;
+    /// Every step, in order.
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Connect, Self::Ready, Self::Warmup, Self::Measure, Self::Drain, Self::Idle, Self::Close, Self::Done];
 
     /// Returns the name that progress lines show.
     #[must_use]
@@ -68,19 +77,33 @@ impl Step {
 
 /// Holds the latest [`Progress`] of a run. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct ProgressCell(Arc<Mutex<Option<Progress>>>);
+pub struct ProgressCell(Arc<Mutex<Latest>>);
+
+#[derive(Debug, Default)]
+struct Latest {
+    progress: Option<Progress>,
+    is_taken: bool,
+}
 
 impl ProgressCell {
     /// Takes the latest progress, or returns `None` if it was taken before.
     #[must_use]
     pub fn take(&self) -> Option<Progress> {
-        self.0.lock().ok()?.take()
+        let mut latest = self.0.lock().ok()?;
+        let is_taken = std::mem::replace(&mut latest.is_taken, true);
+        latest.progress.filter(|_| !is_taken)
+    }
+
+    /// Returns the latest progress, also if it was taken; `None` before the first.
+    #[must_use]
+    pub fn latest(&self) -> Option<Progress> {
+        self.0.lock().ok()?.progress
     }
 
     /// Replaces the latest progress. It is dropped if another thread is taking the previous one.
     pub(super) fn publish(&self, progress: Progress) {
         if let Ok(mut latest) = self.0.try_lock() {
-            *latest = Some(progress);
+            *latest = Latest { progress: Some(progress), is_taken: false };
         }
     }
 }

@@ -39,7 +39,7 @@ fn request(address: SocketAddr, head: &str) -> (String, String) {
 }
 
 #[track_caller]
-fn get(address: SocketAddr, path: &str) -> (String, String) {
+pub(crate) fn get(address: SocketAddr, path: &str) -> (String, String) {
     request(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"))
 }
 

@@ -180,6 +180,19 @@ impl Process {
         }
     }
 
+    /// Waits for the next line of standard error that contains `words`, and returns it without the lines before it.
+    #[track_caller]
+    pub(crate) fn error_with(&mut self, words: &str) -> String {
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.stderr.recv_timeout(left).unwrap_or_else(|error| panic!("no line with {words:?}: {error}"));
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }

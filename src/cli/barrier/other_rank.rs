@@ -151,7 +151,8 @@ impl OtherRank {
 
     /// Says how far this rank is, if rank 0 wants to know.
     pub(super) fn report_progress(&self, progress: Progress) {
-        let counts = Counts { open: progress.open, rate: progress.rate, errors: progress.errors };
+        let Progress { open, opened, messages, rate, errors, .. } = progress;
+        let counts = Counts { open, opened, messages, rate, errors };
         // The reader finds out that rank 0 is lost.
         let _ = self.say(&FromRank::Progress(counts));
     }

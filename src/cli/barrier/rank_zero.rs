@@ -92,6 +92,10 @@ impl RankZero {
         let others: Vec<_> = state.ranks.values().filter_map(|peer| peer.progress).collect();
         let mut total = own;
         total.open += others.iter().map(|counts| counts.open).sum::<u64>();
+        total.opened += others.iter().map(|counts| counts.opened).sum::<u64>();
+        for messages in others.iter().map(|counts| counts.messages) {
+            total.messages += messages;
+        }
         total.errors += others.iter().map(|counts| counts.errors).sum::<u64>();
         total.rate = own.rate.map(|rate| rate + others.iter().filter_map(|counts| counts.rate).sum::<u64>());
         // Percentiles do not add up.

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use ecoloop::load::report::Messages;
 use ecoloop::load::{Config, Rank, Report};
 use humantime::format_duration;
 use serde::de::DeserializeOwned;
@@ -48,6 +49,8 @@ pub(super) enum FromRank {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Counts {
     pub(super) open: u64,
+    pub(super) opened: u64,
+    pub(super) messages: Messages,
     pub(super) rate: Option<u64>,
     pub(super) errors: u64,
 }

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoloop::{Handle, Handler, Next, Reactor, Ready};
+use ecoloop::{Handler, Next, Reactor, Ready};
 use mio::Interest;
 use mio::net::{TcpListener, TcpStream};
 use prometheus_client::registry::Registry;
@@ -31,7 +31,7 @@ pub(super) struct Exporter {
 
 /// The clients, and what they are sent.
 struct Clients {
-    handle: Handle,
+    is_ending: Box<dyn Fn() -> bool + Send>,
     registry: Registry,
     /// Their keys and deadlines, the first to come in front.
     queue: VecDeque<(usize, Instant)>,
@@ -48,13 +48,18 @@ enum Act {
 }
 
 impl Exporter {
-    pub(super) fn new(listeners: Vec<std::net::TcpListener>, handle: Handle, registry: Registry) -> io::Result<Self> {
+    /// Creates a server of `registry`, which reports bad health once `is_ending` returns true.
+    pub(super) fn new(
+        listeners: Vec<std::net::TcpListener>,
+        is_ending: impl Fn() -> bool + Send + 'static,
+        registry: Registry,
+    ) -> io::Result<Self> {
         let mut reactor = Reactor::new(2 * CLIENTS_MAX)?;
         for listener in listeners {
             listener.set_nonblocking(true)?;
             reactor.insert(TcpListener::from_std(listener), Interest::READABLE, Entry::Listener)?;
         }
-        Ok(Self { reactor, clients: Clients { handle, registry, queue: VecDeque::new() } })
+        Ok(Self { reactor, clients: Clients { is_ending: Box::new(is_ending), registry, queue: VecDeque::new() } })
     }
 
     /// Serves until the poll fails.
@@ -81,7 +86,7 @@ impl Handler<Entry> for Clients {
     fn ready(&mut self, _: usize, entry: &mut Entry, _: Ready) -> Next<Act> {
         match entry {
             Entry::Listener(_) => Next::Act(Act::Accept),
-            Entry::Client(client) => client.serve(|head| http::respond(head, &self.registry, self.handle.is_ending())),
+            Entry::Client(client) => client.serve(|head| http::respond(head, &self.registry, (self.is_ending)())),
         }
     }
 
