@@ -138,7 +138,15 @@ fn exit_status(verdict: Verdict) -> ExitCode {
 /// Parses the command line and runs the subcommand. A usage error ends the process with exit status 2.
 pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     signals::set_mask().map_err(|error| format!("cannot set the signal mask: {error}"))?;
-    let matches = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let parser = command();
+    // clap's own short help would make --help three times as long: two lines and a blank one for each option.
+    #[cfg(feature = "load")]
+    let parser = if std::env::args_os().any(|argument| argument == "-h") {
+        parser.mut_subcommand("load", load::shorten_help)
+    } else {
+        parser
+    };
+    let matches = parser.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match matches {
         Ok(cli) => cli,
         Err(help) if !help.use_stderr() => return print_help(&help).map(|()| ExitCode::SUCCESS),

@@ -24,11 +24,12 @@ const HELP: &str = "\
 EXPR  METRIC, < or >, and a change in percent with its sign: p99>+10%, rate<-5%
       METRIC is any percentile, mean, max, rate or server_cpu
 
-With --live, measures windows of both servers in turn, over connections that last. It also takes the options of ecoloop load
-for connections, messages, time and sockets; a window lasts --duration, here 1s by default.
+With --live, measures windows of both servers in turn, over connections that last. It also takes
+the options of ecoloop load for connections, messages, time and sockets; a window lasts --duration,
+here 1s by default.
 
-For each metric: the ratio of the medians, NEW to OLD, and an interval. The intervals of all metrics hold together with 95 %
-confidence. A verdict needs 6 windows on each side, and usually more:
+For each metric: the ratio of the medians, NEW to OLD, and an interval. The intervals of all metrics
+hold together with 95 % confidence. A verdict needs 6 windows on each side, and usually more:
   faster, slower      the interval is on one side of 1
   no difference seen  the interval is within 5 % of 1
   cannot tell         neither; N windows on each side find a difference of 5 %
@@ -51,11 +52,11 @@ Examples:
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// File of one or many reports that ecoloop load --json wrote, or - for standard input; with --live an address
+    /// Reports of ecoloop load --json; - is standard input; with --live, an address
     #[arg(value_name = "OLD")]
     old: String,
 
-    /// File of the reports to compare with them, or an address
+    /// Reports to compare with them, or an address
     #[arg(value_name = "NEW")]
     new: String,
 
@@ -66,7 +67,7 @@ pub(super) struct Arguments {
     #[arg(help_heading = REPORT, long = "fail-if", value_name = "EXPR")]
     thresholds: Vec<RelativeThreshold>,
 
-    /// Write the comparison to FILE as JSON; - is standard output, without the table
+    /// Write the comparison as JSON; - is standard output, without the table
     #[arg(help_heading = REPORT, long, value_name = "FILE")]
     json: Option<PathBuf>,
 

@@ -11,8 +11,11 @@ use ecoloop::host::{Capacity, Limit, Plan, Purpose, is_local, limits};
 use ecoloop::load::{SourceRange, count_pairs};
 
 use super::format::{self, plural};
+use super::load_options::CONNECTIONS;
 use super::values::{Address, TargetArguments, count};
 use super::{output, usage_error};
+
+const NAMES: &str = "Names";
 
 const HELP: &str = "\
 ADDR    IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
@@ -37,19 +40,19 @@ pub(super) struct Arguments {
     #[arg(value_name = "ADDR")]
     targets: Vec<Address>,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = NAMES)]
     target: TargetArguments,
 
     /// Number of connections
-    #[arg(short, long, value_name = "COUNT", value_parser = count)]
+    #[arg(short, long, help_heading = CONNECTIONS, value_name = "COUNT", value_parser = count)]
     connections: u32,
 
-    /// Purpose of the connections [default: load if no ADDR is of this machine, else both]
-    #[arg(long = "for", value_name = "PURPOSE")]
+    /// serve or load [default: load if no ADDR is of this machine, else both]
+    #[arg(long = "for", help_heading = CONNECTIONS, value_name = "PURPOSE", hide_possible_values = true)]
     purpose: Option<For>,
 
-    /// Source addresses that a load would connect from (repeatable) [default: chosen by the system]
-    #[arg(long = "source", value_name = "SOURCE")]
+    /// Source addresses of a load (repeatable) [default: set by the system]
+    #[arg(long = "source", help_heading = CONNECTIONS, value_name = "SOURCE")]
     sources: Vec<SourceRange>,
 }
 

@@ -13,7 +13,7 @@ use super::output;
 use super::values::percentage;
 
 const HEADING: &str = "Search";
-const FIND_RATE: &str = "goal";
+pub(super) const FIND_RATE: &str = "goal";
 /// The figures of a window.
 pub(super) const HEADS: [&str; 5] = ["rate", "answers", "p50", "p99", "window"];
 
@@ -21,7 +21,7 @@ pub(super) const HEADS: [&str; 5] = ["rate", "answers", "p50", "p99", "window"];
 #[derive(Args)]
 #[group(skip)]
 pub(super) struct Arguments {
-    /// Find the highest rate of --rate LOW..HIGH at which a condition holds, such as p99<5ms (repeatable)
+    /// Find the highest rate of -r LOW..HIGH with EXPR, such as p99<5ms
     #[arg(long = "find-rate", id = FIND_RATE, help_heading = HEADING, value_name = "EXPR")]
     goal: Vec<Threshold>,
 
@@ -29,7 +29,7 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = HEADING, value_name = "PERCENT", default_value = "5%", value_parser = percentage, requires = FIND_RATE)]
     tolerance: f64,
 
-    /// Length of the window at each rate; three windows of twice the length confirm the result
+    /// Length of a window; three of twice the length confirm
     #[arg(long, help_heading = HEADING, value_name = "DURATION", default_value = "5s", value_parser = super::values::timeout, requires = FIND_RATE)]
     window: Duration,
 }

@@ -43,11 +43,15 @@ ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1; link-local: [
 SIZE      bytes: 64, 4KiB, 1MiB; of messages also a range: 64..4KiB
 COUNT     100, 10k, 1.5M
 RATE      COUNT per second: 0.5, 2000, 10k/s; with --find-rate a range: 1k..100k
+          -r: of messages over all connections, at their times whatever the replies do (open loop);
+          in churn, of connections
 DURATION  500us, 20ms, 5s, 1m, 1h
 SOURCE    IP, IP-IP or IPv4/LEN
 MODE      echo: exchange messages until the window ends
           hold: send a first message, stay idle for the window, send a last message
           churn: connect, exchange messages, close, and again until the window ends
+R/N       the generators share -c, -r, --connect-rate, --max-connecting and --source;
+          {rank} in the name of a file is R
 EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
           DURATION  any percentile, such as p50 or p99.99, max, mean; with connect_
                     or lateness_ before it, of these; server_cpu, with --server-pid
@@ -58,28 +62,62 @@ EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
                     unanswered, unsent, deferred; percentages are of the messages due
           schedule alone, without a value, fails if the schedule was not kept
 
-A run also fails if fewer connections than requested are held at its end, on any error, unanswered message or wrong byte,
-and if no message is verified. --fail-if on connections, errors or unanswered replaces that condition.
+A run also fails if fewer connections than requested are held at its end, on any error, unanswered
+message or wrong byte, and if no message is verified. --fail-if on connections, errors or unanswered
+replaces that condition.
 
-SIGINT, SIGTERM and SIGHUP end the run, and it reports. A second signal, at least 0.3 s later, ends the process
-immediately. The file of --json is rewritten every minute, with the verdict running.
+SIGINT, SIGTERM and SIGHUP end the run, and it reports. A second signal, at least 0.3 s later, ends
+the process immediately. The file of --json is rewritten every minute, with the verdict running.
 
 Exit status:
   0    pass: no threshold failed
   1    fail: a threshold failed; or runtime error, such as a file that cannot be created
   2    usage error
-  3    inconclusive: nothing failed, but the schedule was not kept or the generator was saturated
+  3    inconclusive: nothing failed, but the generator was late or saturated
   130  interrupted: no threshold is evaluated, and the report covers the time until then
 
 Examples:
   ecoloop load -c 50 127.0.0.1:5000
       latency and throughput of 50 connections for 10 s, closed loop
   ecoloop load -c 10k -r 50k -d 1m --fail-if 'p99>5ms' --json report.json server:5000
-      50,000 messages per second over 10,000 connections for a minute, which fails if the 99th percentile exceeds 5 ms
+      50,000 messages per second over 10,000 connections for a minute; fails if p99 exceeds 5 ms
   ecoloop load -c 50 -r 1k..100k --find-rate 'p99<5ms' 127.0.0.1:5000
       the highest rate at which the 99th percentile is under 5 ms
   ecoloop load --mode hold -c 100k --source 10.0.0.10-10.0.0.13 -d 10m 10.0.0.1:5000
       100,000 connections from four addresses, idle for ten minutes: which of them survive?";
+
+/// Options and arguments that `-h` shows. `--help` shows all.
+const COMMON: [&str; 24] = [
+    "addresses",
+    "barrier",
+    "connections",
+    "duration",
+    find_rate::FIND_RATE,
+    "help",
+    "html",
+    "jobs",
+    "json",
+    "labels",
+    "messages_per_connection",
+    "metrics",
+    "mode",
+    "pipeline",
+    "plot",
+    "quiet",
+    "rank",
+    "rate",
+    "size",
+    "sources",
+    "thresholds",
+    "timeout",
+    "warmup",
+    "window",
+];
+
+const SHORT_HELP: &str = "\
+EXPR  METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
+
+ecoloop load --help lists every option, the forms of the values, exit statuses and examples.";
 
 #[derive(Args)]
 #[command(after_help = HELP)]
@@ -95,7 +133,7 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = TIME)]
     repeat: bool,
 
-    /// Start time, such as 2026-11-22T08:00:00Z or 2026-11-22T09:00:00+01:00, for several generators
+    /// Start time for several generators: 2026-11-22T08:00:00Z
     #[arg(long, help_heading = TIME, value_name = "RFC3339", value_parser = time)]
     start_at: Option<SystemTime>,
 
@@ -113,7 +151,7 @@ pub(super) struct Arguments {
     #[arg(long = "label", help_heading = REPORT, value_name = "K=V", value_parser = label)]
     labels: Vec<(String, String)>,
 
-    /// Process ID of the server on this machine: report its CPU time and memory
+    /// Process ID of the server on this machine, to report its CPU and memory
     #[arg(long, help_heading = REPORT, value_name = "PID")]
     server_pid: Option<u32>,
 
@@ -121,7 +159,7 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = REPORT, value_name = "DURATION", value_parser = duration)]
     interval: Option<Duration>,
 
-    /// Serve the running figures for Prometheus on this address, at /metrics [default: none]
+    /// Address at which to serve the running figures for Prometheus
     #[arg(long, help_heading = REPORT, value_name = "ADDR")]
     metrics: Option<Address>,
 
@@ -190,6 +228,15 @@ impl Arguments {
         config.thresholds.clone_from(&self.thresholds);
         config
     }
+}
+
+/// Leaves the common options in the help.
+pub(super) fn shorten_help(command: clap::Command) -> clap::Command {
+    let shorten = |argument: clap::Arg| {
+        let is_hidden = argument.is_hide_set() || !COMMON.contains(&argument.get_id().as_str());
+        argument.hide(is_hidden)
+    };
+    command.mut_args(shorten).after_help(SHORT_HELP)
 }
 
 /// Runs, writes the results, and returns the exit status.

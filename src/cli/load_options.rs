@@ -23,15 +23,15 @@ pub(super) struct LoadOptions {
     #[arg(short, long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1", value_parser = count)]
     connections: u32,
 
-    /// What each connection does
-    #[arg(long, help_heading = CONNECTIONS, default_value = "echo")]
+    /// What each connection does: echo, hold or churn
+    #[arg(long, help_heading = CONNECTIONS, default_value = "echo", hide_possible_values = true)]
     mode: ModeName,
 
-    /// Source addresses, each with all its free ports (repeatable) [default: set by the system]
+    /// Source addresses, each with all its free ports (repeatable)
     #[arg(long = "source", help_heading = CONNECTIONS, value_name = "SOURCE")]
     sources: Vec<SourceRange>,
 
-    /// Connects per second; not in churn, see --rate [default: unlimited]
+    /// Connects per second; not in churn, see -r [default: unlimited]
     #[arg(long, help_heading = CONNECTIONS, value_name = "RATE", value_parser = rate)]
     connect_rate: Option<f64>,
 
@@ -43,32 +43,31 @@ pub(super) struct LoadOptions {
     #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     connect_timeout: Duration,
 
-    /// Close with FIN or RST
-    #[arg(long, help_heading = CONNECTIONS, default_value = "fin")]
+    /// Close with FIN or RST: fin or rst
+    #[arg(long, help_heading = CONNECTIONS, default_value = "fin", hide_possible_values = true)]
     close: CloseName,
 
-    /// Begin each connection with a PROXY header, from its own address to the server's [default: none]
-    #[arg(long, help_heading = CONNECTIONS, value_name = "VERSION")]
+    /// Begin each connection with a PROXY header, v1 or v2
+    #[arg(long, help_heading = CONNECTIONS, value_name = "VERSION", hide_possible_values = true)]
     proxy_protocol: Option<ProxyVersionName>,
 
-    /// Size of a message; 64..4KiB: uniform in this range
+    /// Message size, or a uniform range: 64..4KiB
     #[arg(short, long, help_heading = MESSAGES, value_name = "SIZE", default_value = "64", value_parser = sizes)]
     size: (usize, Option<usize>),
 
-    /// Maximum messages in flight per connection [default: 1; unlimited with --rate]
+    /// Maximum in flight per connection [default: 1; any with -r]
     #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     pipeline: Option<u32>,
 
-    /// Messages per second over all connections, in churn connections per second, independent of replies (open loop); with --find-rate
-    /// a range, LOW..HIGH
+    /// Messages per second in all, whatever the replies do
     #[arg(short, long, help_heading = MESSAGES, value_name = "RATE")]
     rate: Option<Rates>,
 
-    /// Messages per connection, instead of --duration [default in churn: 1]
+    /// Messages per connection, instead of -d [churn default: 1]
     #[arg(short, long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     messages_per_connection: Option<u32>,
 
-    /// Timeout of a reply, from the scheduled send time of its message
+    /// Timeout of a reply, from its scheduled time
     #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     timeout: Duration,
 

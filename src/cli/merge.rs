@@ -8,6 +8,7 @@ use clap::Args;
 use ecoloop::load::{self, Report, Threshold};
 
 use super::advice::print_failure;
+use super::ranks::GENERATORS;
 use super::report_stream::{print_other_lines, read_reports};
 use super::result_files::{self, REPORT};
 use super::{exit_status, print_error};
@@ -19,7 +20,7 @@ Exit status:
   0    pass: no threshold failed
   1    fail: a threshold failed; or runtime error, such as reports that do not fit together
   2    usage error
-  3    inconclusive: nothing failed, but a run did not keep its schedule or its generator was saturated
+  3    inconclusive: nothing failed, but a generator was late or saturated
   130  one of the runs was interrupted: no threshold is evaluated
 
 Examples:
@@ -33,7 +34,7 @@ Examples:
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// Files with reports of ecoloop load --json, one or more each, also among other lines; - is standard input
+    /// Reports of ecoloop load --json, also among other lines; - is standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 
@@ -41,8 +42,8 @@ pub(super) struct Arguments {
     #[arg(help_heading = REPORT, long = "fail-if", value_name = "EXPR")]
     thresholds: Vec<Threshold>,
 
-    /// Merge the reports that are there, although ranks are missing or there twice, and print which
-    #[arg(long)]
+    /// Merge although ranks are missing or there twice, and print which
+    #[arg(long, help_heading = GENERATORS)]
     partial: bool,
 
     #[command(flatten)]

@@ -12,13 +12,14 @@ use ecoloop::load::Rank;
 use super::usage_error;
 use super::values::{Address, count};
 
-const GENERATORS: &str = "Several generators";
+/// The heading of their options in the help.
+pub(super) const GENERATORS: &str = "Several generators";
 
 // The subcommand that flattens these arguments has a group of this name already.
 #[derive(Args)]
 #[group(skip)]
 pub(super) struct Arguments {
-    /// Number of processes that share the run on this machine; auto: one per core [default: 1]
+    /// Processes that share the run; auto: one per core [default: 1]
     #[arg(short, long, help_heading = GENERATORS, value_name = "COUNT|auto")]
     jobs: Option<JobCount>,
 
@@ -26,20 +27,19 @@ pub(super) struct Arguments {
     #[arg(long, hide = true)]
     is_job: bool,
 
-    /// Generator R (from 0) of N, which share -c, -r, --connect-rate, --max-connecting and --source; auto: as the launcher says. {rank} in
-    /// the name of a file is R
+    /// This is generator R (from 0) of N; auto: as the launcher says
     #[arg(long, help_heading = GENERATORS, value_name = "R/N|auto")]
     rank: Option<RankName>,
 
-    /// Number of generators, for --rank auto under launchers that do not set it
+    /// Number of generators, for launchers that do not set it
     #[arg(long, help_heading = GENERATORS, value_name = "COUNT", requires = "rank", value_parser = count)]
     ranks: Option<u32>,
 
-    /// Address at which rank 0 listens: all ranks start together, and rank 0 alone writes the results of all
+    /// Where rank 0 listens; all start together, and it reports for all
     #[arg(long, help_heading = GENERATORS, value_name = "ADDR", requires = "rank")]
     barrier: Option<Address>,
 
-    /// Time for which ranks wait for each other at the barrier
+    /// Time for which ranks wait for each other
     #[arg(long, help_heading = GENERATORS, value_name = "DURATION", default_value = "60s", requires = "barrier",
         value_parser = humantime::parse_duration)]
     barrier_timeout: Duration,

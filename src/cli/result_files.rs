@@ -28,22 +28,18 @@ pub(super) const REPORT: &str = "Report";
 #[group(skip)]
 #[command(next_help_heading = REPORT)]
 pub(super) struct Arguments {
-    /// Write the report to FILE as JSON; here and below, - is standard output, without the table
+    /// Write the report as JSON; here and below, - is standard output
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    #[arg(
-        long,
-        value_name = "FILE",
-        help = "Write latency percentiles to FILE in HdrHistogram's text format, in milliseconds"
-    )]
+    #[arg(long, value_name = "FILE", help = "Write latency percentiles in HdrHistogram's text format, in ms")]
     hgrm: Option<PathBuf>,
 
-    /// Draw latency percentiles and the timeline to FILE.svg
+    /// Draw latency percentiles and the timeline
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Write the report to FILE as one page for a browser, with the plot
+    /// Write the report as one page for a browser, with the plot
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 

@@ -145,7 +145,7 @@ pub(super) struct TargetArguments {
     #[arg(short = '6', long)]
     ipv6: bool,
 
-    /// Make every address of a name a target of its own [default: the first that accepts]
+    /// Make every address of a name a target, not only the first
     #[arg(long)]
     all_addresses: bool,
 }
@@ -189,13 +189,13 @@ pub(super) const SOCKETS: &str = "Sockets";
 pub(super) struct SocketArguments {
     #[arg(
         long,
-        help = "Kernel receive buffer of each connection (SO_RCVBUF) [default: set by the system]",
+        help = "Kernel receive buffer (SO_RCVBUF) [default: set by the system]",
         value_name = "SIZE", value_parser = size)]
     pub(super) recv_buffer: Option<usize>,
 
     #[arg(
         long,
-        help = "Kernel send buffer of each connection (SO_SNDBUF) [default: set by the system]",
+        help = "Kernel send buffer (SO_SNDBUF) [default: set by the system]",
         value_name = "SIZE", value_parser = size)]
     pub(super) send_buffer: Option<usize>,
 

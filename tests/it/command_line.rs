@@ -294,8 +294,9 @@ fn help_is_grouped_and_has_a_legend_exit_statuses_and_examples() {
             &["Connections:", "Messages:", "Time:", "Sockets:", "Report:"],
             &["ADDR ", "SIZE ", "COUNT ", "RATE ", "DURATION ", "EXPR "],
         ),
-        ("doctor", &[], &["ADDR ", "COUNT "]),
-        ("merge", &["Report:"], &["EXPR "]),
+        ("doctor", &["Names:", "Connections:"], &["ADDR ", "COUNT "]),
+        ("merge", &["Several generators:", "Report:"], &["EXPR "]),
+        ("compare", &["Live:", "Report:"], &["EXPR "]),
         ("check", &[], &["ADDR "]),
     ] {
         let ended = run(&[subcommand, "--help"]);
@@ -312,6 +313,25 @@ fn help_is_grouped_and_has_a_legend_exit_statuses_and_examples() {
         assert!(!lines.iter().any(|line| line.contains('`')), "{lines:#?}");
     }
     assert!(!run(&["--help"]).stdout.iter().any(|line| line.contains('`')));
+}
+
+#[test]
+fn help_for_load_testers_fits_on_a_screen() {
+    let is_wide = |lines: &[String]| lines.iter().any(|line| line.chars().count() > 100);
+    for arguments in [["load", "-h"], ["doctor", "--help"], ["merge", "--help"], ["compare", "--help"]] {
+        let lines = run(&arguments).stdout;
+        assert!(!lines.is_empty() && lines.len() <= 50 && !is_wide(&lines), "{} lines: {lines:#?}", lines.len());
+    }
+    let [short, full] = ["-h", "--help"].map(|help| run(&["load", help]).stdout);
+    assert!(!is_wide(&full), "{full:#?}");
+    let options = |lines: &[String]| -> BTreeSet<String> {
+        let words = lines.iter().filter(|line| line.starts_with("  ")).flat_map(|line| line.split_whitespace().take(2));
+        words.filter(|word| word.starts_with("--")).map(str::to_owned).collect()
+    };
+    let (short, full) = (options(&short), options(&full));
+    assert!(short.is_subset(&full) && short.contains("--find-rate") && short.contains("--help"), "{short:?}");
+    let rare = ["--ipv4", "--connect-timeout", "--seed", "--start-at", "--nagle", "--tolerance", "--ranks", "--hgrm"];
+    assert!(rare.iter().all(|&option| full.contains(option) && !short.contains(option)), "{full:?}");
 }
 
 #[test]

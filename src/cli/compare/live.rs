@@ -29,7 +29,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 #[derive(Args)]
 #[group(skip)]
 pub(super) struct Arguments {
-    /// Measure two servers now, in turn; also takes the options of ecoloop load
+    /// Measure two servers now, with options of ecoloop load too
     #[arg(long, help_heading = HEADING)]
     live: bool,
 
@@ -37,7 +37,7 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = HEADING, value_name = "COUNT", default_value = "20", value_parser = count, requires = LIVE)]
     windows: u32,
 
-    /// Process IDs of both servers on this machine, whose CPU time a message is then compared
+    /// Process IDs of both servers on this machine: compare their CPU
     #[arg(long = "server-pids", help_heading = HEADING, value_name = "PID", num_args = 2, requires = LIVE)]
     server_pids: Vec<u32>,
 
