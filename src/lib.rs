@@ -46,6 +46,7 @@ mod reactor;
 mod ready;
 mod server;
 mod socket;
+pub mod transport;
 pub mod units;
 
 pub use fault::Fault;

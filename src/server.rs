@@ -21,7 +21,7 @@ mod timers;
 mod token_bucket;
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,9 +32,9 @@ use socket2::SockRef;
 
 use self::accept::{Acceptor, Listener};
 use self::admission::Admission;
-use self::connect_faults::ConnectFaults;
+use self::connect_faults::{ConnectFaults, Open};
 use self::drain::Lifecycle;
-use self::echo::{Core, Echo, Entry};
+use self::echo::{Core, Echo, EchoReactor, Entry};
 use self::handle::Command;
 use self::idle::Timeouts;
 use self::listen::ACCEPTED_INHERITS;
@@ -42,6 +42,10 @@ use self::timers::Timers;
 use crate::fault::Rules;
 use crate::memory;
 use crate::reactor::Reactor;
+use crate::transport::Listen;
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) use self::listen::set_connection_options;
 
 pub use self::config::{Config, SourceLimit, WhenFull};
 pub use self::connection::{Connection, Outcome, Served};
@@ -83,9 +87,9 @@ pub use self::stats::{AcceptErrorStats, ClosedStats, FaultStats, RefusedStats, R
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Server<O = ()> {
-    reactor: Reactor<Entry>,
-    echo: Echo<O>,
+pub struct Server<O = (), L: Listen = TcpListener> {
+    reactor: EchoReactor<L>,
+    echo: Echo<O, L>,
 }
 
 impl Server {
@@ -106,7 +110,7 @@ impl Server {
         }
         let sockets = listen::open(&addresses, &config)?;
         listen::warn_if_backlog_is_cut(config.backlog);
-        Self::new(sockets, config)
+        Self::new(sockets, config, Some(Open::TCP))
     }
 
     /// Serves a socket that is already listening, and sets it non-blocking.
@@ -139,10 +143,12 @@ impl Server {
                 listen::set_connection_options(&SockRef::from(listener), &config)?;
             }
         }
-        Self::new(listeners.into_iter().map(TcpListener::from_std).collect(), config)
+        Self::new(listeners.into_iter().map(TcpListener::from_std).collect(), config, Some(Open::TCP))
     }
+}
 
-    fn new(sockets: Vec<TcpListener>, config: Config) -> io::Result<Self> {
+impl<L: Listen> Server<(), L> {
+    fn new(sockets: Vec<L>, config: Config, open: Option<Open<L>>) -> io::Result<Self> {
         let mut reactor = Reactor::new(config.events_per_turn)?;
         let handle = Handle::new(reactor.waker()?);
         let mut listeners = Vec::with_capacity(sockets.len());
@@ -163,7 +169,7 @@ impl Server {
             io::Error::new(error.kind(), format!("cannot allocate a buffer_size of {}: {error}", config.buffer_size))
         })?;
         let core = Core {
-            local_addrs: listeners.iter().map(|listener| listener.address).collect(),
+            local_addrs: listeners.iter().map(|listener| listener.address.clone()).collect(),
             acceptor: Acceptor::new(listeners, config.accept_rate),
             admission: Admission::new(&config),
             buffer: vec![0; config.buffer_size].into(),
@@ -175,7 +181,7 @@ impl Server {
             rules: Rules::new(&config.faults, config.fault_seed, started),
             accepts: 0,
             timers: Timers::default(),
-            connect_faults: ConnectFaults::default(),
+            connect_faults: ConnectFaults::new(open),
             config,
             handle,
         };
@@ -186,21 +192,21 @@ impl Server {
     }
 
     /// Sets the observer of connection events.
-    pub fn with_observer<O: Observer>(self, observer: O) -> Server<O> {
+    pub fn with_observer<O: Observer>(self, observer: O) -> Server<O, L> {
         Server { reactor: self.reactor, echo: Echo { core: self.echo.core, observer } }
     }
 }
 
-impl<O> Server<O> {
+impl<O, L: Listen> Server<O, L> {
     /// Returns the first address that the server is bound to, with the real port if 0 was asked for.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.echo.core.local_addrs[0]
+    pub fn local_addr(&self) -> L::Address {
+        self.echo.core.local_addrs[0].clone()
     }
 
     /// Returns every address that the server is bound to.
     #[must_use]
-    pub fn local_addrs(&self) -> &[SocketAddr] {
+    pub fn local_addrs(&self) -> &[L::Address] {
         &self.echo.core.local_addrs
     }
 
@@ -238,7 +244,7 @@ impl<O> Server<O> {
     }
 }
 
-impl<O: Observer> Server<O> {
+impl<O: Observer, L: Listen> Server<O, L> {
     /// Serves until a [`Handle`] drains or stops the server, and returns the report.
     ///
     /// # Errors
@@ -254,9 +260,12 @@ impl<O: Observer> Server<O> {
     /// # Errors
     ///
     /// - The system refuses the thread.
-    pub fn spawn(self) -> io::Result<Running>
+    pub fn spawn(self) -> io::Result<Running<L>>
     where
         O: Send + 'static,
+        L: Send + 'static,
+        L::Stream: Send,
+        L::Address: Send,
     {
         let mut server = self;
         let (local_addrs, handle) = (server.local_addrs().to_owned(), server.handle());
@@ -381,7 +390,7 @@ impl<O: Observer> Server<O> {
     }
 }
 
-impl<O> AsFd for Server<O> {
+impl<O, L: Listen> AsFd for Server<O, L> {
     /// Returns the poll's descriptor, which is readable while there are events. See [`Server::next_deadline`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reactor.as_fd()

@@ -4,26 +4,25 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use mio::net::{TcpListener, TcpStream};
-
 use super::config::{ACCEPT_RETRY, WARN_INTERVAL, WhenFull};
 use super::stats::AcceptErrorCounters;
 use super::token_bucket::TokenBucket;
 use crate::fault::Connect;
 use crate::log_target::LOG_TARGET;
+use crate::transport::Listen;
 
 /// A listening socket, registered under `key`.
 #[derive(Debug)]
-pub(super) struct Listener {
-    pub(super) socket: TcpListener,
-    pub(super) address: SocketAddr,
+pub(super) struct Listener<L: Listen> {
+    pub(super) socket: L,
+    pub(super) address: L::Address,
     pub(super) key: usize,
 }
 
 /// Accepts in bursts from the listening sockets.
 #[derive(Debug)]
-pub(super) struct Acceptor {
-    listeners: Vec<Listener>,
+pub(super) struct Acceptor<L: Listen> {
+    listeners: Vec<Listener<L>>,
     /// The listener to accept from first after a pause: the one after that which accepted last.
     first: usize,
     /// Connections were left in a backlog until one closes, and no edge will announce them again.
@@ -56,8 +55,8 @@ struct Pace {
 }
 
 /// The result of one call of accept(2).
-enum Accepted {
-    Connection(TcpStream, SocketAddr),
+enum Accepted<S> {
+    Connection(S, SocketAddr),
     Blocked,
     /// One connection failed, and is gone.
     Skipped(io::Error),
@@ -65,8 +64,8 @@ enum Accepted {
     Failed(io::Error),
 }
 
-impl Acceptor {
-    pub(super) fn new(listeners: Vec<Listener>, accept_rate: Option<f64>) -> Self {
+impl<L: Listen> Acceptor<L> {
+    pub(super) fn new(listeners: Vec<Listener<L>>, accept_rate: Option<f64>) -> Self {
         Self {
             listeners,
             bucket: accept_rate.map(|rate| TokenBucket::new(rate, Instant::now())),
@@ -97,7 +96,7 @@ impl Acceptor {
         mut attempts: usize,
         mut room: usize,
         errors: &AcceptErrorCounters,
-        mut admit: impl FnMut(TcpStream, SocketAddr) -> io::Result<bool>,
+        mut admit: impl FnMut(L::Stream, SocketAddr) -> io::Result<bool>,
     ) {
         if self.fault == Some(Connect::Hang) {
             return self.pause();
@@ -198,7 +197,7 @@ impl Acceptor {
         let now = Instant::now();
         self.paused = true;
         self.retry_at = Some(now + ACCEPT_RETRY);
-        let address = self.listeners[index].address;
+        let address = &self.listeners[index].address;
         let message =
             format_args!("cannot accept on {address}: {error}; accepting again when a connection closes, or in 100 ms");
         if !is_exhaustion(error) {
@@ -248,27 +247,27 @@ impl Acceptor {
         before.iter().chain(after).map(|listener| listener.key)
     }
 
-    pub(super) fn listeners(&self) -> &[Listener] {
+    pub(super) fn listeners(&self) -> &[Listener<L>] {
         &self.listeners
     }
 
     /// Returns the listening sockets, which are to be closed for a while.
-    pub(super) fn take_listeners(&mut self) -> Vec<Listener> {
+    pub(super) fn take_listeners(&mut self) -> Vec<Listener<L>> {
         std::mem::take(&mut self.listeners)
     }
 
     /// Accepts from one more.
-    pub(super) fn add_listener(&mut self, listener: Option<Listener>) {
+    pub(super) fn add_listener(&mut self, listener: Option<Listener<L>>) {
         self.listeners.extend(listener);
     }
 
     /// Gives up accepting, and returns the listening sockets.
-    pub(super) fn close(&mut self) -> Vec<Listener> {
+    pub(super) fn close(&mut self) -> Vec<Listener<L>> {
         std::mem::replace(self, Self::new(Vec::new(), None)).listeners
     }
 }
 
-fn accept(listener: &TcpListener) -> Accepted {
+fn accept<L: Listen>(listener: &L) -> Accepted<L::Stream> {
     match listener.accept() {
         Ok((stream, address)) => Accepted::Connection(stream, address),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Accepted::Blocked,

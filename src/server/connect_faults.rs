@@ -1,7 +1,6 @@
 //! Faults of the listening sockets: connects that time out, are refused, or are accepted slowly.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use mio::Interest;
@@ -9,26 +8,42 @@ use mio::net::TcpListener;
 use socket2::{SockRef, Socket};
 
 use super::accept::{Listener, warn_rate_limited};
-use super::config::ACCEPT_RETRY;
-use super::echo::{Echo, Entry, remove_listener};
+use super::config::{ACCEPT_RETRY, Config};
+use super::echo::{Echo, EchoReactor, Entry, remove_listener};
 use super::listen;
 use crate::fault::Connect;
-use crate::reactor::Reactor;
+use crate::transport::Listen;
 
 /// What holds for the listening sockets.
-#[derive(Debug, Default)]
-pub(super) struct ConnectFaults {
+#[derive(Debug)]
+pub(super) struct ConnectFaults<L: Listen> {
+    /// How to open a listening socket again, where that is known.
+    open: Option<Open<L>>,
     current: Option<Connect>,
     /// When to look at the rules again.
     pub(super) next_at: Option<Instant>,
     /// The sockets of `refuse`: closed, and bound again so that no other process takes the port, unless that failed.
-    refusing: Vec<(SocketAddr, Option<Socket>)>,
+    refusing: Vec<(L::Address, Option<Socket>)>,
     failure_logged_at: Option<Instant>,
 }
 
-impl<O> Echo<O> {
+/// Opens a listening socket: binds it, and wraps it once it listens.
+#[derive(Debug)]
+pub(super) struct Open<L: Listen> {
+    bind: fn(&L::Address, &Config) -> io::Result<Socket>,
+    wrap: fn(Socket) -> L,
+}
+
+impl Open<TcpListener> {
+    pub(super) const TCP: Self = Self {
+        bind: |&address, config| listen::bind(address, config),
+        wrap: |socket| TcpListener::from_std(socket.into()),
+    };
+}
+
+impl<O, L: Listen> Echo<O, L> {
     /// Does to the listening sockets what the rules say for `now`.
-    pub(super) fn apply_connect_faults(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
+    pub(super) fn apply_connect_faults(&mut self, reactor: &mut EchoReactor<L>, now: Instant) {
         let wanted = self.core.rules.listening(now);
         self.core.connect_faults.next_at = self.core.rules.next_change(now);
         if wanted == self.core.connect_faults.current && self.core.connect_faults.refusing.is_empty() {
@@ -54,22 +69,24 @@ impl<O> Echo<O> {
     }
 
     /// Closes the listening sockets, so that the system refuses connects. Their ports stay bound.
-    fn stop_listening(&mut self, reactor: &mut Reactor<Entry>) {
+    fn stop_listening(&mut self, reactor: &mut EchoReactor<L>) {
+        let Some(Open { bind, .. }) = self.core.connect_faults.open else { return };
         for mut listener in self.core.acceptor.take_listeners() {
             remove_listener(reactor, &mut listener);
             let address = listener.address;
-            drop(listener);
-            let socket = listen::bind(address, &self.core.config).ok();
+            drop(listener.socket);
+            let socket = bind(&address, &self.core.config).ok();
             self.core.connect_faults.refusing.push((address, socket));
         }
     }
 
     /// Listens again after [`stop_listening`](Self::stop_listening). What fails is tried again in 100 ms.
-    fn listen_again(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
+    fn listen_again(&mut self, reactor: &mut EchoReactor<L>, now: Instant) {
         let refusing = std::mem::take(&mut self.core.connect_faults.refusing);
+        let Some(Open { bind, wrap }) = self.core.connect_faults.open else { return };
         for (address, socket) in refusing {
-            let socket = socket.map_or_else(|| listen::bind(address, &self.core.config), Ok);
-            let listening = socket.and_then(|socket| self.listen(reactor, address, socket));
+            let socket = socket.map_or_else(|| bind(&address, &self.core.config), Ok);
+            let listening = socket.and_then(|socket| self.listen(reactor, address.clone(), socket, wrap));
             if let Err(error) = listening {
                 let faults = &mut self.core.connect_faults;
                 let message = format_args!("cannot listen on {address}: {error}; trying again in 100 ms");
@@ -80,7 +97,13 @@ impl<O> Echo<O> {
         }
     }
 
-    fn listen(&mut self, reactor: &mut Reactor<Entry>, address: SocketAddr, socket: Socket) -> io::Result<()> {
+    fn listen(
+        &mut self,
+        reactor: &mut EchoReactor<L>,
+        address: L::Address,
+        socket: Socket,
+        wrap: fn(Socket) -> L,
+    ) -> io::Result<()> {
         if self.core.connect_faults.current == Some(Connect::Hang) {
             // Before it listens: no client gets through in between.
             drop_packets(&SockRef::from(&socket), true)?;
@@ -88,7 +111,7 @@ impl<O> Echo<O> {
         listen::listen(&socket, &self.core.config)?;
         let index = u32::try_from(self.core.acceptor.listener_count()).unwrap_or(u32::MAX);
         let mut registered = None;
-        let key = reactor.insert(TcpListener::from_std(socket.into()), Interest::READABLE, |socket| {
+        let key = reactor.insert(wrap(socket), Interest::READABLE, |socket| {
             registered = Some(socket);
             Entry::Listener(index)
         })?;
@@ -97,10 +120,14 @@ impl<O> Echo<O> {
     }
 }
 
-impl ConnectFaults {
+impl<L: Listen> ConnectFaults<L> {
+    pub(super) fn new(open: Option<Open<L>>) -> Self {
+        Self { open, current: None, next_at: None, refusing: Vec::new(), failure_logged_at: None }
+    }
+
     /// Ends all of it: the server listens no more.
     pub(super) fn close(&mut self) {
-        *self = Self::default();
+        *self = Self::new(None);
     }
 }
 

@@ -146,13 +146,18 @@ impl<S: Read + Write> Connection<S> {
     /// Nothing is read while anything is pending. An interrupted call of the stream is retried. `buffer` must not be empty: a read
     /// into it returns 0, which is the end of the stream ([`Outcome::Ended`]).
     pub fn serve(&mut self, ready: Ready, buffer: &mut [u8]) -> Served {
+        let mut served = Served { received: 0, sent: 0, outcome: Outcome::Wait };
+        served.outcome = self.serve_any(ready, buffer, &mut served);
+        served
+    }
+
+    /// As [`serve`](Self::serve), with the bytes passed to `sink`.
+    pub(crate) fn serve_any(&mut self, ready: Ready, buffer: &mut [u8], sink: &mut impl Sink) -> Outcome {
         // A stream that is not a plain socket may need to write before it can read, and to read before it can write.
         if !ready.is_none() {
             self.read_state = ReadState::ReadyUntilWouldBlock;
         }
-        let mut served = Served { received: 0, sent: 0, outcome: Outcome::Wait };
-        served.outcome = self.serve_stream::<true>(!ready.is_none(), buffer, &mut served);
-        served
+        self.serve_stream::<true>(!ready.is_none(), buffer, sink)
     }
 
     /// As [`serve`](Self::serve) for a TCP socket of the system: a short read drains the edge, an event for one direction says

@@ -1,10 +1,9 @@
 //! The orderly end of a server: no new connections, FIN to each silent one, and a deadline for the rest.
 
-use std::net::Shutdown;
 use std::time::Instant;
 
 use super::connection::Connection;
-use crate::socket::Socket;
+use crate::transport::Stream;
 
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +48,8 @@ impl From<Lifecycle> for Turn {
 ///
 /// What it sends after that is read and discarded until its own FIN: closing a socket with unread input sends RST, which destroys
 /// the echo that is on its way (RFC 1122, 4.2.2.13).
-pub(super) fn send_fin(connection: &mut Connection<Socket>) {
+pub(super) fn send_fin(connection: &mut Connection<impl Stream>) {
     // ENOTCONN: the peer has gone, and the read that follows returns how.
-    let _ = connection.get_ref().0.shutdown(Shutdown::Write);
+    let _ = connection.get_mut().shutdown();
     connection.discard();
 }

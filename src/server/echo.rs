@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use socket2::SockRef;
 
 use super::accept::{Acceptor, Listener};
@@ -17,7 +16,6 @@ use super::drain::{self, Lifecycle};
 use super::faulted::Faulted;
 use super::handle::Handle;
 use super::idle::{self, Hand, Timeouts, Visit};
-use super::listen::{self, ACCEPTED_INHERITS};
 use super::observer::{CloseReason, Observer, Peer};
 use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
 use super::stats::Counters;
@@ -26,21 +24,21 @@ use crate::fault::{Drawn, Fault, Kind, Rules};
 use crate::log_target::LOG_TARGET;
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
-use crate::socket::Socket;
+use crate::transport::{Listen, Stream};
 
 /// What serves the reactor's entries.
 #[derive(Debug)]
-pub(super) struct Echo<O> {
-    pub(super) core: Core,
+pub(super) struct Echo<O, L: Listen> {
+    pub(super) core: Core<L>,
     pub(super) observer: O,
 }
 
 /// What a server consists of, its reactor and its observer apart.
 #[derive(Debug)]
-pub(super) struct Core {
+pub(super) struct Core<L: Listen> {
     pub(super) config: Config,
-    pub(super) local_addrs: Vec<SocketAddr>,
-    pub(super) acceptor: Acceptor,
+    pub(super) local_addrs: Vec<L::Address>,
+    pub(super) acceptor: Acceptor<L>,
     pub(super) admission: Admission,
     /// The buffer of every read: a connection has none of its own.
     pub(super) buffer: Box<[u8]>,
@@ -56,7 +54,7 @@ pub(super) struct Core {
     pub(super) accepts: u64,
     /// Deadlines of connections with faults.
     pub(super) timers: Timers,
-    pub(super) connect_faults: ConnectFaults,
+    pub(super) connect_faults: ConnectFaults<L>,
     /// Finds connections on which no byte moves, if there are any to find.
     pub(super) hand: Option<Hand>,
     pub(super) handle: Handle,
@@ -68,16 +66,19 @@ pub(super) struct Core {
 ///
 /// `Connection` is first: the compiler numbers the others without a gap, and one comparison recognizes a free place of the slab.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum Entry<S> {
     Connection {
-        connection: Connection<Socket>,
+        connection: Connection<S>,
         address: SocketAddr,
     },
     Listener(u32),
-    AwaitingHeader(AwaitingHeader),
+    AwaitingHeader(AwaitingHeader<S>),
     /// A connection that a rule of a fault has chosen.
-    Faulted(Box<Faulted>),
+    Faulted(Box<Faulted<S>>),
 }
+
+/// The reactor of a server.
+pub(super) type EchoReactor<L> = Reactor<Entry<<L as Listen>::Stream>>;
 
 /// What needs the whole reactor.
 #[derive(Debug)]
@@ -89,26 +90,26 @@ pub(super) enum Act {
     Rearm,
 }
 
-impl Entry {
+impl<S: Stream> Entry<S> {
     /// Returns the entry of a connection that is served, with the faults that it has drawn.
-    fn connection(stream: TcpStream, address: SocketAddr, drawn: &Drawn) -> Self {
+    fn connection(stream: S, address: SocketAddr, drawn: &Drawn) -> Self {
         if drawn.faults.is_empty() {
-            return Self::Connection { connection: Connection::new(Socket(stream)), address };
+            return Self::Connection { connection: Connection::new(stream), address };
         }
         Self::Faulted(Box::new(Faulted::new(stream, address, drawn)))
     }
 
     /// Returns the socket of a connection that is served.
-    fn stream(&self) -> Option<&TcpStream> {
+    fn stream(&self) -> Option<&S> {
         match self {
-            Self::Connection { connection, .. } => Some(&connection.get_ref().0),
+            Self::Connection { connection, .. } => Some(connection.get_ref()),
             Self::Faulted(faulted) => Some(faulted.stream()),
             Self::Listener(_) | Self::AwaitingHeader(_) => None,
         }
     }
 }
 
-impl Core {
+impl<L: Listen> Core<L> {
     /// Returns the earliest deadline.
     pub(super) fn earliest_deadline(&self) -> Option<Instant> {
         self.deadlines().into_iter().flatten().min()
@@ -134,17 +135,21 @@ impl Core {
     }
 }
 
-impl<O: Observer> Handler<Entry> for Echo<O> {
+impl<O: Observer, L: Listen> Handler<Entry<L::Stream>> for Echo<O, L> {
     type Act = Act;
 
     #[expect(clippy::inline_always, reason = "as a call it costs a message a sixth more instructions")]
     #[inline(always)]
-    fn ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
+    fn ready(&mut self, key: usize, entry: &mut Entry<L::Stream>, ready: Ready) -> Next<Act> {
         let Entry::Connection { connection, address } = entry else { return self.on_other_ready(key, entry, ready) };
         let peer = || Peer::new(key, *address);
         self.observer.serving(key);
         let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
-        let outcome = connection.serve_socket(ready, &mut self.core.buffer, &mut tally);
+        let outcome = if L::Stream::IS_TCP_SOCKET {
+            connection.serve_socket(ready, &mut self.core.buffer, &mut tally)
+        } else {
+            connection.serve_any(ready, &mut self.core.buffer, &mut tally)
+        };
         self.observer.served(key);
         match outcome {
             Outcome::Wait => Next::Wait,
@@ -158,7 +163,7 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
         }
     }
 
-    fn act(&mut self, reactor: &mut Reactor<Entry>, key: usize, act: Act) -> Next<Infallible> {
+    fn act(&mut self, reactor: &mut EchoReactor<L>, key: usize, act: Act) -> Next<Infallible> {
         match act {
             Act::Accept(index) => self.accept(reactor, index as usize, self.core.config.accepts_per_turn),
             Act::TakeHeader(ready) => self.take_header(reactor, key, ready),
@@ -169,11 +174,11 @@ impl<O: Observer> Handler<Entry> for Echo<O> {
     }
 }
 
-impl<O: Observer> Echo<O> {
+impl<O: Observer, L: Listen> Echo<O, L> {
     /// Serves an entry that is no connection. A match of all kinds in [`ready`](Self::ready) costs a message 4 % more instructions
     /// than the test for one.
     #[cold]
-    fn on_other_ready(&mut self, key: usize, entry: &mut Entry, ready: Ready) -> Next<Act> {
+    fn on_other_ready(&mut self, key: usize, entry: &mut Entry<L::Stream>, ready: Ready) -> Next<Act> {
         match entry {
             Entry::Listener(index) => self.on_listener_ready(*index),
             Entry::AwaitingHeader(_) => Next::Act(Act::TakeHeader(ready)),
@@ -191,7 +196,7 @@ impl<O: Observer> Echo<O> {
     }
 
     /// Accepts at most `attempts` connections, so that a burst of new ones does not starve the open ones.
-    pub(super) fn accept(&mut self, reactor: &mut Reactor<Entry>, index: usize, attempts: usize) {
+    pub(super) fn accept(&mut self, reactor: &mut EchoReactor<L>, index: usize, attempts: usize) {
         let core = &mut self.core;
         let room = match core.config.when_full {
             WhenFull::Wait => core.config.max_connections - core.connections,
@@ -216,9 +221,7 @@ impl<O: Observer> Echo<O> {
                 core.handle.counters().faults[Kind::Connect as usize].add(1);
                 return Ok(false);
             }
-            if !ACCEPTED_INHERITS {
-                listen::set_connection_options(&SockRef::from(&stream), &core.config)?;
-            }
+            L::configure(&stream, &core.config)?;
             if core.config.proxy_protocol {
                 let wrap = |stream| Entry::AwaitingHeader(AwaitingHeader::new(stream, address));
                 reactor.insert(stream, INTEREST, wrap)?;
@@ -246,7 +249,7 @@ impl<O: Observer> Echo<O> {
 
     /// Takes the PROXY header of a connection, if it has arrived, and serves the connection from then on.
     #[cold]
-    fn take_header(&mut self, reactor: &mut Reactor<Entry>, key: usize, ready: Ready) {
+    fn take_header(&mut self, reactor: &mut EchoReactor<L>, key: usize, ready: Ready) {
         let Some(Entry::AwaitingHeader(awaiting)) = reactor.get_mut(key) else { return };
         let address = match awaiting.take_header(ready) {
             Ok(Some(address)) => address,
@@ -272,7 +275,7 @@ impl<O: Observer> Echo<O> {
 
     /// Opens a connection that awaits its PROXY header, with the address and the faults of the `client`, or with its own address if the
     /// header has not announced one.
-    fn open(&mut self, reactor: &mut Reactor<Entry>, key: usize, client: Option<(SocketAddr, Drawn)>) {
+    fn open(&mut self, reactor: &mut EchoReactor<L>, key: usize, client: Option<(SocketAddr, Drawn)>) {
         let Some(Entry::AwaitingHeader(awaiting)) = reactor.get_mut(key) else { return };
         let (address, drawn) = client.unwrap_or_else(|| (awaiting.address, Drawn::default()));
         reactor.replace(key, |entry| match entry {
@@ -285,7 +288,7 @@ impl<O: Observer> Echo<O> {
     }
 
     /// Counts and reports the reason, then closes. The key is free from the next turn on.
-    pub(super) fn close(&mut self, reactor: &mut Reactor<Entry>, key: usize, reason: CloseReason) {
+    pub(super) fn close(&mut self, reactor: &mut EchoReactor<L>, key: usize, reason: CloseReason) {
         self.open(reactor, key, None);
         let Some(mut entry) = reactor.remove(key) else { return };
         let address = match &mut entry {
@@ -305,7 +308,7 @@ impl<O: Observer> Echo<O> {
     }
 
     /// Visits the next connections. One on which no byte moves is closed, or gets FIN in a drain.
-    pub(super) fn advance_hand(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
+    pub(super) fn advance_hand(&mut self, reactor: &mut EchoReactor<L>, now: Instant) {
         let Some(hand) = &mut self.core.hand else { return };
         let rounds = hand.rounds();
         // A drain has its own rule.
@@ -342,7 +345,7 @@ impl<O: Observer> Echo<O> {
     }
 
     /// Accepts the connections that wait, closes the listeners, and looks for silent connections from now on.
-    pub(super) fn begin_drain(&mut self, reactor: &mut Reactor<Entry>) {
+    pub(super) fn begin_drain(&mut self, reactor: &mut EchoReactor<L>) {
         let backlog = self.core.config.backlog as usize;
         for index in 0..self.core.acceptor.listener_count() {
             self.accept(reactor, index, backlog);
@@ -353,7 +356,7 @@ impl<O: Observer> Echo<O> {
         self.core.hand = Some(Hand::new(DRAIN_PERIOD, now, reactor));
     }
 
-    fn close_listeners(&mut self, reactor: &mut Reactor<Entry>) {
+    fn close_listeners(&mut self, reactor: &mut EchoReactor<L>) {
         self.core.connect_faults.close();
         for mut listener in self.core.acceptor.close() {
             remove_listener(reactor, &mut listener);
@@ -361,7 +364,7 @@ impl<O: Observer> Echo<O> {
     }
 
     /// Returns memory to the system when the last connection of a peak has closed.
-    pub(super) fn trim(&mut self, reactor: &mut Reactor<Entry>) {
+    pub(super) fn trim(&mut self, reactor: &mut EchoReactor<L>) {
         if self.core.connections_peak >= TRIM_THRESHOLD {
             reactor.shrink_to_fit();
             self.core.admission.shrink_to_fit();
@@ -370,7 +373,7 @@ impl<O: Observer> Echo<O> {
     }
 
     /// Closes every socket.
-    pub(super) fn finish(&mut self, reactor: &mut Reactor<Entry>, reason: CloseReason) {
+    pub(super) fn finish(&mut self, reactor: &mut EchoReactor<L>, reason: CloseReason) {
         self.core.lifecycle = Lifecycle::Finished;
         self.core.hand = None;
         self.close_listeners(reactor);
@@ -383,7 +386,7 @@ impl<O: Observer> Echo<O> {
 }
 
 /// Tells the observer of a connection that is open now, and of its faults.
-fn report_opened<O: Observer>(observer: &mut O, reactor: &mut Reactor<Entry>, peer: Peer, faults: &[Fault]) {
+fn report_opened<T>(observer: &mut impl Observer, reactor: &mut Reactor<T>, peer: Peer, faults: &[Fault]) {
     observer.opened(peer);
     for fault in faults {
         observer.faulted(peer, fault);
@@ -393,7 +396,7 @@ fn report_opened<O: Observer>(observer: &mut O, reactor: &mut Reactor<Entry>, pe
 }
 
 /// Takes a listening socket out of the reactor.
-pub(super) fn remove_listener(reactor: &mut Reactor<Entry>, listener: &mut Listener) {
+pub(super) fn remove_listener<L: Listen>(reactor: &mut EchoReactor<L>, listener: &mut Listener<L>) {
     reactor.remove(listener.key);
     if let Err(error) = reactor.deregister(&mut listener.socket) {
         log::debug!(target: LOG_TARGET, "cannot deregister a listener: {error}; closing it does the same");
@@ -401,7 +404,7 @@ pub(super) fn remove_listener(reactor: &mut Reactor<Entry>, listener: &mut Liste
 }
 
 /// Makes closing the socket send RST, and discard what the peer has not received.
-pub(super) fn reset_on_close(stream: &TcpStream) {
+pub(super) fn reset_on_close(stream: &impl Stream) {
     // Fails if the peer has gone: then the socket is closed anyway.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

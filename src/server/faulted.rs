@@ -1,25 +1,25 @@
 //! A connection with faults.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Instant;
 
-use mio::net::TcpStream;
+use socket2::SockRef;
 
 use super::connection::{Connection, Outcome, Sink};
-use super::echo::{Act, Echo, Entry, Tally, reset_on_close};
+use super::echo::{Act, Echo, EchoReactor, Entry, Tally, reset_on_close};
 use super::idle::Watched;
 use super::observer::{CloseReason, Observer, Peer};
 use super::stats::Counters;
 use crate::fault::{Drawn, End, FaultyStream};
-use crate::reactor::{INTEREST, Next, Reactor};
+use crate::reactor::{INTEREST, Next};
 use crate::ready::Ready;
-use crate::socket::Socket;
+use crate::transport::{Listen, Stream};
 
 /// A connection that at least one rule has chosen.
 #[derive(Debug)]
-pub(super) struct Faulted {
-    connection: Connection<FaultyStream<Socket, fn() -> Instant>>,
+pub(super) struct Faulted<S> {
+    connection: Connection<FaultyStream<S, fn() -> Instant>>,
     pub(super) address: SocketAddr,
     /// Its deadline among the timers.
     pub(super) timer: Option<Instant>,
@@ -47,8 +47,8 @@ enum Step {
     Failed(io::ErrorKind),
 }
 
-impl<O: Observer> Echo<O> {
-    pub(super) fn serve_faulted(&mut self, key: usize, faulted: &mut Faulted, ready: Ready) -> Next<Act> {
+impl<O: Observer, L: Listen> Echo<O, L> {
+    pub(super) fn serve_faulted(&mut self, key: usize, faulted: &mut Faulted<L::Stream>, ready: Ready) -> Next<Act> {
         let (counters, address) = (self.core.handle.counters(), faulted.address);
         let peer = || Peer::new(key, address);
         self.observer.serving(key);
@@ -71,7 +71,7 @@ impl<O: Observer> Echo<O> {
         next
     }
 
-    pub(super) fn rearm(&mut self, reactor: &mut Reactor<Entry>, key: usize) {
+    pub(super) fn rearm(&mut self, reactor: &mut EchoReactor<L>, key: usize) {
         let rearmed = reactor.reregister(key, INTEREST, |entry| match entry {
             Entry::Faulted(faulted) => Some(faulted.stream_mut()),
             _ => None,
@@ -82,7 +82,7 @@ impl<O: Observer> Echo<O> {
     }
 
     /// Queues the connections with faults whose deadline has passed: at most as many as events in a turn.
-    pub(super) fn serve_expired(&mut self, reactor: &mut Reactor<Entry>, now: Instant) {
+    pub(super) fn serve_expired(&mut self, reactor: &mut EchoReactor<L>, now: Instant) {
         for _ in 0..self.core.config.events_per_turn {
             let Some(key) = self.core.timers.pop_expired(now) else { return };
             if let Some(Entry::Faulted(faulted)) = reactor.get_mut(key) {
@@ -93,9 +93,9 @@ impl<O: Observer> Echo<O> {
     }
 }
 
-impl Faulted {
-    pub(super) fn new(stream: TcpStream, address: SocketAddr, drawn: &Drawn) -> Self {
-        let stream = FaultyStream::new(Socket(stream), &drawn.faults, drawn.seed, Instant::now as fn() -> Instant);
+impl<S: Stream> Faulted<S> {
+    pub(super) fn new(stream: S, address: SocketAddr, drawn: &Drawn) -> Self {
+        let stream = FaultyStream::new(stream, &drawn.faults, drawn.seed, Instant::now as fn() -> Instant);
         Self { connection: Connection::new(stream), address, timer: None, has_fin: false, is_resetting: false }
     }
 
@@ -159,7 +159,7 @@ impl Faulted {
     /// Resets it: what the system has not sent would be lost.
     fn reset(&mut self, after_bytes: bool) -> Step {
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        if after_bytes && socket2::SockRef::from(self.stream()).set_tcp_notsent_lowat(1).is_ok() {
+        if after_bytes && SockRef::from(self.stream()).set_tcp_notsent_lowat(1).is_ok() {
             self.is_resetting = true;
             return Step::Rearm;
         }
@@ -182,23 +182,23 @@ impl Faulted {
 
     /// Returns what has failed on a socket that is not read.
     fn socket_error(&self) -> Option<io::Error> {
-        self.stream().take_error().ok().flatten()
+        SockRef::from(self.stream()).take_error().ok().flatten()
     }
 
     /// Sends FIN. What is received from then on is discarded.
     pub(super) fn send_fin(&mut self) {
         // ENOTCONN: the connection has ended, and the read that follows returns how.
-        let _ = self.stream().shutdown(Shutdown::Write);
+        let _ = self.stream_mut().shutdown();
         self.connection.get_mut().discard();
         self.connection.discard();
     }
 
-    pub(super) fn stream(&self) -> &TcpStream {
-        &self.connection.get_ref().get_ref().0
+    pub(super) fn stream(&self) -> &S {
+        self.connection.get_ref().get_ref()
     }
 
-    fn stream_mut(&mut self) -> &mut TcpStream {
-        &mut self.connection.get_mut().get_mut().0
+    fn stream_mut(&mut self) -> &mut S {
+        self.connection.get_mut().get_mut()
     }
 
     /// Returns how many bytes were received, and are kept because the system does not take them.
@@ -216,7 +216,7 @@ impl Faulted {
     }
 }
 
-impl Watched for Faulted {
+impl<S: Stream> Watched for Faulted<S> {
     fn is_pending(&self) -> bool {
         self.is_blocked()
     }

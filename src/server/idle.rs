@@ -217,7 +217,7 @@ pub(super) fn visit_draining(connection: &mut impl Watched, rounds: u64) -> Visi
 }
 
 /// Ends a connection whose PROXY header has not arrived within its timeout, which every visit counts towards.
-pub(super) fn visit_awaiting(awaiting: &mut AwaitingHeader, timeouts: &Timeouts, rounds: u64) -> Visit {
+pub(super) fn visit_awaiting<S>(awaiting: &mut AwaitingHeader<S>, timeouts: &Timeouts, rounds: u64) -> Visit {
     match &timeouts.without_header {
         Some(timeout) if timeout.counts(rounds) => end_at(awaiting.tick().into(), timeout.ticks.into(), timeout.reason),
         _ => Visit::Wait,
@@ -225,7 +225,7 @@ pub(super) fn visit_awaiting(awaiting: &mut AwaitingHeader, timeouts: &Timeouts,
 }
 
 /// As [`visit_draining`] for a connection whose PROXY header has not arrived.
-pub(super) fn visit_awaiting_draining(awaiting: &mut AwaitingHeader, rounds: u64) -> Visit {
+pub(super) fn visit_awaiting_draining<S>(awaiting: &mut AwaitingHeader<S>, rounds: u64) -> Visit {
     let ticks = u64::from(awaiting.tick()).min(rounds);
     end_at(ticks, DRAIN_TICKS, CloseReason::Drained)
 }

@@ -57,7 +57,7 @@ pub(super) fn listen(socket: &Socket, config: &Config) -> io::Result<()> {
 }
 
 /// Sets the options of a connection: on the listening socket where connections inherit them, else on each connection.
-pub(super) fn set_connection_options(socket: &SockRef<'_>, config: &Config) -> io::Result<()> {
+pub(crate) fn set_connection_options(socket: &SockRef<'_>, config: &Config) -> io::Result<()> {
     socket.set_tcp_nodelay(config.nodelay)?;
     if let Some(bytes) = config.recv_buffer {
         socket.set_recv_buffer_size(bytes)?;

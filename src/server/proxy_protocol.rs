@@ -3,11 +3,12 @@
 use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 
-use mio::net::TcpStream;
 use proxy_header::{Error, ParseConfig, Protocol, ProxiedAddress, ProxyHeader};
+use socket2::SockRef;
 
 use super::observer::CloseReason;
 use crate::ready::Ready;
+use crate::transport::Stream;
 
 /// Why a connection with a bad or missing header is closed. No read and no write of a socket fails so.
 pub(super) const BAD_HEADER: CloseReason = CloseReason::Failed(ErrorKind::InvalidData);
@@ -25,15 +26,15 @@ const V2_FIXED: usize = 16;
 
 /// A connection whose header has not arrived. Nothing of it was read.
 #[derive(Debug)]
-pub(super) struct AwaitingHeader {
-    pub(super) stream: TcpStream,
+pub(super) struct AwaitingHeader<S> {
+    pub(super) stream: S,
     /// The address that accept(2) returned.
     pub(super) address: SocketAddr,
     ticks: u8,
 }
 
-impl AwaitingHeader {
-    pub(super) fn new(stream: TcpStream, address: SocketAddr) -> Self {
+impl<S: Stream> AwaitingHeader<S> {
+    pub(super) fn new(stream: S, address: SocketAddr) -> Self {
         Self { stream, address, ticks: 0 }
     }
 
@@ -56,18 +57,20 @@ impl AwaitingHeader {
         };
         match parse(&bytes[..received]) {
             Parsed::Complete { length, source } => {
-                self.stream.read_exact(&mut bytes[..length]).map_err(|error| error.kind())?;
+                (&*SockRef::from(&self.stream)).read_exact(&mut bytes[..length]).map_err(|error| error.kind())?;
                 Ok(Some(source.unwrap_or(self.address)))
             }
             Parsed::Incomplete if !ready.is_read_closed() => Ok(None),
             // What was peeked hides the reset that follows it.
-            Parsed::Incomplete | Parsed::Bad => match self.stream.take_error() {
+            Parsed::Incomplete | Parsed::Bad => match SockRef::from(&self.stream).take_error() {
                 Ok(Some(error)) => Err(error.kind().into()),
                 _ => Err(BAD_HEADER),
             },
         }
     }
+}
 
+impl<S> AwaitingHeader<S> {
     /// Increments the number of visits and returns it.
     pub(super) fn tick(&mut self) -> u8 {
         self.ticks = self.ticks.saturating_add(1);

@@ -1,32 +1,34 @@
 //! A server on a thread of its own.
 
 use std::io;
-use std::net::SocketAddr;
 use std::thread::JoinHandle;
+
+use mio::net::TcpListener;
 
 use super::Report;
 use super::handle::Handle;
+use crate::transport::Listen;
 
 /// A server on a thread of its own, as [`Server::spawn`](crate::Server::spawn) returns it. Dropping it stops the server and joins the
 /// thread.
 #[derive(Debug)]
-pub struct Running {
-    pub(super) local_addrs: Vec<SocketAddr>,
+pub struct Running<L: Listen = TcpListener> {
+    pub(super) local_addrs: Vec<L::Address>,
     pub(super) handle: Handle,
     /// `None` once the thread was joined.
     pub(super) thread: Option<JoinHandle<io::Result<Report>>>,
 }
 
-impl Running {
+impl<L: Listen> Running<L> {
     /// Returns the first address that the server is bound to.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addrs[0]
+    pub fn local_addr(&self) -> L::Address {
+        self.local_addrs[0].clone()
     }
 
     /// Returns every address that the server is bound to.
     #[must_use]
-    pub fn local_addrs(&self) -> &[SocketAddr] {
+    pub fn local_addrs(&self) -> &[L::Address] {
         &self.local_addrs
     }
 
@@ -54,7 +56,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl<L: Listen> Drop for Running<L> {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             self.handle.stop();

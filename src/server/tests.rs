@@ -513,6 +513,6 @@ fn the_memory_of_a_peak_is_returned_when_its_last_connections_are_idle() {
 #[test]
 #[cfg(all(not(debug_assertions), target_pointer_width = "64"))]
 fn an_entry_of_the_slab_takes_at_most_56_bytes() {
-    let bytes = Reactor::<super::echo::Entry>::entry_size();
+    let bytes = Reactor::<super::echo::Entry<crate::transport::Socket>>::entry_size();
     assert!(bytes <= 56, "{bytes} bytes");
 }

@@ -1,0 +1,112 @@
+//! What a server listens on: a [`Listen`] accepts connections, and each of them is a [`Stream`].
+//!
+//! [`Server`](crate::Server) is generic over it, and listens on TCP by default.
+
+use std::fmt::{Debug, Display};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsFd;
+
+use mio::event::Source;
+use mio::net::{TcpListener, TcpStream};
+use socket2::SockRef;
+
+use crate::Config;
+
+pub use crate::socket::Socket;
+
+/// A listening socket of a [`Server`](crate::Server).
+///
+/// It must not block, and neither must the streams that it accepts.
+pub trait Listen: Source + AsFd + Debug + Sized {
+    /// A connection that it accepts.
+    type Stream: Stream;
+
+    /// Its own address, as [`Server::local_addr`](crate::Server::local_addr) returns it.
+    type Address: Clone + Debug + Display;
+
+    /// Returns the address that it listens on.
+    ///
+    /// # Errors
+    ///
+    /// - The system does not tell (getsockname(2)).
+    fn local_addr(&self) -> io::Result<Self::Address>;
+
+    /// Accepts a connection that waits. Returns it with the address of its peer, as [`Peer::address`](crate::Peer::address) has it.
+    ///
+    /// # Errors
+    ///
+    /// - `WouldBlock`: no connection waits.
+    /// - The error of accept(2), by which the server decides whether to go on.
+    fn accept(&self) -> io::Result<(Self::Stream, SocketAddr)>;
+
+    /// Sets the options of `config` on a connection that was accepted and has not inherited them. Does nothing by default.
+    ///
+    /// # Errors
+    ///
+    /// - An option cannot be set: the connection is dropped.
+    fn configure(stream: &Self::Stream, config: &Config) -> io::Result<()> {
+        let _ = (stream, config);
+        Ok(())
+    }
+}
+
+/// A connection of a [`Server`](crate::Server): the bytes of a read are written back.
+///
+/// Dropping it closes it. The server gets at its socket through [`AsFd`]: it resets a connection by `SO_LINGER` (socket(7)), and
+/// takes a PROXY header out of it.
+pub trait Stream: Read + Write + Source + AsFd + Debug + Sized {
+    /// Whether it is a TCP socket of the system: there is nothing to flush, and a short read drains its edge where the system promises
+    /// that (epoll(7), question 9). Any other stream is read until `WouldBlock`, and flushed after each write. Default: it is not.
+    const IS_TCP_SOCKET: bool = false;
+
+    /// Reads what the next bytes of its socket are, and leaves them there. The server looks for a PROXY header in this way. Default:
+    /// recv(2) with `MSG_PEEK`, through a duplicate of the descriptor.
+    ///
+    /// # Errors
+    ///
+    /// - Those of recv(2) and dup(2).
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // For recv(2) all stream sockets are alike.
+        std::net::TcpStream::from(self.as_fd().try_clone_to_owned()?).peek(buffer)
+    }
+
+    /// Ends the direction of the output: the peer reads the end of the stream after what was written. Default: shutdown(2) of the
+    /// socket.
+    ///
+    /// The server calls it in a drain, and before it drops a stream in order that is not a TCP socket.
+    ///
+    /// # Errors
+    ///
+    /// - `WouldBlock`: the stream still has bytes to send. The server flushes it when the socket is writable.
+    /// - The connection has ended.
+    fn shutdown(&mut self) -> io::Result<()> {
+        SockRef::from(&*self).shutdown(Shutdown::Write)
+    }
+}
+
+impl Listen for TcpListener {
+    type Stream = Socket<TcpStream>;
+    type Address = SocketAddr;
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.local_addr()
+    }
+
+    fn accept(&self) -> io::Result<(Socket<TcpStream>, SocketAddr)> {
+        self.accept().map(|(stream, address)| (Socket(stream), address))
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn configure(stream: &Socket<TcpStream>, config: &Config) -> io::Result<()> {
+        crate::server::set_connection_options(&SockRef::from(stream), config)
+    }
+}
+
+impl Stream for Socket<TcpStream> {
+    const IS_TCP_SOCKET: bool = true;
+
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.peek(buffer)
+    }
+}
