@@ -49,6 +49,7 @@ mod report_stream;
 mod result_files;
 mod serve;
 mod signals;
+mod sockets;
 mod strip;
 mod systemd;
 #[cfg(feature = "load")]

@@ -247,6 +247,12 @@ impl Fault {
         self.effect.kind()
     }
 
+    /// Returns whether it closes the listening sockets, or has them drop packets: `connect=refuse` and `connect=hang`.
+    #[must_use]
+    pub fn changes_listeners(&self) -> bool {
+        matches!(self.effect, Effect::Connect(Connect::Hang | Connect::Refuse))
+    }
+
     /// Checks the values of each rule, and that rules which can meet on a connection add up.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! ```
 //!
 //! - [`Server`] is the echo server: on your thread, on its own, or one turn at a time in another event loop.
+//! - [`transport`] is what it listens on: TCP, Unix sockets, or a transport of your own, such as TLS.
 //! - [`Connection`] is one connection's echo over any non-blocking stream.
 //! - [`Reactor`] is the event loop without a protocol.
 //! - [`fault`] has rules by which the server misbehaves on purpose, for tests of clients and proxies.
@@ -25,7 +26,7 @@
 //!
 //! # What it is not
 //!
-//! There is no TLS, no UDP and no async runtime. Linux is tested. FreeBSD and macOS are type-checked.
+//! There is no TLS but in an example, no UDP and no async runtime. Linux is tested. FreeBSD and macOS are type-checked.
 
 #[cfg(not(unix))]
 compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file descriptor");

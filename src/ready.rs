@@ -98,6 +98,11 @@ impl Ready {
             | Self::PRIORITY.only_if(event.is_priority())
     }
 
+    /// As `|`, in a constant.
+    pub(crate) const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     fn only_if(self, condition: bool) -> Self {
         if condition { self } else { Self::NONE }
     }
@@ -111,7 +116,7 @@ impl BitOr for Ready {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        self.and(other)
     }
 }
 

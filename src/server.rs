@@ -21,8 +21,9 @@ mod timers;
 mod token_bucket;
 
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,13 +40,13 @@ use self::handle::Command;
 use self::idle::Timeouts;
 use self::listen::ACCEPTED_INHERITS;
 use self::timers::Timers;
-use crate::fault::Rules;
+use crate::fault::{Fault, Rules};
 use crate::memory;
 use crate::reactor::Reactor;
-use crate::transport::Listen;
+use crate::transport::{Listen, UnixAddress, UnixListener};
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) use self::listen::set_connection_options;
+pub(crate) use self::listen::set_connection_options as set_tcp_options;
 
 pub use self::config::{Config, SourceLimit, WhenFull};
 pub use self::connection::{Connection, Outcome, Served};
@@ -55,7 +56,7 @@ pub use self::observer::{CloseReason, Observer, Peer};
 pub use self::running::Running;
 pub use self::stats::{AcceptErrorStats, ClosedStats, FaultStats, RefusedStats, Report, Stats};
 
-/// A TCP echo server on one readiness loop. It is bound and listening, and serves while [`run`](Self::run) or [`turn`](Self::turn) is
+/// An echo server on one readiness loop. It listens on TCP, or on another [transport](crate::transport). It is bound and listening, and serves while [`run`](Self::run) or [`turn`](Self::turn) is
 /// called.
 ///
 /// It starts a thread only in [`spawn`](Self::spawn), installs no signal handler and no logger, and prints nothing. It logs failures
@@ -103,13 +104,8 @@ impl Server {
     /// - `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and the other errors of bind(2) and listen(2); the text names the address.
     /// - The process is out of descriptors.
     pub fn bind(address: impl ToSocketAddrs, config: Config) -> io::Result<Self> {
-        config.validate()?;
         let addresses: Vec<_> = address.to_socket_addrs()?.collect();
-        if addresses.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
-        }
-        let sockets = listen::open(&addresses, &config)?;
-        listen::warn_if_backlog_is_cut(config.backlog);
+        let sockets = bind_tcp(&addresses, &config)?;
         Self::new(sockets, config, Some(Open::TCP))
     }
 
@@ -147,7 +143,66 @@ impl Server {
     }
 }
 
+impl Server<(), UnixListener> {
+    /// Listens on a Unix socket: on a path, or on a name without a file if `path` begins with `@` (Linux). See [`UnixListener::bind`].
+    /// The file is removed when the server drains, or ends.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: see [`UnixAddress::new`], and [`from_transport`](Self::from_transport).
+    /// - Those of [`UnixListener::bind`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::os::unix::net::UnixStream;
+    ///
+    /// let directory = std::env::temp_dir();
+    /// let path = directory.join(format!("ecoloop-{}.sock", std::process::id()));
+    /// let server = ecoloop::Server::bind_unix(&path, ecoloop::Config::default())?.spawn()?;
+    ///
+    /// let mut client = UnixStream::connect(&path)?;
+    /// client.write_all(b"hola")?;
+    /// let mut echo = [0; 4];
+    /// client.read_exact(&mut echo)?;
+    /// assert_eq!(&echo, b"hola");
+    ///
+    /// drop(server);
+    /// assert!(!path.exists());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn bind_unix(path: impl AsRef<Path>, config: Config) -> io::Result<Self> {
+        config.validate()?;
+        let listener = UnixListener::bind(&UnixAddress::new(path)?, &config)?;
+        Self::from_transport(vec![listener], config)
+    }
+}
+
 impl<L: Listen> Server<(), L> {
+    /// Serves listening sockets of any transport. They must not block.
+    ///
+    /// Of `config`, what precedes listen(2) has no effect, and each transport sets the options that it has in
+    /// [`Listen::configure`].
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: `listeners` is empty, or a field of `config` is zero or above its limit, or a rule is `connect=hang` or
+    ///   `connect=refuse`: they need a TCP server, which [`bind`](Server::bind) has opened.
+    /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
+    /// - The process is out of descriptors.
+    pub fn from_transport(listeners: Vec<L>, config: Config) -> io::Result<Self> {
+        config.validate()?;
+        if listeners.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no socket to listen on"));
+        }
+        if config.faults.iter().any(Fault::changes_listeners) {
+            let reason = "connect=hang and connect=refuse need a server that listens on TCP alone";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        Self::new(listeners, config, None)
+    }
+
     fn new(sockets: Vec<L>, config: Config, open: Option<Open<L>>) -> io::Result<Self> {
         let mut reactor = Reactor::new(config.events_per_turn)?;
         let handle = Handle::new(reactor.waker()?);
@@ -388,6 +443,17 @@ impl<O: Observer, L: Listen> Server<O, L> {
             self.reactor.resume(key);
         }
     }
+}
+
+/// Opens the listening sockets of a TCP server.
+pub(crate) fn bind_tcp(addresses: &[SocketAddr], config: &Config) -> io::Result<Vec<TcpListener>> {
+    config.validate()?;
+    if addresses.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
+    }
+    let sockets = listen::open(addresses, config)?;
+    listen::warn_if_backlog_is_cut(config.backlog);
+    Ok(sockets)
 }
 
 impl<O, L: Listen> AsFd for Server<O, L> {

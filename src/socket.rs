@@ -19,6 +19,11 @@ impl<S> Socket<S> {
     pub fn new(stream: S) -> Self {
         Self(stream)
     }
+
+    /// Returns the stream.
+    pub fn into_inner(self) -> S {
+        self.0
+    }
 }
 
 impl<S: AsFd + Read> Read for Socket<S> {

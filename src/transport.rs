@@ -2,6 +2,8 @@
 //!
 //! [`Server`](crate::Server) is generic over it, and listens on TCP by default.
 
+mod unix;
+
 use std::fmt::{Debug, Display};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -13,6 +15,7 @@ use socket2::SockRef;
 
 use crate::Config;
 
+pub use self::unix::{UnixAddress, UnixListener};
 pub use crate::socket::Socket;
 
 /// A listening socket of a [`Server`](crate::Server).
@@ -32,7 +35,8 @@ pub trait Listen: Source + AsFd + Debug + Sized {
     /// - The system does not tell (getsockname(2)).
     fn local_addr(&self) -> io::Result<Self::Address>;
 
-    /// Accepts a connection that waits. Returns it with the address of its peer, as [`Peer::address`](crate::Peer::address) has it.
+    /// Accepts a connection that waits. Returns it with the address of its peer, as [`Peer::address`](crate::Peer::address) has it:
+    /// [`Peer::NO_ADDRESS`](crate::Peer::NO_ADDRESS) if it has none.
     ///
     /// # Errors
     ///
@@ -45,7 +49,7 @@ pub trait Listen: Source + AsFd + Debug + Sized {
     /// # Errors
     ///
     /// - An option cannot be set: the connection is dropped.
-    fn configure(stream: &Self::Stream, config: &Config) -> io::Result<()> {
+    fn configure(&self, stream: &Self::Stream, config: &Config) -> io::Result<()> {
         let _ = (stream, config);
         Ok(())
     }
@@ -85,6 +89,15 @@ pub trait Stream: Read + Write + Source + AsFd + Debug + Sized {
     }
 }
 
+/// Opens a listening TCP socket on each of `addresses`, as [`Server::bind`](crate::Server::bind) does: for a transport over TCP.
+///
+/// # Errors
+///
+/// - Those of [`Server::bind`](crate::Server::bind).
+pub fn bind_tcp(addresses: &[SocketAddr], config: &Config) -> io::Result<Vec<TcpListener>> {
+    crate::server::bind_tcp(addresses, config)
+}
+
 impl Listen for TcpListener {
     type Stream = Socket<TcpStream>;
     type Address = SocketAddr;
@@ -98,8 +111,8 @@ impl Listen for TcpListener {
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    fn configure(stream: &Socket<TcpStream>, config: &Config) -> io::Result<()> {
-        crate::server::set_connection_options(&SockRef::from(stream), config)
+    fn configure(&self, stream: &Socket<TcpStream>, config: &Config) -> io::Result<()> {
+        crate::server::set_tcp_options(&SockRef::from(stream), config)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use clap::Args;
-use ecoloop::fault::{Connect, Effect, Fault};
+use ecoloop::fault::Fault;
 
 #[derive(Args)]
 #[command(next_help_heading = "Faults on purpose")]
@@ -29,8 +29,7 @@ impl FaultArguments {
 
     /// Returns whether a rule closes the listening sockets, or has them drop packets.
     pub(super) fn change_listeners(&self) -> bool {
-        let changes = |fault: &Fault| matches!(fault.effect, Effect::Connect(Connect::Hang | Connect::Refuse));
-        self.rules.iter().any(changes)
+        self.rules.iter().any(Fault::changes_listeners)
     }
 }
 

@@ -12,6 +12,7 @@ use log::{Level, Record};
 use super::format::plural;
 use super::log::TARGET;
 use super::metrics::TurnTimer;
+use super::sockets::AnyAddress;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Language {
@@ -60,8 +61,13 @@ impl Language {
 }
 
 /// Logs the addresses that the server listens on.
-pub(super) fn log_start(language: Language, addresses: &[SocketAddr]) {
+pub(super) fn log_start(language: Language, addresses: impl Iterator<Item = AnyAddress>) {
     for address in addresses {
+        let Some(address) = address.tcp() else {
+            let words = language.pick("Starting server on", "Iniciando servidor en");
+            log::info!(target: TARGET, "{words} {address}");
+            continue;
+        };
         let (ip, port) = (address.ip(), address.port());
         match language {
             Language::En => log::info!(target: TARGET, "Starting server on IP {ip}, port {port}"),
@@ -186,9 +192,9 @@ impl<const MESSAGES: bool> LogObserver<MESSAGES> {
 
     /// Apart from the hot path, which does not log.
     #[cold]
-    fn log_received(&self, address: SocketAddr, data: &[u8]) {
+    fn log_received(&self, peer: Peer, data: &[u8]) {
         let words = self.language.pick("Received", "Recibido");
-        log::debug!(target: TARGET, "{} {words} {}", Bracketed(address), Printable(data));
+        log::debug!(target: TARGET, "{} {words} {}", Bracketed(peer), Printable(data));
     }
 }
 
@@ -205,37 +211,38 @@ impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
         }
     }
 
-    fn opened(&mut self, Peer { address, .. }: Peer) {
+    fn opened(&mut self, peer: Peer) {
         if !self.is_enabled {
             return;
         }
         self.open += 1;
         let words = self.language.pick("Connection from:", "Conexion desde:");
-        log::info!(target: TARGET, "{words} {address}");
+        log::info!(target: TARGET, "{words} {}", Name(peer));
     }
 
-    fn faulted(&mut self, Peer { address, .. }: Peer, fault: &Fault) {
+    fn faulted(&mut self, peer: Peer, fault: &Fault) {
         let words = self.language.pick("Fault:", "Fallo:");
-        log::debug!(target: TARGET, "{} {words} {fault}", Bracketed(address));
+        log::debug!(target: TARGET, "{} {words} {fault}", Bracketed(peer));
     }
 
-    fn received(&mut self, Peer { address, .. }: Peer, data: &[u8]) {
+    fn received(&mut self, peer: Peer, data: &[u8]) {
         if MESSAGES {
-            self.log_received(address, data);
+            self.log_received(peer, data);
         }
     }
 
-    fn ended(&mut self, Peer { address, .. }: Peer) {
+    fn ended(&mut self, peer: Peer) {
         let words = self.language.pick("No more data", "No hay mas datos");
-        log::debug!(target: TARGET, "{} {words}", Bracketed(address));
+        log::debug!(target: TARGET, "{} {words}", Bracketed(peer));
     }
 
-    fn closed(&mut self, Peer { address, key, .. }: Peer, reason: CloseReason) {
+    fn closed(&mut self, peer: Peer, reason: CloseReason) {
         if !self.is_enabled {
             return;
         }
         self.open -= 1;
-        let peer = Bracketed(address);
+        let key = peer.key;
+        let peer = Bracketed(peer);
         log::trace!(target: TARGET, "{peer} key {key}: {reason:?}");
         if reason == CloseReason::Reset {
             let words = self.language.pick(
@@ -261,13 +268,25 @@ impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
 }
 
 /// A peer in one pair of brackets: the text of an IPv6 address has its own.
-struct Bracketed(SocketAddr);
+struct Bracketed(Peer);
 
 impl Display for Bracketed {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            SocketAddr::V4(address) => write!(formatter, "[{address}]"),
+        match self.0.address {
+            SocketAddr::V4(_) => write!(formatter, "[{}]", Name(self.0)),
             SocketAddr::V6(address) => write!(formatter, "{address}"),
+        }
+    }
+}
+
+/// A peer by its address, or by its key if it has none: `unix#7`.
+struct Name(Peer);
+
+impl Display for Name {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.address {
+            Peer::NO_ADDRESS => write!(formatter, "unix#{}", self.0.key),
+            address => address.fmt(formatter),
         }
     }
 }

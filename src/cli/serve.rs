@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
+use ecoloop::transport::{Listen, UnixAddress};
 use ecoloop::{Config, Handle, IpNet, Observer, Report, Server, SourceLimit, Turn, WhenFull};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -19,17 +20,19 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use super::descriptors;
 use super::faults::{self, FaultArguments};
 use super::hints::with_bind_hint;
-use super::log::TARGET;
+use super::log::{TARGET, Writer};
 use super::log_observer::{Language, LogObserver, log_end, log_shutdown, log_so_far, log_start};
 use super::metrics::{self, TurnTimer};
 use super::output::{self, Output};
 use super::signals::Requests;
+use super::sockets::{self, AnyAddress};
 use super::systemd::{self, Notifier, Watchdog};
 use super::trace::TraceFile;
 use super::trace_observer::Tracing;
 use super::usage_error;
 use super::values::{
-    Address, SOCKETS, SocketArguments, count, duration, keepalive, network, rate, size, source_limit, timeout,
+    Address, Endpoint, SOCKETS, SocketArguments, count, duration, keepalive, mode, network, rate, size, source_limit,
+    timeout,
 };
 
 /// Where a server listens without an `ADDR`, as in the notes.
@@ -41,7 +44,8 @@ const TIMING: &str = "Limits and timing";
 const OUTPUT: &str = "Output";
 
 const HELP: &str = "\
-ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for every IPv4 address; port 0 takes a free port
+ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for every IPv4 address; port 0 takes a free port;
+          unix:PATH, or unix:@NAME for a name without a file (Linux)
 SIZE      bytes: 1024, 64KiB, 1MiB
 COUNT     4096, 10k, 1M
 RATE      2000, 10k, 0.5/s
@@ -60,6 +64,7 @@ Exit status:
 Examples:
   ecoloop serve                                   on every IPv4 address, port 5000
   ecoloop serve -v '[::1]:7000' 127.0.0.1:7000    on two addresses, logging each message
+  ecoloop serve unix:/run/echo.sock :5000         on a Unix socket, and on every IPv4 address
   ecoloop serve -q --max-connections 1M :5000     for a million connections, logging only warnings";
 
 #[derive(Args)]
@@ -67,7 +72,7 @@ Examples:
 pub(super) struct Arguments {
     /// Addresses to listen on [default: 0.0.0.0:5000, or the sockets that systemd passes]
     #[arg(value_name = "ADDR")]
-    addresses: Vec<Address>,
+    addresses: Vec<Endpoint>,
 
     /// Size of the read buffer, and maximum pending output of a connection
     #[arg(long, help_heading = TIMING, value_name = "SIZE", default_value = "1024", value_parser = size)]
@@ -128,6 +133,10 @@ pub(super) struct Arguments {
 
     #[arg(long, help_heading = SOCKETS, help = "Share the port with other processes that set this option (SO_REUSEPORT)")]
     reuse_port: bool,
+
+    /// Mode of the file of each Unix socket: to connect, a client needs the permission to write [default: 0777 less umask]
+    #[arg(long, help_heading = SOCKETS, value_name = "MODE", value_parser = mode)]
+    unix_mode: Option<u32>,
 
     #[arg(
         long, help_heading = SOCKETS,
@@ -197,7 +206,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if !passed.is_empty() && !arguments.addresses.is_empty() {
         usage_error("serve", "the sockets of LISTEN_FDS are served: ADDR cannot be used with them");
     }
-    let (report_output, mut tracing) = arguments.open_outputs()?;
+    let unix = arguments.unix();
+    if !unix.is_empty() && arguments.faults.change_listeners() {
+        usage_error("serve", "connect=hang and connect=refuse cannot be used with Unix sockets");
+    }
+    if unix.is_empty() && arguments.unix_mode.is_some() {
+        usage_error("serve", "--unix-mode needs an ADDR that begins with unix:");
+    }
+    let outputs = arguments.open_outputs()?;
     let stage = Arc::new(Stage::default());
     let language = arguments.lang.unwrap_or_else(Language::from_environment);
     let logs_shutdown = arguments.log_connections == LogConnections::None;
@@ -208,45 +224,72 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let addresses = if passed.is_empty() { arguments.resolve()? } else { Vec::new() };
     let metrics = arguments.bind_metrics()?;
     stage.is_binding.store(true, Ordering::Release);
-    let server =
-        if passed.is_empty() { Server::bind(&addresses[..], config) } else { Server::from_listeners(passed, config) };
-    let server = server.map_err(|error| with_bind_hint(error, &addresses))?;
-    if let Some(output) = &report_output {
-        output.clear()?;
+    let start = Start { language, stage, log_writer, metrics, outputs };
+    let hinted = |error| with_bind_hint(error, &addresses);
+    if !unix.is_empty() {
+        start.run(sockets::bind(&addresses, &unix, config).map_err(hinted)?, arguments)
+    } else if passed.is_empty() {
+        start.run(Server::bind(&addresses[..], config).map_err(hinted)?, arguments)
+    } else {
+        start.run(Server::from_listeners(passed, config).map_err(hinted)?, arguments)
     }
-    let handle = server.handle();
-    log_start(language, server.local_addrs());
-    let timer = metrics.map(|listeners| metrics::start(listeners, language, handle.clone(), log_writer.lost_lines()));
-    let timer = timer.transpose().map_err(|error| format!("cannot start --metrics: {error}"))?;
-    let notifier = Notifier::start(handle.clone())
-        .map_err(|error| format!("cannot start the thread that sends to systemd: {error}"))?;
-    let _ = stage.service.set(Service { handle: handle.clone(), notifier: notifier.clone() });
-    let (ended, report) = observe(server, arguments, language, timer.as_ref(), notifier.as_ref(), tracing.as_mut())?;
-    log_end(language, &report);
-    if let Some(notifier) = notifier {
-        notifier.finish();
-    }
-    let log = log_writer.finish();
-    // Both are written, even if the first fails.
-    let traced = tracing.map_or(Ok(()), |tracing| tracing.write());
-    let reported = match report_output {
-        Some(Output::Stdout) if !log.is_written => {
-            Err("cannot write to standard output: the log waits for its reader".to_owned())
+}
+
+/// What a server needs that is about to start.
+struct Start {
+    language: Language,
+    stage: Arc<Stage>,
+    log_writer: Writer,
+    metrics: Option<Vec<TcpListener>>,
+    outputs: (Option<Output>, Option<Tracing>),
+}
+
+impl Start {
+    /// Serves until a signal ends the process, and writes the results.
+    fn run<L>(self, server: Server<(), L>, arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>>
+    where
+        L: Listen<Address: Into<AnyAddress>>,
+    {
+        let Self { language, stage, log_writer, metrics, outputs: (report_output, mut tracing) } = self;
+        if let Some(output) = &report_output {
+            output.clear()?;
         }
-        Some(output) => output.write(&document(&report, log.lost_lines)),
-        None => Ok(()),
-    };
-    let errors: Vec<_> = [traced, reported].into_iter().filter_map(Result::err).collect();
-    if !errors.is_empty() {
-        return Err(errors.join("; ").into());
+        let handle = server.handle();
+        log_start(language, server.local_addrs().iter().cloned().map(Into::into));
+        let timer =
+            metrics.map(|listeners| metrics::start(listeners, language, handle.clone(), log_writer.lost_lines()));
+        let timer = timer.transpose().map_err(|error| format!("cannot start --metrics: {error}"))?;
+        let notifier = Notifier::start(handle.clone())
+            .map_err(|error| format!("cannot start the thread that sends to systemd: {error}"))?;
+        let _ = stage.service.set(Service { handle: handle.clone(), notifier: notifier.clone() });
+        let (ended, report) =
+            observe(server, arguments, language, timer.as_ref(), notifier.as_ref(), tracing.as_mut())?;
+        log_end(language, &report);
+        if let Some(notifier) = notifier {
+            notifier.finish();
+        }
+        let log = log_writer.finish();
+        // Both are written, even if the first fails.
+        let traced = tracing.map_or(Ok(()), |tracing| tracing.write());
+        let reported = match report_output {
+            Some(Output::Stdout) if !log.is_written => {
+                Err("cannot write to standard output: the log waits for its reader".to_owned())
+            }
+            Some(output) => output.write(&document(&report, log.lost_lines)),
+            None => Ok(()),
+        };
+        let errors: Vec<_> = [traced, reported].into_iter().filter_map(Result::err).collect();
+        if !errors.is_empty() {
+            return Err(errors.join("; ").into());
+        }
+        ended.map_err(|error| format!("cannot wait for events: {error}"))?;
+        Ok(ExitCode::SUCCESS)
     }
-    ended.map_err(|error| format!("cannot wait for events: {error}"))?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Serves with the observer that the options ask for. Without a trace it is known when the server is compiled.
-fn observe(
-    server: Server,
+fn observe<L: Listen>(
+    server: Server<(), L>,
     arguments: &Arguments,
     language: Language,
     timer: Option<&TurnTimer>,
@@ -270,7 +313,7 @@ fn observe(
 }
 
 /// Serves until a signal ends the server.
-fn serve(server: &mut Server<impl Observer>, notifier: Option<&Notifier>) -> (io::Result<()>, Report) {
+fn serve<L: Listen>(server: &mut Server<impl Observer, L>, notifier: Option<&Notifier>) -> (io::Result<()>, Report) {
     let watchdog = notifier.and_then(Notifier::watchdog);
     let timeout = watchdog.map(Watchdog::wait_max);
     // One loop for both: a second one would be another copy of the turn.
@@ -315,6 +358,7 @@ impl Arguments {
         config.send_buffer = self.socket.send_buffer;
         config.nodelay = !self.socket.nagle;
         config.reuse_port = self.reuse_port;
+        config.unix_mode = self.unix_mode;
         config.proxy_protocol = self.proxy_protocol;
         config.faults.clone_from(&self.faults.rules);
         config.fault_seed = self.faults.seed;
@@ -326,10 +370,19 @@ impl Arguments {
             return Ok(vec![DEFAULT_ADDRESS]);
         }
         let mut addresses = Vec::new();
-        for address in &self.addresses {
-            addresses.extend(address.resolve(Ipv4Addr::UNSPECIFIED.into())?);
+        for endpoint in &self.addresses {
+            if let Endpoint::Ip(address) = endpoint {
+                addresses.extend(address.resolve(Ipv4Addr::UNSPECIFIED.into())?);
+            }
         }
         Ok(addresses)
+    }
+
+    /// Returns the Unix sockets among the addresses.
+    fn unix(&self) -> Vec<UnixAddress> {
+        let unix =
+            |endpoint: &Endpoint| if let Endpoint::Unix(address) = endpoint { Some(address.clone()) } else { None };
+        self.addresses.iter().filter_map(unix).collect()
     }
 
     fn open_outputs(&self) -> Result<(Option<Output>, Option<Tracing>), String> {

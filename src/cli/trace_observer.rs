@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process;
 use std::time::Instant;
 
+use ecoloop::transport::Listen;
 use ecoloop::{CloseReason, Fault, Observer, Peer, Report, Server};
 
 use super::format::count;
@@ -37,11 +38,11 @@ impl Tracing {
 
     /// Writes what the file has if the server is killed, records what it does while `serve` runs, and keeps the document for
     /// [`write`](Self::write): the log may still be writing.
-    pub(super) fn record(
+    pub(super) fn record<L: Listen>(
         &mut self,
-        server: Server,
+        server: Server<(), L>,
         inner: Box<dyn Observer>,
-        serve: impl FnOnce(&mut Server<TraceObserver>) -> (io::Result<()>, Report),
+        serve: impl FnOnce(&mut Server<TraceObserver, L>) -> (io::Result<()>, Report),
     ) -> Result<(io::Result<()>, Report), String> {
         let addresses: Vec<_> = server.local_addrs().iter().map(ToString::to_string).collect();
         let title = format!("ecoloop serve {}", addresses.join(" "));
@@ -167,7 +168,8 @@ impl TraceObserver {
     }
 
     fn open(&mut self, address: SocketAddr) -> Option<u32> {
-        (!self.trace.is_full()).then(|| self.trace.open(Some(address), true))
+        (!self.trace.is_full())
+            .then(|| self.trace.open(Some(address).filter(|&address| address != Peer::NO_ADDRESS), true))
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use bytesize::ByteSize;
 use clap::Args;
 use ecoloop::address::ScopedIp;
+use ecoloop::transport::UnixAddress;
 use ecoloop::units::{parse_count, parse_rate};
 use ecoloop::{IpNet, SourceLimit};
 use humantime::DurationError;
@@ -42,6 +43,9 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const EXPECTED: &str = "expected IP:PORT, [IPv6]:PORT, NAME:PORT or :PORT";
+        if text.starts_with(UNIX) {
+            return Err("a Unix socket cannot be used here".to_owned());
+        }
         if let Some((scheme, rest)) = text.split_once("://") {
             return Err(format!("write {rest} without {scheme}://"));
         }
@@ -84,6 +88,33 @@ impl FromStr for Address {
         }
         Err(format!("{host} is not a name: it has characters other than letters, digits, hyphens and dots"))
     }
+}
+
+/// What the address of a Unix socket begins with.
+const UNIX: &str = "unix:";
+
+/// An address, or a Unix socket: `unix:/path`, `unix:@name`.
+#[derive(Clone, Debug)]
+pub(super) enum Endpoint {
+    Ip(Address),
+    Unix(UnixAddress),
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix(UNIX) {
+            Some(path) => UnixAddress::new(path).map(Self::Unix).map_err(|error| error.to_string()),
+            None => text.parse().map(Self::Ip),
+        }
+    }
+}
+
+/// Parses the mode of a file in octal digits: `0660`, `600`.
+pub(super) fn mode(text: &str) -> Result<u32, &'static str> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| is_number(text) && mode <= 0o777);
+    mode.ok_or("expected a mode such as 0660, from 0 to 0777")
 }
 
 /// Parses what follows the opening bracket of `[IPv6]:PORT`.

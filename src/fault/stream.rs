@@ -252,6 +252,14 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
                 Err(error) => return Err(error),
             }
         }
+        if self.is_stalled() || self.is_blocked {
+            return Ok(());
+        }
+        match self.stream.flush() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_blocked = true,
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
         Ok(())
     }
 

@@ -96,7 +96,7 @@ impl<L: Listen> Acceptor<L> {
         mut attempts: usize,
         mut room: usize,
         errors: &AcceptErrorCounters,
-        mut admit: impl FnMut(L::Stream, SocketAddr) -> io::Result<bool>,
+        mut admit: impl FnMut(&L, L::Stream, SocketAddr) -> io::Result<bool>,
     ) {
         if self.fault == Some(Connect::Hang) {
             return self.pause();
@@ -119,7 +119,7 @@ impl<L: Listen> Acceptor<L> {
                     self.exhausted = false;
                     self.first = (index + 1) % self.listeners.len();
                     accepted = true;
-                    match admit(stream, address) {
+                    match admit(&self.listeners[index].socket, stream, address) {
                         Ok(true) => room -= 1,
                         Ok(false) => {}
                         Err(error) => self.warn_dropped(address, &error),

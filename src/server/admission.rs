@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::accept::warn_rate_limited;
 use super::config::{Config, SourceLimit};
+use super::observer::Peer;
 use super::stats::RefusedCounters;
 use crate::network;
 
@@ -36,8 +37,11 @@ impl Admission {
         }
     }
 
-    /// Returns whether `address` may connect, and counts and logs it if not.
+    /// Returns whether `address` may connect, and counts and logs it if not. A peer without an address may.
     pub(super) fn admit(&mut self, address: SocketAddr, refused: &RefusedCounters) -> bool {
+        if address == Peer::NO_ADDRESS {
+            return true;
+        }
         let ip = address.ip().to_canonical();
         if !self.allowed.is_empty() && !self.allowed.iter().any(|network| network.contains(&ip)) {
             refused.not_allowed.add(1);
@@ -61,14 +65,14 @@ impl Admission {
 
     /// Counts a connection that was admitted.
     pub(super) fn opened(&mut self, address: SocketAddr) {
-        if let Some(limit) = self.limit {
+        if let Some(limit) = self.limit.filter(|_| address != Peer::NO_ADDRESS) {
             *self.open.entry(source(address.ip().to_canonical(), limit)).or_default() += 1;
         }
     }
 
     /// Counts the close of one.
     pub(super) fn closed(&mut self, address: SocketAddr) {
-        let Some(limit) = self.limit else { return };
+        let Some(limit) = self.limit.filter(|_| address != Peer::NO_ADDRESS) else { return };
         if let Entry::Occupied(mut open) = self.open.entry(source(address.ip().to_canonical(), limit)) {
             *open.get_mut() -= 1;
             if *open.get() == 0 {

@@ -56,9 +56,11 @@ pub struct Config {
     pub max_connections: usize,
     /// What becomes of further clients at `max_connections`. Default: they wait in the backlog.
     pub when_full: WhenFull,
-    /// Networks whose clients are served; others are reset at their accept. IPv4-mapped IPv6 counts as IPv4. Default empty: all.
+    /// Networks whose clients are served; others are reset at their accept. IPv4-mapped IPv6 counts as IPv4. A client without an
+    /// address, of a Unix socket, is served. Default empty: all.
     pub allow: Vec<IpNet>,
-    /// Maximum number of open connections from one source; further ones are reset at their accept. Default none.
+    /// Maximum number of open connections from one source; further ones are reset at their accept. Clients without an address, of a
+    /// Unix socket, are not limited. Default none.
     pub max_per_source: Option<SourceLimit>,
     /// Connections accepted per second; more wait in the backlog. A burst is a tenth of a second's worth, and at least 1.
     /// Default: unlimited.
@@ -95,6 +97,9 @@ pub struct Config {
     pub fault_seed: u64,
     /// Shares the port with other processes that set this (`SO_REUSEPORT`, socket(7)). Default off.
     pub reuse_port: bool,
+    /// Mode of the file of a Unix socket, such as `0o660`: to connect, a client needs the permission to write. Default: what umask(2)
+    /// leaves of `0o777`.
+    pub unix_mode: Option<u32>,
     /// Takes a header of the PROXY protocol, version 1 or 2, out of the beginning of each connection. Its source address is the
     /// client's for [`allow`](Self::allow), [`max_per_source`](Self::max_per_source) and the observer; a header without one (`LOCAL`,
     /// `UNKNOWN`) leaves the connection's own. A bad header, one of more than 4096 bytes, and one that has not arrived after 5 s, at
@@ -161,6 +166,7 @@ impl Default for Config {
             faults: Vec::new(),
             fault_seed: 1,
             reuse_port: false,
+            unix_mode: None,
             proxy_protocol: false,
         }
     }
@@ -203,6 +209,10 @@ impl Config {
         if let Some(time) = self.keepalive.filter(|time| !KEEPALIVE_SECONDS.contains(&time.as_secs())) {
             let (least, most) = KEEPALIVE_SECONDS.into_inner();
             let reason = format!("keepalive is {time:?}: it must be from {least} s to {most} s");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        if let Some(mode) = self.unix_mode.filter(|&mode| mode > 0o777) {
+            let reason = format!("unix_mode is {mode:o}: it must be from 0 to 777, in octal digits");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         #[cfg(not(any(target_os = "linux", target_os = "android")))]

@@ -157,6 +157,10 @@ impl<S: Read + Write> Connection<S> {
         if !ready.is_none() {
             self.read_state = ReadState::ReadyUntilWouldBlock;
         }
+        if self.unflushed && ready.is_writable() {
+            // The peer has taken some of it.
+            self.idle_ticks = 0;
+        }
         self.serve_stream::<true>(!ready.is_none(), buffer, sink)
     }
 
@@ -339,6 +343,16 @@ impl<S> Connection<S> {
     /// Reads until `WouldBlock` when it is next served, as if an event had been reported.
     pub fn expect_input(&mut self) {
         self.read_state = ReadState::ReadyUntilWouldBlock;
+    }
+
+    /// Flushes the stream when it is next writable.
+    pub(crate) fn expect_flush(&mut self) {
+        self.unflushed = true;
+    }
+
+    /// Returns whether the stream has bytes of its own that a flush did not send.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.unflushed
     }
 
     /// Returns whether the last read has found the end of what there was.

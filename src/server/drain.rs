@@ -1,5 +1,6 @@
 //! The orderly end of a server: no new connections, FIN to each silent one, and a deadline for the rest.
 
+use std::io::ErrorKind;
 use std::time::Instant;
 
 use super::connection::Connection;
@@ -50,6 +51,8 @@ impl From<Lifecycle> for Turn {
 /// the echo that is on its way (RFC 1122, 4.2.2.13).
 pub(super) fn send_fin(connection: &mut Connection<impl Stream>) {
     // ENOTCONN: the peer has gone, and the read that follows returns how.
-    let _ = connection.get_mut().shutdown();
+    if connection.get_mut().shutdown().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+        connection.expect_flush();
+    }
     connection.discard();
 }

@@ -99,6 +99,16 @@ impl<S: Stream> Entry<S> {
         Self::Faulted(Box::new(Faulted::new(stream, address, drawn)))
     }
 
+    /// Ends the direction of its output, before it is closed in order.
+    fn shutdown(&mut self) {
+        // The peer may have gone.
+        let _ = match self {
+            Self::Connection { connection, .. } => connection.get_mut().shutdown(),
+            Self::Faulted(faulted) => faulted.stream_mut().shutdown(),
+            Self::Listener(_) | Self::AwaitingHeader(_) => Ok(()),
+        };
+    }
+
     /// Returns the socket of a connection that is served.
     fn stream(&self) -> Option<&S> {
         match self {
@@ -203,7 +213,7 @@ impl<O: Observer, L: Listen> Echo<O, L> {
             WhenFull::Reset => usize::MAX,
         };
         let errors = &core.handle.counters().accept_errors;
-        core.acceptor.accept(index, attempts, room, errors, |stream, address| {
+        core.acceptor.accept(index, attempts, room, errors, |listener, stream, address| {
             let refused = &core.handle.counters().refused;
             if !core.config.proxy_protocol && !core.admission.admit(address, refused) {
                 reset_on_close(&stream);
@@ -221,7 +231,7 @@ impl<O: Observer, L: Listen> Echo<O, L> {
                 core.handle.counters().faults[Kind::Connect as usize].add(1);
                 return Ok(false);
             }
-            L::configure(&stream, &core.config)?;
+            listener.configure(&stream, &core.config)?;
             if core.config.proxy_protocol {
                 let wrap = |stream| Entry::AwaitingHeader(AwaitingHeader::new(stream, address));
                 reactor.insert(stream, INTEREST, wrap)?;
@@ -303,6 +313,9 @@ impl<O: Observer, L: Listen> Echo<O, L> {
         self.core.admission.closed(address);
         self.core.handle.counters().closed(reason).add(1);
         self.observer.closed(Peer::new(key, address), reason);
+        if !L::Stream::IS_TCP_SOCKET && matches!(reason, CloseReason::EndOfStream | CloseReason::Idle) {
+            entry.shutdown();
+        }
         drop(entry);
         self.core.acceptor.resume();
     }

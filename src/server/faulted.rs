@@ -16,6 +16,9 @@ use crate::reactor::{INTEREST, Next};
 use crate::ready::Ready;
 use crate::transport::{Listen, Stream};
 
+/// What an event of a stream that is not a TCP socket may mean. After `PRIORITY` it is read until `WouldBlock`.
+const ANYTHING: Ready = Ready::READABLE.and(Ready::WRITABLE).and(Ready::PRIORITY);
+
 /// A connection that at least one rule has chosen.
 #[derive(Debug)]
 pub(super) struct Faulted<S> {
@@ -118,6 +121,7 @@ impl<S: Stream> Faulted<S> {
         if self.is_resetting {
             return self.finish_reset(ready);
         }
+        let ready = if S::IS_TCP_SOCKET || ready.is_none() { ready } else { ready | ANYTHING };
         let stream = self.connection.get_mut();
         if let Err(error) = stream.advance(ready.is_writable()) {
             return Step::Failed(error.kind());
@@ -197,7 +201,7 @@ impl<S: Stream> Faulted<S> {
         self.connection.get_ref().get_ref()
     }
 
-    fn stream_mut(&mut self) -> &mut S {
+    pub(super) fn stream_mut(&mut self) -> &mut S {
         self.connection.get_mut().get_mut()
     }
 

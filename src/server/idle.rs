@@ -59,7 +59,7 @@ pub(super) trait Watched {
 
 impl<S> Watched for Connection<S> {
     fn is_pending(&self) -> bool {
-        self.pending() > 0
+        self.pending() > 0 || self.is_unflushed()
     }
 
     fn is_drained(&self) -> bool {

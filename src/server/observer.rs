@@ -1,7 +1,7 @@
 //! What an embedder can observe.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::fault::Fault;
 
@@ -12,11 +12,14 @@ pub struct Peer {
     /// Identifies the connection among those that are open. A key is used again after its connection has closed.
     pub key: usize,
     /// The address that accept(2) returned, or the source that the connection's PROXY header announced: see
-    /// [`Config::proxy_protocol`](crate::Config::proxy_protocol).
+    /// [`Config::proxy_protocol`](crate::Config::proxy_protocol). [`NO_ADDRESS`](Self::NO_ADDRESS) if it has none.
     pub address: SocketAddr,
 }
 
 impl Peer {
+    /// The address of a peer that has no IP address, such as one of a Unix socket: 0.0.0.0, port 0.
+    pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
     pub(super) fn new(key: usize, address: SocketAddr) -> Self {
         Self { key, address }
     }

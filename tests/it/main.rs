@@ -45,3 +45,4 @@ mod support;
 mod systemd;
 mod trace;
 mod transports;
+mod unix;

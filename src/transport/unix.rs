@@ -1,0 +1,269 @@
+//! Unix sockets.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use mio::event::Source;
+use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, SockAddr, SockRef, Type};
+
+use super::{Listen, Socket, Stream};
+use crate::log_target::LOG_TARGET;
+use crate::{Config, Peer};
+
+/// Most attempts to bind a path that has a stale socket.
+const ATTEMPTS_MAX: usize = 3;
+
+/// The address of a Unix socket: the path of a file, or `@` and a name of the abstract namespace, which has no file (unix(7)).
+///
+/// # Examples
+///
+/// ```
+/// use ecoloop::transport::UnixAddress;
+///
+/// let address = UnixAddress::new("/run/echo.sock")?;
+/// assert_eq!(address.to_string(), "unix:/run/echo.sock");
+/// assert_eq!(address.path().unwrap().to_str(), Some("/run/echo.sock"));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UnixAddress(PathBuf);
+
+impl UnixAddress {
+    /// Returns the address of a `path`, or of a name if `path` begins with `@`. For a file of that kind write `./@name`.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: the path or the name is empty, has a NUL byte, or is longer than the 107 bytes that the system allows.
+    /// - `Unsupported`: it is a name, and the system is not Linux.
+    pub fn new(path: impl AsRef<Path>) -> io::Result<Self> {
+        let this = Self(path.as_ref().to_owned());
+        let bytes = this.0.as_os_str().as_bytes();
+        if bytes.is_empty() || bytes == b"@" {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path or the name of the socket is empty"));
+        }
+        if bytes.contains(&0) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path of a socket cannot have a NUL byte"));
+        }
+        if this.path().is_none() && !cfg!(any(target_os = "linux", target_os = "android")) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "names without a file (@NAME) need Linux"));
+        }
+        match this.socket_address() {
+            Ok(_) => Ok(this),
+            Err(error) => {
+                let reason = format!("the path of a socket has at most 107 bytes, and this one {}", bytes.len());
+                Err(io::Error::new(error.kind(), reason))
+            }
+        }
+    }
+
+    /// Returns the path of the file, if it has one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        (!self.0.as_os_str().as_bytes().starts_with(b"@")).then_some(&self.0)
+    }
+
+    /// Returns the address as the system calls take it.
+    pub(crate) fn socket_address(&self) -> io::Result<SockAddr> {
+        match self.0.as_os_str().as_bytes() {
+            [b'@', name @ ..] => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat())),
+            _ => SockAddr::unix(&self.0),
+        }
+    }
+}
+
+impl fmt::Display for UnixAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "unix:{}", self.0.display())
+    }
+}
+
+/// A listening Unix socket. Dropping it removes its file.
+#[derive(Debug)]
+pub struct UnixListener {
+    socket: mio::net::UnixListener,
+    address: UnixAddress,
+    file: Option<SocketFile>,
+}
+
+/// The file of a socket. Dropping it removes the file, if the path still has this one.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl UnixListener {
+    /// Opens a listening socket on `address`.
+    ///
+    /// Of `config` it uses `backlog` and `unix_mode`. A stale socket is replaced: its server was killed and has left the file.
+    ///
+    /// # Errors
+    ///
+    /// - `AddrInUse`: a server listens on the address.
+    /// - `AlreadyExists`: the path has a file that is not a socket.
+    /// - The other errors of bind(2), chmod(2) and listen(2); the text names the address.
+    pub fn bind(address: &UnixAddress, config: &Config) -> io::Result<Self> {
+        bind(address, config)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+    }
+
+    /// Sets the sizes of the buffers that `config` has on a connection, as [`configure`](Listen::configure) does.
+    ///
+    /// # Errors
+    ///
+    /// - An option cannot be set.
+    pub fn set_buffers(stream: &impl AsFd, config: &Config) -> io::Result<()> {
+        let socket = SockRef::from(stream);
+        if let Some(bytes) = config.recv_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        if let Some(bytes) = config.send_buffer {
+            socket.set_send_buffer_size(bytes)?;
+        }
+        Ok(())
+    }
+}
+
+fn bind(address: &UnixAddress, config: &Config) -> io::Result<UnixListener> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    let mut file = None;
+    match address.path() {
+        None => socket.bind(&address.socket_address()?)?,
+        Some(path) => {
+            bind_path(&socket, address, path)?;
+            file = Some(SocketFile::new(path)?);
+            if let Some(mode) = config.unix_mode {
+                // Before it listens: until then no client can connect.
+                fs::set_permissions(path, Permissions::from_mode(mode))?;
+            }
+        }
+    }
+    socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
+    let socket = mio::net::UnixListener::from_std(socket.into());
+    Ok(UnixListener { socket, address: address.clone(), file })
+}
+
+/// Binds a path, in place of a stale socket.
+fn bind_path(socket: &socket2::Socket, address: &UnixAddress, path: &Path) -> io::Result<()> {
+    let socket_address = address.socket_address()?;
+    for _ in 1..ATTEMPTS_MAX {
+        match socket.bind(&socket_address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => remove_stale(&socket_address, path)?,
+            bound => return bound,
+        }
+    }
+    socket.bind(&socket_address)
+}
+
+/// Removes the file of a socket on which no server listens.
+fn remove_stale(address: &SockAddr, path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        Ok(_) => {
+            let reason = "the file exists and is not a socket; remove it, or choose another path";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, reason));
+        }
+        // Its owner has removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // With a full backlog a connect would wait.
+    probe.set_nonblocking(true)?;
+    match probe.connect(address) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            log::debug!(target: LOG_TARGET, "remove {}: no server listens on this socket", path.display());
+            fs::remove_file(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(()) | Err(_) => {
+            let reason = "a server listens on it; end that server, or choose another path";
+            Err(io::Error::new(io::ErrorKind::AddrInUse, reason))
+        }
+    }
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        // The process may change its directory before it removes the file.
+        let path = std::path::absolute(path)?;
+        let metadata = fs::symlink_metadata(&path)?;
+        Ok(Self { path, device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    fn is(&self, other: &Metadata) -> bool {
+        (self.device, self.inode) == (other.dev(), other.ino())
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Another server may have its own file there.
+        if !fs::symlink_metadata(&self.path).is_ok_and(|metadata| self.is(&metadata)) {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            log::warn!(target: LOG_TARGET, "cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+impl Drop for UnixListener {
+    fn drop(&mut self) {
+        // Before the socket is closed: a server that finds the socket stale takes the path over.
+        self.file = None;
+    }
+}
+
+impl Listen for UnixListener {
+    type Stream = Socket<UnixStream>;
+    type Address = UnixAddress;
+
+    fn local_addr(&self) -> io::Result<UnixAddress> {
+        Ok(self.address.clone())
+    }
+
+    fn accept(&self) -> io::Result<(Socket<UnixStream>, SocketAddr)> {
+        let (stream, _) = self.socket.accept()?;
+        Ok((Socket::new(stream), Peer::NO_ADDRESS))
+    }
+
+    fn configure(&self, stream: &Socket<UnixStream>, config: &Config) -> io::Result<()> {
+        Self::set_buffers(stream, config)
+    }
+}
+
+/// A descriptor that a peer passes is closed by the system: recv(2) has no room for it (unix(7), `SCM_RIGHTS`). A read stops at it, so
+/// a short read does not drain the socket.
+impl Stream for Socket<UnixStream> {}
+
+impl AsFd for UnixListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Source for UnixListener {
+    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        self.socket.register(registry, token, interests)
+    }
+
+    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        self.socket.reregister(registry, token, interests)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        self.socket.deregister(registry)
+    }
+}
