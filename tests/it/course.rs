@@ -10,7 +10,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::support::{Process, assert_echoes, connect};
+use crate::support::{Process, assert_echoes, connect, example};
 
 /// Returns the lines that a program of the course prints. It runs once for all tests: most of its time is silence.
 #[track_caller]
@@ -23,7 +23,7 @@ fn run(program: &str, case: &str) -> Vec<String> {
 
 #[track_caller]
 fn run_anew(program: &str, case: &str) -> Vec<String> {
-    let output = Command::new(programs().join(program)).arg(case).stdin(Stdio::null()).output().unwrap();
+    let output = example(program).arg(case).stdin(Stdio::null()).output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{program} {case}: {stdout}{}", String::from_utf8_lossy(&output.stderr));
     stdout.lines().map(str::to_owned).collect()
@@ -35,23 +35,6 @@ fn facts(program: &str, case: &str) -> Value {
     let facts: Value = serde_json::from_str(run(program, case).last().unwrap()).unwrap();
     assert_eq!(facts["case"], case);
     facts
-}
-
-/// Returns the directory of the programs, in the dev profile. `cargo test --test it` does not build them.
-fn programs() -> &'static Path {
-    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAMS.get_or_init(|| {
-        let mut build = Command::new(env!("CARGO"));
-        build.args([
-            "build",
-            "--quiet",
-            "--examples",
-            "--manifest-path",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
-        ]);
-        assert!(build.status().unwrap().success(), "cannot build the programs of the course");
-        std::env::current_exe().unwrap().ancestors().nth(3).unwrap().join("debug/examples")
-    })
 }
 
 fn root() -> &'static Path {

@@ -16,6 +16,7 @@ mod course;
 mod draining;
 mod echo;
 mod endings;
+mod examples;
 mod fairness;
 mod faults;
 #[cfg(feature = "load")]
@@ -43,6 +44,7 @@ mod signals;
 mod streams;
 mod support;
 mod systemd;
+mod tls;
 mod trace;
 mod transports;
 mod unix;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -136,6 +136,20 @@ pub(crate) fn limited(kib: u64, command: &Command) -> Command {
     }
     limited.stdin(Stdio::null());
     limited
+}
+
+/// Returns a command that runs a program of the course or of `docs/examples`, in the dev profile. `cargo test --test it` does not build
+/// them: the first call does.
+pub(crate) fn example(name: &str) -> Command {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    let programs = PROGRAMS.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        build.args(["build", "--quiet", "--examples", "--manifest-path", manifest]);
+        assert!(build.status().unwrap().success(), "cannot build the examples");
+        std::env::current_exe().unwrap().ancestors().nth(3).unwrap().join("debug/examples")
+    });
+    Command::new(programs.join(name))
 }
 
 impl Process {
