@@ -1,17 +1,24 @@
 //! The signals of the process, in order and without repeats.
 
-use std::io;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::SIGUSR1;
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::backend::{PollResult, SignalDelivery, SignalIterator};
+use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use super::hints::with_descriptor_hint;
 
 /// A repeat of a signal within this time is the same request: timeout(1), or Ctrl-C through a wrapper, sends it to the process and
 /// once more to its group.
 const REPEAT_INTERVAL: Duration = Duration::from_millis(300);
+/// Pause after a failed read of the pipe that announces signals.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+type Signals = SignalIterator<SignalDelivery<UnixStream, SignalOnly>, SignalOnly>;
 
 /// Sets the signal mask of this thread, which threads started from it inherit.
 ///
@@ -32,9 +39,12 @@ pub(super) struct Requests {
 
 impl Requests {
     pub(super) fn new(signals: &[i32]) -> Result<Self, String> {
-        let signals =
-            Signals::new(signals).map_err(|error| format!("cannot handle signals: {}", with_descriptor_hint(error)))?;
-        Ok(Self { signals, last: None })
+        let deliver = || {
+            let (read, write) = UnixStream::pair()?;
+            SignalDelivery::with_pipe(read, write, SignalOnly, signals)
+        };
+        let delivery = deliver().map_err(|error| format!("cannot handle signals: {}", with_descriptor_hint(error)))?;
+        Ok(Self { signals: SignalIterator::new(delivery), last: None })
     }
 
     /// Records a signal, and returns whether it is a request of its own.
@@ -52,10 +62,28 @@ impl Iterator for Requests {
 
     fn next(&mut self) -> Option<i32> {
         loop {
-            let signal = self.signals.forever().next()?;
+            let signal = match self.signals.poll_signal(&mut wait_for_signal) {
+                PollResult::Signal(signal) => signal,
+                PollResult::Closed => return None,
+                PollResult::Pending | PollResult::Err(_) => continue,
+            };
             // Each request for figures counts, and none is between two requests to end.
             if signal == SIGUSR1 || self.is_new(signal, Instant::now()) {
                 return Some(signal);
+            }
+        }
+    }
+}
+
+/// Waits until a signal may have arrived. `Signals` of signal-hook panics where the read fails: no signal would end the process then.
+fn wait_for_signal(pipe: &mut UnixStream) -> io::Result<bool> {
+    loop {
+        match pipe.read(&mut [0]) {
+            Ok(length) => return Ok(length > 0),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => {
+                thread::sleep(RETRY_INTERVAL);
+                return Ok(true);
             }
         }
     }

@@ -205,6 +205,18 @@ fn churn_pauses_after_a_failed_registration() {
     assert!((2..=51).contains(&error.count), "{error:?}");
 }
 
+#[test]
+#[ignore = "needs strace"]
+fn a_failed_read_of_the_signals_pipe_does_not_keep_the_server_from_ending() {
+    let command = strace("recvfrom:error=ENOMEM:when=1", &["127.0.0.1:0"], NO_TRACE);
+    // The thread that waits for signals is traced too: its first call fails.
+    let mut traced = Command::new("strace");
+    traced.arg("-f").args(command.get_args());
+    let mut server = Process::start(traced);
+    server.listening();
+    assert_eq!(server.terminate().status.code(), Some(0));
+}
+
 /// Returns the key that a line of `-vv` names.
 #[track_caller]
 fn key(line: &str) -> usize {
