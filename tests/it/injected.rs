@@ -217,6 +217,19 @@ fn a_failed_read_of_the_signals_pipe_does_not_keep_the_server_from_ending() {
     assert_eq!(server.terminate().status.code(), Some(0));
 }
 
+/// Runs one in twenty cases, or as many as 40 seconds allow. `tests/errors/run` runs them all.
+#[test]
+#[ignore = "needs strace and Python, and the right to trace a process"]
+#[cfg(all(target_os = "linux", feature = "load"))]
+fn each_failed_system_call_costs_at_most_its_own_connection() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/errors/run");
+    let mut command = Command::new("python3");
+    command.args([script, "--binary", env!("CARGO_BIN_EXE_ecoloop"), "--every", "20", "--seconds", "40"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(String::from_utf8_lossy(&output.stdout).contains(" 0 failures"), "{output:?}");
+}
+
 /// Returns the key that a line of `-vv` names.
 #[track_caller]
 fn key(line: &str) -> usize {

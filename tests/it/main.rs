@@ -38,6 +38,7 @@ mod proxy_protocol;
 #[cfg(feature = "load")]
 mod ranks;
 mod reactor;
+mod reliability;
 mod scale;
 mod signals;
 #[cfg(feature = "load")]
