@@ -36,6 +36,8 @@ pub mod address;
 #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod check;
 pub mod fault;
+#[cfg(all(any(test, fuzzing), target_os = "linux"))]
+pub mod fuzzing;
 #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod host;
 #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]

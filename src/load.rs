@@ -29,7 +29,7 @@ mod error;
 mod hand;
 mod interrupt;
 mod mode;
-mod pattern;
+pub(crate) mod pattern;
 mod progress;
 mod proxy_protocol;
 mod rank;
@@ -44,7 +44,7 @@ pub mod statistics;
 mod timeline;
 mod timer;
 mod totals;
-mod verify;
+pub(crate) mod verify;
 
 use std::io;
 use std::time::Duration;

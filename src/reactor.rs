@@ -504,7 +504,7 @@ fn cannot(what: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot {what}: {error}"))
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl<T> Reactor<T> {
     /// As [`serve`](Self::serve), with reports in place of the events of a wait: a test plays edges without a kernel.
     pub(crate) fn serve_reports<H: Handler<T>>(&mut self, reports: &[(usize, Ready)], passes: usize, handler: &mut H) {
@@ -516,7 +516,7 @@ impl<T> Reactor<T> {
     }
 
     /// Returns the bytes of an entry of the slab. Slab's own enum is private: this one has the same fields.
-    #[cfg(not(debug_assertions))]
+    #[cfg(all(test, not(debug_assertions)))]
     pub(crate) fn entry_size() -> usize {
         #[expect(dead_code, reason = "only its size is asked for")]
         enum Entry<V> {

@@ -12,7 +12,7 @@ mod handle;
 mod idle;
 mod listen;
 mod observer;
-mod proxy_protocol;
+pub(crate) mod proxy_protocol;
 mod running;
 mod stats;
 #[cfg(test)]

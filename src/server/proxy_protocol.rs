@@ -80,7 +80,7 @@ impl<S> AwaitingHeader<S> {
 
 /// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Parsed {
+pub(crate) enum Parsed {
     /// The beginning of a header.
     Incomplete,
     /// A header of `length` bytes. It announces no `source` if the connection is the proxy's own or its client's kind is unknown.
@@ -91,7 +91,7 @@ enum Parsed {
     Bad,
 }
 
-fn parse(received: &[u8]) -> Parsed {
+pub(crate) fn parse(received: &[u8]) -> Parsed {
     let Some(length) = header_length(received) else { return Parsed::Bad };
     match received.get(..length) {
         None => Parsed::Incomplete,

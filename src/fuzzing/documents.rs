@@ -1,0 +1,100 @@
+//! The reports of other generators, which `merge` reads.
+
+use std::io::Write;
+use std::str;
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
+use serde_json::{Value, json};
+
+use super::Input;
+use crate::load::{Histogram, Report, Threshold, merge as merge_reports};
+
+/// A valid report, whose values an input replaces.
+static VALID: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(include_str!("../../tests/report.json")).unwrap());
+/// Bytes that the input is repeated to: more than any histogram has.
+const REPEATED_MAX: usize = 1 << 20;
+/// Most text of which a document is made.
+const TEXT_MAX: usize = 64 << 10;
+/// The first bytes of a compressed V2 histogram.
+const COMPRESSED_COOKIE: [u8; 4] = 0x1c84_9314_u32.to_be_bytes();
+
+/// Merges documents: the input as it is, or a valid one with values that the input chooses, beside the valid one.
+pub fn merge(data: &[u8]) {
+    let Some((&first, rest)) = data.split_first() else { return };
+    let documents: Vec<String> = if first & 1 == 0 {
+        let Ok(text) = str::from_utf8(&rest[..rest.len().min(TEXT_MAX)]) else { return };
+        text.split('\0').map(ToOwned::to_owned).collect()
+    } else {
+        let mut changed = VALID.clone();
+        let mut input = Input(rest);
+        while !input.is_empty() {
+            let path = usize::from(input.byte()) + 256 * usize::from(input.byte());
+            replace(&mut changed, path, &mut input);
+        }
+        vec![changed.to_string(), VALID.to_string()]
+    };
+    let read = |(number, text): (usize, &String)| Some((number.to_string(), Report::from_json(text).ok()?));
+    let reports: Vec<_> = documents.iter().enumerate().filter_map(read).collect();
+    let threshold: Threshold = "p99>5ms".parse().unwrap();
+    if let Ok(merged) = merge_reports(&reports, &[threshold])
+        && let Ok(text) = merged.to_json()
+    {
+        Report::from_json(&text).unwrap();
+    }
+}
+
+/// Replaces the value that a walk along `path` ends at.
+fn replace(value: &mut Value, path: usize, input: &mut Input<'_>) {
+    let below = |length: usize| (path % length, path / length);
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            let (index, rest) = below(fields.len());
+            if let Some(field) = fields.values_mut().nth(index) {
+                return replace(field, rest, input);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            let (index, rest) = below(items.len());
+            return replace(&mut items[index], rest, input);
+        }
+        _ => {}
+    }
+    *value = match input.below(8) {
+        0 => Value::Null,
+        1 => json!(input.word()),
+        2 => json!(f64::from_bits(input.word())),
+        3 => json!(input.word().cast_signed()),
+        4 => json!(input.byte()),
+        5 => (0..input.byte()).fold(Value::Null, |inner, _| json!([inner])),
+        6 => json!("a".repeat(usize::from(input.byte()))),
+        _ => json!(input.byte() & 1 == 0),
+    };
+}
+
+/// Decodes a histogram: the input compressed, once or repeated, or not compressed.
+pub fn histogram(data: &[u8]) {
+    let Some((&first, rest)) = data.split_first() else { return };
+    let mut bytes = rest.to_vec();
+    if first & 1 == 0 {
+        let times = if first & 2 == 0 { 1 } else { REPEATED_MAX / rest.len().max(1) };
+        let inner = rest.repeat(times);
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&inner).unwrap();
+        let compressed = encoder.finish().unwrap();
+        bytes = [&COMPRESSED_COOKIE[..], &u32::try_from(compressed.len()).unwrap().to_be_bytes(), &compressed].concat();
+    }
+    let mut latency = VALID["latency_us"].clone();
+    latency["hdr_v2"] = json!(STANDARD.encode(bytes));
+    for count in 0..2 {
+        latency["count"] = json!(count);
+        if let Ok(histogram) = Histogram::from_summary(&serde_json::from_value(latency.clone()).unwrap()) {
+            assert_eq!(histogram.count(), count);
+            assert_eq!(histogram.max().is_some(), count > 0);
+        }
+    }
+}
