@@ -13,6 +13,7 @@ mod command_line;
 #[cfg(feature = "load")]
 mod compare;
 mod course;
+mod documents;
 mod draining;
 mod echo;
 mod endings;
