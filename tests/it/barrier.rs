@@ -225,6 +225,10 @@ fn two_runs_on_one_port_end_one_of_them() {
     drop(one.stranger());
     assert_ended(&two.start(0).wait(), 1, "another run or program has this port");
     assert_ended(&two.start(1).wait(), 1, "refused this rank: its --rate is 600.0, and 300.0 here");
+    // Nothing else tells apart two runs with the same settings.
+    let same =
+        Run { barrier: one.barrier.clone(), ..Run::new(3, &["-c", "3", "-r", "300", "-d", "300ms", "--seed", "2"]) };
+    assert_ended(&same.start(1).wait(), 1, "refused this rank: its --seed is 2, and 1 here");
     ranks.push(one.start(1));
     eventually("two ranks are connected", || one.server.handle().stats().bytes_out == 2 * 64);
     assert_ended(&one.start(1).wait(), 1, "refused this rank: rank 1 is there already (127.0.0.1:");

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -150,6 +151,46 @@ pub(crate) fn example(name: &str) -> Command {
         std::env::current_exe().unwrap().ancestors().nth(3).unwrap().join("debug/examples")
     });
     Command::new(programs.join(name))
+}
+
+/// A control group whose processes share a fifth of a core. It is removed when it is dropped.
+pub(crate) struct CpuQuota(PathBuf);
+
+impl CpuQuota {
+    #[track_caller]
+    pub(crate) fn fifth_of_a_core() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let (root, limits) = if Path::new("/sys/fs/cgroup/cpu").is_dir() {
+            ("/sys/fs/cgroup/cpu", &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "20000")][..])
+        } else {
+            ("/sys/fs/cgroup", &[("cpu.max", "20000 100000")][..])
+        };
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let group = Path::new(root).join(format!("ecoloop-{}-{number}", std::process::id()));
+        fs::create_dir(&group).unwrap();
+        for (file, value) in limits {
+            fs::write(group.join(file), value).unwrap();
+        }
+        Self(group)
+    }
+
+    /// Returns `command` within the group.
+    pub(crate) fn limited(&self, command: &Command) -> Command {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "echo $$ > \"$0\"/cgroup.procs; exec \"$@\""]).arg(&self.0);
+        limited.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+        limited
+    }
+}
+
+impl Drop for CpuQuota {
+    fn drop(&mut self) {
+        // A process that has exited may still be in it for a moment.
+        let deadline = Instant::now() + TIMEOUT;
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 impl Process {

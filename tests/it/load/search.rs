@@ -12,8 +12,8 @@ use ecoloop::load::report::{LimitedBy, Probe, Verdict};
 use ecoloop::load::{Interrupt, ProgressCell, Report, Search, find_rate};
 
 use super::faulty_server::{faulty_server, read_message};
-use super::{assert_sums, config, run_command};
-use crate::support::{TIMEOUT, reset, serve};
+use super::{assert_sums, config, document, run_command};
+use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, reset, serve};
 
 /// Ten times the lateness of a generator on a loaded machine, so that its schedule is kept.
 const DELAY: Duration = Duration::from_millis(300);
@@ -128,6 +128,23 @@ fn a_generator_that_is_too_slow_is_the_limit() {
             .iter()
             .any(|line| line.ends_with("result       INCONCLUSIVE: the generator was too slow for a higher rate"))
     );
+}
+
+#[test]
+#[ignore = "needs root and the control group's cpu controller at /sys/fs/cgroup"]
+fn a_generator_with_a_fifth_of_a_core_is_the_limit() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let fifth = CpuQuota::fifth_of_a_core();
+    // No latency fails.
+    let goal = ["-r", "50..1M", "--find-rate", "p50<1h", "--window", "200ms"];
+    let load = ecoloop(&[&["load", "-c", "10", "--json", "-", &address], &goal[..]].concat());
+    let (json, report) = document(&Process::start(fifth.limited(&load)).wait());
+    let search = report.search.unwrap();
+    assert_eq!((search.limited_by, report.verdict), (Some(LimitedBy::Generator), Verdict::Inconclusive), "{json}");
+    // The last windows, at a rate above a fifth of a core, did not count.
+    let last = search.probes.last().unwrap();
+    assert!(!last.schedule_kept && search.found_rate.is_none_or(|rate| rate < last.rate), "{json}");
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! Figures of time: what is the generator's own delay, and what is the server's.
 
-use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -15,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{echo, faulty_server, read_message};
 use super::{SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
-use crate::support::{Process, TIMEOUT, ecoloop, eventually, reserve_port, serve};
+use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, eventually, reserve_port, serve};
 
 const MILLISECOND: u64 = 1000;
 
@@ -299,28 +297,14 @@ fn the_cpu_of_an_embedders_other_threads_is_not_the_generators() {
 fn a_generator_that_has_used_up_its_cpu_quota_is_saturated() {
     let server = serve(ServerConfig::default());
     let target = server.local_addr().to_string();
-    let (root, limits) = if Path::new("/sys/fs/cgroup/cpu").is_dir() {
-        ("/sys/fs/cgroup/cpu", &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "20000")][..])
-    } else {
-        ("/sys/fs/cgroup", &[("cpu.max", "20000 100000")][..])
-    };
-    let group = Path::new(root).join(format!("ecoloop-{}", std::process::id()));
-    fs::create_dir(&group).unwrap();
-    for (file, value) in limits {
-        fs::write(group.join(file), value).unwrap();
-    }
+    let fifth = CpuQuota::fifth_of_a_core();
     let is_saturated = || {
-        let load = ecoloop(&["load", "-c", "50", "-p", "100", "-d", "2s", "--json", "-", &target]);
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo $$ > \"$0\"/cgroup.procs; exec \"$@\""]).arg(&group);
-        command.arg(load.get_program()).args(load.get_args());
-        let generator = document(&Process::start(command).wait()).1.generator;
+        let load = fifth.limited(&ecoloop(&["load", "-c", "50", "-p", "100", "-d", "2s", "--json", "-", &target]));
+        let generator = document(&Process::start(load).wait()).1.generator;
         generator.cpu_percent.unwrap() < 40.0 && generator.saturated == Some(true)
     };
     // A server that other programs keep from the CPU has the generator wait for it instead.
-    let has_been_saturated = (0..5).any(|_| is_saturated());
-    eventually("the control group empty", || fs::remove_dir(&group).is_ok());
-    assert!(has_been_saturated);
+    assert!((0..5).any(|_| is_saturated()));
 }
 
 // ---- an open loop that reaches nobody ----
