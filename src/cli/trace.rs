@@ -197,9 +197,9 @@ impl Trace {
         self.steps.retain(|step| kept.contains(&step.thread));
     }
 
-    /// Returns the place of a call, or `None` if there are too many names.
+    /// Returns the place of a call, or `None` if there are too many names. One name may have two kinds: `write` to a socket, or to a file.
     pub(super) fn call(&mut self, name: &str, kind: Kind) -> Option<u16> {
-        let known = self.calls.iter().position(|call| call.name == name);
+        let known = self.calls.iter().position(|call| call.name == name && call.kind == kind);
         let call = || Call { name: name.to_owned(), kind };
         known.or_else(|| push_name(&mut self.calls, call())).and_then(|place| u16::try_from(place).ok())
     }

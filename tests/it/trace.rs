@@ -199,6 +199,17 @@ fn a_call_that_keeps_its_thread_is_drawn_once_the_thread_serves() {
 }
 
 #[test]
+fn a_slow_call_on_a_file_leaves_a_call_of_that_name_on_a_socket_what_it_is() {
+    let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
+    let trace = drawn(&format!(
+        "1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = {socket} <0.000010>\n\
+         2.0 write(1<pipe:[9]>, \"log\", 3) = 3 <0.250000>\n\
+         3.0 write({socket}, \"a\", 1) = 1 <0.000010>\n"
+    ));
+    assert_eq!(steps(&trace), ["0 accept 0", "0 other -", "0 write 0 1"]);
+}
+
+#[test]
 fn a_file_that_cannot_be_drawn_says_which_options_strace_needs() {
     let way_out = "strace -f -ttt -T -yy -o FILE COMMAND makes such a file";
     let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
