@@ -40,7 +40,7 @@ fn data(page: &str) -> Value {
 
 /// Draws a trace that must be drawn, and returns what the page has of it.
 #[track_caller]
-fn drawn(content: &str) -> Value {
+pub(crate) fn drawn(content: &str) -> Value {
     let (ended, page) = strip("server.strace", content.as_bytes());
     assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
     data(&page.unwrap())
@@ -51,7 +51,7 @@ fn at<'a>(list: &'a Value, place: &Value) -> &'a Value {
 }
 
 /// Returns each step as `THREAD KIND CONNECTION RESULT`: the thread's and the connection's serial number, bytes or an error.
-fn steps(trace: &Value) -> Vec<String> {
+pub(crate) fn steps(trace: &Value) -> Vec<String> {
     let columns: Vec<_> = trace["columns"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     assert_eq!(columns, ["call", "thread", "connection", "start_us", "end_us", "result", "pending", "error"]);
     let text = |value: &Value| if value.is_null() { "-".to_owned() } else { value.to_string() };
@@ -667,7 +667,9 @@ fn what_a_fault_holds_back_is_not_pending_output() {
 fn the_pictures_of_the_docs_are_drawn_from_the_stored_traces() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = TempDir::new().unwrap();
-    for (name, zoom) in [("blocking", 4), ("loop", 4), ("flood", 2)] {
+    let strips =
+        [("blocking", 4), ("loop", 4), ("flood", 2), ("small-loop", 4), ("busy", 4), ("pending", 2), ("threads", 2)];
+    for (name, zoom) in strips {
         let (_, page) = strip("stored", &fs::read(root.join(format!("tests/it/strip/{name}.strace"))).unwrap());
         let file = directory.path().join("page.html");
         fs::write(&file, page.unwrap()).unwrap();
