@@ -379,12 +379,13 @@ fn every_link_of_the_course_leads_to_a_file() {
 fn anchors(path: &Path) -> BTreeSet<String> {
     let page = Page::read(path.to_owned());
     let prose = page.prose();
-    let headings = prose.iter().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
-    let anchor = |heading: &str| {
-        let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-        kept.collect::<String>().to_lowercase().replace(' ', "-")
-    };
-    headings.map(anchor).collect()
+    prose.iter().filter(|line| line.starts_with('#')).map(|line| anchor_of(line)).collect()
+}
+
+fn anchor_of(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim();
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
 }
 
 /// How the pages run a program.
@@ -521,6 +522,34 @@ fn every_chapter_is_in_the_index_in_order() {
             if !rest.any(|entry| *entry == link) {
                 page.fail(&format!("{link} is not in the index, or not in its place"));
             }
+        }
+    }
+}
+
+/// What students paste into a search box leads through the index by symptom to the answer, in the first ten lines behind the link.
+#[test]
+fn a_symptom_leads_to_its_answer() {
+    let symptoms = [
+        ("epoll server hangs with large messages", "epoll se cuelga con mensajes grandes", "WouldBlock"),
+        ("Address already in use", "Address already in use", "SO_REUSEADDR"),
+        ("second client waits until the first disconnects", "segundo cliente espera hasta que el primero", "accept"),
+        ("BrokenPipeError", "BrokenPipeError", "except (BrokenPipeError"),
+        ("100% CPU", "100% de CPU", "select.poll"),
+        ("non-blocking `accept`", "`accept` no bloqueante", "select.poll"),
+    ];
+    for (language, name) in ["README.md", "README.es.md"].into_iter().enumerate() {
+        let index = Page::read(root().join("docs/course").join(name));
+        for (english, spanish, answer) in symptoms {
+            let symptom = [english, spanish][language];
+            let mut lines = index.text.lines().skip_while(|line| !(line.starts_with("### ") && line.contains(symptom)));
+            assert!(lines.next().is_some(), "{name}: no heading has `{symptom}`");
+            let entry = lines.take_while(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+            let link = entry.split("](").nth(1).and_then(|rest| rest.split(')').next()).unwrap();
+            let (file, anchor) = link.split_once('#').unwrap();
+            let chapter = Page::read(root().join("docs/course").join(file));
+            let lines = chapter.text.lines().skip_while(|line| !line.starts_with('#') || anchor_of(line) != anchor);
+            let first: Vec<_> = lines.skip(1).filter(|line| !line.is_empty()).take(10).collect();
+            assert!(first.iter().any(|line| line.contains(answer)), "{name}: {symptom}: {link}: {first:?}");
         }
     }
 }
