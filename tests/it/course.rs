@@ -1,6 +1,9 @@
 //! The course in `docs/course`: its programs show what its chapters claim, and its chapters agree with the programs, with the source of
 //! ecoloop, and with each other in both languages.
 
+#[cfg(feature = "load")]
+mod servers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
