@@ -64,7 +64,7 @@ pub trait Stream: Read + Write + Source + AsFd + Debug + Sized {
     /// that (epoll(7), question 9). Any other stream is read until `WouldBlock`, and flushed after each write. Default: it is not.
     const IS_TCP_SOCKET: bool = false;
 
-    /// Reads what the next bytes of its socket are, and leaves them there. The server looks for a PROXY header in this way. Default:
+    /// Reads the next bytes of its socket, and leaves them there. The server looks for a PROXY header in this way. Default:
     /// recv(2) with `MSG_PEEK`, through a duplicate of the descriptor.
     ///
     /// # Errors
@@ -78,7 +78,8 @@ pub trait Stream: Read + Write + Source + AsFd + Debug + Sized {
     /// Ends the direction of the output: the peer reads the end of the stream after what was written. Default: shutdown(2) of the
     /// socket.
     ///
-    /// The server calls it in a drain, and before it drops a stream in order that is not a TCP socket.
+    /// The server calls it in a drain. It also calls it before it closes a stream that is not a TCP socket, at the peer's end of the
+    /// stream or at the idle timeout.
     ///
     /// # Errors
     ///
