@@ -48,6 +48,9 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     type Target = fn(&[u8]);
 
     /// The names of the folders in `tests/fuzz/corpus`, each with its target.
@@ -73,6 +76,21 @@ mod tests {
             for file in files {
                 target(&fs::read(file).unwrap());
             }
+        }
+    }
+
+    proptest! {
+        // 4096 scripts, or 16 times as many as PROPTEST_CASES says.
+        #![proptest_config(ProptestConfig {
+            cases: 16 * ProptestConfig::default().cases, failure_persistence: None, ..ProptestConfig::default()
+        })]
+
+        /// A failure prints the shortest input that it finds: it belongs into the corpus.
+        #[test]
+        fn random_scripts_of_peers_kernels_faults_and_clocks_pass(script in vec(any::<u8>(), 0..400)) {
+            super::connection(&script);
+            super::faults(&script);
+            super::run_queue(&script);
         }
     }
 }

@@ -50,15 +50,16 @@ pub fn merge(data: &[u8]) {
 
 /// Replaces the value that a walk along `path` ends at.
 fn replace(value: &mut Value, path: usize, input: &mut Input<'_>) {
-    let below = |length: usize| (path % length, path / length);
+    // Each step takes a bit of the path at least, so that documents do not become deeper with each value.
+    let below = |length: usize| (path % length, path / length.max(2));
     match value {
-        Value::Object(fields) if !fields.is_empty() => {
+        Value::Object(fields) if !fields.is_empty() && path > 0 => {
             let (index, rest) = below(fields.len());
             if let Some(field) = fields.values_mut().nth(index) {
                 return replace(field, rest, input);
             }
         }
-        Value::Array(items) if !items.is_empty() => {
+        Value::Array(items) if !items.is_empty() && path > 0 => {
             let (index, rest) = below(items.len());
             return replace(&mut items[index], rest, input);
         }
