@@ -33,6 +33,7 @@ pub(crate) mod pattern;
 mod progress;
 mod proxy_protocol;
 mod rank;
+mod reconnects;
 pub mod report;
 mod schedule;
 pub mod search;

@@ -21,7 +21,7 @@ use super::descriptors;
 use super::find_rate;
 use super::hints::with_descriptor_hint;
 use super::input::Input;
-use super::load_options::{LoadOptions, TIME};
+use super::load_options::{CONNECTIONS, LoadOptions, TIME};
 use super::metrics;
 use super::output::{self, lock_files};
 use super::progress::ProgressDisplay;
@@ -54,9 +54,10 @@ R/N       the generators share -c, -r, --connect-rate, --max-connecting and --so
           {rank} in the name of a file is R
 EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
           DURATION  any percentile, such as p50 or p99.99, max, mean; with connect_
-                    or lateness_ before it, of these; server_cpu, with --server-pid
+                    or lateness_ before it, of these; server_cpu, with --server-pid;
+                    longest_outage, with --reconnect
           RATE      rate; its percentage is of --rate; found_rate, of --find-rate
-          COUNT     connections, hold_alive, hold_late, hold_reset, hold_closed,
+          COUNT     connections, outages, hold_alive, hold_late, hold_reset, hold_closed,
                     hold_silent, hold_unasked; percentages are of --connections
                     errors; its percentage is of the connections opened
                     unanswered, unsent, deferred; percentages are of the messages due
@@ -64,7 +65,8 @@ EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
 
 A run also fails if fewer connections than requested are held at its end, on any error, unanswered
 message or wrong byte, and if no message is verified. --fail-if on connections, errors or unanswered
-replaces that condition.
+replaces that condition; with --reconnect, one on outages or longest_outage replaces those on errors
+and unanswered.
 
 SIGINT, SIGTERM and SIGHUP end the run, and it reports. A second signal, at least 0.3 s later, ends
 the process immediately. The file of --json is rewritten every minute, with the verdict running.
@@ -128,6 +130,10 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     load: LoadOptions,
+
+    /// Open connections anew that end, and report outages; not in churn
+    #[arg(long, help_heading = CONNECTIONS)]
+    reconnect: bool,
 
     /// Measure one window per line of standard input; needs --json -
     #[arg(long, help_heading = TIME)]
@@ -216,7 +222,12 @@ impl Arguments {
                 "--find-rate cannot be combined with --repeat, --rank and --jobs: one generator decides the next rate",
             );
         }
-        self.load.conflict()
+        if self.reconnect && (self.repeat || self.search.is_search()) {
+            return Some(
+                "--reconnect cannot be combined with --repeat and --find-rate: it measures outages in a run of one window",
+            );
+        }
+        self.load.conflict().or_else(|| self.load.reconnect_conflict().filter(|_| self.reconnect))
     }
 
     fn config(&self) -> Config {
@@ -225,6 +236,7 @@ impl Arguments {
         config.rank = self.ranks.rank(config.connections);
         config.labels = self.labels.iter().cloned().collect::<BTreeMap<_, _>>();
         config.server_pid = self.server_pid;
+        config.reconnect = self.reconnect;
         config.thresholds.clone_from(&self.thresholds);
         config
     }

@@ -146,6 +146,19 @@ impl LoadOptions {
         }
     }
 
+    /// Returns a usage error of a run that opens connections anew.
+    pub(super) fn reconnect_conflict(&self) -> Option<&'static str> {
+        match self.mode {
+            ModeName::Churn => {
+                Some("--reconnect has no effect in --mode churn, which replaces each connection that has ended")
+            }
+            _ if self.messages_per_connection.is_some() => Some(
+                "--reconnect and --messages-per-connection cannot be combined: outages are measured for a --duration",
+            ),
+            _ => None,
+        }
+    }
+
     /// Returns the settings of a run against `addresses`.
     ///
     /// Prints and counts each name that does not resolve: the report lists it as an error.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ecoloop::load::report::{
-    Ended, ErrorCount, Excerpt, Figures, Finding, LimitedBy, Loop, Phase, Settings, Summary, ThresholdResult, Verdict,
+    Ended, ErrorCount, Excerpt, Figures, Finding, LimitedBy, Loop, Outages, Phase, Settings, Summary, ThresholdResult,
+    Verdict,
 };
 use ecoloop::load::{Mode, Report};
 use indicatif::HumanBytes;
@@ -141,6 +142,9 @@ fn work(table: &mut Table, report: &Report) {
             table.row("", &format!("closed or reset after {silence}"));
         }
     }
+    if let Some(outages) = &report.outages {
+        table.row("outages", &outages_row(outages));
+    }
     let messages = &report.messages;
     let [due, verified, unanswered, unsent, failed, deferred] =
         [messages.due, messages.verified, messages.unanswered, messages.unsent, messages.failed, messages.deferred]
@@ -163,6 +167,21 @@ fn work(table: &mut Table, report: &Report) {
         }
     });
     table.row("throughput", &throughput);
+}
+
+fn outages_row(outages: &Outages) -> String {
+    if outages.count == 0 {
+        return "none".to_owned();
+    }
+    let value = |value: Option<u64>| value.map_or(NO_DATA.to_owned(), time);
+    let [p50, p99] = [outages.recovery_us.p50, outages.recovery_us.p99].map(value);
+    format!(
+        "{}, {} recovered; p50 {p50}, p99 {p99}, longest {}; {}",
+        count(outages.count),
+        count(outages.recovered),
+        time(outages.longest_us),
+        plural(count(outages.attempts), "attempt", "attempts"),
+    )
 }
 
 /// Returns why connections have ended, in parentheses: ` (closed_early 50)`.
@@ -355,7 +374,8 @@ pub(super) fn failed_thresholds(report: &Report) -> Vec<String> {
 
 /// Returns a threshold with its measured value: `errors>0 (3)`.
 pub(super) fn threshold(ThresholdResult { expr, value, .. }: &ThresholdResult) -> String {
-    let is_time = ["p", "max", "mean", "connect_", "lateness_"].iter().any(|name| expr.starts_with(name));
+    let is_time =
+        ["p", "max", "mean", "connect_", "lateness_", "longest_outage"].iter().any(|name| expr.starts_with(name));
     let value = match value {
         None => "no data".to_owned(),
         Some(_) if expr == "schedule" => "not kept".to_owned(),

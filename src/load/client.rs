@@ -34,8 +34,9 @@ pub(super) struct Client {
     pub(super) pair: u32,
     /// The slot in the send schedule.
     pub(super) slot: u32,
-    /// The first message that is on the schedule.
+    /// The first message that is on the schedule, and its place among those of the slot.
     slot_base: u64,
+    slot_offset: u64,
     /// When the stage began, in nanoseconds of the run.
     pub(super) since: u64,
     pub(super) verifier: Verifier,
@@ -143,6 +144,7 @@ impl Client {
             pair,
             slot: 0,
             slot_base: u64::MAX,
+            slot_offset: 0,
             since: now,
             verifier: Verifier::new(number),
             messages: MessageCounts::default(),
@@ -175,9 +177,14 @@ impl Client {
         self.due_times.get(0)
     }
 
-    /// Sets the connection's slot in a schedule, which begins with the next message.
-    pub(super) fn assign_slot(&mut self, slot: u32) {
-        (self.slot, self.slot_base) = (slot, self.messages.enqueued);
+    /// Sets the connection's slot in a schedule, in which the next message is message `offset` of the slot.
+    pub(super) fn assign_slot(&mut self, slot: u32, offset: u64) {
+        (self.slot, self.slot_base, self.slot_offset) = (slot, self.messages.enqueued, offset);
+        self.timed = self.messages.enqueued;
+    }
+
+    /// Leaves the messages until now, which are on no schedule, out of what is sent late.
+    pub(super) fn exempt_from_schedule(&mut self) {
         self.timed = self.messages.enqueued;
     }
 
@@ -212,7 +219,9 @@ impl Client {
     /// Returns message `index`, which is outstanding.
     pub(super) fn message(&self, index: u64, schedule: Option<&SendSchedule>) -> Message {
         let due = match schedule {
-            Some(schedule) if index >= self.slot_base => schedule.due(self.slot, index - self.slot_base),
+            Some(schedule) if index >= self.slot_base => {
+                schedule.due(self.slot, index - self.slot_base + self.slot_offset)
+            }
             _ => self.due_times.get(index),
         };
         Message { index, due }

@@ -58,6 +58,12 @@ pub struct Config {
     pub duration: Duration,
     /// Messages on each connection. `None`: no limit, and in [`Mode::Churn`] 1.
     pub messages_per_connection: Option<u64>,
+    /// Opens a connection anew when it has ended, in the warm-up and the measured window, and reports the outages. Not in
+    /// [`Mode::Churn`], nor with [`Config::messages_per_connection`]. Off.
+    ///
+    /// The first attempt begins at once, and the others 10 ms after a failed one, doubled up to 100 ms. Over all connections there is at
+    /// most one attempt a millisecond after failures, [`Config::connect_rate`] in any case, and [`Config::max_connecting`] at a time.
+    pub reconnect: bool,
     /// Duration of the traffic before the measured window. 0.
     pub warmup: Duration,
     /// How a connection is closed. [`Close::Fin`].
@@ -106,6 +112,7 @@ impl Config {
             rate: None,
             duration: Duration::from_secs(10),
             messages_per_connection: None,
+            reconnect: false,
             warmup: Duration::ZERO,
             close: Close::Fin,
             proxy_protocol: None,
@@ -201,6 +208,10 @@ impl Config {
             "duration, connect_timeout and timeout must be above 0"
         } else if self.mode == Mode::Churn && self.connect_rate.is_some() {
             "connect_rate does not apply to churn: use rate"
+        } else if self.reconnect && self.mode == Mode::Churn {
+            "reconnect does not apply to churn, which replaces each connection that has ended"
+        } else if self.reconnect && self.messages_per_connection.is_some() {
+            "reconnect and messages_per_connection cannot be combined: outages are measured in a window of duration"
         } else {
             return Ok(());
         };

@@ -68,7 +68,12 @@ impl Connector {
     /// Returns when the next connect may begin, or `None` while the maximum is in progress or none is to come.
     pub(super) fn next_connect(&self) -> Option<u64> {
         let due = if self.arrivals.is_some() { self.next_due()? } else { self.next_due().unwrap_or(0) };
-        (self.counts.at(Stage::Connecting) < self.max_connecting).then(|| due.max(self.paused_until))
+        self.has_room().then(|| due.max(self.paused_until))
+    }
+
+    /// Returns whether another connect may be in progress.
+    pub(super) fn has_room(&self) -> bool {
+        self.counts.at(Stage::Connecting) < self.max_connecting
     }
 
     /// Returns when the next connect is due, or `None` if connects are not paced.
@@ -107,6 +112,14 @@ impl Connector {
     /// Begins a connect from another port of the same pair, on a new socket, because `port` is taken.
     pub(super) fn reconnect(&mut self, pair: u32, port: Option<u16>) -> Result<Connecting, ConnectFailure> {
         self.sources.retry(pair, port, &self.options)
+    }
+
+    /// Begins a connect in place of a connection of `pair` that has ended, and returns its number with the result.
+    pub(super) fn connect_anew(&mut self, pair: u32) -> (u64, Result<Connecting, ConnectFailure>) {
+        let number = self.rank.nth(self.counts.opened);
+        self.counts.opened += 1;
+        self.counts.replaced += 1;
+        (number, self.sources.connect_from(pair, &self.options))
     }
 
     /// Begins no further connect, unless connects are repeated or due at their times, and returns how many would have followed.

@@ -19,6 +19,7 @@ use super::mode::{Reaction, Status, Traffic, Workload, new_workload};
 use super::pattern::Pattern;
 use super::progress::Step;
 use super::proxy_protocol::ProxyVersion;
+use super::reconnects::Reconnects;
 use super::schedule::{SendSchedule, Window};
 use super::sizes::Sizes;
 use super::sources::{ConnectFailure, Connecting};
@@ -72,6 +73,7 @@ pub(super) struct Driver {
     pub(super) pause: Pause,
     pub(super) workload: Box<dyn Workload>,
     pub(super) connector: Connector,
+    pub(super) reconnects: Reconnects,
     pub(super) totals: Totals,
     pub(super) breakdown: Breakdown,
     /// When a connection was last closed, and not given up.
@@ -109,6 +111,7 @@ impl Driver {
             workload,
             breakdown: Breakdown::new(&connector.sources),
             connector,
+            reconnects: Reconnects::new(config),
             totals: Totals::new(nanoseconds(config.timeout)),
             last_closed: 0,
             sizes: config.sizes(),
@@ -131,7 +134,9 @@ impl Driver {
             window: self.window,
             counts: &self.connector.counts,
             in_flight: self.totals.in_flight,
-            has_due: !self.starting.is_empty() || self.schedule.as_ref().is_some_and(SendSchedule::has_next),
+            has_due: !self.starting.is_empty()
+                || self.schedule.as_ref().is_some_and(SendSchedule::has_next)
+                || self.reconnects.has_open(),
         }
     }
 
@@ -164,7 +169,10 @@ impl Driver {
             Ok(Connecting { stream, pair, port }) => {
                 let wrap = |stream| Registered::Client(Client::new(stream, number, pair, port, ring_size, due, now));
                 match reactor.insert(stream, INTEREST, wrap) {
-                    Ok(_) => return self.connector.counts.change(None, Some(Stage::Connecting)),
+                    Ok(key) => {
+                        self.reconnects.set_key(number, key);
+                        return self.connector.counts.change(None, Some(Stage::Connecting));
+                    }
                     Err(error) => {
                         self.connector.sources.release(pair, port);
                         let errno = error.raw_os_error();
@@ -176,6 +184,16 @@ impl Driver {
         };
         let not_begun = if failure.is_lasting() { self.connector.give_up() } else { 0 };
         self.record_connect_failure(failure, 1 + not_begun, due);
+        self.reconnects.retry(number, now);
+    }
+
+    /// Begins to open a connection anew, if one is down.
+    pub(super) fn reopen(&mut self, reactor: &mut Reactor<Registered>) {
+        let now = self.clock.read();
+        let Some(outage) = self.reconnects.take_next(now) else { return };
+        let (number, result) = self.connector.connect_anew(outage.pair);
+        self.reconnects.attempt(number, outage);
+        self.begin_again(reactor, number, now, result);
     }
 
     /// Registers a connect that replaces another and was due at `due`, or records why it could not begin: other pairs may still have a
@@ -189,7 +207,10 @@ impl Driver {
     ) {
         match result {
             Ok(connecting) => self.begin(reactor, number, due, Ok(connecting)),
-            Err(failure) => self.record_connect_failure(failure, 1, due),
+            Err(failure) => {
+                self.record_connect_failure(failure, 1, due);
+                self.reconnects.retry(number, self.clock.now());
+            }
         }
     }
 
@@ -286,7 +307,10 @@ impl Driver {
             schedule.vacate(client.slot, key);
         }
         match removal {
-            Removal::Ended => self.connector.sources.release(client.pair, client.port),
+            Removal::Ended => {
+                self.connector.sources.release(client.pair, client.port);
+                self.reconnects.retry(client.verifier.connection(), self.clock.now());
+            }
             Removal::PortTaken => {
                 self.clock.read();
                 let result = self.connector.reconnect(client.pair, client.port);
@@ -331,6 +355,9 @@ impl Driver {
         // In an open loop of connections, the first message was due with its connection.
         let due = if self.connector.arrivals.is_some() { client.connect_due() } else { now };
         self.enqueue(client, due);
+        if self.schedule.is_some() {
+            client.exempt_from_schedule();
+        }
         ControlFlow::Continue(true)
     }
 
@@ -406,6 +433,15 @@ impl Driver {
         }
     }
 
+    /// Ends the outage that a verified connection was opened for, and gives it the place in the schedule of the one that it replaces.
+    fn continue_schedule(&mut self, client: &mut Client, now: u64) {
+        if let Some(outage) = self.reconnects.recover(client.verifier.connection(), now)
+            && let Some(schedule) = &mut self.schedule
+        {
+            client.assign_slot(outage.slot, schedule.occupy(outage.slot, outage.key));
+        }
+    }
+
     /// Records the messages that were received completely.
     fn record_replies(&mut self, client: &mut Client) {
         // The clock is read after each read(2), because a turn of a thousand events lasts milliseconds.
@@ -426,6 +462,7 @@ impl Driver {
         if client.stage == Stage::Opening && client.messages.done > 0 {
             client.enter(Stage::Steady, &mut self.connector.counts, now);
             self.breakdown.record_verified(client.pair);
+            self.continue_schedule(client, now);
         }
     }
 }

@@ -19,13 +19,13 @@ use super::hand::Hand;
 use super::interrupt::Interrupt;
 use super::mode::{Traffic, new_workload};
 use super::progress::{Progress, ProgressCell, Step};
+use super::reconnects::OUTAGE_BYTES;
 use super::report::{Histogram, Sample};
 use super::schedule::{Arrivals, Pace, SendSchedule};
 use super::search::StopRule;
 use super::stage::Stage;
 use super::timeline::Timeline;
 use super::timer::{SECOND, Timer, nanoseconds};
-use super::totals::AbandonReason;
 use crate::memory;
 use crate::reactor::Reactor;
 
@@ -293,6 +293,7 @@ impl Engine {
         }
         self.defer_arrivals();
         self.open_connection();
+        self.reopen_connection();
         self.close_connections();
         self.start_connections();
         self.enqueue_due();
@@ -356,8 +357,13 @@ impl Engine {
         let mut slots = Vec::new();
         if matches!(traffic, Traffic::Scheduled { .. }) {
             for (key, client) in clients(&mut self.reactor).filter(|(_, client)| client.stage == Stage::Steady) {
-                client.assign_slot(u32::try_from(slots.len()).unwrap_or(u32::MAX));
+                client.assign_slot(u32::try_from(slots.len()).unwrap_or(u32::MAX), 0);
                 slots.push(Some(key));
+            }
+            // A connection that is down has its slot too.
+            for outage in self.driver.reconnects.open() {
+                outage.slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+                slots.push(None);
             }
         }
         slots
@@ -369,7 +375,11 @@ impl Engine {
             Traffic::Nothing => {}
             Traffic::OnReply => self.driver.starting = 0..self.reactor.capacity(),
             Traffic::Scheduled { rate, messages } => {
-                self.driver.schedule = Some(SendSchedule::new(Pace::new(now, rate, rank), slots, messages, window));
+                let schedule =
+                    self.driver.schedule.insert(SendSchedule::new(Pace::new(now, rate, rank), slots, messages, window));
+                if self.driver.reconnects.has_open() {
+                    schedule.await_connections();
+                }
             }
             Traffic::Connections { rate } => {
                 self.driver.connector.arrivals = Some(Arrivals::new(Pace::new(now, rate, rank), window));
@@ -381,6 +391,7 @@ impl Engine {
         self.driver.window.end = self.driver.window.end.min(self.driver.end_of_traffic());
         self.driver.starting = 0..0;
         self.end_arrivals(self.driver.window.end);
+        self.end_reconnects(self.driver.window.end);
         let last_traffic = self.driver.workload.last_traffic();
         if last_traffic == Traffic::Nothing {
             self.driver.end_measurement();
@@ -420,11 +431,9 @@ impl Engine {
         self.driver.window.end = self.driver.window.end.min(now);
         self.driver.starting = 0..0;
         self.end_arrivals(now);
+        self.end_reconnects(now);
         for key in self.keys() {
-            self.with_client(key, |driver, client| {
-                driver.abandon(client, AbandonReason::Unanswered);
-                ControlFlow::Break(Removal::Ended)
-            });
+            self.abandon(key);
         }
         self.end_schedule(now);
         self.driver.end_measurement();
@@ -504,7 +513,8 @@ impl Engine {
 fn reserve(reactor: &mut Reactor<Registered>, config: &Config) -> io::Result<()> {
     let (connections, due_times) = (config.connections as usize, config.due_times_max());
     let ring = if due_times > 1 { due_times.saturating_mul(size_of::<u64>()) } else { 0 };
-    memory::check(connections.saturating_mul(ring.saturating_add(LIST_BYTES)).saturating_add(MEMORY_KEPT))
+    let outage = if config.reconnect { OUTAGE_BYTES } else { 0 };
+    memory::check(connections.saturating_mul(ring.saturating_add(LIST_BYTES + outage)).saturating_add(MEMORY_KEPT))
         .and_then(|()| reactor.try_reserve(connections))
         .map_err(|error| {
             let pipeline = config.pipeline.map_or(String::new(), |pipeline| format!(" with pipeline {pipeline}"));

@@ -154,6 +154,19 @@ impl SendSchedule {
         Some(Due::Unsent { due, count })
     }
 
+    /// Lets messages wait for their time though no slot has a connection: one will have.
+    pub(super) fn await_connections(&mut self) {
+        self.reaches_nobody = false;
+    }
+
+    /// Gives `slot`, which is empty, to the connection `key`, and returns which of the slot's messages is its next.
+    pub(super) fn occupy(&mut self, slot: u32, key: usize) -> u64 {
+        if let Some(occupant) = self.slots.get_mut(slot as usize) {
+            self.occupied += usize::from(occupant.replace(key).is_none());
+        }
+        self.next.saturating_sub(slot.into()).div_ceil(self.slots.len().max(1) as u64)
+    }
+
     /// Empties `slot` if it is the connection `key`'s.
     pub(super) fn vacate(&mut self, slot: u32, key: usize) {
         if let Some(occupant) = self.slots.get_mut(slot as usize)
@@ -272,6 +285,31 @@ mod tests {
         schedule.vacate(1, 9);
         let keys: Vec<_> = due_times(&mut schedule).into_iter().map(|(_, key)| key).collect();
         assert_eq!(keys, [Some(7), None, Some(7), None]);
+    }
+
+    #[test]
+    fn a_connection_that_replaces_another_continues_its_slot() {
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), slots(), None, WINDOW);
+        schedule.vacate(1, 9);
+        schedule.take_due(2_000_000_000);
+        // The slot's first message is still to come.
+        assert_eq!(schedule.occupy(1, 5), 0);
+        schedule.vacate(1, 5);
+        schedule.vacate(0, 7);
+        assert_eq!(schedule.take_due(2_250_000_000), Some(Due::Unsent { due: 2_250_000_000, count: 1 }));
+        assert_eq!(schedule.occupy(1, 3), 1);
+        assert_eq!(schedule.occupy(0, 4), 1);
+        let expected = [(schedule.due(0, 1), Some(4)), (schedule.due(1, 1), Some(3))];
+        assert_eq!(due_times(&mut schedule), expected);
+    }
+
+    #[test]
+    fn messages_wait_for_connections_that_are_to_come() {
+        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), vec![None; 2], None, WINDOW);
+        schedule.await_connections();
+        assert_eq!((schedule.next_due(), schedule.take_due(1_999_999_999)), (Some(2_000_000_000), None));
+        schedule.occupy(0, 7);
+        assert_eq!(schedule.take_due(2_000_000_000), Some(Due::Message { due: 2_000_000_000, key: 7 }));
     }
 
     #[test]

@@ -74,13 +74,16 @@ impl Session {
     /// # Errors
     ///
     /// - The errors of [`run`](super::run).
-    /// - `InvalidInput`: the mode is not [`Mode::Echo`], the only one whose connections outlast a window.
+    /// - `InvalidInput`: the mode is not [`Mode::Echo`], the only one whose connections outlast a window, or [`Config::reconnect`] is set.
     pub fn connect(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Self> {
         if config.mode != Mode::Echo {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "only the connections of mode echo outlast a window",
             ));
+        }
+        if config.reconnect {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "reconnect applies to a run of one window"));
         }
         Self::open(config, interrupt, progress, &mut RunningReports::none())
     }
@@ -265,6 +268,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             opened_total: counts.opened,
         },
         hold: driver.workload.outcomes(&counts, &totals.first),
+        outages: driver.reconnects.report(),
         messages: totals.messages,
         arrived_in_window: totals.arrived_in_window,
         latency: &totals.latency,

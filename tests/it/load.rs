@@ -12,6 +12,7 @@ mod hold;
 mod metrics;
 mod page;
 mod proxy_protocol;
+mod reconnect;
 mod report;
 mod running;
 mod schedule;

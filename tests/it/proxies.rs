@@ -1,14 +1,19 @@
-//! `HAProxy` and nginx, with the PROXY protocol: in front of `serve`, and behind `load`.
+//! `HAProxy` and nginx: with the PROXY protocol in front of `serve` and behind `load`, and reloaded during a load that reconnects.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
+use ecoloop::Config;
+use ecoloop::load::{self, Interrupt, ProgressCell};
+use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::support::{
-    Ended, Process, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening,
+    Ended, Process, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening, serve,
 };
 
 /// A proxy that runs in the foreground, with its configuration.
@@ -179,4 +184,70 @@ fn haproxy_takes_the_headers_of_load() {
 fn nginx_takes_the_headers_of_load() {
     let (_server, address) = Process::serve(&[]);
     assert_requires_a_header(&nginx("proxy_protocol", address, ""));
+}
+
+/// The master process of a proxy, which forwards its signals to its workers. Ends with them when dropped.
+struct Master(Process);
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        // SIGKILL would leave the workers.
+        while !self.0.has_ended() {
+            self.0.signal(Signal::TERM);
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Reloads a proxy in front of a server with `signal`, while a load goes through it. Its old connections are closed.
+#[track_caller]
+fn assert_measures_a_reload(command: &[&str], template: &str, signal: Signal) {
+    const CONNECTIONS: u64 = 10;
+    let server = serve(Config::default());
+    let proxy = start(command, template, "", server.local_addr(), "");
+    let (address, master) = (proxy.address, Master(proxy.process));
+    let before = server.handle().stats().accepted;
+    let mut config = load::Config::new(vec![address]);
+    (config.connections, config.rate) = (10, Some(500.0));
+    (config.reconnect, config.duration) = (true, TIMEOUT);
+    let interrupt = Interrupt::default();
+    let run = {
+        let interrupt = interrupt.clone();
+        thread::spawn(move || load::run(config, &interrupt, &ProgressCell::default()).unwrap())
+    };
+    let handle = server.handle();
+    let bytes = |count: u64| {
+        let from = handle.stats().bytes_in;
+        eventually("messages through the proxy", || handle.stats().bytes_in >= from + 64 * count);
+    };
+    eventually("the connections of the load", || handle.stats().open() >= CONNECTIONS);
+    bytes(100);
+    master.0.signal(signal);
+    eventually("new connections", || handle.stats().accepted >= before + 2 * CONNECTIONS);
+    eventually("the end of the old connections", || handle.stats().open() <= CONNECTIONS);
+    bytes(100);
+    interrupt.set();
+    let report = run.join().unwrap();
+    let outages = report.outages.as_ref().unwrap();
+    assert!(outages.count >= CONNECTIONS && outages.recovered == outages.count, "{outages:?}");
+    assert_eq!(report.connections.held, CONNECTIONS, "{:?}", report.connections);
+    let messages = report.messages;
+    let sum = messages.unsent + messages.verified + messages.unanswered + messages.failed;
+    assert_eq!((messages.due, &report.verify.findings[..]), (sum, &[][..]), "{messages:?}");
+    assert!(messages.verified >= 200, "{messages:?}");
+}
+
+#[test]
+#[ignore = "needs haproxy"]
+fn load_measures_a_reload_of_haproxy() {
+    // An old worker would otherwise serve its connections until their clients close them.
+    let template = format!("global\n    hard-stop-after 100ms\n{HAPROXY}");
+    assert_measures_a_reload(&["haproxy", "-W", "-db", "-f"], &template, Signal::USR2);
+}
+
+#[test]
+#[ignore = "needs nginx, and its module for streams"]
+fn load_measures_a_reload_of_nginx() {
+    let template = NGINX.replace("master_process off;", "worker_processes 1;\nworker_shutdown_timeout 100ms;");
+    assert_measures_a_reload(&["nginx", "-c"], &template, Signal::HUP);
 }

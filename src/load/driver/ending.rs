@@ -73,6 +73,10 @@ impl Driver {
             self.record_unsent(client.connect_due(), 1);
         }
         let (now, end) = (self.clock.now(), self.measurement_end());
+        if client.stage == Stage::Steady {
+            let oldest = client.oldest(self.schedule.as_ref());
+            self.reconnects.begin(client, oldest.map_or(now, |message| message.due.min(now)));
+        }
         while let Some(message) = client.take_oldest(self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
             if self.workload.is_reported(message, self.window) {

@@ -3,10 +3,11 @@
 use std::ops::{ControlFlow, Range};
 
 use super::Engine;
-use crate::load::driver::Driver;
+use crate::load::driver::{Driver, Removal};
 use crate::load::hand::SLICE;
 use crate::load::progress::Step;
 use crate::load::schedule::{Arrivals, Due};
+use crate::load::totals::AbandonReason;
 
 /// Maximum number of connections closed in a turn, so that the others do not wait for all closes.
 const CLOSES_PER_TURN: u32 = 64;
@@ -25,7 +26,7 @@ impl Engine {
         let close = driver.connector.may_close().then(|| driver.clock.now());
         let start = (!driver.starting.is_empty()).then(|| driver.clock.now());
         let arrival = driver.connector.arrivals.as_ref().and_then(Arrivals::next_untimed);
-        let times = [self.next_connect(), close, start, arrival, driver.next_due()];
+        let times = [self.next_connect(), self.next_reconnect(), close, start, arrival, driver.next_due()];
         let next = times.into_iter().flatten().min().unwrap_or(u64::MAX);
         next.min(step).min(self.timeline.next()).min(self.hand.next_due()).min(self.next_beat)
     }
@@ -36,6 +37,36 @@ impl Engine {
         } else {
             None
         }
+    }
+
+    /// Returns when the next connection that has ended may be opened anew.
+    fn next_reconnect(&self) -> Option<u64> {
+        let driver = &self.driver;
+        let next = driver.reconnects.next_attempt()?;
+        let is_window = matches!(driver.step, Step::Warmup | Step::Measure);
+        (is_window && driver.connector.has_room()).then_some(next)
+    }
+
+    /// Begins to open anew a connection that has ended, if it is time: at most one a turn, as [`Engine::open_connection`].
+    pub(super) fn reopen_connection(&mut self) {
+        if self.next_reconnect().is_some_and(|at| at <= self.driver.clock.now()) {
+            self.driver.reopen(&mut self.reactor);
+        }
+    }
+
+    /// Gives up the connections that are down, and the attempts in progress.
+    pub(super) fn end_reconnects(&mut self, time: u64) {
+        for key in self.driver.reconnects.end(time) {
+            self.abandon(key);
+        }
+    }
+
+    /// Ends a connection whose messages in flight are unanswered.
+    pub(super) fn abandon(&mut self, key: usize) {
+        self.with_client(key, |driver, client| {
+            driver.abandon(client, AbandonReason::Unanswered);
+            ControlFlow::Break(Removal::Ended)
+        });
     }
 
     /// Begins the next connect if it is due: at most one a turn, so that no handshake waits for other connects to be noticed.

@@ -9,6 +9,7 @@ use super::document::{
 use super::findings::Verify;
 use super::histogram::Histogram;
 use super::origin::Origin;
+use super::outages::Outages;
 use super::thresholds::{Threshold, evaluate};
 use crate::host::{Process, SocketStatistics, ThreadTime};
 use crate::load::rank::Rank;
@@ -37,6 +38,7 @@ pub(crate) struct Measured<'a> {
     pub(crate) phases_s: Phases,
     pub(crate) connections: Connections,
     pub(crate) hold: Option<Hold>,
+    pub(crate) outages: Option<Outages>,
     pub(crate) messages: Messages,
     /// Verified replies that arrived in the window.
     pub(crate) arrived_in_window: u64,
@@ -110,6 +112,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         phases_s: measured.phases_s,
         connections: measured.connections,
         hold: measured.hold,
+        outages: measured.outages,
         messages: measured.messages,
         rate_per_s: (seconds > 0.0).then(|| float(arrived) / seconds),
         connect_us: measured.connect.summary(),

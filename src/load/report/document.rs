@@ -12,6 +12,7 @@ use serde_json::error::Category;
 
 use super::findings::Verify;
 use super::origin::Origin;
+use super::outages::Outages;
 use super::search::SearchReport;
 use crate::address::ScopedIp;
 use crate::load::error::{ErrorName, Phase};
@@ -62,6 +63,9 @@ pub struct Report {
     pub connections: Connections,
     /// Outcomes of [`Mode::Hold`].
     pub hold: Option<Hold>,
+    /// The outages of connections that were opened anew; `None` if the run does not reconnect.
+    #[serde(default)]
+    pub outages: Option<Outages>,
     /// Number of messages of the measured window, by outcome.
     pub messages: Messages,
     /// Verified replies that arrived in the measured window, to messages of the warm-up too, per second.
@@ -311,7 +315,8 @@ impl AddAssign for Messages {
 pub struct Summary {
     /// Number of values.
     pub count: u64,
-    /// Number of values that are the age of a message without a reply, at its timeout or when the measurement ended.
+    /// Number of values that are the age of a message without a reply, at its timeout or when the measurement ended, or of an outage
+    /// that lasts.
     pub censored: u64,
     /// Number of values over an hour, recorded as an hour.
     pub clipped: u64,

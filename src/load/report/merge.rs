@@ -13,6 +13,7 @@ use super::document::{
 };
 use super::findings::Verify;
 use super::histogram::Histogram;
+use super::outages::Outages;
 use super::thresholds::{self, Threshold};
 
 /// Share of the longest window that all windows must have in common.
@@ -81,6 +82,7 @@ fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Rep
         phases_s: phases(&reports),
         connections: connections(&reports),
         hold: hold(runs)?,
+        outages: outages(runs)?,
         rate_per_s: sum_of(&reports, |run| run.rate_per_s),
         latency_us: summary(runs, "latency_us", |run| Some(&run.latency_us))?,
         connect_us: summary(runs, "connect_us", |run| Some(&run.connect_us))?,
@@ -247,6 +249,19 @@ fn hold(runs: &[(String, Report)]) -> io::Result<Option<Hold>> {
         unasked: sum(|hold| hold.unasked),
         closed_after_s: holds.iter().filter_map(|hold| hold.closed_after_s).reduce(closed_after),
         first_us: summary(runs, "first_us", |run| run.hold.as_ref().map(|hold| &hold.first_us))?,
+    }))
+}
+
+fn outages(runs: &[(String, Report)]) -> io::Result<Option<Outages>> {
+    let outages: Vec<_> = runs.iter().filter_map(|(_, run)| run.outages.as_ref()).collect();
+    let Some(longest_us) = outages.iter().map(|outages| outages.longest_us).max() else { return Ok(None) };
+    let sum = |of: fn(&Outages) -> u64| total(outages.iter().map(|outages| of(outages)));
+    Ok(Some(Outages {
+        count: sum(|outages| outages.count),
+        recovered: sum(|outages| outages.recovered),
+        attempts: sum(|outages| outages.attempts),
+        longest_us,
+        recovery_us: summary(runs, "recovery_us", |run| run.outages.as_ref().map(|outages| &outages.recovery_us))?,
     }))
 }
 

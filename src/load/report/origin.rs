@@ -30,6 +30,8 @@ pub struct Options {
     pub timeout: f64,
     pub duration: f64,
     pub messages_per_connection: Option<u64>,
+    #[serde(default)]
+    pub reconnect: bool,
     pub warmup: f64,
     /// `fin` or `rst`.
     pub close: String,
@@ -51,6 +53,7 @@ impl Origin {
                 timeout: config.timeout.as_secs_f64(),
                 duration: config.duration.as_secs_f64(),
                 messages_per_connection: config.messages_per_connection,
+                reconnect: config.reconnect,
                 warmup: config.warmup.as_secs_f64(),
                 close: match config.close {
                     Close::Fin => "fin",

@@ -9,7 +9,7 @@ use crate::units::{parse_count, parse_rate};
 
 /// The metrics, in the words of a message.
 const METRICS: &str = "p50 (any percentile: p99.99), mean and max, each also with connect_ or lateness_ before it, rate, \
-                       connections, errors, unanswered, unsent, deferred, schedule, server_cpu, found_rate, hold_alive, hold_late, hold_reset, \
+                       connections, errors, unanswered, unsent, deferred, schedule, server_cpu, found_rate, outages, longest_outage, hold_alive, hold_late, hold_reset, \
                        hold_closed, hold_silent, hold_unasked";
 /// Fails a run whose schedule is not kept. It has no comparison.
 const SCHEDULE: &str = "schedule";
@@ -38,7 +38,10 @@ impl Threshold {
 
     /// Returns whether the condition can be the goal of a search: it is on what a window of an open loop measures.
     pub(in crate::load) fn is_goal(&self) -> bool {
-        !matches!(self.metric, Metric::Schedule | Metric::FoundRate | Metric::Hold(_))
+        !matches!(
+            self.metric,
+            Metric::Schedule | Metric::FoundRate | Metric::Outages | Metric::LongestOutage | Metric::Hold(_)
+        )
     }
 
     pub(in crate::load) fn is_on_found_rate(&self) -> bool {
@@ -134,7 +137,13 @@ pub(in crate::load) fn evaluate(report: &mut Report, requested: &[Threshold]) {
         Threshold::new("findings", Metric::Findings, Comparison::More, 0),
         Threshold::new("verified", Metric::Verified, Comparison::Less, 1),
     ];
-    let is_replaced = |default: &Threshold| requested.iter().any(|threshold| threshold.metric == default.metric);
+    // An error and an unanswered message end a connection, which is an outage where it is opened anew.
+    let limits_outages = report.outages.is_some()
+        && requested.iter().any(|threshold| matches!(threshold.metric, Metric::Outages | Metric::LongestOutage));
+    let is_replaced = |default: &Threshold| {
+        limits_outages && matches!(default.metric, Metric::Errors | Metric::Unanswered)
+            || requested.iter().any(|threshold| threshold.metric == default.metric)
+    };
     // In churn a connection that is closed is replaced a moment later, which is no failure.
     let applies = |default: &Threshold| report.mode != Mode::Churn || default.metric != Metric::Connections;
     let defaults = defaults.iter().filter(|default| applies(default) && !is_replaced(default));
@@ -167,6 +176,8 @@ pub(in crate::load) enum Metric {
     ServerCpu,
     /// What a search found.
     FoundRate,
+    Outages,
+    LongestOutage,
     Hold(HoldOutcome),
     /// Has no name on the command line, so that its default cannot be replaced.
     Findings,
@@ -211,6 +222,8 @@ impl Metric {
             SCHEDULE => Self::Schedule,
             "server_cpu" => Self::ServerCpu,
             "found_rate" => Self::FoundRate,
+            "outages" => Self::Outages,
+            "longest_outage" => Self::LongestOutage,
             "hold_alive" => Self::Hold(HoldOutcome::Alive),
             "hold_late" => Self::Hold(HoldOutcome::Late),
             "hold_reset" => Self::Hold(HoldOutcome::Reset),
@@ -233,7 +246,7 @@ impl Metric {
 
     fn unit(self) -> Unit {
         match self {
-            Self::Duration(..) | Self::ServerCpu => Unit::Duration,
+            Self::Duration(..) | Self::ServerCpu | Self::LongestOutage => Unit::Duration,
             Self::Rate | Self::FoundRate => Unit::Rate,
             _ => Unit::Count,
         }
@@ -243,7 +256,13 @@ impl Metric {
     fn has_percentage(self) -> bool {
         !matches!(
             self,
-            Self::Duration(..) | Self::Schedule | Self::ServerCpu | Self::FoundRate | Self::Findings | Self::Verified
+            Self::Duration(..)
+                | Self::Schedule
+                | Self::ServerCpu
+                | Self::FoundRate
+                | Self::LongestOutage
+                | Self::Findings
+                | Self::Verified
         )
     }
 
@@ -259,6 +278,8 @@ impl Metric {
             Self::Unsent => report.messages.unsent,
             Self::Deferred => report.messages.deferred,
             Self::Schedule => report.schedule.kept?.into(),
+            Self::Outages => report.outages.as_ref()?.count,
+            Self::LongestOutage => report.outages.as_ref()?.longest_us,
             Self::Hold(outcome) => outcome.of(report.hold.as_ref()?),
             Self::Findings => report.verify.connections_failed.max(report.verify.findings.len() as u64),
             Self::Verified => report.messages.verified,

@@ -55,6 +55,22 @@ fn counts_and_rates_are_summed() {
 }
 
 #[test]
+fn outages_are_summed_and_the_longest_is_that_of_all() {
+    let with_outages = |count: u64, longest_us, times: Histogram| {
+        move |run: &mut Report| {
+            let recovery_us = times.summary();
+            run.outages = Some(Outages { count, recovered: count - 1, attempts: 2 * count, longest_us, recovery_us });
+        }
+    };
+    let a = run("a", with_outages(5, 70, histogram(1..=5)));
+    let b = run("b", with_outages(3, 90, histogram(6..=8)));
+    let merged = merge(&[a, b], &[]).unwrap().outages.unwrap();
+    assert_eq!([merged.count, merged.recovered, merged.attempts, merged.longest_us], [8, 6, 16, 90]);
+    assert_eq!(merged.recovery_us, histogram(1..=8).summary());
+    assert_eq!(merge(&[run("a", |_| {}), run("b", |_| {})], &[]).unwrap().outages, None);
+}
+
+#[test]
 fn equal_errors_are_summed_and_all_findings_kept() {
     let error = |error, count| ErrorCount {
         phase: Phase::Connect,

@@ -2,6 +2,7 @@
 
 use super::super::document::ErrorCount;
 use super::super::document::tests::example;
+use super::super::outages::Outages;
 use super::*;
 use crate::load::error::{ErrorName, Phase};
 
@@ -28,6 +29,31 @@ fn quantile(distribution: Distribution, quantile: f64) -> Metric {
 }
 
 #[test]
+fn a_threshold_on_outages_replaces_those_on_what_begins_an_outage() {
+    let mut report = example();
+    report.messages.unanswered = 2;
+    report.errors.push(ErrorCount {
+        phase: Phase::Receive,
+        error: ErrorName::Reset,
+        errno: None,
+        count: 2,
+        first_s: 0.0,
+        targets: Vec::new(),
+    });
+    let both = ["errors>0", "unanswered>0"];
+    assert_eq!(failed(report.clone(), &[]), both);
+    // Without --reconnect there are no outages.
+    assert_eq!(failed(report.clone(), &["outages>9"]), [both[0], both[1], "outages>9"]);
+    let recovery_us = Summary::default();
+    report.outages = Some(Outages { count: 2, recovered: 2, attempts: 3, longest_us: 1_500_000, recovery_us });
+    assert_eq!(failed(report.clone(), &["p99<0us"]), [both[0], both[1], "p99<0us"]);
+    assert!(failed(report.clone(), &["outages>2"]).is_empty());
+    assert!(failed(report.clone(), &["longest_outage>1500ms"]).is_empty());
+    assert_eq!(failed(report.clone(), &["longest_outage>=1500ms", "outages>2"]), ["longest_outage>=1500ms"]);
+    assert_eq!(failed(report, &["outages>=4%"]), ["outages>=4%"]);
+}
+
+#[test]
 fn every_metric_takes_its_unit() {
     for (text, metric, bound) in [
         ("p50>300us", quantile(Distribution::Latency, 0.5), 300.0),
@@ -50,6 +76,8 @@ fn every_metric_takes_its_unit() {
         ("unsent>1k", Metric::Unsent, 1000.0),
         ("deferred>10", Metric::Deferred, 10.0),
         ("server_cpu>5us", Metric::ServerCpu, 5.0),
+        ("outages>3", Metric::Outages, 3.0),
+        ("longest_outage>2s", Metric::LongestOutage, 2e6),
         ("hold_reset>0", Metric::Hold(HoldOutcome::Reset), 0.0),
         ("hold_unasked>0", Metric::Hold(HoldOutcome::Unasked), 0.0),
     ] {
