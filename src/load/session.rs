@@ -117,7 +117,8 @@ impl Session {
                 return Ok(());
             }
             (reports.take)(self.running_report());
-            reports.next = self.engine.driver.clock.now().saturating_add(reports.interval);
+            // After the report, which may have taken longer than the interval: a turn follows in any case.
+            reports.next = self.engine.driver.clock.read().saturating_add(reports.interval);
         }
     }
 
