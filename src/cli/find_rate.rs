@@ -110,6 +110,11 @@ pub(super) fn outcome(probe: &Probe) -> String {
 /// Returns the result of a search.
 pub(super) fn result(search: &SearchReport) -> String {
     let goal = strip_control(&search.goal.join(" and "));
+    if search.server_gone {
+        let when = search.probes.last().map(|probe| format!(" after the window at {}/s", number(probe.rate.round())));
+        let when = when.unwrap_or_default();
+        return format!("no rate with {goal}; THE SERVER IS GONE: no connection could be opened{when}");
+    }
     let found = match search.found_rate {
         Some(rate) => format!("{}/s, the highest rate with {goal}", number(rate.round())),
         None => format!("no rate with {goal}"),

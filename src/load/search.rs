@@ -67,8 +67,8 @@ impl Search {
 ///
 /// Measures windows over the same connections: doubles the rate until one fails, bisects between the highest that passed and the
 /// lowest that failed, and confirms the result in three longer windows. A rate passes if every condition of the goal holds and no
-/// default threshold fails. Nothing is in flight when a window begins, and connections that have ended are opened anew. Calls
-/// `take` after each window.
+/// default threshold fails. Nothing is in flight when a window begins, and connections that have ended are opened anew. If none can be
+/// opened, the server is gone, and the search stops without a rate. Calls `take` after each window.
 ///
 /// # Errors
 ///
@@ -96,6 +96,10 @@ pub fn find_rate(
         };
         let window = search.window * if is_confirming { CONFIRM_FACTOR } else { 1 };
         result.reopened += session.reopen()?;
+        if !session.has_connection() && !interrupt.is_set() {
+            result.server_gone = true;
+            break (None, Some(LimitedBy::Server));
+        }
         let report = session.measure_at(rate, window, StopRule::new(&search.goal, rate, window))?;
         let is_interrupted = report.ended == Ended::Interrupted;
         if !is_interrupted {
@@ -118,8 +122,10 @@ pub fn find_rate(
     };
     (result.found_rate, result.limited_by) = (found_rate, limited_by);
     let rest = session.close()?;
-    let mut report = last.unwrap_or_else(|| rest.clone());
-    report.errors.extend(rest.errors);
+    let mut report = match last {
+        Some(last) => Report { errors: [last.errors, rest.errors].concat(), ..last },
+        None => rest,
+    };
     report.search = Some(result);
     conclude(&mut report, &requested);
     Ok(report)

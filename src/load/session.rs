@@ -144,6 +144,11 @@ impl Session {
         Ok(count)
     }
 
+    /// Returns whether a verified connection is open.
+    pub(super) fn has_connection(&self) -> bool {
+        self.engine.driver.connector.counts.at(Stage::Steady) > 0
+    }
+
     /// Measures one window at `rate`, until `stop_rule` gives it up.
     pub(super) fn measure_at(&mut self, rate: f64, duration: Duration, stop_rule: StopRule) -> io::Result<Report> {
         self.engine.set_window(rate, duration, stop_rule);

@@ -15,6 +15,9 @@ pub struct SearchReport {
     pub found_rate: Option<f64>,
     /// What kept the search from a higher rate; `None` if it was interrupted.
     pub limited_by: Option<LimitedBy>,
+    /// Whether the search stopped because no connection could be opened before a window. Then no rate was found.
+    #[serde(default)]
+    pub server_gone: bool,
     /// Number of connections that were opened anew, because others had ended.
     pub reopened: u64,
     /// The windows, in their order.
@@ -61,7 +64,7 @@ pub struct Probe {
 
 impl SearchReport {
     pub(in crate::load) fn new(goal: Vec<String>) -> Self {
-        Self { goal, found_rate: None, limited_by: None, reopened: 0, probes: Vec::new() }
+        Self { goal, found_rate: None, limited_by: None, server_gone: false, reopened: 0, probes: Vec::new() }
     }
 }
 

@@ -8,12 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
-use ecoloop::load::report::{LimitedBy, Probe, Verdict};
+use ecoloop::load::report::{ErrorName, LimitedBy, Phase, Probe, Verdict};
 use ecoloop::load::{Interrupt, ProgressCell, Report, Search, find_rate};
 
 use super::faulty_server::{faulty_server, read_message};
 use super::{assert_sums, config, document, run_command};
-use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, reset, serve};
+use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, join, reserve_port, reset, serve};
 
 /// Ten times the lateness of a generator on a loaded machine, so that its schedule is kept.
 const DELAY: Duration = Duration::from_millis(300);
@@ -180,5 +180,44 @@ fn options_of_a_search_need_each_other() {
         let ended = run_command(arguments);
         assert_eq!(ended.status.code(), Some(2), "{ended:?}");
         assert!(ended.stderr.iter().any(|line| line.contains(reason)), "{reason}: {ended:?}");
+    }
+}
+
+/// Nothing else would end the search soon: no rate passes, and each step down fails.
+#[test]
+fn a_server_that_is_gone_ends_the_search_without_a_rate() {
+    let server = serve(ServerConfig::default());
+    let (handle, address) = (server.handle(), server.local_addr());
+    let mut server = Some(server);
+    let mut search = Search::new(vec!["p50<5s".parse().unwrap()], 50.0, 1e6);
+    search.window = Duration::from_millis(200);
+    let mut config = config(address);
+    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
+    let take = |probe: &Probe| {
+        // After the first window that passed.
+        if probe.passed
+            && let Some(server) = server.take()
+        {
+            handle.stop();
+            join(server);
+        }
+    };
+    let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), take).unwrap();
+    let search = report.search.as_ref().unwrap();
+    assert_eq!((search.found_rate, search.limited_by, search.server_gone), (None, Some(LimitedBy::Server), true));
+    assert!(search.probes.last().is_some_and(|probe| probe.passed), "{search:?}");
+    assert_eq!(report.verdict, Verdict::Fail);
+    let names: Vec<_> = report.errors.iter().map(|row| (row.phase, row.error, row.count)).collect();
+    let expected = [(Phase::Receive, ErrorName::ClosedEarly, 1), (Phase::Connect, ErrorName::Refused, 1)];
+    assert!(expected.iter().all(|row| names.contains(row)) && names.len() == 2, "{names:?}");
+}
+
+#[test]
+fn a_search_without_a_server_measures_nothing_and_says_so() {
+    let (_port, address) = reserve_port();
+    let ended = run_command(&["-r", "10..20", "--find-rate", "p50<1s", &address.to_string()]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    for words in ["THE SERVER IS GONE: no connection could be opened", "connect refused (ECONNREFUSED): 2,"] {
+        assert!(ended.stdout.iter().any(|line| line.contains(words)), "{words}: {ended:?}");
     }
 }
