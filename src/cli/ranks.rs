@@ -101,6 +101,10 @@ impl Arguments {
             let count = match jobs {
                 // Each has at least one connection.
                 JobCount::Auto => cores().min(connections),
+                JobCount::Number(count) if count > connections => usage_error(
+                    "load",
+                    &format!("--jobs {count} needs --connections of at least {count}: each process has one or more"),
+                ),
                 JobCount::Number(count) => count,
             };
             return (count > 1).then_some(Rank { index: 0, count });

@@ -319,7 +319,7 @@ fn the_number_of_jobs_is_at_most_that_of_the_connections() {
     let ended = Process::start(load(address, &["-j", "auto", "-m", "3"])).wait();
     assert_eq!((report(&ended).connections.held, report(&ended).run_id.contains('+')), (1, false));
     for (arguments, reason) in [
-        (&["-j", "2"][..], "connections must be at least one for each rank"),
+        (&["-j", "2"][..], "--jobs 2 needs --connections of at least 2: each process has one or more"),
         (&["-j", "0"], "expected a number of at least 1, or auto"),
         (&["-j", "2", "-c", "2", "--rank", "0/2"], "--jobs cannot be combined with --rank and --barrier"),
         (&["-j", "2", "-c", "2", "--repeat"], "--repeat cannot be combined with --rank and --jobs"),
