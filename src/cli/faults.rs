@@ -13,7 +13,7 @@ pub(super) struct FaultArguments {
     pub(super) rules: Vec<Fault>,
 
     /// Seed that determines which connections p= chooses, and the delays of a range
-    #[arg(long = "fault-seed", value_name = "U64", default_value = "1")]
+    #[arg(long = "fault-seed", value_name = "U64", default_value = "1", requires = "rules")]
     pub(super) seed: u64,
 
     /// Print the rules of --fault, and what ecoloop load reports of each

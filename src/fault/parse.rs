@@ -125,6 +125,11 @@ fn check_key(kind: Kind, key: &str) -> Result<(), FaultError> {
     if keys.contains(&key) {
         return Ok(());
     }
+    if Kind::ALL.iter().any(|kind| kind.name() == key) {
+        return Err(FaultError(format!(
+            "{key} is a kind of fault, and a rule has one kind: write {key} as a rule of its own"
+        )));
+    }
     let owner = Kind::ALL.into_iter().find(|&kind| own_keys(kind).contains(&key));
     let what =
         owner.map_or_else(|| format!("{key:?} is not a key"), |owner| format!("{key} is a key of {}", owner.name()));

@@ -111,6 +111,10 @@ fn an_error_names_the_wrong_part_and_what_would_be_right() {
         (&["mute,gap=1ms"], "gap is a key of chunk: mute takes p,"),
         (&["delay=5ms,for=1s"], "for is a key of stall: delay takes hold, p, first, after, every, from and at"),
         (&["mute,color=red"], "\"color\" is not a key: mute takes p, first, after, every, from and at"),
+        (
+            &["reset=1KiB,reset=2KiB"],
+            "reset is a kind of fault, and a rule has one kind: write reset as a rule of its own",
+        ),
         (&["mute,p=5"], "p=5: expected a value such as p=5%"),
         (&["mute,p=101%"], "p must be from 0% to 100%"),
         (&["mute,p"], "p needs a value: p=5%"),
@@ -134,6 +138,13 @@ fn an_error_names_the_wrong_part_and_what_would_be_right() {
         assert_eq!(ended.status.code(), Some(2), "{rules:?}: {ended:?}");
         assert!(ended.stderr[0].contains(expected), "{rules:?}: {:?}", ended.stderr);
     }
+}
+
+#[test]
+fn a_seed_without_a_rule_is_a_usage_error() {
+    let ended = Process::start(ecoloop(&["serve", "--fault-seed", "7", "127.0.0.1:0"])).wait();
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert!(ended.stderr.iter().any(|line| line.contains("--fault <RULE>")), "{ended:?}");
 }
 
 #[test]
