@@ -83,7 +83,8 @@ fn the_metrics_of_jobs_are_their_sums() {
 fn the_latency_of_the_last_second_is_that_of_the_timeline() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
-    let (load, metrics) = start(&["-c", "2", "-r", "200", "-d", "2500ms", &address]);
+    // It is ended once it was scraped.
+    let (load, metrics) = start(&["-c", "2", "-r", "200", "-d", "1h", &address]);
     let mut scraped = None;
     eventually("the first second", || {
         let body = get(metrics, "/metrics").1;
@@ -95,7 +96,7 @@ fn the_latency_of_the_last_second_is_that_of_the_timeline() {
         scraped = value("ecoloop_load_latency_p50_seconds").zip(value("ecoloop_load_latency_p99_seconds"));
         scraped.is_some()
     });
-    let (json, _) = document(&load.wait());
+    let (json, _) = document(&load.terminate());
     let timeline = json["timeline"].as_array().unwrap();
     let seconds: Vec<_> = timeline.iter().map(|second| second["p50"].as_f64().zip(second["p99"].as_f64())).collect();
     assert!(seconds.contains(&scraped), "{scraped:?} in {seconds:?}");
