@@ -259,6 +259,36 @@ fn a_closed_loop_hides_a_stall_and_nagle_costs_a_delayed_ack() {
     assert!(ms(&facts("nagle", "fixed"), "median_ms") < 35.0);
 }
 
+/// A twin prints what its program prints, with other figures where it is a matter of speed.
+#[test]
+#[ignore = "needs python3"]
+fn the_python_twins_show_what_their_programs_show() {
+    let files =
+        chapters().into_iter().flat_map(|chapter| fs::read_dir(chapter).unwrap()).map(|entry| entry.unwrap().path());
+    let twins: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == "py")).collect();
+    assert_eq!(twins.len(), 4);
+    for (twin, case) in twins.iter().flat_map(|twin| [(twin, "broken"), (twin, "fixed")]) {
+        let name = twin.file_stem().unwrap().to_str().unwrap();
+        let output = Command::new("python3").arg(twin).arg(case).stdin(Stdio::null()).output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap().replace("sendall", "write_all");
+        let printed: Vec<_> = printed.lines().collect();
+        let words = |line: &str| without_figures(line).replace(|c: char| c.is_ascii_digit(), "").replace('N', "");
+        let expected = run(name, case);
+        let expected_words: Vec<_> = expected.iter().map(|line| words(line)).collect();
+        assert_eq!(printed.iter().map(|line| words(line)).collect::<Vec<_>>(), expected_words, "{name} {case}");
+
+        let facts = |line: &str| -> Value { serde_json::from_str(line).unwrap() };
+        let (mut twin, mut program) = (facts(printed.last().unwrap()), facts(expected.last().unwrap()));
+        for facts in [&mut twin, &mut program] {
+            facts.as_object_mut().unwrap().remove("waits");
+            if let Some(calls) = facts.as_object_mut().unwrap().remove("calls") {
+                assert_eq!(calls.as_u64().unwrap() > 1000, case == "broken", "{name} {case}: {calls}");
+            }
+        }
+        assert_eq!(twin, program, "{name} {case}");
+    }
+}
+
 /// A page of the course.
 struct Page {
     path: PathBuf,
