@@ -92,6 +92,10 @@ impl Writer {
     /// Waits at most a second until all is written. If standard output does not show how many lines were lost, prints it on standard
     /// error.
     pub(super) fn finish(self) -> Finished {
+        self.flush()
+    }
+
+    fn flush(&self) -> Finished {
         let (sender, answer) = mpsc::channel();
         self.0.lock().finish = Some(sender);
         self.0.filled.notify_one();
@@ -101,6 +105,15 @@ impl Writer {
             print_on_stderr(lost_lines(lost));
         }
         Finished { lost_lines: lost, is_written: is_shown.is_ok() }
+    }
+}
+
+impl Drop for Writer {
+    /// Writes what is queued if a panic ends the process: its message alone would not tell what led to it.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.flush();
+        }
     }
 }
 
@@ -216,5 +229,60 @@ impl fmt::Write for Bounded<'_> {
         }
         self.0.push_str(text);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+    use std::env;
+    use std::io::{BufRead, BufReader, Read};
+    use std::panic::catch_unwind;
+    use std::process::{Command, Stdio, exit};
+
+    use super::*;
+
+    /// More than a pipe holds, and less than the queue.
+    const LINES: u64 = 5000;
+
+    /// Set in the process that panics: its logger is that of the whole process.
+    const PANICS: &str = "ECOLOOP_TEST_PANICS";
+
+    fn panic_after_log_lines() -> ! {
+        // As in `serve`, the panic drops the writer on its way to the end of the process.
+        let ended = catch_unwind(|| {
+            let _writer = start(LevelFilter::Info).unwrap();
+            for line in 1..=LINES {
+                log::info!("line {line}");
+            }
+            panic!("the end of the test");
+        });
+        exit(if ended.is_err() { 101 } else { 0 });
+    }
+
+    #[test]
+    fn a_panic_writes_its_message_and_every_line_before_it() {
+        if env::var_os(PANICS).is_some() {
+            panic_after_log_lines();
+        }
+        let mut panicking = Command::new(env::current_exe().unwrap());
+        let this = "cli::log::tests::a_panic_writes_its_message_and_every_line_before_it";
+        panicking.args(["--exact", "--nocapture", this]).env(PANICS, "1").env("RUST_BACKTRACE", "0");
+        let mut child = panicking.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        // Most lines are still queued when the message comes: the pipe of standard output is full.
+        while !stderr.ends_with("\nthe end of the test\n") {
+            assert!(errors.read_line(&mut stderr).unwrap() > 0, "{stderr}");
+        }
+        child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        errors.read_to_string(&mut stderr).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(101), "{stderr}");
+        assert!(stderr.contains("panicked at src/cli/log.rs"), "{stderr}");
+        let lines = stdout.lines().filter_map(|line| line.split_once("[ecoloop] line ")?.1.parse::<u64>().ok());
+        let is_complete = lines.eq(1..=LINES);
+        // A machine that is too busy to write the lines within the timeout loses some, and the writer prints how many.
+        assert!(is_complete || stderr.contains("lost: standard output did not take"), "{stdout}{stderr}");
     }
 }
