@@ -18,7 +18,7 @@ const REPEAT_INTERVAL: Duration = Duration::from_millis(300);
 /// Pause after a failed read of the pipe that announces signals.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-type Signals = SignalIterator<SignalDelivery<UnixStream, SignalOnly>, SignalOnly>;
+type Signals = SignalDelivery<UnixStream, SignalOnly>;
 
 /// Sets the signal mask of this thread, which threads started from it inherit.
 ///
@@ -43,8 +43,8 @@ impl Requests {
             let (read, write) = UnixStream::pair()?;
             SignalDelivery::with_pipe(read, write, SignalOnly, signals)
         };
-        let delivery = deliver().map_err(|error| format!("cannot handle signals: {}", with_descriptor_hint(error)))?;
-        Ok(Self { signals: SignalIterator::new(delivery), last: None })
+        let signals = deliver().map_err(|error| format!("cannot handle signals: {}", with_descriptor_hint(error)))?;
+        Ok(Self { signals, last: None })
     }
 
     /// Records a signal, and returns whether it is a request of its own.
@@ -62,7 +62,7 @@ impl Iterator for Requests {
 
     fn next(&mut self) -> Option<i32> {
         loop {
-            let signal = match self.signals.poll_signal(&mut wait_for_signal) {
+            let signal = match SignalIterator::new(&mut self.signals).poll_signal(&mut wait_for_signal) {
                 PollResult::Signal(signal) => signal,
                 PollResult::Closed => return None,
                 PollResult::Pending | PollResult::Err(_) => continue,
