@@ -18,6 +18,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod arrivals;
 mod breakdown;
 mod client;
 pub mod compare;
@@ -30,6 +31,7 @@ mod hand;
 mod interrupt;
 mod mode;
 pub(crate) mod pattern;
+mod profile;
 mod progress;
 mod proxy_protocol;
 mod rank;
@@ -41,6 +43,7 @@ mod session;
 mod sizes;
 mod sources;
 mod stage;
+mod stage_totals;
 pub mod statistics;
 mod timeline;
 mod timer;
@@ -50,9 +53,11 @@ pub(crate) mod verify;
 use std::io;
 use std::time::Duration;
 
+pub use self::arrivals::ArrivalProcess;
 pub use self::compare::compare;
 pub use self::config::{Close, Config};
 pub use self::interrupt::Interrupt;
+pub use self::profile::RateStage;
 pub use self::progress::{Progress, ProgressCell, Step};
 pub use self::proxy_protocol::ProxyVersion;
 pub use self::rank::Rank;

@@ -22,7 +22,7 @@ use super::{exit_status, print_error};
 
 const HELP: &str = "\
 EXPR  METRIC, < or >, and a change in percent with its sign: p99>+10%, rate<-5%
-      METRIC is any percentile, mean, max, rate or server_cpu
+      METRIC is any percentile, mean, max, rate or server_cpu; p99[2]: of stage 2
 
 With --live, measures windows of both servers in turn, over connections that last. It also takes
 the options of ecoloop load for connections, messages, time and sockets; a window lasts --duration,
@@ -168,7 +168,7 @@ fn words(side: &Side) -> String {
 }
 
 fn figure(metric: &str, value: f64) -> String {
-    if metric == "rate" { format!("{}/s", number(value)) } else { mean_time(value) }
+    if metric.starts_with("rate") { format!("{}/s", number(value)) } else { mean_time(value) }
 }
 
 fn verdict(metric: &MetricRatio) -> String {

@@ -44,7 +44,7 @@ SIZE      bytes: 64, 4KiB, 1MiB; of messages also a range: 64..4KiB
 COUNT     100, 10k, 1.5M
 RATE      COUNT per second: 0.5, 2000, 10k/s; with --find-rate a range: 1k..100k
           -r: of messages over all connections, at their times whatever the replies do (open loop);
-          in churn, of connections
+          in churn, of connections; in stages, each with its length: 0..10k@30s,10k@2m,10k..0@30s
 DURATION  500us, 20ms, 5s, 1m, 1h
 SOURCE    IP, IP-IP or IPv4/LEN
 MODE      echo: exchange messages until the window ends
@@ -62,6 +62,7 @@ EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
                     errors; its percentage is of the connections opened
                     unanswered, unsent, deferred; percentages are of the messages due
           schedule alone, without a value, fails if the schedule was not kept
+          of a stage, its number from 1 follows the metric: p99[2]>5ms, errors[1]>0
 
 A run also fails if fewer connections than requested are held at its end, on any error, unanswered
 message or wrong byte, and if no message is verified. --fail-if on connections, errors or unanswered

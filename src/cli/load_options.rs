@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use ecoloop::load::{Close, Config, Mode, ProxyVersion, SourceRange, count_pairs};
+use ecoloop::load::{ArrivalProcess, Close, Config, Mode, ProxyVersion, RateStage, SourceRange, count_pairs};
 
 use super::advice::warn_of_unpaired;
 use super::values::{Address, Rates, SocketArguments, TargetArguments, count, duration, rate, sizes};
@@ -63,6 +63,10 @@ pub(super) struct LoadOptions {
     #[arg(short, long, help_heading = MESSAGES, value_name = "RATE")]
     rate: Option<Rates>,
 
+    /// How messages of -r follow each other
+    #[arg(long, help_heading = MESSAGES, value_name = "PROCESS", default_value = "even")]
+    arrivals: ArrivalName,
+
     /// Messages per connection, instead of -d [churn default: 1]
     #[arg(short, long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     messages_per_connection: Option<u32>,
@@ -71,11 +75,11 @@ pub(super) struct LoadOptions {
     #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     timeout: Duration,
 
-    /// Payload seed
+    /// Seed of the payload, of sizes and of arrivals
     #[arg(long, help_heading = MESSAGES, value_name = "U64", default_value = "1")]
     seed: u64,
 
-    /// Length of the measured window [default: 10s]
+    /// Length of the measured window; not with stages [default: 10s]
     #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = duration)]
     pub(super) duration: Option<Duration>,
 
@@ -92,6 +96,12 @@ enum ModeName {
     Echo,
     Hold,
     Churn,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ArrivalName {
+    Even,
+    Poisson,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -113,10 +123,14 @@ impl LoadOptions {
 
     /// Returns the range of rates of a search.
     pub(super) fn rate_range(&self) -> Option<(f64, f64)> {
-        match self.rate? {
-            Rates::Range(low, high) => Some((low, high)),
-            Rates::One(_) => None,
+        match self.rate {
+            Some(Rates::Range(low, high)) => Some((low, high)),
+            _ => None,
         }
+    }
+
+    fn stages(&self) -> &[RateStage] {
+        if let Some(Rates::Stages(stages)) = &self.rate { stages } else { &[] }
     }
 
     /// Returns the option that a search does not allow, if it is given.
@@ -132,7 +146,26 @@ impl LoadOptions {
 
     /// Returns a usage error that the parser cannot see: options that exclude each other.
     pub(super) fn conflict(&self) -> Option<&'static str> {
+        let in_stages = !self.stages().is_empty();
         match self.mode {
+            _ if in_stages && self.duration.is_some() => {
+                Some("--duration cannot be combined with stages of --rate: their lengths add up to it")
+            }
+            _ if in_stages && !self.warmup.is_zero() => {
+                Some("--warmup cannot be combined with stages of --rate: the first stage can be the warm-up")
+            }
+            ModeName::Hold if in_stages => {
+                Some("--rate has no stages in --mode hold: it paces the last messages, which follow the window")
+            }
+            ModeName::Hold if matches!(self.arrivals, ArrivalName::Poisson) => {
+                Some("--arrivals has no effect in --mode hold: nothing is sent in the window")
+            }
+            _ if matches!(self.arrivals, ArrivalName::Poisson) && self.rate.is_none() => {
+                Some("--arrivals needs --rate: in a closed loop a message is due when a reply arrives")
+            }
+            ModeName::Echo if in_stages && self.messages_per_connection.is_some() => Some(
+                "--messages-per-connection and stages of --rate cannot be combined in --mode echo: each ends the run",
+            ),
             ModeName::Echo if self.duration.is_some() && self.messages_per_connection.is_some() => {
                 Some("--duration and --messages-per-connection cannot be combined in --mode echo: each ends the run")
             }
@@ -193,9 +226,15 @@ impl LoadOptions {
         config.timeout = self.timeout;
         (config.size, config.size_max) = self.size;
         config.pipeline = self.pipeline;
-        config.rate = self.rate.map(|rates| match rates {
-            Rates::One(rate) | Rates::Range(rate, _) => rate,
-        });
+        match self.rate {
+            Some(Rates::One(rate) | Rates::Range(rate, _)) => config.rate = Some(rate),
+            Some(Rates::Stages(ref stages)) => config.stages.clone_from(stages),
+            None => {}
+        }
+        config.arrivals = match self.arrivals {
+            ArrivalName::Even => ArrivalProcess::Even,
+            ArrivalName::Poisson => ArrivalProcess::Poisson,
+        };
         config.duration = self.duration.unwrap_or(config.duration);
         config.messages_per_connection = self.messages_per_connection.map(u64::from);
         config.warmup = self.warmup;

@@ -1,6 +1,7 @@
 //! The report as an SVG picture: latency by percentile, and the timeline; of a search, latency over rate.
 
 mod search;
+mod stages;
 
 use std::error::Error;
 use std::ops::Range;
@@ -13,7 +14,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::format::{count, number, plural, round_time, strip_control, time, wrap};
-use super::table::{deferred, mode, settings, verdict};
+use super::table::{deferred, mode, settings, stages_in_words, verdict};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// What a strip draws of a second.
@@ -99,6 +100,7 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
 /// Returns what a report is of: `ecoloop load: echo, 50 connections, 2,000 messages/s`.
 pub(super) fn title(report: &Report) -> String {
     let pace = match report.config.rate.filter(|_| report.r#loop == Loop::Open) {
+        Some(_) if !report.stages.is_empty() => stages_in_words(report),
         Some(rate) => format!("{}/s", plural(number(rate), "message", "messages")),
         None => "closed loop".to_owned(),
     };
@@ -328,12 +330,13 @@ fn draw_time(area: &Area<'_>, report: &Report) -> Drawn {
     let (latency, rest) = area.split_vertically(STRIP_HEIGHT);
     let (throughput, rest) = rest.split_vertically(STRIP_HEIGHT);
     let (open, errors) = rest.split_vertically(STRIP_HEIGHT);
-    // A file can have any number.
-    let asked = report.config.rate.filter(|rate| report.r#loop == Loop::Open && (0.0..=1e9).contains(rate));
+    let asked = stages::asked(report);
+    let boundaries = stages::boundaries(report);
     let strip = |name: String, of: Quantity, color| Strip {
         name,
         series: vec![(of, color)],
-        asked: None,
+        asked: Vec::new(),
+        boundaries: boundaries.clone(),
         format: number,
         is_last: false,
     };
@@ -342,7 +345,11 @@ fn draw_time(area: &Area<'_>, report: &Report) -> Drawn {
         format: |microseconds| round_time(microseconds),
         ..strip("latency of each second: p99, and p50 in green".to_owned(), |point| point.p99, BLUE)
     };
-    let asked_name = asked.map(|rate| format!(", asked {}/s in gray", number(rate))).unwrap_or_default();
+    let asked_name = match &asked[..] {
+        [] => String::new(),
+        [(_, rate), ..] if report.stages.is_empty() => format!(", asked {}/s in gray", number(*rate)),
+        _ => ", asked in gray; the lines are between stages".to_owned(),
+    };
     let throughput_strip = Strip { asked, ..strip(format!("messages/s{asked_name}"), |point| Some(point.rate), BLUE) };
     draw_strip(&latency, &report.timeline, &latency_strip)?;
     draw_strip(&throughput, &report.timeline, &throughput_strip)?;
@@ -354,8 +361,10 @@ fn draw_time(area: &Area<'_>, report: &Report) -> Drawn {
 struct Strip {
     name: String,
     series: Vec<(Quantity, RGBColor)>,
-    /// A level to compare with.
-    asked: Option<f64>,
+    /// Seconds and values to compare with.
+    asked: Vec<(f64, f64)>,
+    /// Seconds at which a stage ends.
+    boundaries: Vec<f64>,
     format: fn(f64) -> String,
     /// Has the time axis below it.
     is_last: bool,
@@ -367,7 +376,7 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
     let (start, end) = (ends().fold(f64::MAX, f64::min) - 1.0, ends().fold(f64::MIN, f64::max));
     let step = round_step((end - start) / 8.0);
     let values = strip.series.iter().flat_map(|(of, _)| timeline.iter().filter_map(of));
-    let most = values.map(|value| value as f64).chain(strip.asked).fold(1.0, f64::max);
+    let most = values.map(|value| value as f64).chain(strip.asked.iter().map(|point| point.1)).fold(1.0, f64::max);
     let level = round_step(most / 2.0);
     let top = (most / level).ceil() * level;
     let x = Axis { range: start..end, labels: multiples(start, end, step), lines: Vec::new() };
@@ -393,9 +402,10 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
         .x_label_formatter(&second)
         .x_desc(if strip.is_last { "seconds" } else { "" })
         .draw()?;
-    if let Some(asked) = strip.asked {
-        chart.draw_series(LineSeries::new([(start, asked), (end, asked)], GREY.stroke_width(2)))?;
+    for &boundary in strip.boundaries.iter().filter(|boundary| (start..end).contains(boundary)) {
+        chart.draw_series(LineSeries::new([(boundary, 0.0), (boundary, top)], GREY.stroke_width(1)))?;
     }
+    chart.draw_series(LineSeries::new(stages::clip(&strip.asked, start..end), GREY.stroke_width(2)))?;
     for (of, color) in &strip.series {
         let points: Vec<_> = timeline.iter().filter_map(|point| Some((point.t, of(point)? as f64))).collect();
         for run in unbroken(&points) {

@@ -8,7 +8,7 @@ use ecoloop::load::report::{
     Ended, ErrorCount, Excerpt, Figures, Finding, LimitedBy, Loop, Outages, Phase, Settings, Summary, ThresholdResult,
     Verdict,
 };
-use ecoloop::load::{Mode, Report};
+use ecoloop::load::{ArrivalProcess, Mode, Report};
 use indicatif::HumanBytes;
 
 use super::find_rate;
@@ -16,6 +16,8 @@ use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, round
 
 /// Errors that are printed; the JSON has them all.
 const ERRORS_MAX: usize = 8;
+/// Stages that are printed; the JSON has them all.
+const STAGES_MAX: usize = 16;
 /// Targets, and sources, that are printed; the JSON has up to a hundred.
 const PARTS_MAX: usize = 8;
 /// Findings that are printed, on up to four lines each.
@@ -46,6 +48,7 @@ pub(super) fn rows(report: &Report) -> Vec<Row> {
     table.0.push(Row::Blank);
     distributions(&mut table, report);
     table.0.push(Row::Blank);
+    stages(&mut table, report);
     parts(&mut table, report);
     let errors: Vec<_> = report.errors.iter().map(error).collect();
     table.list("errors", &errors, ERRORS_MAX);
@@ -67,6 +70,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
     let config = &report.config;
     let pace = match (report.r#loop, config.rate) {
         (Loop::Closed, _) => "closed loop".to_owned(),
+        _ if !report.stages.is_empty() => format!("open loop in {}", stages_in_words(report)),
         (Loop::Open, Some(rate)) => format!("open loop at {}/s", number(rate)),
         (Loop::Open, None) => "open loop".to_owned(),
     };
@@ -79,6 +83,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
             .pipeline
             .map_or("any number in flight".to_owned(), |pipeline| format!("{} in flight", count(pipeline.into()))),
     ];
+    words.extend(config.arrivals.filter(|&arrivals| arrivals != ArrivalProcess::Even).map(arrivals));
     words.extend(config.proxy_protocol.map(|version| format!("PROXY header {}", version.name())));
     // Without a reply the window ended as soon as it began.
     if report.connections.verified > 0 && report.phases_s.measure > 0.0 {
@@ -93,6 +98,19 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
     words.extend(config.seed.map(|seed| format!("seed {seed}")));
     words.extend(config.labels.iter().map(|(key, value)| strip_control(&format!("{key}={value}"))));
     words
+}
+
+/// Returns how many stages a run has, and their highest rate.
+pub(super) fn stages_in_words(report: &Report) -> String {
+    let highest = report.stages.iter().flat_map(|stage| [stage.from, stage.to]).fold(0.0, f64::max);
+    format!("{} up to {}/s", plural(report.stages.len(), "stage", "stages"), number(highest))
+}
+
+fn arrivals(arrivals: ArrivalProcess) -> String {
+    match arrivals {
+        ArrivalProcess::Even => "even arrivals".to_owned(),
+        ArrivalProcess::Poisson => "Poisson arrivals".to_owned(),
+    }
 }
 
 fn sizes(config: &Settings) -> String {
@@ -162,6 +180,10 @@ fn work(table: &mut Table, report: &Report) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "to three digits")]
         let each_way = HumanBytes((rate * mean_size(&report.config)) as u64);
         match report.config.rate.filter(|_| report.r#loop == Loop::Open) {
+            Some(asked) if !report.stages.is_empty() => {
+                let [asked, had] = [asked, rate].map(number);
+                format!("asked {asked}/s on average, had {had}/s, {each_way}/s each way")
+            }
             Some(asked) => format!("asked {}/s, had {}/s, {each_way}/s each way", number(asked), number(rate)),
             None => format!("{}/s, {each_way}/s each way", plural(number(rate), "message", "messages")),
         }
@@ -225,6 +247,33 @@ fn distributions(table: &mut Table, report: &Report) {
     if clipped > 0 {
         table.row("clipped", &format!("{} over the maximum of 1 h", plural(count(clipped), "latency", "latencies")));
     }
+}
+
+/// Adds the figures of each stage, in their order.
+fn stages(table: &mut Table, report: &Report) {
+    if report.stages.is_empty() {
+        return;
+    }
+    let heads = ["from/s", "to/s", "length", "due", "replies", "errors", "p50", "p99"];
+    table.cells("", heads.map(str::to_owned).into_iter());
+    for (stage, place) in report.stages.iter().zip(1..).take(STAGES_MAX) {
+        let [from, to] = [stage.from, stage.to].map(short);
+        #[expect(clippy::cast_precision_loss, reason = "to three digits")]
+        let counts = [stage.messages.due, stage.messages.verified, stage.errors].map(|count| short(count as f64));
+        let latency = &stage.latency_us;
+        let percentiles = [latency.p50, latency.p99].map(|value| value.map_or(NO_DATA.to_owned(), time));
+        let cells = [from, to, round_time(stage.seconds * 1e6)].into_iter().chain(counts).chain(percentiles);
+        table.cells(&format!("stage {place}"), cells);
+    }
+    if report.stages.len() > STAGES_MAX {
+        table.row("", &format!("and {} more (see --json)", report.stages.len() - STAGES_MAX));
+    }
+    table.0.push(Row::Blank);
+}
+
+/// Formats a number in at most 7 characters: `999,999`, `1.20M`.
+fn short(value: f64) -> String {
+    if value < 1e6 { number(value) } else { format!("{:.2}M", value / 1e6) }
 }
 
 /// Adds the figures of each target and each source, the worst first.

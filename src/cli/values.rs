@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use bytesize::ByteSize;
 use clap::Args;
 use ecoloop::address::ScopedIp;
+#[cfg(feature = "load")]
+use ecoloop::load::RateStage;
 use ecoloop::transport::UnixAddress;
 use ecoloop::units::{parse_count, parse_rate};
 use ecoloop::{IpNet, SourceLimit};
@@ -341,25 +343,42 @@ pub(super) fn time(text: &str) -> Result<SystemTime, &'static str> {
     utc.ok_or(EXPECTED)
 }
 
-/// A rate of messages, or the range of rates of a search.
+/// A rate of messages, the range of rates of a search, or stages in which the rate changes.
 #[cfg(feature = "load")]
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Rates {
     One(f64),
     Range(f64, f64),
+    Stages(Vec<RateStage>),
 }
 
 #[cfg(feature = "load")]
 impl FromStr for Rates {
-    type Err = &'static str;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let Some((low, high)) = text.split_once("..") else { return rate(text).map(Self::One) };
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains(['@', ',']) {
+            return text.split(',').map(stage).collect::<Result<_, _>>().map(Self::Stages);
+        }
+        let Some((low, high)) = text.split_once("..") else { return Ok(Self::One(rate(text)?)) };
         match (rate(low)?, rate(high)?) {
             (low, high) if low <= high => Ok(Self::Range(low, high)),
-            _ => Err("the first rate must be at most the second"),
+            _ => Err("the first rate must be at most the second".to_owned()),
         }
     }
+}
+
+/// Parses a stage of a rate: `0..10k@30s`, `10k@2m`.
+#[cfg(feature = "load")]
+fn stage(text: &str) -> Result<RateStage, String> {
+    let missing = || format!("the length of stage {text:?} is missing: {text}@30s");
+    let (rates, length) = text.split_once('@').ok_or_else(missing)?;
+    let (from, to) = rates.split_once("..").unwrap_or((rates, rates));
+    let rate = |rate: &str| {
+        parse_rate(rate).ok_or_else(|| format!("the rate of stage {text:?} must be one such as 0, 2000, 10k or 0.5/s"))
+    };
+    let duration = timeout(length).map_err(|reason| format!("the length of stage {text:?}: {reason}"))?;
+    Ok(RateStage { from: rate(from)?, to: rate(to)?, duration })
 }
 
 /// Parses a share in percent: `5%`, `0.5%`.

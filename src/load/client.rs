@@ -1,5 +1,6 @@
 //! One connection of a run: its stream, what it has sent, and the messages that it awaits.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
@@ -74,22 +75,59 @@ pub(super) struct Message {
     pub(super) due: u64,
 }
 
-/// When each outstanding message was due. In an open loop the schedule computes it for all messages but the first.
+/// When each outstanding message was due. In an open loop the schedule computes it for all messages but the first, unless they follow
+/// each other at random.
 #[derive(Debug)]
 enum DueTimes {
     One(u64),
     Ring(Box<[u64]>),
+    Queue(Box<DueQueue>),
+}
+
+/// The due times of the messages from `first` on, as many as are outstanding.
+#[derive(Debug, Default)]
+struct DueQueue {
+    first: u64,
+    times: VecDeque<u64>,
+}
+
+impl DueQueue {
+    fn place(&self, message: u64) -> usize {
+        usize::try_from(message - self.first).unwrap_or(usize::MAX)
+    }
+
+    fn get(&self, message: u64) -> u64 {
+        self.times.get(self.place(message)).copied().unwrap_or_default()
+    }
+
+    fn set(&mut self, message: u64, due: u64) {
+        let place = self.place(message);
+        match self.times.get_mut(place) {
+            Some(time) => *time = due,
+            None => self.times.push_back(due),
+        }
+    }
+
+    fn discard(&mut self, message: u64) {
+        self.times.pop_front();
+        self.first = message + 1;
+    }
 }
 
 impl DueTimes {
-    fn new(ring_size: usize) -> Self {
-        if ring_size > 1 { Self::Ring(vec![0; ring_size].into()) } else { Self::One(0) }
+    fn new(ring_size: Option<usize>) -> Self {
+        match ring_size {
+            None => Self::Queue(Box::default()),
+            Some(0 | 1) => Self::One(0),
+            Some(size) => Self::Ring(vec![0; size].into()),
+        }
     }
 
     fn get(&self, message: u64) -> u64 {
         match self {
             Self::One(due) => *due,
             Self::Ring(ring) => ring[place(message, ring.len())],
+            Self::Queue(queue) => queue.get(message),
         }
     }
 
@@ -97,6 +135,14 @@ impl DueTimes {
         match self {
             Self::One(one) => *one = due,
             Self::Ring(ring) => ring[place(message, ring.len())] = due,
+            Self::Queue(queue) => queue.set(message, due),
+        }
+    }
+
+    /// Forgets the due time of the oldest outstanding message, which is `message`.
+    fn discard(&mut self, message: u64) {
+        if let Self::Queue(queue) = self {
+            queue.discard(message);
         }
     }
 }
@@ -120,13 +166,14 @@ pub(super) enum Received {
 }
 
 impl Client {
-    /// Creates a connection whose connect was due at `due` and began at `now`, with room for the due times of `ring_size` messages.
+    /// Creates a connection whose connect was due at `due` and began at `now`, with room for the due times of `ring_size` messages, or
+    /// of as many as are in flight.
     pub(super) fn new(
         stream: TcpStream,
         number: u64,
         pair: u32,
         port: Option<u16>,
-        ring_size: usize,
+        ring_size: Option<usize>,
         due: u64,
         now: u64,
     ) -> Self {
@@ -205,6 +252,7 @@ impl Client {
     pub(super) fn take_oldest(&mut self, schedule: Option<&SendSchedule>) -> Option<Message> {
         let message = self.oldest(schedule)?;
         self.messages.done += 1;
+        self.due_times.discard(message.index);
         Some(message)
     }
 
@@ -218,11 +266,11 @@ impl Client {
 
     /// Returns message `index`, which is outstanding.
     pub(super) fn message(&self, index: u64, schedule: Option<&SendSchedule>) -> Message {
-        let due = match schedule {
-            Some(schedule) if index >= self.slot_base => {
+        let due = match (&self.due_times, schedule) {
+            (DueTimes::One(_), Some(schedule)) if index >= self.slot_base => {
                 schedule.due(self.slot, index - self.slot_base + self.slot_offset)
             }
-            _ => self.due_times.get(index),
+            (due_times, _) => due_times.get(index),
         };
         Message { index, due }
     }

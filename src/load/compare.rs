@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 pub use self::threshold::{RelativeResult, RelativeThreshold};
-use super::report::{Ended, Loop, Metric, Mode, Report, Verdict};
+use super::report::{Ended, Loop, Mode, Quantity, Report, Verdict, shape};
 use super::statistics::{Ratio, SAMPLES_MIN, median};
 
 /// The schema of the JSON document of a comparison.
@@ -102,7 +102,8 @@ pub enum Difference {
 ///
 /// # Errors
 ///
-/// - `InvalidInput`: a side has no report, or two reports have different settings. The message names the files.
+/// - `InvalidInput`: a side has no report, two reports have different settings, or a threshold is on a stage that they do not have.
+///   The message names the files.
 pub fn compare(
     old: &[(String, Report)],
     new: &[(String, Report)],
@@ -113,10 +114,14 @@ pub fn compare(
     for run in old.iter().chain(new) {
         check_settings(run, first).map_err(invalid)?;
     }
+    for threshold in thresholds {
+        let quantity = Quantity::from_name(threshold.name()).map_err(invalid)?;
+        quantity.check_stage(threshold.text(), first.1.stages.len())?;
+    }
     let windows = [old, new].map(|side| side.iter().map(|(_, run)| run).filter(|run| counts(run)).collect::<Vec<_>>());
     let names = metric_names(&first.1, thresholds);
     let samples = names.iter().filter_map(|name| {
-        let metric = Metric::from_name(name).ok()?;
+        let metric = Quantity::from_name(name).ok()?;
         let values = |side: &Vec<&Report>| side.iter().filter_map(|run| metric.value(run)).collect();
         let [old, new] = windows.each_ref().map(|side| -> Vec<f64> { values(side) });
         let is_requested = thresholds.iter().any(|threshold| threshold.name() == *name);
@@ -171,7 +176,8 @@ impl Side {
 }
 
 impl MetricRatio {
-    fn new(name: &str, metric: Metric, old: &[f64], new: &[f64], confidence: f64) -> Self {
+    fn new(name: &str, quantity: Quantity, old: &[f64], new: &[f64], confidence: f64) -> Self {
+        let metric = quantity.metric;
         let ratio = Ratio::of_medians(old, new, confidence);
         let step = if metric.is_whole() { median(old).map_or(0.0, |median| STEP_US / median) } else { 0.0 };
         let mut result = Self {
@@ -236,6 +242,8 @@ fn settings(run: &Report) -> Map<String, Value> {
         ("size_max", json!(config.size_max)),
         ("pipeline", json!(config.pipeline)),
         ("rate", json!(config.rate)),
+        ("arrivals", json!(run.arrivals())),
+        ("stages", json!(shape(&run.stages))),
         ("proxy_protocol", json!(config.proxy_protocol)),
     ] {
         settings.insert(what.to_owned(), value);

@@ -5,9 +5,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use super::arrivals::ArrivalProcess;
+use super::profile::{RateStage, mean_rate};
 use super::proxy_protocol::ProxyVersion;
 use super::rank::Rank;
-use super::report::{Mode, Threshold};
+use super::report::{Mode, Threshold, check_stages};
 use super::sizes::Sizes;
 use super::sources::unpaired;
 use crate::address::ScopedIp;
@@ -18,6 +20,12 @@ const CONNECTIONS_MAX: u64 = 1 << 26;
 const IN_FLIGHT_MAX: u64 = 1 << 27;
 /// Maximum rate of messages or connects: one a nanosecond, the resolution of a run's clock.
 const RATE_MAX: f64 = 1e9;
+/// Maximum rate of a Poisson process: the generator draws every event of all ranks.
+const POISSON_RATE_MAX: f64 = 1e7;
+/// Maximum number of stages: each has figures, which take 380 kB.
+const STAGES_MAX: usize = 100;
+/// The stages last at most 2^53 nanoseconds, about a hundred days.
+const STAGES_SECONDS_MAX: f64 = 9e6;
 
 /// The settings of a run.
 ///
@@ -54,6 +62,11 @@ pub struct Config {
     pub pipeline: Option<u32>,
     /// Messages a second over all connections, in an open loop; in [`Mode::Churn`], connections a second. `None`: a closed loop.
     pub rate: Option<f64>,
+    /// Stages in which the rate changes, in place of [`Config::rate`] and [`Config::duration`]: the window is as long as they are
+    /// together. Not in [`Mode::Hold`]. Empty: the rate is constant.
+    pub stages: Vec<RateStage>,
+    /// How messages of an open loop follow each other; in [`Mode::Churn`], connections. [`ArrivalProcess::Even`].
+    pub arrivals: ArrivalProcess,
     /// Duration of the measured window. 10 s. [`Mode::Echo`] with [`Config::messages_per_connection`] ignores it.
     pub duration: Duration,
     /// Messages on each connection. `None`: no limit, and in [`Mode::Churn`] 1.
@@ -76,7 +89,7 @@ pub struct Config {
     /// Which of several generators this is. The connections, the rates, `max_connecting` and the sources are then those of all ranks, of
     /// which this one takes its share. `None`: the only one.
     pub rank: Option<Rank>,
-    /// Payload seed: two runs with the same seed send the same bytes. 1.
+    /// Seed of the payload, of sizes and of arrivals: two runs with the same seed send the same bytes. 1.
     pub seed: u64,
     /// Labels stored in the report.
     pub labels: BTreeMap<String, String>,
@@ -110,6 +123,8 @@ impl Config {
             size_max: None,
             pipeline: None,
             rate: None,
+            stages: Vec::new(),
+            arrivals: ArrivalProcess::Even,
             duration: Duration::from_secs(10),
             messages_per_connection: None,
             reconnect: false,
@@ -156,14 +171,24 @@ impl Config {
         rate / f64::from(self.rank().count)
     }
 
+    /// Returns the rate of all ranks; of stages, the mean over the window.
+    pub(super) fn mean_rate(&self) -> Option<f64> {
+        self.rate.or_else(|| mean_rate(&self.stages))
+    }
+
+    /// Returns the duration of the measured window, unless a number of messages ends it.
+    pub(super) fn window(&self) -> Duration {
+        if self.stages.is_empty() { self.duration } else { self.stages.iter().map(|stage| stage.duration).sum() }
+    }
+
     /// Returns whether messages, or in churn connections, are due on a schedule, whether or not replies come.
     pub(super) fn is_open_loop(&self) -> bool {
-        self.rate.is_some() && self.mode != Mode::Hold
+        self.mean_rate().is_some() && self.mode != Mode::Hold
     }
 
     /// Returns whether each message has its place in a schedule. In churn only the first one of a connection has.
     pub(super) fn is_scheduled(&self) -> bool {
-        self.rate.is_some() && self.mode == Mode::Echo
+        self.mean_rate().is_some() && self.mode == Mode::Echo
     }
 
     /// Returns the maximum number of messages in flight on a connection.
@@ -171,9 +196,14 @@ impl Config {
         self.pipeline.map_or(if self.is_scheduled() { u64::MAX } else { 1 }, u64::from)
     }
 
-    /// Returns how many due times a connection keeps: in an open loop they are computed from the schedule.
-    pub(super) fn due_times_max(&self) -> usize {
-        if self.is_scheduled() { 1 } else { usize::try_from(self.in_flight_max()).unwrap_or(usize::MAX) }
+    /// Returns how many due times a connection keeps: in an open loop they are computed from the schedule. `None`: as many as it has
+    /// messages in flight, because those of a Poisson process are not.
+    pub(super) fn due_times_max(&self) -> Option<usize> {
+        match self.arrivals {
+            ArrivalProcess::Poisson if self.is_scheduled() => None,
+            _ if self.is_scheduled() => Some(1),
+            _ => Some(usize::try_from(self.in_flight_max()).unwrap_or(usize::MAX)),
+        }
     }
 
     pub(super) fn sizes(&self) -> Sizes {
@@ -204,6 +234,8 @@ impl Config {
             "connections times pipeline must be at most 2^27 in a closed loop"
         } else if !possible(self.rate) || !possible(self.connect_rate) {
             "a rate must be above 0 and at most 1000M a second"
+        } else if let Some(reason) = self.invalid_stages().or_else(|| self.invalid_arrivals()) {
+            reason
         } else if self.duration.is_zero() || self.connect_timeout.is_zero() || self.timeout.is_zero() {
             "duration, connect_timeout and timeout must be above 0"
         } else if self.mode == Mode::Churn && self.connect_rate.is_some() {
@@ -213,9 +245,52 @@ impl Config {
         } else if self.reconnect && self.messages_per_connection.is_some() {
             "reconnect and messages_per_connection cannot be combined: outages are measured in a window of duration"
         } else {
-            return Ok(());
+            return self.validate_thresholds();
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+    }
+
+    /// Returns why the stages are invalid.
+    fn invalid_stages(&self) -> Option<&'static str> {
+        let possible = |rate: f64| (0.0..=RATE_MAX).contains(&rate);
+        if self.stages.is_empty() {
+            None
+        } else if self.mode == Mode::Hold {
+            Some("stages do not apply to hold, which sends nothing in its window")
+        } else if self.rate.is_some() || !self.warmup.is_zero() {
+            Some("stages replace the rate and the warm-up: the first stage can be the warm-up")
+        } else if self.mode == Mode::Echo && self.messages_per_connection.is_some() {
+            Some("stages and messages_per_connection cannot be combined in echo: each ends the run")
+        } else if self.stages.len() > STAGES_MAX {
+            Some("a run has at most 100 stages")
+        } else if !self.stages.iter().all(|stage| possible(stage.from) && possible(stage.to)) {
+            Some("the rate of a stage must be from 0 to 1000M a second")
+        } else if self.stages.iter().any(|stage| stage.duration.is_zero()) || self.mean_rate() <= Some(0.0) {
+            Some("a stage must be longer than 0, and one must have a rate above 0")
+        } else if self.stages.iter().map(|stage| stage.duration.as_secs_f64()).sum::<f64>() > STAGES_SECONDS_MAX {
+            Some("the stages must last at most 2500 hours together")
+        } else {
+            None
+        }
+    }
+
+    /// Returns why the arrivals are invalid.
+    fn invalid_arrivals(&self) -> Option<&'static str> {
+        let rates = self.rate.into_iter().chain(self.stages.iter().flat_map(|stage| [stage.from, stage.to]));
+        if self.arrivals == ArrivalProcess::Even {
+            None
+        } else if !self.is_open_loop() {
+            Some("arrivals need a rate, in echo or churn: in a closed loop a message is due when a reply arrives")
+        } else if rates.fold(0.0, f64::max) > POISSON_RATE_MAX {
+            Some("the rate of a Poisson process must be at most 10M a second")
+        } else {
+            None
+        }
+    }
+
+    /// Checks that each threshold on a stage is on one that there is.
+    fn validate_thresholds(&self) -> io::Result<()> {
+        check_stages(&self.thresholds, self.stages.len())
     }
 }
 

@@ -80,7 +80,7 @@ impl Connector {
     pub(super) fn next_due(&self) -> Option<u64> {
         match &self.arrivals {
             Some(arrivals) => arrivals.next_due(),
-            None => self.pace.map(|pace| pace.time_of(self.counts.opened)),
+            None => self.pace.as_ref().map(|pace| pace.time_of(self.counts.opened)),
         }
     }
 

@@ -81,8 +81,8 @@ pub(super) struct Driver {
     sizes: Sizes,
     /// Maximum number of messages in flight on a connection.
     pipeline: u64,
-    /// Number of due times that a connection keeps.
-    ring_size: usize,
+    /// Number of due times that a connection keeps, or as many as it has messages in flight.
+    ring_size: Option<usize>,
     connect_timeout: u64,
     timeout: u64,
     close: Close,
@@ -229,7 +229,7 @@ impl Driver {
         let message = client.enqueue(due);
         let is_reported = self.workload.is_reported(message, self.window);
         client.messages.reported += u64::from(is_reported);
-        self.totals.record_due(is_reported);
+        self.totals.record_due(due, is_reported);
     }
 
     /// Records `count` messages that are due from `due` on, within a tick, on connections that have ended or could not connect.
@@ -243,13 +243,15 @@ impl Driver {
     /// Records how late a connection of an open loop is now.
     pub(super) fn record_connect_lateness(&mut self, due: u64) {
         if due >= self.window.start {
-            self.totals.lateness.record(self.clock.now().saturating_sub(due));
+            self.totals.record_lateness(due, self.clock.now());
         }
     }
 
     /// Records a connection of an open loop that waits because the maximum is open or connecting.
     pub(super) fn record_connect_deferred(&mut self, due: u64) {
-        self.totals.messages.deferred += u64::from(due >= self.window.start);
+        if due >= self.window.start {
+            self.totals.record_deferred(due);
+        }
     }
 
     /// Asks the mode what a steady connection does next, and enqueues messages or closes it.
@@ -416,7 +418,7 @@ impl Driver {
         for index in messages {
             let due = client.message(index, self.schedule.as_ref()).due;
             if due >= self.window.start {
-                self.totals.lateness.record(now.saturating_sub(due));
+                self.totals.record_lateness(due, now);
             }
         }
     }
@@ -426,7 +428,9 @@ impl Driver {
     fn record_deferred(&mut self, client: &Client, messages: Range<u64>) {
         for index in messages.clone() {
             let message = client.message(index, self.schedule.as_ref());
-            self.totals.messages.deferred += u64::from(self.workload.is_reported(message, self.window));
+            if self.workload.is_reported(message, self.window) {
+                self.totals.record_deferred(message.due);
+            }
         }
         if self.schedule.is_some() {
             self.record_lateness(client, messages);
@@ -450,12 +454,14 @@ impl Driver {
         let is_in_window = is_measuring && (self.window.start..self.window.end).contains(&now);
         while let Some(message) = client.take_reply(&self.sizes, self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
-            self.totals.arrived_in_window += u64::from(is_in_window);
+            if is_in_window {
+                self.totals.record_arrival(now);
+            }
             if self.workload.is_reported(message, self.window) {
                 let latency = now.saturating_sub(message.due);
                 client.is_late |= message.index > 0 && latency > LATE;
                 let is_first = self.workload.is_first(message);
-                self.totals.record_reply(latency, is_first);
+                self.totals.record_reply(message.due, latency, is_first);
                 self.breakdown.record_reply(client.pair, latency, is_first);
             }
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Interest, Waker};
 
+use super::arrivals::ArrivalProcess;
 use super::client::Client;
 use super::config::Config;
 use super::driver::{Driver, Pause, Registered, Removal};
@@ -21,9 +22,10 @@ use super::mode::{Traffic, new_workload};
 use super::progress::{Progress, ProgressCell, Step};
 use super::reconnects::OUTAGE_BYTES;
 use super::report::{Histogram, Sample};
-use super::schedule::{Arrivals, Pace, SendSchedule};
+use super::schedule::{Arrivals, Events, Pace, SendSchedule};
 use super::search::StopRule;
 use super::stage::Stage;
+use super::stage_totals::StageTotals;
 use super::timeline::Timeline;
 use super::timer::{SECOND, Timer, nanoseconds};
 use crate::memory;
@@ -62,6 +64,8 @@ pub(super) struct Engine {
     /// In a search, when the window is given up.
     stop_rule: Option<StopRule>,
     hand: Hand,
+    /// Number of windows that have begun.
+    windows: u64,
     /// Connections whose timeout has expired. Each is read once more before it ends.
     expiring: Vec<usize>,
     next_beat: u64,
@@ -105,6 +109,7 @@ impl Engine {
             progress,
             stop_rule: None,
             hand,
+            windows: 0,
             expiring: Vec::new(),
             next_beat: 0,
             turn_start: 0,
@@ -210,12 +215,15 @@ impl Engine {
             // Every message of the window is due, and stays unsent.
             slots = vec![None; self.config.connections as usize];
         }
+        self.driver.totals.stages = StageTotals::new(&self.config.stages);
         // What came before grows with the number of connections: no message is due in that time.
         let now = self.driver.clock.read();
         let window = &mut self.driver.window;
         window.start = now + nanoseconds(self.config.warmup);
         let is_timed = self.driver.workload.is_timed();
-        window.end = if is_timed { window.start + nanoseconds(self.config.duration) } else { u64::MAX };
+        window.end = if is_timed { window.start + nanoseconds(self.config.window()) } else { u64::MAX };
+        self.driver.totals.stages.begin(window.start);
+        self.windows += 1;
         self.enter(Step::Warmup);
         self.start_traffic(traffic, slots);
         if self.driver.reaches_nobody {
@@ -370,20 +378,34 @@ impl Engine {
     }
 
     fn start_traffic(&mut self, traffic: Traffic, slots: Vec<Option<usize>>) {
-        let (now, window, rank) = (self.driver.clock.now(), self.driver.window, self.config.rank());
+        let window = self.driver.window;
         match traffic {
             Traffic::Nothing => {}
             Traffic::OnReply => self.driver.starting = 0..self.reactor.capacity(),
             Traffic::Scheduled { rate, messages } => {
-                let schedule =
-                    self.driver.schedule.insert(SendSchedule::new(Pace::new(now, rate, rank), slots, messages, window));
+                let schedule = SendSchedule::new(self.events(rate), slots, messages, window);
+                let schedule = self.driver.schedule.insert(schedule);
                 if self.driver.reconnects.has_open() {
                     schedule.await_connections();
                 }
             }
             Traffic::Connections { rate } => {
-                self.driver.connector.arrivals = Some(Arrivals::new(Pace::new(now, rate, rank), window));
+                self.driver.connector.arrivals = Some(Arrivals::new(self.events(rate), window));
             }
+        }
+    }
+
+    /// Returns the events of a schedule that begins now: at `rate`, or in the stages.
+    fn events(&self, rate: f64) -> Events {
+        let (now, rank) = (self.driver.clock.now(), self.config.rank());
+        let pace = match &self.config.stages[..] {
+            [] => Pace::new(now, rate, rank),
+            stages => Pace::of_stages(now, stages, rank),
+        };
+        match self.config.arrivals {
+            ArrivalProcess::Even => Events::even(pace),
+            // Each window has other arrivals.
+            ArrivalProcess::Poisson => Events::poisson(pace, self.config.seed, self.windows),
         }
     }
 
@@ -512,7 +534,8 @@ impl Engine {
 /// Reserves the memory of every connection. What is allocated later cannot fail without ending the process.
 fn reserve(reactor: &mut Reactor<Registered>, config: &Config) -> io::Result<()> {
     let (connections, due_times) = (config.connections as usize, config.due_times_max());
-    let ring = if due_times > 1 { due_times.saturating_mul(size_of::<u64>()) } else { 0 };
+    let ring =
+        due_times.filter(|&due_times| due_times > 1).map_or(0, |due_times| due_times.saturating_mul(size_of::<u64>()));
     let outage = if config.reconnect { OUTAGE_BYTES } else { 0 };
     memory::check(connections.saturating_mul(ring.saturating_add(LIST_BYTES + outage)).saturating_add(MEMORY_KEPT))
         .and_then(|()| reactor.try_reserve(connections))

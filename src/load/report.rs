@@ -9,6 +9,7 @@ mod origin;
 mod outages;
 mod ranks;
 mod search;
+mod stages;
 mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
@@ -26,6 +27,8 @@ pub use self::origin::{Options, Origin};
 pub use self::outages::Outages;
 pub use self::ranks::check_ranks;
 pub use self::search::{LimitedBy, Probe, SearchReport};
+pub use self::stages::StageFigures;
+pub(in crate::load) use self::stages::shape;
 pub use self::thresholds::Threshold;
-pub(in crate::load) use self::thresholds::{Metric, evaluate};
+pub(in crate::load) use self::thresholds::{Quantity, check_stages, evaluate};
 pub use super::error::{ErrorName, Phase};

@@ -1,10 +1,9 @@
 //! The measured window, and the send schedule of the open loop.
 
-use super::rank::Rank;
+mod pace;
 
-use std::mem;
+pub(super) use self::pace::{Events, Pace};
 
-const SECOND: f64 = 1e9;
 /// What is due and reaches no connection is taken together, up to this number of nanoseconds: at a rate of a billion, one by one would
 /// take minutes. Its age is kept to the same number.
 pub(super) const TICK: u64 = 1 << 20;
@@ -14,61 +13,6 @@ pub(super) const TICK: u64 = 1 << 20;
 pub(super) struct Window {
     pub(super) start: u64,
     pub(super) end: u64,
-}
-
-/// The times of a fixed rate: event `n` of all ranks is due at `start + n * interval`, and each rank has every Nth of them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
-    start: u64,
-    interval: f64,
-    rank: Rank,
-}
-
-impl Pace {
-    /// Begins at `start`, with `rate` events a second over all ranks, of which this is `rank`.
-    pub(super) fn new(start: u64, rate: f64, rank: Rank) -> Self {
-        Self { start, interval: SECOND / rate, rank }
-    }
-
-    /// Returns when event `event` of this rank is due.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "below 2^53 nanoseconds, which is a hundred days"
-    )]
-    pub(super) fn time_of(&self, event: u64) -> u64 {
-        // Rounded: 1,800 events at 900 a second take 2 s, and 1.999999999 s in floats.
-        self.start.saturating_add((self.rank.nth(event) as f64 * self.interval + 0.5) as u64)
-    }
-
-    /// Returns the first event that is due at `time` or later.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "below 2^53 nanoseconds, which is a hundred days"
-    )]
-    fn first_from(&self, time: u64) -> u64 {
-        let about = (time.saturating_sub(self.start) as f64 / self.interval) as u64;
-        // The rounding of `time_of` decides, so that every event is on one side of `time`.
-        ((about / u64::from(self.rank.count)).saturating_sub(1)..u64::MAX)
-            .find(|&event| self.time_of(event) >= time)
-            .unwrap_or(u64::MAX)
-    }
-
-    /// Takes the events from `next` on that are due by `now`, in the same [`TICK`] and on the same side of `boundary`: returns when the
-    /// first is due and how many they are, and sets `next` to the one that follows.
-    fn take_tick(&self, next: &mut u64, total: u64, now: u64, boundary: u64) -> Option<(u64, u64)> {
-        let due = self.time_of(*next);
-        if *next >= total || due > now {
-            return None;
-        }
-        let end = (due / TICK + 1).saturating_mul(TICK).min(now.saturating_add(1));
-        let end = if due < boundary { end.min(boundary) } else { end };
-        let first = mem::replace(next, self.first_from(end).min(total).max(*next + 1));
-        Some((due, *next - first))
-    }
 }
 
 /// What takes its turn in a schedule.
@@ -85,11 +29,13 @@ pub(super) enum Due {
 /// A slot is the place of one connection. It stays when the connection ends: a message never moves to another connection.
 #[derive(Debug)]
 pub(super) struct SendSchedule {
-    pace: Pace,
+    events: Events,
     /// The key of each slot's connection, or `None` once it has ended.
     slots: Vec<Option<usize>>,
-    next: u64,
-    total: u64,
+    /// The schedule ends before the messages that are due from this time on.
+    end: u64,
+    /// Messages that are left after the warm-up.
+    left: u64,
     /// Slots that have a connection.
     occupied: usize,
     /// No slot ever had a connection: nothing waits for its time.
@@ -100,40 +46,40 @@ pub(super) struct SendSchedule {
 impl SendSchedule {
     /// Schedules the messages of the connections `slots`. With `messages`, each has that many after the warm-up; without, the schedule
     /// ends with the window.
-    pub(super) fn new(pace: Pace, slots: Vec<Option<usize>>, messages: Option<u64>, window: Window) -> Self {
+    pub(super) fn new(events: Events, slots: Vec<Option<usize>>, messages: Option<u64>, window: Window) -> Self {
         let count = slots.len() as u64;
-        let total = match messages {
-            _ if count == 0 => 0,
-            Some(messages) => pace.first_from(window.start).saturating_add(messages.saturating_mul(count)),
-            None => pace.first_from(window.end),
+        let (end, left) = match messages {
+            _ if count == 0 => (0, 0),
+            Some(messages) => (u64::MAX, messages.saturating_mul(count)),
+            None => (window.end, u64::MAX),
         };
         let occupied = slots.iter().flatten().count();
-        Self { pace, slots, next: 0, total, occupied, reaches_nobody: occupied == 0, window }
+        Self { events, slots, end, left, occupied, reaches_nobody: occupied == 0, window }
     }
 
-    /// Returns when message `message` of `slot` is due.
+    /// Returns when message `message` of `slot` is due, if messages follow each other evenly.
     pub(super) fn due(&self, slot: u32, message: u64) -> u64 {
-        self.pace.time_of(message * self.slots.len() as u64 + u64::from(slot))
+        self.events.time_of(message * self.slots.len() as u64 + u64::from(slot))
     }
 
     /// Returns when the next message is due, or `None` after the last.
     pub(super) fn next_due(&self) -> Option<u64> {
-        self.has_next().then(|| if self.reaches_nobody { 0 } else { self.pace.time_of(self.next) })
+        self.has_next().then(|| if self.reaches_nobody { 0 } else { self.events.due() })
     }
 
     /// Ends the schedule before the messages that are due from `time` on.
     pub(super) fn truncate(&mut self, time: u64) {
-        self.total = self.total.min(self.pace.first_from(time)).max(self.next);
+        self.end = self.end.min(time);
     }
 
-    /// Returns when the schedule ends.
+    /// Returns when the schedule ends, once its messages have been taken.
     pub(super) fn end(&self) -> u64 {
-        self.pace.time_of(self.total)
+        self.events.due()
     }
 
     /// Returns whether a message is still to become due.
     pub(super) fn has_next(&self) -> bool {
-        self.next < self.total
+        self.events.due() < self.end && self.left > 0
     }
 
     /// Takes the next message if it is due by `now`. If no slot has a connection, takes those of a [`TICK`].
@@ -142,15 +88,22 @@ impl SendSchedule {
             let now = if self.reaches_nobody { u64::MAX } else { now };
             return self.take_unsent(now);
         }
-        self.next_due().filter(|&due| due <= now)?;
-        let due = self.pace.time_of(self.next);
-        let slot = usize::try_from(self.next % self.slots.len() as u64).ok()?;
-        self.next += 1;
+        let due = self.events.due();
+        if due > now || !self.has_next() {
+            return None;
+        }
+        let slot = usize::try_from(self.events.next() % self.slots.len() as u64).ok()?;
+        self.left -= u64::from(due >= self.window.start);
+        self.events.advance();
         Some(self.slots[slot].map_or(Due::Unsent { due, count: 1 }, |key| Due::Message { due, key }))
     }
 
     fn take_unsent(&mut self, now: u64) -> Option<Due> {
-        let (due, count) = self.pace.take_tick(&mut self.next, self.total, now, self.window.start)?;
+        let due = self.next_due().map(|_| self.events.due()).filter(|&due| due <= now)?;
+        let is_reported = due >= self.window.start;
+        let most = if is_reported { self.left } else { u64::MAX };
+        let count = self.events.advance_to(tick_end(&self.events, now, self.window).min(self.end), most);
+        self.left -= if is_reported { count } else { 0 };
         Some(Due::Unsent { due, count })
     }
 
@@ -164,7 +117,7 @@ impl SendSchedule {
         if let Some(occupant) = self.slots.get_mut(slot as usize) {
             self.occupied += usize::from(occupant.replace(key).is_none());
         }
-        self.next.saturating_sub(slot.into()).div_ceil(self.slots.len().max(1) as u64)
+        self.events.next().saturating_sub(slot.into()).div_ceil(self.slots.len().max(1) as u64)
     }
 
     /// Empties `slot` if it is the connection `key`'s.
@@ -178,53 +131,65 @@ impl SendSchedule {
     }
 }
 
+/// Returns the end of the time in which events are taken together with the next one: those due by `now`, in the same [`TICK`], on the
+/// same side of the window's start, and in the same stage.
+fn tick_end(events: &Events, now: u64, window: Window) -> u64 {
+    let due = events.due();
+    let end = (due / TICK + 1).saturating_mul(TICK).min(now.saturating_add(1)).min(events.stage_end());
+    if due < window.start { end.min(window.start) } else { end }
+}
+
 /// The connections of an open loop. Each is due at its time, until the window ends, and begins when the connector has a place for it.
 #[derive(Debug)]
 pub(super) struct Arrivals {
-    pace: Pace,
     /// The next connection to begin.
-    next: u64,
-    /// Connections before this one have begun or were found to wait.
-    timed: u64,
-    total: u64,
+    next: Events,
+    /// The first connection that has neither begun nor was found to wait.
+    timed: Events,
     window: Window,
 }
 
 impl Arrivals {
-    pub(super) fn new(pace: Pace, window: Window) -> Self {
-        Self { pace, next: 0, timed: 0, total: pace.first_from(window.end), window }
+    pub(super) fn new(events: Events, window: Window) -> Self {
+        Self { next: events.clone(), timed: events, window }
     }
 
     /// Returns when the next connection to begin is due, or `None` after the last.
     pub(super) fn next_due(&self) -> Option<u64> {
-        (self.next < self.total).then(|| self.pace.time_of(self.next))
+        Some(self.next.due()).filter(|&due| due < self.window.end)
     }
 
     /// Takes the next connection if it is due by `now`: its due time, and whether it was found to wait before.
     pub(super) fn take_due(&mut self, now: u64) -> Option<(u64, bool)> {
         let due = self.next_due().filter(|&due| due <= now)?;
-        self.next += 1;
-        let waited = self.next <= self.timed;
-        self.timed = self.timed.max(self.next);
+        let waited = self.next.next() < self.timed.next();
+        self.next.advance();
+        if !waited {
+            self.timed.advance();
+        }
         Some((due, waited))
     }
 
     /// Takes connections that are due by `now` and will not begin: when the first is due, and how many are in its [`TICK`].
     pub(super) fn take_unsent(&mut self, now: u64) -> Option<(u64, u64)> {
-        let taken = self.pace.take_tick(&mut self.next, self.total, now, self.window.start);
-        self.timed = self.timed.max(self.next);
-        taken
+        let due = self.next_due().filter(|&due| due <= now)?;
+        let end = tick_end(&self.next, now, self.window).min(self.window.end);
+        let count = self.next.advance_to(end, u64::MAX);
+        if self.timed.next() < self.next.next() {
+            self.timed = self.next.clone();
+        }
+        Some((due, count))
     }
 
     /// Returns when the next connection is due that was not found to wait before.
     pub(super) fn next_untimed(&self) -> Option<u64> {
-        (self.timed < self.total).then(|| self.pace.time_of(self.timed))
+        Some(self.timed.due()).filter(|&due| due < self.window.end)
     }
 
     /// Takes the next connection that is due by `now` and has to wait: its due time.
     pub(super) fn take_waiting(&mut self, now: u64) -> Option<u64> {
         let due = self.next_untimed().filter(|&due| due <= now)?;
-        self.timed += 1;
+        self.timed.advance();
         Some(due)
     }
 }
@@ -232,6 +197,7 @@ impl Arrivals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::rank::Rank;
 
     const WINDOW: Window = Window { start: 2_000_000_000, end: 3_000_000_000 };
 
@@ -253,7 +219,8 @@ mod tests {
 
     #[test]
     fn slots_take_turns_and_each_knows_its_own_due_times() {
-        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), slots(), None, WINDOW);
+        let mut schedule =
+            SendSchedule::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), slots(), None, WINDOW);
         let due = due_times(&mut schedule);
         assert_eq!(
             due,
@@ -265,13 +232,14 @@ mod tests {
 
     #[test]
     fn a_number_of_messages_is_of_each_slot_and_after_the_warm_up() {
-        let mut schedule = SendSchedule::new(Pace::new(1_000_000_000, 4.0, Rank::ALONE), slots(), Some(3), WINDOW);
+        let mut schedule =
+            SendSchedule::new(Events::even(Pace::new(1_000_000_000, 4.0, Rank::ALONE)), slots(), Some(3), WINDOW);
         assert_eq!(due_times(&mut schedule).len(), 4 + 2 * 3);
     }
 
     #[test]
     fn nothing_is_taken_before_it_is_due() {
-        let mut schedule = SendSchedule::new(Pace::new(0, 1.0, Rank::ALONE), vec![Some(7)], None, WINDOW);
+        let mut schedule = SendSchedule::new(Events::even(Pace::new(0, 1.0, Rank::ALONE)), vec![Some(7)], None, WINDOW);
         assert_eq!(schedule.take_due(0), Some(Due::Message { due: 0, key: 7 }));
         assert_eq!(schedule.take_due(999_999_999), None);
         assert_eq!(schedule.take_due(1_000_000_000), Some(Due::Message { due: 1_000_000_000, key: 7 }));
@@ -279,7 +247,8 @@ mod tests {
 
     #[test]
     fn messages_of_an_ended_connection_stay_due_on_its_slot() {
-        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), slots(), None, WINDOW);
+        let mut schedule =
+            SendSchedule::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), slots(), None, WINDOW);
         // The key was reused by a connection that has no slot.
         schedule.vacate(0, 9);
         schedule.vacate(1, 9);
@@ -289,7 +258,8 @@ mod tests {
 
     #[test]
     fn a_connection_that_replaces_another_continues_its_slot() {
-        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), slots(), None, WINDOW);
+        let mut schedule =
+            SendSchedule::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), slots(), None, WINDOW);
         schedule.vacate(1, 9);
         schedule.take_due(2_000_000_000);
         // The slot's first message is still to come.
@@ -305,7 +275,8 @@ mod tests {
 
     #[test]
     fn messages_wait_for_connections_that_are_to_come() {
-        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), vec![None; 2], None, WINDOW);
+        let mut schedule =
+            SendSchedule::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), vec![None; 2], None, WINDOW);
         schedule.await_connections();
         assert_eq!((schedule.next_due(), schedule.take_due(1_999_999_999)), (Some(2_000_000_000), None));
         schedule.occupy(0, 7);
@@ -314,7 +285,8 @@ mod tests {
 
     #[test]
     fn messages_of_slots_that_never_had_a_connection_are_taken_at_once() {
-        let mut schedule = SendSchedule::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), vec![None; 3], None, WINDOW);
+        let mut schedule =
+            SendSchedule::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), vec![None; 3], None, WINDOW);
         assert_eq!(schedule.next_due(), Some(0));
         let due = due_times(&mut schedule);
         assert_eq!(due, [2_000_000_000, 2_250_000_000, 2_500_000_000, 2_750_000_000].map(|due| (due, None)));
@@ -325,7 +297,7 @@ mod tests {
     fn messages_that_reach_no_connection_are_taken_by_the_tick() {
         const SECONDS: u64 = 1_000_000_000;
         let window = Window { start: 2 * SECONDS + 5, end: 12 * SECONDS };
-        let pace = || Pace::new(2 * SECONDS, 1e9, Rank::ALONE);
+        let pace = || Events::even(Pace::new(2 * SECONDS, 1e9, Rank::ALONE));
         let mut ended = SendSchedule::new(pace(), slots(), None, window);
         assert_eq!(ended.take_due(2 * SECONDS), Some(Due::Message { due: 2 * SECONDS, key: 7 }));
         ended.vacate(0, 7);
@@ -351,49 +323,15 @@ mod tests {
 
     #[test]
     fn without_a_slot_nothing_is_due() {
-        assert_eq!(SendSchedule::new(Pace::new(0, 4.0, Rank::ALONE), Vec::new(), Some(3), WINDOW).next_due(), None);
-    }
-
-    #[test]
-    fn every_message_is_on_one_side_of_a_time() {
-        for rate in [3.0, 777.0, 10_000.0, 1e9 / 7.0] {
-            let pace = Pace::new(5, rate, Rank::ALONE);
-            for time in [5, 6, 1_000_000, 999_999_937] {
-                let first = pace.first_from(time);
-                assert!(pace.time_of(first) >= time);
-                assert!(first == 0 || pace.time_of(first - 1) < time);
-            }
-        }
-    }
-
-    #[test]
-    fn a_whole_number_of_seconds_has_the_rate_as_often_and_no_event_more() {
-        for rate in [3_u32, 7, 30, 90, 700, 900, 999, 3000, 60_000] {
-            for seconds in [1, 2, 3, 10, 60, 3600] {
-                let events = Pace::new(5, rate.into(), Rank::ALONE).first_from(5 + seconds * 1_000_000_000);
-                assert_eq!(events, u64::from(rate) * seconds, "{rate} for {seconds} s");
-            }
-        }
-    }
-
-    #[test]
-    fn the_ranks_together_have_every_event_once_at_its_time() {
-        for (rate, count) in [(997.3, 1), (997.3, 3), (10_000.0, 7), (1e9 / 7.0, 2)] {
-            let times = |rank| {
-                let pace = Pace::new(5, rate, rank);
-                (0..pace.first_from(1_000_000)).map(|event| pace.time_of(event)).collect::<Vec<_>>()
-            };
-            let ranks: Vec<_> = (0..count).map(|index| times(Rank { index, count })).collect();
-            let longest = ranks[0].len();
-            // In turn, an event of each.
-            let all: Vec<_> = (0..longest).flat_map(|n| ranks.iter().filter_map(move |rank| rank.get(n))).collect();
-            assert!(all.into_iter().eq(&times(Rank::ALONE)), "{count} ranks at {rate}");
-        }
+        assert_eq!(
+            SendSchedule::new(Events::even(Pace::new(0, 4.0, Rank::ALONE)), Vec::new(), Some(3), WINDOW).next_due(),
+            None
+        );
     }
 
     #[test]
     fn a_connection_that_waits_is_found_once_and_keeps_its_due_time() {
-        let mut arrivals = Arrivals::new(Pace::new(2_000_000_000, 4.0, Rank::ALONE), WINDOW);
+        let mut arrivals = Arrivals::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), WINDOW);
         assert_eq!(arrivals.take_due(2_000_000_000), Some((2_000_000_000, false)));
         assert_eq!(arrivals.take_waiting(2_600_000_000), Some(2_250_000_000));
         assert_eq!(arrivals.take_waiting(2_600_000_000), Some(2_500_000_000));

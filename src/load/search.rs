@@ -83,6 +83,7 @@ pub fn find_rate(
 ) -> io::Result<Report> {
     search.validate(&config)?;
     config.rate = Some(search.low);
+    let arrivals = config.arrivals;
     let requested = std::mem::replace(&mut config.thresholds, search.goal.clone());
     let mut session = Session::connect(config, interrupt, progress)?;
     let mut plan = Plan::new(search.low, search.high, search.tolerance);
@@ -100,7 +101,7 @@ pub fn find_rate(
             result.server_gone = true;
             break (None, Some(LimitedBy::Server));
         }
-        let report = session.measure_at(rate, window, StopRule::new(&search.goal, rate, window))?;
+        let report = session.measure_at(rate, window, StopRule::new(&search.goal, rate, arrivals, window))?;
         let is_interrupted = report.ended == Ended::Interrupted;
         if !is_interrupted {
             let probe = Probe::new(rate, is_confirming, &report);

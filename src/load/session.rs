@@ -7,10 +7,11 @@ use super::config::Config;
 use super::engine::Engine;
 use super::error::errno_name;
 use super::interrupt::Interrupt;
+use super::profile::RateStage;
 use super::progress::{ProgressCell, Step};
 use super::report::{
     self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Messages, Mode, Origin, Phases, Readings, Report,
-    Settings, TargetCount, Verdict,
+    Settings, StageFigures, Summary, TargetCount, Verdict,
 };
 use super::search::StopRule;
 use super::stage::Stage;
@@ -258,7 +259,8 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             size: config.size as u64,
             size_max: config.size_max.map(|bytes| bytes as u64),
             pipeline: config.pipeline.or(if config.is_scheduled() { None } else { Some(1) }),
-            rate: config.rate.map(|rate| config.share_of_rate(rate)),
+            rate: config.mean_rate().map(|rate| config.share_of_rate(rate)),
+            arrivals: is_open_loop.then_some(config.arrivals),
             proxy_protocol: config.proxy_protocol,
             seed: Some(config.seed),
             labels: config.labels.clone(),
@@ -282,6 +284,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         lateness: &totals.lateness,
         turn: &engine.turn,
         longest_gap: engine.turn.quantile(1.0).map(|_| engine.longest_gap),
+        stages: stages(engine),
         targets: driver.breakdown.targets(&driver.connector.sources.target_addresses()),
         sources: driver.breakdown.sources(),
         errors: totals
@@ -300,6 +303,29 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         readings,
         timeline: engine.timeline.samples().to_vec(),
     }
+}
+
+/// Returns the figures of each stage, until now.
+fn stages(engine: &Engine) -> Vec<StageFigures> {
+    let (config, driver) = (&engine.config, &engine.driver);
+    let mut totals = driver.totals.stages.until(driver.clock.now().min(driver.window.end));
+    let figures = |stage: &RateStage| {
+        let (total, passed) = totals.next().unzip();
+        let seconds = passed.map(|nanoseconds| Duration::from_nanos(nanoseconds).as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "counts of a run are below 2^53")]
+        let rate = |seconds: f64| total.map(|total| total.arrived as f64 / seconds);
+        StageFigures {
+            from: config.share_of_rate(stage.from),
+            to: config.share_of_rate(stage.to),
+            seconds: stage.duration.as_secs_f64(),
+            messages: total.map(|total| total.messages).unwrap_or_default(),
+            rate_per_s: seconds.filter(|&seconds| seconds > 0.0).and_then(rate),
+            errors: total.map(|total| total.errors).unwrap_or_default(),
+            latency_us: total.map_or_else(Summary::default, |total| total.latency.summary()),
+            lateness_us: total.map_or_else(Summary::default, |total| total.lateness.summary()),
+        }
+    };
+    config.stages.iter().map(figures).collect()
 }
 
 /// Returns the time from the start of the report to `time`, in seconds.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::error::{ErrorName, Phase};
 use super::report::{Finding, Histogram, Messages, Verify};
 use super::schedule::TICK;
+use super::stage_totals::StageTotals;
 use super::timer::SECOND;
 use super::verify::Corruption;
 
@@ -52,8 +53,10 @@ pub(super) struct Totals {
     pub(super) arrived_in_window: u64,
     /// The age at which a lost message is recorded, unless the measurement ends before.
     lost_age_max: u64,
-    /// Number of messages that will never come back, by due time in ticks. Their latency is recorded when the measurement ends.
-    lost: BTreeMap<u64, u64>,
+    /// Number of messages that will never come back, by due time in ticks and by stage. Their latency is recorded when the measurement
+    /// ends.
+    lost: BTreeMap<(u64, usize), u64>,
+    pub(super) stages: StageTotals,
     /// The latencies of the current second, and those before it.
     second: Histogram,
     pub(super) latency: Histogram,
@@ -76,6 +79,7 @@ impl Totals {
             arrived_in_window: 0,
             lost_age_max: timeout.min(LOST_AGE_MAX),
             lost: BTreeMap::new(),
+            stages: StageTotals::default(),
             second: Histogram::new(),
             latency: Histogram::new(),
             first: Histogram::new(),
@@ -92,6 +96,7 @@ impl Totals {
         self.messages = Messages::default();
         self.arrived_in_window = 0;
         self.lost.clear();
+        self.stages.clear();
         self.latency.clear();
         self.first.clear();
         self.lateness.clear();
@@ -100,63 +105,116 @@ impl Totals {
         self.finding_times.clear();
     }
 
-    /// Counts a message that became due on an open connection.
-    pub(super) fn record_due(&mut self, is_reported: bool) {
+    /// Counts a message that became due at `due` on an open connection.
+    pub(super) fn record_due(&mut self, due: u64, is_reported: bool) {
         self.in_flight += 1;
         self.messages.due += u64::from(is_reported);
+        if is_reported && let Some(stage) = self.stages.at(due) {
+            stage.messages.due += 1;
+        }
     }
 
-    /// Counts `count` messages that became due from `due` on, within a tick, on connections that have ended.
+    /// Counts a message due at `due` that waits because the pipeline or the socket is full, or the maximum of connections open.
+    pub(super) fn record_deferred(&mut self, due: u64) {
+        self.messages.deferred += 1;
+        if let Some(stage) = self.stages.at(due) {
+            stage.messages.deferred += 1;
+        }
+    }
+
+    /// Records how late a message that was due at `due` is at `now`.
+    pub(super) fn record_lateness(&mut self, due: u64, now: u64) {
+        let lateness = now.saturating_sub(due);
+        self.lateness.record(lateness);
+        if let Some(stage) = self.stages.at(due) {
+            stage.lateness.record(lateness);
+        }
+    }
+
+    /// Counts a reply that arrived in the window, at `now`.
+    pub(super) fn record_arrival(&mut self, now: u64) {
+        self.arrived_in_window += 1;
+        if let Some(stage) = self.stages.at(now) {
+            stage.arrived += 1;
+        }
+    }
+
+    /// Counts `count` messages that became due from `due` on, within a tick and a stage, on connections that have ended.
     pub(super) fn record_unsent(&mut self, due: u64, count: u64) {
-        self.messages.due += count;
-        self.messages.unsent += count;
+        for messages in self.messages_at(due) {
+            messages.due += count;
+            messages.unsent += count;
+        }
         self.record_lost(due, count);
     }
 
-    /// Counts a verified message and its latency, which `is_first` records apart.
-    pub(super) fn record_reply(&mut self, latency: u64, is_first: bool) {
+    /// Returns the counts of the window, and those of the stage in which a message was due at `due`.
+    fn messages_at(&mut self, due: u64) -> impl Iterator<Item = &mut Messages> {
+        let of_stage = self.stages.at(due).map(|stage| &mut stage.messages);
+        std::iter::once(&mut self.messages).chain(of_stage)
+    }
+
+    /// Counts a verified message that was due at `due`, and its latency, which `is_first` records apart.
+    pub(super) fn record_reply(&mut self, due: u64, latency: u64, is_first: bool) {
         self.messages.verified += 1;
         if is_first { &mut self.first } else { &mut self.second }.record(latency);
+        if let Some(stage) = self.stages.at(due) {
+            stage.messages.verified += 1;
+            stage.latency.record(latency);
+        }
     }
 
     /// Counts an outstanding message of a connection that ends at `now`. The measurement ends at `end`.
     pub(super) fn record_abandoned(&mut self, abandoned: Abandoned, now: u64, end: u64) {
         let Abandoned { reason, is_sent, is_first, due } = abandoned;
-        if !is_sent {
-            self.messages.unsent += 1;
-        } else if reason == AbandonReason::Failed {
-            self.messages.failed += 1;
-        } else {
-            self.messages.unanswered += 1;
+        for messages in self.messages_at(due) {
+            if !is_sent {
+                messages.unsent += 1;
+            } else if reason == AbandonReason::Failed {
+                messages.failed += 1;
+            } else {
+                messages.unanswered += 1;
+            }
         }
         let age = now.saturating_sub(due);
         if is_first {
             self.first.record_censored(age);
         } else if now >= end || age >= self.lost_age_max {
             self.second.record_censored(age);
+            if let Some(stage) = self.stages.at(due) {
+                stage.latency.record_censored(age);
+            }
         } else {
             self.record_lost(due, 1);
         }
     }
 
     fn record_lost(&mut self, due: u64, count: u64) {
-        *self.lost.entry(due / TICK).or_default() += count;
+        *self.lost.entry((due / TICK, self.stages.index_at(due))).or_default() += count;
     }
 
     /// Records the lost messages whose timeout has expired by `now`.
     pub(super) fn expire_lost(&mut self, now: u64) {
         while let Some(first) = self.lost.first_entry()
-            && first.key() * TICK + self.lost_age_max <= now
+            && first.key().0 * TICK + self.lost_age_max <= now
         {
-            self.second.record_censored_times(self.lost_age_max, first.remove());
+            let ((_, stage), count) = first.remove_entry();
+            self.record_censored(self.lost_age_max, stage, count);
+        }
+    }
+
+    fn record_censored(&mut self, age: u64, stage: usize, count: u64) {
+        self.second.record_censored_times(age, count);
+        if let Some(stage) = self.stages.get_mut(stage) {
+            stage.latency.record_censored_times(age, count);
         }
     }
 
     /// Records every lost message with its age at `end`, when the measurement ends.
     pub(super) fn end_measurement(&mut self, end: u64) {
-        for (tick, count) in std::mem::take(&mut self.lost) {
+        for ((tick, stage), count) in std::mem::take(&mut self.lost) {
             let age = end.saturating_sub(tick * TICK).min(self.lost_age_max);
-            self.second.record_censored_times(age, count);
+            self.record_censored(age, stage, count);
         }
     }
 
@@ -202,6 +260,9 @@ impl Totals {
             totals.first = now;
         }
         totals.count += count;
+        if let Some(stage) = self.stages.at(now) {
+            stage.errors += count;
+        }
     }
 
     pub(super) fn errors(&self) -> impl Iterator<Item = ((Phase, ErrorName, Option<i32>), &ErrorTotals)> {

@@ -18,6 +18,7 @@ mod running;
 mod schedule;
 mod search;
 mod sizes;
+mod stages;
 mod timing;
 mod verification;
 mod windows;

@@ -77,12 +77,14 @@ pub(super) enum FromRankZero {
 
 /// Returns the settings in which all ranks must agree.
 pub(super) fn settings(config: &Config) -> BTreeMap<String, String> {
+    let stages: Vec<_> = config.stages.iter().map(ToString::to_string).collect();
     [
         ("--mode", json!(config.mode)),
         ("--connections", json!(config.connections)),
         ("--size", config.size_max.map_or(json!(config.size), |most| json!(format!("{}..{most}", config.size)))),
         ("--pipeline", json!(config.pipeline)),
-        ("--rate", json!(config.rate)),
+        ("--rate", if config.stages.is_empty() { json!(config.rate) } else { json!(stages.join(",")) }),
+        ("--arrivals", json!(config.arrivals)),
         ("--duration", json!(format_duration(config.duration).to_string())),
         ("--messages-per-connection", json!(config.messages_per_connection)),
         ("--warmup", json!(format_duration(config.warmup).to_string())),

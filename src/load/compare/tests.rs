@@ -1,5 +1,7 @@
 use super::super::report::example_report;
 use super::*;
+use crate::load::ArrivalProcess;
+use crate::load::report::{Messages, StageFigures, Summary};
 
 /// Returns windows whose latency is `median` microseconds and scatters by `spread`, a share.
 fn windows(random: &mut fastrand::Rng, count: usize, median: f64, spread: f64) -> Vec<(String, Report)> {
@@ -139,6 +141,37 @@ fn percentiles_of_a_few_microseconds_differ_by_more_than_a_step() {
     assert_eq!(metric(compare(&exact([5; 20]), &exact([7; 20]), &[]).unwrap(), "p50").verdict, Difference::Slower);
 }
 
+fn stage(from: f64) -> StageFigures {
+    StageFigures {
+        from,
+        to: 1000.0,
+        seconds: 10.0,
+        messages: Messages::default(),
+        rate_per_s: None,
+        errors: 0,
+        latency_us: Summary::default(),
+        lateness_us: Summary::default(),
+    }
+}
+
+#[test]
+fn the_same_stage_of_both_sides_is_compared() {
+    let side = |latency: u64| -> Vec<_> {
+        let add = |(name, mut run): (String, Report)| {
+            run.stages = vec![stage(0.0), stage(1000.0)];
+            run.stages[1].latency_us.p99 = Some(latency);
+            (name, run)
+        };
+        exact([1000; 10]).into_iter().map(add).collect()
+    };
+    let thresholds = ["p99[2]>+50%".parse().unwrap()];
+    let comparison = compare(&side(100), &side(200), &thresholds).unwrap();
+    assert_eq!((comparison.verdict, comparison.thresholds[0].failed), (Verdict::Fail, Some(true)));
+    assert_eq!(metric(comparison, "p99[2]").ratio, Some(2.0));
+    let error = compare(&side(1), &side(1), &["p99[3]>+50%".parse().unwrap()]).unwrap_err().to_string();
+    assert_eq!(error, "p99[3]>+50% is on stage 3, and the rate has only 2");
+}
+
 #[test]
 fn runs_of_other_settings_are_refused_by_name() {
     let refusal = |change: fn(&mut Report)| {
@@ -151,6 +184,10 @@ fn runs_of_other_settings_are_refused_by_name() {
     assert_eq!(refusal(|run| run.config.size = 65), "new: size is 65, and 64 in file");
     assert_eq!(refusal(|run| run.config.rate = Some(1.0)), "new: rate is 1.0, and 2000.0 in file");
     assert_eq!(refusal(|run| run.connections.requested = 1), "new: connections is 1, and 50 in file");
+    let poisson = |run: &mut Report| run.config.arrivals = Some(ArrivalProcess::Poisson);
+    assert_eq!(refusal(poisson), r#"new: arrivals is "poisson", and "even" in file"#);
+    let in_stages = |run: &mut Report| run.stages.push(stage(0.0));
+    assert_eq!(refusal(in_stages), r#"new: stages is "0..1000@10s", and null in file"#);
     let nagle = |run: &mut Report| run.origin.as_mut().unwrap().options.nagle = true;
     assert_eq!(refusal(nagle), "new: nagle is true, and false in file");
     assert_eq!(compare(&[], &exact([1]), &[]).unwrap_err().to_string(), "there is no report");

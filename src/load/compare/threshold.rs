@@ -5,9 +5,9 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::{Difference, MetricRatio};
-use crate::load::report::{Metric, Verdict};
+use crate::load::report::{Quantity, Verdict};
 
-/// A condition that makes a comparison fail: `p99>+10%`, `rate<-5%`.
+/// A condition that makes a comparison fail: `p99>+10%`, `rate<-5%`; of the second stage, `p99[2]>+10%`.
 ///
 /// # Examples
 ///
@@ -39,6 +39,10 @@ pub struct RelativeResult {
 impl RelativeThreshold {
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     pub(super) fn evaluate(&self, metrics: &[MetricRatio]) -> RelativeResult {
@@ -76,7 +80,7 @@ impl FromStr for RelativeThreshold {
         let text = text.trim();
         let at = text.find(['<', '>']).ok_or(EXPECTED)?;
         let (name, rest) = (text[..at].trim(), text[at + 1..].trim_start());
-        if !Metric::from_name(name)?.has_ratio() {
+        if !Quantity::from_name(name)?.metric.has_ratio() {
             return Err(format!("{name} has no ratio: the metrics are percentiles, mean, max, rate and server_cpu"));
         }
         let percent = rest.strip_suffix('%').filter(|percent| percent.starts_with(['+', '-'])).ok_or(EXPECTED)?;

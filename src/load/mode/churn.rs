@@ -23,7 +23,7 @@ impl ChurnMode {
         Self {
             messages: config.messages_per_connection.unwrap_or(1),
             pipeline: config.in_flight_max(),
-            rate: config.rate,
+            rate: config.mean_rate(),
         }
     }
 }

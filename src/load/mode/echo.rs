@@ -17,7 +17,7 @@ pub(super) struct EchoMode {
 
 impl EchoMode {
     pub(super) fn new(config: &Config) -> Self {
-        Self { rate: config.rate, messages: config.messages_per_connection, pipeline: config.in_flight_max() }
+        Self { rate: config.mean_rate(), messages: config.messages_per_connection, pipeline: config.in_flight_max() }
     }
 }
 

@@ -10,6 +10,7 @@ use super::findings::Verify;
 use super::histogram::Histogram;
 use super::origin::Origin;
 use super::outages::Outages;
+use super::stages::StageFigures;
 use super::thresholds::{Threshold, evaluate};
 use crate::host::{Process, SocketStatistics, ThreadTime};
 use crate::load::rank::Rank;
@@ -48,6 +49,7 @@ pub(crate) struct Measured<'a> {
     pub(crate) turn: &'a Histogram,
     /// In nanoseconds; `None` without a window.
     pub(crate) longest_gap: Option<u64>,
+    pub(crate) stages: Vec<StageFigures>,
     pub(crate) targets: Vec<TargetFigures>,
     pub(crate) sources: Vec<SourceFigures>,
     pub(crate) errors: Vec<ErrorCount>,
@@ -119,6 +121,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         schedule: ScheduleReport { kept: lateness.p99.map(|lateness| is_kept(lateness, latency.p99)) },
         latency_us: latency,
         lateness_us: lateness,
+        stages: measured.stages,
         targets: measured.targets,
         sources: measured.sources,
         errors: measured.errors,

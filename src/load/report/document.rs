@@ -14,7 +14,9 @@ use super::findings::Verify;
 use super::origin::Origin;
 use super::outages::Outages;
 use super::search::SearchReport;
+use super::stages::StageFigures;
 use crate::address::ScopedIp;
+use crate::load::arrivals::ArrivalProcess;
 use crate::load::error::{ErrorName, Phase};
 use crate::load::proxy_protocol::ProxyVersion;
 use crate::load::rank::Rank;
@@ -79,6 +81,9 @@ pub struct Report {
     pub lateness_us: Summary,
     /// Whether messages were sent when they were due.
     pub schedule: ScheduleReport,
+    /// The figures of each stage, if the rate has any.
+    #[serde(default)]
+    pub stages: Vec<StageFigures>,
     /// The figures of each target, if there are several, up to 100.
     #[serde(default)]
     pub targets: Vec<TargetFigures>,
@@ -124,6 +129,11 @@ impl Report {
             None => return Err(invalid("not a report: no field \"schema\"".to_owned())),
         }
         serde_json::from_str(text).map_err(|error| invalid(format!("not a report: {error}")))
+    }
+
+    /// Returns how messages follow each other. Documents of before do not tell, and are of even ones.
+    pub(in crate::load) fn arrivals(&self) -> Option<ArrivalProcess> {
+        (self.r#loop == Loop::Open).then(|| self.config.arrivals.unwrap_or_default())
     }
 
     /// Returns the report as one line of JSON.
@@ -199,12 +209,15 @@ pub struct Settings {
     pub size_max: Option<u64>,
     /// Maximum messages in flight per connection; `None` is unlimited.
     pub pipeline: Option<u32>,
-    /// Messages due per second, over all connections, in an open loop; in [`Mode::Churn`], connections.
+    /// Messages due per second, over all connections, in an open loop; in [`Mode::Churn`], connections. Of [`Report::stages`], the mean.
     #[serde(serialize_with = "number")]
     pub rate: Option<f64>,
+    /// How messages follow each other in an open loop; in [`Mode::Churn`], connections.
+    #[serde(default)]
+    pub arrivals: Option<ArrivalProcess>,
     /// Version of the PROXY header that each connection began with; `None` without one, or if merged runs differ.
     pub proxy_protocol: Option<ProxyVersion>,
-    /// Payload seed; `None` if merged runs differ.
+    /// Seed of the payload, of sizes and of arrivals; `None` if merged runs differ.
     pub seed: Option<u64>,
     /// Labels from the command line: at most 65,536 are read.
     #[serde(deserialize_with = "labels")]

@@ -14,6 +14,7 @@ use super::document::{
 use super::findings::Verify;
 use super::histogram::Histogram;
 use super::outages::Outages;
+use super::stages::{lengths, merge_stages};
 use super::thresholds::{self, Threshold};
 
 /// Share of the longest window that all windows must have in common.
@@ -70,7 +71,7 @@ fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Rep
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
     let (_, first) = runs.first().ok_or_else(|| invalid("there is no report to merge".to_owned()))?;
     let reports: Vec<_> = runs.iter().map(|(_, report)| report).collect();
-    let messages = messages(&reports);
+    let messages = messages(reports.iter().map(|run| &run.messages));
     let mut merged = Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         run_id: reports.iter().map(|run| &run.run_id[..]).collect::<Vec<_>>().join(&RUN_ID_SEPARATOR.to_string()),
@@ -90,6 +91,7 @@ fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Rep
         schedule: ScheduleReport {
             kept: reports.iter().filter_map(|run| run.schedule.kept).reduce(|all, kept| all && kept),
         },
+        stages: merge_stages(runs)?,
         targets: targets(runs)?,
         sources: sources(runs)?,
         errors: errors(&reports),
@@ -109,14 +111,23 @@ fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Rep
         r#loop: first.r#loop,
         thresholds: Vec::new(),
     };
+    thresholds::check_stages(requested, merged.stages.len())?;
     thresholds::evaluate(&mut merged, requested);
     Ok(merged)
 }
 
 fn check_settings(run: &Report, (first_name, first): &(String, Report)) -> Result<(), String> {
-    let words = |run: &Report| [json!(run.mode), json!(run.r#loop), json!(run.config.size), json!(run.config.size_max)];
-    for (what, (ours, theirs)) in ["mode", "loop", "size", "size_max"].iter().zip(words(run).iter().zip(&words(first)))
-    {
+    let words = |run: &Report| {
+        [
+            ("mode", json!(run.mode)),
+            ("loop", json!(run.r#loop)),
+            ("size", json!(run.config.size)),
+            ("size_max", json!(run.config.size_max)),
+            ("arrivals", json!(run.arrivals())),
+            ("length of the stages", lengths(&run.stages)),
+        ]
+    };
+    for ((what, ours), (_, theirs)) in words(run).iter().zip(&words(first)) {
         if ours != theirs {
             return Err(format!("{what} is {ours}, and {theirs} in {first_name}"));
         }
@@ -214,7 +225,7 @@ fn phases(reports: &[&Report]) -> Phases {
 }
 
 /// Rounds off the noise of floats, such as of the difference of two dates.
-fn round_to_millionths(seconds: f64) -> f64 {
+pub(super) fn round_to_millionths(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }
 
@@ -265,15 +276,19 @@ fn outages(runs: &[(String, Report)]) -> io::Result<Option<Outages>> {
     }))
 }
 
-fn messages(reports: &[&Report]) -> Messages {
+pub(super) fn messages<'a>(parts: impl Iterator<Item = &'a Messages>) -> Messages {
     let mut sum = Messages::default();
-    for run in reports {
-        sum += run.messages;
+    for part in parts {
+        sum += *part;
     }
     sum
 }
 
-fn summary(runs: &[(String, Report)], field: &str, of: impl Fn(&Report) -> Option<&Summary>) -> io::Result<Summary> {
+pub(super) fn summary(
+    runs: &[(String, Report)],
+    field: &str,
+    of: impl Fn(&Report) -> Option<&Summary>,
+) -> io::Result<Summary> {
     let mut merged = Histogram::new();
     for (name, summary) in runs.iter().filter_map(|(name, run)| Some((name, of(run)?))) {
         let histogram = Histogram::from_summary(summary)
@@ -428,7 +443,7 @@ fn timeline(reports: &[&Report]) -> Vec<Sample> {
     merged.into_values().collect()
 }
 
-fn total(counts: impl Iterator<Item = u64>) -> u64 {
+pub(super) fn total(counts: impl Iterator<Item = u64>) -> u64 {
     counts.fold(0, u64::saturating_add)
 }
 

@@ -51,7 +51,7 @@ impl Origin {
                 max_connecting: config.max_connecting,
                 connect_timeout: config.connect_timeout.as_secs_f64(),
                 timeout: config.timeout.as_secs_f64(),
-                duration: config.duration.as_secs_f64(),
+                duration: config.window().as_secs_f64(),
                 messages_per_connection: config.messages_per_connection,
                 reconnect: config.reconnect,
                 warmup: config.warmup.as_secs_f64(),

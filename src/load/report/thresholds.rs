@@ -1,10 +1,11 @@
 //! The conditions that make a run fail.
 
-use std::fmt;
 use std::str::FromStr;
+use std::{fmt, io};
 
 use super::document::{Ended, Hold, Loop, Mode, Report, Summary, ThresholdResult, Verdict};
 use super::histogram::Histogram;
+use super::stages::StageFigures;
 use crate::units::{parse_count, parse_rate};
 
 /// The metrics, in the words of a message.
@@ -14,7 +15,7 @@ const METRICS: &str = "p50 (any percentile: p99.99), mean and max, each also wit
 /// Fails a run whose schedule is not kept. It has no comparison.
 const SCHEDULE: &str = "schedule";
 
-/// A condition that makes a run fail: `p99>5ms`, `rate<99%`, `schedule`.
+/// A condition that makes a run fail: `p99>5ms`, `rate<99%`, `schedule`; of the second stage, `p99[2]>5ms`.
 ///
 /// # Examples
 ///
@@ -25,7 +26,7 @@ const SCHEDULE: &str = "schedule";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Threshold {
     text: String,
-    metric: Metric,
+    quantity: Quantity,
     comparison: Comparison,
     bound: Bound,
 }
@@ -33,30 +34,32 @@ pub struct Threshold {
 impl Threshold {
     fn new(name: &str, metric: Metric, comparison: Comparison, bound: u64) -> Self {
         let text = format!("{name}{}{bound}", comparison.sign());
-        Self { text, metric, comparison, bound: Bound::Value(float(bound)) }
+        Self { text, quantity: Quantity { metric, stage: None }, comparison, bound: Bound::Value(float(bound)) }
     }
 
     /// Returns whether the condition can be the goal of a search: it is on what a window of an open loop measures.
     pub(in crate::load) fn is_goal(&self) -> bool {
-        !matches!(
-            self.metric,
-            Metric::Schedule | Metric::FoundRate | Metric::Outages | Metric::LongestOutage | Metric::Hold(_)
-        )
+        let Quantity { metric, stage } = self.quantity;
+        stage.is_none()
+            && !matches!(
+                metric,
+                Metric::Schedule | Metric::FoundRate | Metric::Outages | Metric::LongestOutage | Metric::Hold(_)
+            )
     }
 
     pub(in crate::load) fn is_on_found_rate(&self) -> bool {
-        self.metric == Metric::FoundRate
+        self.quantity.metric == Metric::FoundRate
     }
 
     /// Returns whether errors are allowed, to some number.
     pub(in crate::load) fn is_on_errors(&self) -> bool {
-        matches!(self.metric, Metric::Errors | Metric::Connections)
+        matches!(self.quantity.metric, Metric::Errors | Metric::Connections)
     }
 
     /// Returns the share of the messages, from 0 to 1, whose latency may exceed some nanoseconds, if the condition is that.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive duration; it saturates")]
     pub(in crate::load) fn latency_limit(&self) -> Option<(f64, u64)> {
-        let share = match self.metric {
+        let share = match self.quantity.metric {
             Metric::Duration(Distribution::Latency, Statistic::Quantile(quantile)) => 1.0 - quantile,
             Metric::Duration(Distribution::Latency, Statistic::Max) => 0.0,
             _ => return None,
@@ -69,8 +72,8 @@ impl Threshold {
 
     fn evaluate(&self, report: &Report, default: bool) -> ThresholdResult {
         let (value, bound) = match self.bound {
-            Bound::Value(bound) => (self.metric.value(report), bound),
-            Bound::Percent(bound) => (self.metric.percent(report), bound),
+            Bound::Value(bound) => (self.quantity.value(report), bound),
+            Bound::Percent(bound) => (self.quantity.percent(report), bound),
         };
         // A quantity without a value fails: it may be beyond the bound.
         let failed = value.is_none_or(|value| self.comparison.holds(value, bound));
@@ -100,7 +103,8 @@ impl FromStr for Threshold {
         let found = signs.into_iter().find_map(|sign| Some((sign, rest.strip_prefix(sign.sign())?)));
         let (comparison, value) = found.ok_or(EXPECTED)?;
         let (name, value) = (name.trim(), value.trim());
-        let metric = Metric::from_name(name)?;
+        let quantity = Quantity::from_name(name)?;
+        let metric = quantity.metric;
         if metric == Metric::Schedule {
             return Err("schedule takes no comparison: it fails if the schedule was not kept".to_owned());
         }
@@ -111,7 +115,7 @@ impl FromStr for Threshold {
         };
         let or_percentage = if metric.has_percentage() { ", or a percentage such as 0.1%" } else { "" };
         let bound = bound.ok_or_else(|| format!("{name} requires {}{or_percentage}", unit.expected()))?;
-        Ok(Self { text: text.to_owned(), metric, comparison, bound })
+        Ok(Self { text: text.to_owned(), quantity, comparison, bound })
     }
 }
 
@@ -139,13 +143,15 @@ pub(in crate::load) fn evaluate(report: &mut Report, requested: &[Threshold]) {
     ];
     // An error and an unanswered message end a connection, which is an outage where it is opened anew.
     let limits_outages = report.outages.is_some()
-        && requested.iter().any(|threshold| matches!(threshold.metric, Metric::Outages | Metric::LongestOutage));
+        && requested
+            .iter()
+            .any(|threshold| matches!(threshold.quantity.metric, Metric::Outages | Metric::LongestOutage));
     let is_replaced = |default: &Threshold| {
-        limits_outages && matches!(default.metric, Metric::Errors | Metric::Unanswered)
-            || requested.iter().any(|threshold| threshold.metric == default.metric)
+        limits_outages && matches!(default.quantity.metric, Metric::Errors | Metric::Unanswered)
+            || requested.iter().any(|threshold| threshold.quantity == default.quantity)
     };
     // In churn a connection that is closed is replaced a moment later, which is no failure.
-    let applies = |default: &Threshold| report.mode != Mode::Churn || default.metric != Metric::Connections;
+    let applies = |default: &Threshold| report.mode != Mode::Churn || default.quantity.metric != Metric::Connections;
     let defaults = defaults.iter().filter(|default| applies(default) && !is_replaced(default));
     let defaults = defaults.map(|threshold| threshold.evaluate(report, true));
     let requested = requested.iter().map(|threshold| threshold.evaluate(report, false));
@@ -160,7 +166,70 @@ pub(in crate::load) fn evaluate(report: &mut Report, requested: &[Threshold]) {
     report.thresholds = thresholds;
 }
 
-/// A quantity of a report.
+/// Checks that each threshold on a stage is on one of `count` stages.
+///
+/// # Errors
+///
+/// - `InvalidInput`: there is no such stage.
+pub(in crate::load) fn check_stages(thresholds: &[Threshold], count: usize) -> io::Result<()> {
+    thresholds.iter().try_for_each(|threshold| threshold.quantity.check_stage(&threshold.text, count))
+}
+
+/// A metric of a run, or of one of its stages.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::load) struct Quantity {
+    pub(in crate::load) metric: Metric,
+    /// The number of the stage, from 1.
+    stage: Option<usize>,
+}
+
+impl Quantity {
+    /// Parses a metric: `p99`, or of the second stage, `p99[2]`.
+    pub(in crate::load) fn from_name(name: &str) -> Result<Self, String> {
+        let Some((name, stage)) = name.strip_suffix(']').and_then(|name| name.split_once('[')) else {
+            return Ok(Self { metric: Metric::from_name(name)?, stage: None });
+        };
+        let metric = Metric::from_name(name.trim_end())?;
+        if !metric.has_stages() {
+            return Err(format!(
+                "{name} is of the whole run: stages have latencies, lateness_, rate, errors, unanswered, unsent and deferred"
+            ));
+        }
+        let stage = stage.trim().parse().ok().filter(|&stage| stage > 0);
+        let stage = stage.ok_or_else(|| format!("expected the number of a stage, from 1: {name}[2]"))?;
+        Ok(Self { metric, stage: Some(stage) })
+    }
+
+    /// Checks that there is the stage, for a threshold with the text `text`.
+    pub(in crate::load) fn check_stage(self, text: &str, count: usize) -> io::Result<()> {
+        let Some(stage) = self.stage.filter(|&stage| stage > count) else { return Ok(()) };
+        let stages = match count {
+            0 => "no stages".to_owned(),
+            1 => "only one".to_owned(),
+            count => format!("only {count}"),
+        };
+        let reason = format!("{text} is on stage {stage}, and the rate has {stages}");
+        Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+    }
+
+    pub(in crate::load) fn value(self, report: &Report) -> Option<f64> {
+        match self.stage {
+            None => self.metric.value(report),
+            Some(stage) => self.metric.value_of_stage(report.stages.get(stage - 1)?),
+        }
+    }
+
+    /// Returns the value in percent of what was asked of the run or of the stage, opened, or due.
+    fn percent(self, report: &Report) -> Option<f64> {
+        let whole = match self.stage {
+            None => self.metric.whole(report)?,
+            Some(stage) => self.metric.whole_of_stage(report.stages.get(stage - 1)?, report),
+        };
+        let value = self.value(report)?;
+        (whole > 0.0).then(|| value * 100.0 / whole)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::load) enum Metric {
     Duration(Distribution, Statistic),
@@ -211,7 +280,7 @@ pub(in crate::load) enum HoldOutcome {
 }
 
 impl Metric {
-    pub(in crate::load) fn from_name(name: &str) -> Result<Self, String> {
+    fn from_name(name: &str) -> Result<Self, String> {
         let metric = match name {
             "rate" => Self::Rate,
             "connections" => Self::Connections,
@@ -266,7 +335,20 @@ impl Metric {
         )
     }
 
-    pub(in crate::load) fn value(self, report: &Report) -> Option<f64> {
+    /// Returns whether a stage has the metric too.
+    fn has_stages(self) -> bool {
+        matches!(
+            self,
+            Self::Duration(Distribution::Latency | Distribution::Lateness, _)
+                | Self::Rate
+                | Self::Errors
+                | Self::Unanswered
+                | Self::Unsent
+                | Self::Deferred
+        )
+    }
+
+    fn value(self, report: &Report) -> Option<f64> {
         let whole = match self {
             Self::Duration(distribution, statistic) => return statistic.of(distribution.of(report)),
             Self::Rate => return report.rate_per_s,
@@ -287,6 +369,19 @@ impl Metric {
         Some(float(whole))
     }
 
+    fn value_of_stage(self, stage: &StageFigures) -> Option<f64> {
+        match self {
+            Self::Duration(Distribution::Latency, statistic) => statistic.of(&stage.latency_us),
+            Self::Duration(Distribution::Lateness, statistic) => statistic.of(&stage.lateness_us),
+            Self::Rate => stage.rate_per_s,
+            Self::Errors => Some(float(stage.errors)),
+            Self::Unanswered => Some(float(stage.messages.unanswered)),
+            Self::Unsent => Some(float(stage.messages.unsent)),
+            Self::Deferred => Some(float(stage.messages.deferred)),
+            _ => None,
+        }
+    }
+
     /// Returns whether the metric is of whole microseconds.
     pub(in crate::load) fn is_whole(self) -> bool {
         matches!(self, Self::Duration(_, Statistic::Quantile(_) | Statistic::Max))
@@ -302,16 +397,23 @@ impl Metric {
         matches!(self, Self::Duration(..) | Self::Rate | Self::ServerCpu)
     }
 
-    /// Returns the value in percent of what was asked of the run, opened, or due.
-    fn percent(self, report: &Report) -> Option<f64> {
+    /// Returns what a percentage is of: what was asked of the run, opened, or due.
+    fn whole(self, report: &Report) -> Option<f64> {
         let whole = match self {
             Self::Rate => report.config.rate.filter(|_| report.r#loop == Loop::Open)?,
             Self::Errors => float(report.connections.opened_total),
             Self::Unanswered | Self::Unsent | Self::Deferred => float(report.messages.due),
             _ => float(report.connections.requested),
         };
-        let value = self.value(report)?;
-        (whole > 0.0).then(|| value * 100.0 / whole)
+        Some(whole)
+    }
+
+    fn whole_of_stage(self, stage: &StageFigures, report: &Report) -> f64 {
+        match self {
+            Self::Rate => f64::midpoint(stage.from, stage.to),
+            Self::Errors => float(report.connections.opened_total),
+            _ => float(stage.messages.due),
+        }
     }
 }
 

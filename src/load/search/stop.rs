@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::load::arrivals::ArrivalProcess;
 use crate::load::report::Threshold;
 use crate::load::timer::SECOND;
 use crate::load::totals::Totals;
@@ -10,6 +11,7 @@ use crate::load::totals::Totals;
 #[derive(Debug)]
 pub(in crate::load) struct StopRule {
     rate: f64,
+    arrivals: ArrivalProcess,
     limits: Vec<Limit>,
     /// The goal does not allow any error.
     stops_at_errors: bool,
@@ -23,15 +25,15 @@ struct Limit {
 }
 
 impl StopRule {
-    /// Creates the rule of a window of `rate` messages a second.
+    /// Creates the rule of a window of `rate` messages a second, which follow each other as `arrivals`.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of a window are below 2^53")]
-    pub(super) fn new(goal: &[Threshold], rate: f64, window: Duration) -> Self {
-        let due = rate * window.as_secs_f64();
+    pub(super) fn new(goal: &[Threshold], rate: f64, arrivals: ArrivalProcess, window: Duration) -> Self {
+        let due = most(rate * window.as_secs_f64(), arrivals);
         let limits = goal.iter().filter_map(Threshold::latency_limit).map(|(share, latency)| {
             // One more, for the rounding of the window's edges.
             Limit { latency, slow_max: (due * share) as u64 + 1 }
         });
-        Self { rate, limits: limits.collect(), stops_at_errors: !goal.iter().any(Threshold::is_on_errors) }
+        Self { rate, arrivals, limits: limits.collect(), stops_at_errors: !goal.iter().any(Threshold::is_on_errors) }
     }
 
     /// Returns whether the window fails, whatever is still to come.
@@ -50,7 +52,32 @@ impl StopRule {
         reason = "counts of a window are below 2^53"
     )]
     fn overdue(&self, in_flight: u64, age: u64) -> u64 {
-        let younger = (self.rate * age as f64 / SECOND as f64) as u64 + 1;
+        let younger = most(self.rate * age as f64 / SECOND as f64, self.arrivals) as u64 + 1;
         in_flight.saturating_sub(younger)
+    }
+}
+
+/// Returns how many messages are due at most where `expected` are: a Poisson process stays within five standard deviations.
+fn most(expected: f64, arrivals: ArrivalProcess) -> f64 {
+    match arrivals {
+        ArrivalProcess::Even => expected,
+        ArrivalProcess::Poisson => expected + 5.0 * expected.sqrt() + 5.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_with_random_arrivals_may_have_more_messages() {
+        let window = Duration::from_secs(10);
+        let slow_max = |arrivals| {
+            let goal = ["p99<5ms".parse().unwrap_or_else(|reason| unreachable!("{reason}"))];
+            StopRule::new(&goal, 1000.0, arrivals, window).limits.iter().map(|limit| limit.slow_max).collect::<Vec<_>>()
+        };
+        // A hundredth of 10,000, and of 10,505.
+        assert_eq!(slow_max(ArrivalProcess::Even), [101]);
+        assert_eq!(slow_max(ArrivalProcess::Poisson), [106]);
     }
 }

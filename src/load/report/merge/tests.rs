@@ -8,6 +8,7 @@ use super::super::findings::{Excerpt, Finding, FindingKind};
 use super::*;
 use crate::load::ProxyVersion;
 use crate::load::error::{ErrorName, Phase};
+use crate::load::report::StageFigures;
 
 fn histogram(microseconds: impl Iterator<Item = u64>) -> Histogram {
     let mut histogram = Histogram::new();
@@ -170,6 +171,42 @@ fn the_schedule_is_kept_if_every_run_kept_it() {
     assert_eq!(kept([Some(true), Some(true)]), Some(true));
     assert_eq!(kept([Some(true), Some(false)]), Some(false));
     assert_eq!(kept([None, None]), None);
+}
+
+fn stage(seconds: f64, messages: Messages) -> StageFigures {
+    StageFigures {
+        from: 0.1,
+        to: 1000.0,
+        seconds,
+        messages,
+        rate_per_s: Some(500.0),
+        errors: 2,
+        latency_us: histogram(1..=99).summary(),
+        lateness_us: Summary::default(),
+    }
+}
+
+#[test]
+fn the_figures_of_each_stage_are_added_up() {
+    let messages = Messages { due: 50, verified: 49, unanswered: 1, ..Messages::default() };
+    let in_stages = |name| run(name, |run| run.stages = vec![stage(10.0, messages), stage(5.0, messages)]);
+    let thresholds = ["errors[2]>3", "p99[1]>98us"].map(|text| text.parse().unwrap());
+    let merged = merge(&[in_stages("a"), in_stages("b"), in_stages("c")], &thresholds).unwrap();
+    let expected = Messages { due: 150, verified: 147, unanswered: 3, ..Messages::default() };
+    for (stage, seconds) in merged.stages.iter().zip([10.0, 5.0]) {
+        assert_eq!((stage.from, stage.to, stage.seconds), (0.3, 3000.0, seconds));
+        assert_eq!((stage.messages, stage.rate_per_s, stage.errors), (expected, Some(1500.0), 6));
+        assert_eq!((stage.latency_us.count, stage.latency_us.p99), (297, Some(99)));
+    }
+    let failed: Vec<_> = merged.thresholds.iter().filter(|row| row.failed).map(|row| &row.expr[..]).collect();
+    assert_eq!(failed, ["errors[2]>3", "p99[1]>98us"]);
+    let other = run("b", |run| run.stages = vec![stage(10.0, messages), stage(6.0, messages)]);
+    assert_eq!(
+        merge_error(&[in_stages("a"), other]),
+        "b.json: length of the stages is [10.0,6.0], and [10.0,5.0] in a.json"
+    );
+    let error = merge(&[in_stages("a")], &["p99[3]>1s".parse().unwrap()]).unwrap_err().to_string();
+    assert_eq!(error, "p99[3]>1s is on stage 3, and the rate has only 2");
 }
 
 #[test]

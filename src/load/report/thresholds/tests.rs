@@ -83,10 +83,22 @@ fn every_metric_takes_its_unit() {
     ] {
         let threshold = threshold(text);
         let expected = (metric, Bound::Value(bound), text.trim());
-        assert_eq!((threshold.metric, threshold.bound, &threshold.text[..]), expected, "{text}");
+        assert_eq!((threshold.quantity.metric, threshold.bound, &threshold.text[..]), expected, "{text}");
     }
     assert_eq!(threshold("rate<99.5%").bound, Bound::Percent(99.5));
     assert_eq!(threshold("errors > 0.1 %").bound, Bound::Percent(0.1));
+}
+
+#[test]
+fn a_threshold_on_a_stage_does_not_replace_the_default_one() {
+    let threshold = threshold("errors[2]>5");
+    assert_eq!(threshold.quantity, Quantity { metric: Metric::Errors, stage: Some(2) });
+    let mut report = example();
+    evaluate(&mut report, &[threshold]);
+    let rows: Vec<_> = report.thresholds.iter().map(|row| (&row.expr[..], row.value, row.failed)).collect();
+    assert!(rows.contains(&("errors>0", Some(0.0), false)), "{rows:?}");
+    // Without that stage it has no value.
+    assert!(rows.contains(&("errors[2]>5", None, true)), "{rows:?}");
 }
 
 #[test]
