@@ -63,8 +63,8 @@ pub(super) struct LoadOptions {
     #[arg(short, long, help_heading = MESSAGES, value_name = "RATE")]
     rate: Option<Rates>,
 
-    /// How messages of -r follow each other
-    #[arg(long, help_heading = MESSAGES, value_name = "PROCESS", default_value = "even")]
+    /// Spacing of messages of -r: even or poisson
+    #[arg(long, help_heading = MESSAGES, value_name = "PROCESS", default_value = "even", hide_possible_values = true)]
     arrivals: ArrivalName,
 
     /// Messages per connection, instead of -d [churn default: 1]
