@@ -19,10 +19,12 @@ mod stats;
 mod tests;
 mod timers;
 mod token_bucket;
+mod turn;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,11 +37,12 @@ use self::accept::{Acceptor, Listener};
 use self::admission::Admission;
 use self::connect_faults::{ConnectFaults, Open};
 use self::drain::Lifecycle;
-use self::echo::{Core, Echo, EchoReactor, Entry};
-use self::handle::Command;
+use self::echo::{Core, Echo, Entry};
 use self::idle::Timeouts;
 use self::listen::ACCEPTED_INHERITS;
+use self::observer::LocalAddresses;
 use self::timers::Timers;
+use self::turn::EventLoop;
 use crate::fault::{Fault, Rules};
 use crate::memory;
 use crate::reactor::Reactor;
@@ -58,6 +61,8 @@ pub use self::stats::{AcceptErrorStats, ClosedStats, FaultStats, RefusedStats, R
 
 /// An echo server on one readiness loop. It listens on TCP, or on another [transport](crate::transport). It is bound and listening, and serves while [`run`](Self::run) or [`turn`](Self::turn) is
 /// called.
+///
+/// Dropping it closes every connection, with the reason [`CloseReason::Stopped`].
 ///
 /// It starts a thread only in [`spawn`](Self::spawn), installs no signal handler and no logger, and prints nothing. It logs failures
 /// of the system with `log`, under the target `ecoloop`.
@@ -88,9 +93,9 @@ pub use self::stats::{AcceptErrorStats, ClosedStats, FaultStats, RefusedStats, R
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Server<O = (), L: Listen = TcpListener> {
-    reactor: EchoReactor<L>,
-    echo: Echo<O, L>,
+pub struct Server<O: Observer = (), L: Listen = TcpListener> {
+    /// `None` only once it was taken out, which consumes the server.
+    event_loop: Option<EventLoop<O, L>>,
 }
 
 impl Server {
@@ -229,6 +234,7 @@ impl<L: Listen> Server<(), L> {
             admission: Admission::new(&config),
             buffer: vec![0; config.buffer_size].into(),
             timeouts: Timeouts::new(&config),
+            local_addresses: LocalAddresses::default(),
             connections: 0,
             connections_peak: 0,
             lifecycle: Lifecycle::Serving,
@@ -243,43 +249,105 @@ impl<L: Listen> Server<(), L> {
         let mut echo = Echo { core, observer: () };
         // What the sockets were opened for, even if its time is over.
         echo.apply_connect_faults(&mut reactor, started);
-        Ok(Self { reactor, echo })
+        Ok(Self { event_loop: Some(EventLoop { reactor, echo }) })
     }
 
     /// Sets the observer of connection events.
-    pub fn with_observer<O: Observer>(self, observer: O) -> Server<O, L> {
-        Server { reactor: self.reactor, echo: Echo { core: self.echo.core, observer } }
+    pub fn with_observer<O: Observer>(mut self, observer: O) -> Server<O, L> {
+        let event_loop = self.event_loop.take();
+        Server {
+            event_loop: event_loop
+                .map(|EventLoop { reactor, echo }| EventLoop { reactor, echo: Echo { core: echo.core, observer } }),
+        }
     }
 }
 
-impl<O, L: Listen> Server<O, L> {
+impl<O: Observer, L: Listen> Server<O, L> {
+    fn event_loop(&self) -> &EventLoop<O, L> {
+        match &self.event_loop {
+            Some(event_loop) => event_loop,
+            None => unreachable!("a server whose loop was taken is gone"),
+        }
+    }
+
+    fn event_loop_mut(&mut self) -> &mut EventLoop<O, L> {
+        match &mut self.event_loop {
+            Some(event_loop) => event_loop,
+            None => unreachable!("a server whose loop was taken is gone"),
+        }
+    }
+
+    fn core(&self) -> &Core<L> {
+        &self.event_loop().echo.core
+    }
+
     /// Returns the first address that the server is bound to, with the real port if 0 was asked for.
     #[must_use]
     pub fn local_addr(&self) -> L::Address {
-        self.echo.core.local_addrs[0].clone()
+        self.core().local_addrs[0].clone()
     }
 
     /// Returns every address that the server is bound to.
     #[must_use]
     pub fn local_addrs(&self) -> &[L::Address] {
-        &self.echo.core.local_addrs
+        &self.core().local_addrs
     }
 
     /// Returns a handle, which commands the server and reads its counters from any thread.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        self.echo.core.handle.clone()
+        self.core().handle.clone()
     }
 
     /// Returns the observer.
     pub fn observer(&self) -> &O {
-        &self.echo.observer
+        &self.event_loop().echo.observer
+    }
+
+    /// Returns the observer, to alter it between turns.
+    pub fn observer_mut(&mut self) -> &mut O {
+        &mut self.event_loop_mut().echo.observer
+    }
+
+    /// Closes every connection, with the reason [`CloseReason::Stopped`], and returns the observer.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the observer panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ecoloop::{Config, Observer, Peer, Server};
+    ///
+    /// #[derive(Default)]
+    /// struct Count(u64);
+    ///
+    /// impl Observer for Count {
+    ///     fn opened(&mut self, _: Peer) {
+    ///         self.0 += 1;
+    ///     }
+    /// }
+    ///
+    /// let mut server = Server::bind("127.0.0.1:0", Config::default())?.with_observer(Count::default());
+    /// server.handle().drain();
+    /// server.run()?;
+    /// let count = server.into_observer();
+    /// assert_eq!(count.0, 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn into_observer(mut self) -> O {
+        self.event_loop_mut().close();
+        match self.event_loop.take() {
+            Some(event_loop) => event_loop.echo.observer,
+            None => unreachable!("a server whose loop was taken is gone"),
+        }
     }
 
     /// Returns the counters, and the time since the bind.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.echo.core.handle.report()
+        self.core().handle.report()
     }
 
     /// Returns the time by which to call [`turn`](Self::turn) even if the descriptor is not readable: *now* while work is left over
@@ -289,17 +357,15 @@ impl<O, L: Listen> Server<O, L> {
     /// `None` or later than now, and then waits for both.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.echo.core.lifecycle.is_finished() {
+        if self.core().lifecycle.is_finished() {
             None
-        } else if self.reactor.has_pending() {
+        } else if self.event_loop().reactor.has_pending() {
             Some(Instant::now())
         } else {
-            self.echo.core.earliest_deadline()
+            self.core().earliest_deadline()
         }
     }
-}
 
-impl<O: Observer, L: Listen> Server<O, L> {
     /// Serves until a [`Handle`] drains or stops the server, and returns the report.
     ///
     /// # Errors
@@ -315,7 +381,7 @@ impl<O: Observer, L: Listen> Server<O, L> {
     /// # Errors
     ///
     /// - The system refuses the thread.
-    pub fn spawn(self) -> io::Result<Running<L>>
+    pub fn spawn(self) -> io::Result<Running<O, L>>
     where
         O: Send + 'static,
         L: Send + 'static,
@@ -324,7 +390,8 @@ impl<O: Observer, L: Listen> Server<O, L> {
     {
         let mut server = self;
         let (local_addrs, handle) = (server.local_addrs().to_owned(), server.handle());
-        let thread = thread::Builder::new().name("ecoloop".to_owned()).spawn(move || server.run())?;
+        let run = move || (server.run(), server.into_observer());
+        let thread = thread::Builder::new().name("ecoloop".to_owned()).spawn(run)?;
         Ok(Running { local_addrs, handle, thread: Some(thread) })
     }
 
@@ -334,6 +401,11 @@ impl<O: Observer, L: Listen> Server<O, L> {
     /// # Errors
     ///
     /// - The poll itself fails, which no peer can cause.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the observer panics. Call it again after you have caught that: every other connection is served as if nothing had
+    /// happened. The connection that was served may have lost what it had received, or an event.
     ///
     /// # Examples
     ///
@@ -349,99 +421,7 @@ impl<O: Observer, L: Listen> Server<O, L> {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Turn> {
-        let timeout = self.run_timers(timeout);
-        if self.echo.core.lifecycle.is_finished() {
-            return Ok(Turn::Finished);
-        }
-        self.echo.observer.waiting();
-        self.wait(timeout)?;
-        self.echo.observer.woken(self.reactor.event_count());
-        if self.echo.core.handle.is_ending() {
-            self.handle_command();
-        }
-        self.reactor.serve(self.echo.core.config.reads_per_turn, &mut self.echo);
-        self.resume_listeners();
-        if self.echo.core.connections == 0 {
-            if self.echo.core.lifecycle.is_draining() {
-                self.echo.finish(&mut self.reactor, CloseReason::Drained);
-            } else if self.echo.core.connections_peak > 0 {
-                self.echo.trim(&mut self.reactor);
-            }
-        }
-        Ok(self.echo.core.lifecycle.into())
-    }
-
-    /// Waits for events, at most for `timeout`. Polls without blocking first, for the configured time.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-        if self.echo.core.config.spin.is_zero() { self.reactor.wait(timeout) } else { self.spin(timeout) }
-    }
-
-    #[inline(never)]
-    fn spin(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-        let spin = self.echo.core.config.spin.min(timeout.unwrap_or(Duration::MAX));
-        let start = Instant::now();
-        loop {
-            let is_ready = self.reactor.wait(Some(Duration::ZERO))?;
-            let elapsed = start.elapsed();
-            if is_ready {
-                return Ok(true);
-            }
-            if timeout.is_some_and(|timeout| elapsed >= timeout) {
-                return Ok(false);
-            }
-            if elapsed >= spin {
-                return self.reactor.wait(timeout.map(|timeout| timeout.saturating_sub(elapsed)));
-            }
-        }
-    }
-
-    #[cold]
-    fn handle_command(&mut self) {
-        match (self.echo.core.handle.command(), self.echo.core.lifecycle) {
-            (Command::Drain, Lifecycle::Serving) => self.echo.begin_drain(&mut self.reactor),
-            (Command::Stop, _) => self.echo.finish(&mut self.reactor, CloseReason::Stopped),
-            _ => {}
-        }
-    }
-
-    /// Runs expired timers and returns the poll timeout. Reads no clock if no timer is set.
-    fn run_timers(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.echo.core.deadlines().iter().any(Option::is_some) { self.run_expired(timeout) } else { timeout }
-    }
-
-    #[inline(never)]
-    fn run_expired(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        let now = Instant::now();
-        let is_expired = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if is_expired(self.echo.core.acceptor.retry_at()) {
-            self.echo.core.acceptor.resume();
-        }
-        if is_expired(self.echo.core.hand.map(|hand| hand.deadline())) {
-            self.echo.advance_hand(&mut self.reactor, now);
-            if self.echo.core.connections == 0 {
-                // Before the wait, which may be long.
-                self.echo.trim(&mut self.reactor);
-            }
-        }
-        if is_expired(self.echo.core.timers.next_at()) {
-            self.echo.serve_expired(&mut self.reactor, now);
-        }
-        if is_expired(self.echo.core.connect_faults.next_at) {
-            self.echo.apply_connect_faults(&mut self.reactor, now);
-        }
-        if is_expired(self.echo.core.lifecycle.deadline()) {
-            self.echo.finish(&mut self.reactor, CloseReason::Cut);
-        }
-        self.resume_listeners();
-        let wait = self.echo.core.earliest_deadline().map(|at| at.saturating_duration_since(now));
-        [timeout, wait].into_iter().flatten().min()
-    }
-
-    /// Queues the listeners, if connections were left in their backlogs for the next turn.
-    fn resume_listeners(&mut self) {
-        for key in self.echo.core.acceptor.take_unfinished() {
-            self.reactor.resume(key);
-        }
+        self.event_loop_mut().turn(timeout)
     }
 }
 
@@ -456,9 +436,32 @@ pub(crate) fn bind_tcp(addresses: &[SocketAddr], config: &Config) -> io::Result<
     Ok(sockets)
 }
 
-impl<O, L: Listen> AsFd for Server<O, L> {
+impl<O: Observer, L: Listen> AsFd for Server<O, L> {
     /// Returns the poll's descriptor, which is readable while there are events. See [`Server::next_deadline`].
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reactor.as_fd()
+        self.event_loop().reactor.as_fd()
+    }
+}
+
+impl<O: Observer, L: Listen> Drop for Server<O, L> {
+    /// Closes every connection, with the reason [`CloseReason::Stopped`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if the observer panics, unless the thread is panicking already.
+    fn drop(&mut self) {
+        if let Some(mut event_loop) = self.event_loop.take() {
+            let closed = panic::catch_unwind(AssertUnwindSafe(|| event_loop.close()));
+            resume_panic(closed);
+        }
+    }
+}
+
+/// Goes on with the panic that `result` has caught, unless the thread is panicking already: a second one would abort the process.
+fn resume_panic<T>(result: thread::Result<T>) {
+    if let Err(payload) = result
+        && !thread::panicking()
+    {
+        panic::resume_unwind(payload);
     }
 }

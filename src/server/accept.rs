@@ -238,6 +238,11 @@ impl<L: Listen> Acceptor<L> {
         self.unfinished |= std::mem::take(&mut self.paused);
     }
 
+    /// Looks at the backlogs in the next turn: a panic has ended a burst of accepts.
+    pub(super) fn accept_again(&mut self) {
+        self.unfinished = true;
+    }
+
     /// Returns the keys of the listeners if the next turn must accept without an event, else none. The request is taken.
     ///
     /// Listeners take turns: with room for one connection the first in the order would starve the others.

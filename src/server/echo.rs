@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{self, AssertUnwindSafe};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -16,7 +17,7 @@ use super::drain::{self, Lifecycle};
 use super::faulted::Faulted;
 use super::handle::Handle;
 use super::idle::{self, Hand, Timeouts, Visit};
-use super::observer::{CloseReason, Observer, Peer};
+use super::observer::{CloseReason, LocalAddresses, Observer, Peer};
 use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
 use super::stats::Counters;
 use super::timers::Timers;
@@ -42,6 +43,7 @@ pub(super) struct Core<L: Listen> {
     pub(super) admission: Admission,
     /// The buffer of every read: a connection has none of its own.
     pub(super) buffer: Box<[u8]>,
+    pub(super) local_addresses: LocalAddresses,
     /// Open connections.
     pub(super) connections: usize,
     /// The most that were open since none was.
@@ -152,7 +154,7 @@ impl<O: Observer, L: Listen> Handler<Entry<L::Stream>> for Echo<O, L> {
     #[inline(always)]
     fn ready(&mut self, key: usize, entry: &mut Entry<L::Stream>, ready: Ready) -> Next<Act> {
         let Entry::Connection { connection, address } = entry else { return self.on_other_ready(key, entry, ready) };
-        let peer = || Peer::new(key, *address);
+        let peer = || self.core.local_addresses.peer(key, *address);
         self.observer.serving(key);
         let mut tally = Tally { counters: self.core.handle.counters(), peer, observer: &mut self.observer };
         let outcome = if L::Stream::IS_TCP_SOCKET {
@@ -232,20 +234,33 @@ impl<O: Observer, L: Listen> Echo<O, L> {
                 return Ok(false);
             }
             listener.configure(&stream, &core.config)?;
-            if core.config.proxy_protocol {
+            // Fails if the peer has reset the connection.
+            let local_address = if self.observer.needs_local_address() {
+                SockRef::from(&stream).local_addr().ok().and_then(|address| address.as_socket())
+            } else {
+                None
+            };
+            let mut opened = None;
+            let key = if core.config.proxy_protocol {
                 let wrap = |stream| Entry::AwaitingHeader(AwaitingHeader::new(stream, address));
-                reactor.insert(stream, INTEREST, wrap)?;
+                reactor.insert(stream, INTEREST, wrap)?
             } else {
                 let drawn = core.rules.draw(core.handle.counters().accepted.get() + 1, address.ip());
                 let key = reactor.insert(stream, INTEREST, |stream| Entry::connection(stream, address, &drawn))?;
                 core.admission.opened(address);
                 core.handle.counters().accepted.add(1);
-                report_opened(&mut self.observer, reactor, Peer::new(key, address), &drawn.faults);
-            }
+                opened = Some(drawn.faults);
+                key
+            };
+            core.local_addresses.set(key, local_address);
             core.connections += 1;
             core.connections_peak = core.connections_peak.max(core.connections);
             if core.hand.is_none() {
                 core.hand = core.timeouts.map(|timeouts| Hand::new(timeouts.period, Instant::now(), reactor));
+            }
+            // Last: the observer may panic.
+            if let Some(faults) = opened {
+                report_opened(&mut self.observer, reactor, core.local_addresses.peer(key, address), &faults);
             }
             Ok(true)
         });
@@ -272,9 +287,9 @@ impl<O: Observer, L: Listen> Echo<O, L> {
         if self.core.admission.admit(address, &self.core.handle.counters().refused) {
             let number = self.core.handle.counters().accepted.get() + 1;
             let drawn = self.core.rules.draw(number, address.ip());
-            self.open(reactor, key, Some((address, drawn)));
             // No further event reports the bytes behind the header.
             reactor.report(key, ready | Ready::READABLE);
+            self.open(reactor, key, Some((address, drawn)));
         } else {
             reset_on_close(&awaiting.stream);
             reactor.remove(key);
@@ -292,18 +307,22 @@ impl<O: Observer, L: Listen> Echo<O, L> {
             Entry::AwaitingHeader(awaiting) => Entry::connection(awaiting.stream, address, &drawn),
             entry => entry,
         });
-        self.core.admission.opened(address);
-        self.core.handle.counters().accepted.add(1);
-        report_opened(&mut self.observer, reactor, Peer::new(key, address), &drawn.faults);
+        self.count_opened(address);
+        report_opened(&mut self.observer, reactor, self.core.local_addresses.peer(key, address), &drawn.faults);
     }
 
-    /// Counts and reports the reason, then closes. The key is free from the next turn on.
+    /// Counts and reports the reason, then closes, even if the observer panics. The key is free from the next turn on.
     pub(super) fn close(&mut self, reactor: &mut EchoReactor<L>, key: usize, reason: CloseReason) {
-        self.open(reactor, key, None);
         let Some(mut entry) = reactor.remove(key) else { return };
+        let mut is_new = false;
         let address = match &mut entry {
-            Entry::Listener(_) | Entry::AwaitingHeader(_) => return,
+            Entry::Listener(_) => return,
             Entry::Connection { address, .. } => *address,
+            Entry::AwaitingHeader(awaiting) => {
+                is_new = true;
+                self.count_opened(awaiting.address);
+                awaiting.address
+            }
             Entry::Faulted(faulted) => {
                 self.core.timers.set(key, &mut faulted.timer, None);
                 faulted.address
@@ -312,12 +331,22 @@ impl<O: Observer, L: Listen> Echo<O, L> {
         self.core.connections -= 1;
         self.core.admission.closed(address);
         self.core.handle.counters().closed(reason).add(1);
-        self.observer.closed(Peer::new(key, address), reason);
         if !L::Stream::IS_TCP_SOCKET && matches!(reason, CloseReason::EndOfStream | CloseReason::Idle) {
             entry.shutdown();
         }
-        drop(entry);
         self.core.acceptor.resume();
+        // Last: the observer may panic.
+        let peer = self.core.local_addresses.peer(key, address);
+        if is_new {
+            self.observer.opened(peer);
+        }
+        self.observer.closed(peer, reason);
+        drop(entry);
+    }
+
+    fn count_opened(&mut self, address: SocketAddr) {
+        self.core.admission.opened(address);
+        self.core.handle.counters().accepted.add(1);
     }
 
     /// Visits the next connections. One on which no byte moves is closed, or gets FIN in a drain.
@@ -381,30 +410,38 @@ impl<O: Observer, L: Listen> Echo<O, L> {
         if self.core.connections_peak >= TRIM_THRESHOLD {
             reactor.shrink_to_fit();
             self.core.admission.shrink_to_fit();
+            self.core.local_addresses.clear();
         }
         self.core.connections_peak = 0;
     }
 
-    /// Closes every socket.
+    /// Closes every socket. A panic of the observer goes on when all are closed.
     pub(super) fn finish(&mut self, reactor: &mut EchoReactor<L>, reason: CloseReason) {
         self.core.lifecycle = Lifecycle::Finished;
         self.core.hand = None;
         self.close_listeners(reactor);
         let keys: Vec<_> = reactor.iter_mut().map(|(key, _)| key).collect();
+        let mut panicked = None;
         for key in keys {
-            self.close(reactor, key, reason);
+            let closed = panic::catch_unwind(AssertUnwindSafe(|| self.close(reactor, key, reason)));
+            panicked = panicked.or(closed.err());
         }
         reactor.shrink_to_fit();
+        if let Some(payload) = panicked {
+            panic::resume_unwind(payload);
+        }
     }
 }
 
 /// Tells the observer of a connection that is open now, and of its faults.
 fn report_opened<T>(observer: &mut impl Observer, reactor: &mut Reactor<T>, peer: Peer, faults: &[Fault]) {
+    if !faults.is_empty() {
+        // It may have something to do already, or a deadline.
+        reactor.resume(peer.key);
+    }
     observer.opened(peer);
     for fault in faults {
         observer.faulted(peer, fault);
-        // It may have something to do already, or a deadline.
-        reactor.resume(peer.key);
     }
 }
 

@@ -9,7 +9,7 @@ use socket2::SockRef;
 use super::connection::{Connection, Outcome, Sink};
 use super::echo::{Act, Echo, EchoReactor, Entry, Tally, reset_on_close};
 use super::idle::Watched;
-use super::observer::{CloseReason, Observer, Peer};
+use super::observer::{CloseReason, Observer};
 use super::stats::Counters;
 use crate::fault::{Drawn, End, FaultyStream};
 use crate::reactor::{INTEREST, Next};
@@ -53,7 +53,7 @@ enum Step {
 impl<O: Observer, L: Listen> Echo<O, L> {
     pub(super) fn serve_faulted(&mut self, key: usize, faulted: &mut Faulted<L::Stream>, ready: Ready) -> Next<Act> {
         let (counters, address) = (self.core.handle.counters(), faulted.address);
-        let peer = || Peer::new(key, address);
+        let peer = || self.core.local_addresses.peer(key, address);
         self.observer.serving(key);
         let mut tally = Tally { counters, peer, observer: &mut self.observer };
         let step = faulted.serve(ready, &mut self.core.buffer, &mut tally, counters);

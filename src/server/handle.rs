@@ -89,6 +89,11 @@ impl Handle {
     fn send(&self, command: Command) {
         // Before the wake: the loop reads the command after its wait.
         self.0.command.fetch_max(command as u8, Ordering::Release);
+        self.wake();
+    }
+
+    /// Ends the wait of the loop, or the next one.
+    pub(super) fn wake(&self) {
         if let Err(error) = self.0.waker.wake() {
             log::warn!(target: LOG_TARGET, "cannot wake the loop: {error}; the command takes effect at the next event");
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::fault::Fault;
 
@@ -14,14 +15,68 @@ pub struct Peer {
     /// The address that accept(2) returned, or the source that the connection's PROXY header announced: see
     /// [`Config::proxy_protocol`](crate::Config::proxy_protocol). [`NO_ADDRESS`](Self::NO_ADDRESS) if it has none.
     pub address: SocketAddr,
+    /// The address that the peer has connected to, if [`Observer::needs_local_address`].
+    pub local_address: Option<SocketAddr>,
 }
 
 impl Peer {
     /// The address of a peer that has no IP address, such as one of a Unix socket: 0.0.0.0, port 0.
     pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-    pub(super) fn new(key: usize, address: SocketAddr) -> Self {
-        Self { key, address }
+    /// Returns a peer without a local address, such as a test of an observer needs.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ecoloop::{CloseReason, Observer, Peer};
+    ///
+    /// #[derive(Default)]
+    /// struct Closed(Vec<usize>);
+    ///
+    /// impl Observer for Closed {
+    ///     fn closed(&mut self, peer: Peer, _: CloseReason) {
+    ///         self.0.push(peer.key);
+    ///     }
+    /// }
+    ///
+    /// let mut closed = Closed::default();
+    /// closed.closed(Peer::new(7, "192.0.2.1:40000".parse()?), CloseReason::Idle);
+    /// assert_eq!(closed.0, [7]);
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
+    #[must_use]
+    pub fn new(key: usize, address: SocketAddr) -> Self {
+        Self { key, address, local_address: None }
+    }
+
+    /// Returns the same peer with a local address.
+    #[must_use]
+    pub fn with_local_address(self, local_address: SocketAddr) -> Self {
+        Self { local_address: Some(local_address), ..self }
+    }
+}
+
+/// The local addresses of the open connections, by key, for an observer that needs them.
+#[derive(Debug, Default)]
+pub(super) struct LocalAddresses(Vec<Option<SocketAddr>>);
+
+impl LocalAddresses {
+    pub(super) fn set(&mut self, key: usize, address: Option<SocketAddr>) {
+        if self.0.len() <= key && address.is_some() {
+            self.0.resize(key + 1, None);
+        }
+        if let Some(entry) = self.0.get_mut(key) {
+            *entry = address;
+        }
+    }
+
+    #[inline]
+    pub(super) fn peer(&self, key: usize, address: SocketAddr) -> Peer {
+        Peer { key, address, local_address: self.0.get(key).copied().flatten() }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0 = Vec::new();
     }
 }
 
@@ -32,6 +87,9 @@ impl Peer {
 ///
 /// Every method has an empty default, and `()` costs nothing. A method must not block: the server serves no connection while it
 /// runs.
+///
+/// A tuple calls each of its observers, in order. An `Arc<Mutex<O>>` is locked for each call, so that another thread can look at it:
+/// keep the lock there for a short time.
 ///
 /// # Examples
 ///
@@ -52,6 +110,12 @@ impl Peer {
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub trait Observer {
+    /// Returns whether [`Peer::local_address`] is looked up when a connection is accepted. That takes a getsockname(2) and 32 bytes a
+    /// connection.
+    fn needs_local_address(&self) -> bool {
+        false
+    }
+
     /// The server is about to wait for events.
     fn waiting(&mut self) {}
 
@@ -96,13 +160,98 @@ pub trait Observer {
         let _ = peer;
     }
 
-    /// The connection is about to be closed. It is the last event of this connection.
+    /// The connection is about to be closed. It is the last event of this connection, and each has it, also when the server is dropped.
     fn closed(&mut self, peer: Peer, reason: CloseReason) {
         let _ = (peer, reason);
     }
 }
 
 impl Observer for () {}
+
+/// Implements every method: each of `$observer` is called.
+macro_rules! forward {
+    ($self:ident => $($observer:expr),+) => {
+        #[inline]
+        fn needs_local_address(&$self) -> bool {
+            $($observer.needs_local_address())||+
+        }
+
+        #[inline]
+        fn waiting(&mut $self) {
+            $($observer.waiting();)+
+        }
+
+        #[inline]
+        fn woken(&mut $self, events: usize) {
+            $($observer.woken(events);)+
+        }
+
+        #[inline]
+        fn serving(&mut $self, key: usize) {
+            $($observer.serving(key);)+
+        }
+
+        #[inline]
+        fn served(&mut $self, key: usize) {
+            $($observer.served(key);)+
+        }
+
+        #[inline]
+        fn opened(&mut $self, peer: Peer) {
+            $($observer.opened(peer);)+
+        }
+
+        #[inline]
+        fn faulted(&mut $self, peer: Peer, fault: &Fault) {
+            $($observer.faulted(peer, fault);)+
+        }
+
+        #[inline]
+        fn received(&mut $self, peer: Peer, data: &[u8]) {
+            $($observer.received(peer, data);)+
+        }
+
+        #[inline]
+        fn sent(&mut $self, peer: Peer, length: usize) {
+            $($observer.sent(peer, length);)+
+        }
+
+        #[inline]
+        fn ended(&mut $self, peer: Peer) {
+            $($observer.ended(peer);)+
+        }
+
+        #[inline]
+        fn closed(&mut $self, peer: Peer, reason: CloseReason) {
+            $($observer.closed(peer, reason);)+
+        }
+    };
+}
+
+impl<O: Observer + ?Sized> Observer for &mut O {
+    forward!(self => (**self));
+}
+
+impl<O: Observer + ?Sized> Observer for Box<O> {
+    forward!(self => (**self));
+}
+
+/// A lock that a panic has poisoned is used all the same: the panic goes on where it was.
+impl<O: Observer + ?Sized> Observer for Arc<Mutex<O>> {
+    forward!(self => self.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    forward!(self => self.0, self.1);
+}
+
+impl<A: Observer, B: Observer, C: Observer> Observer for (A, B, C) {
+    forward!(self => self.0, self.1, self.2);
+}
+
+impl<A: Observer, B: Observer, C: Observer, D: Observer> Observer for (A, B, C, D) {
+    forward!(self => self.0, self.1, self.2, self.3);
+}
 
 /// Why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +272,7 @@ pub enum CloseReason {
     Drained,
     /// The server drained, and [`Config::drain_timeout`](crate::Config::drain_timeout) passed before the peer's FIN.
     Cut,
-    /// The server was stopped.
+    /// The server was stopped or dropped.
     Stopped,
     /// A rule of [`Config::faults`](crate::Config::faults) reset it, or sent FIN and the peer followed.
     Fault,

@@ -46,7 +46,7 @@ fn counts(server: &Running) -> Vec<(&'static str, u64)> {
 }
 
 #[track_caller]
-fn await_closed(server: &Running, count: u64) {
+fn await_closed<O>(server: &Running<O>, count: u64) {
     eventually("the close", || server.handle().stats().closed.total() == count);
 }
 

@@ -33,6 +33,8 @@ mod manual;
 mod merge;
 mod metrics;
 mod narration;
+mod observers;
+mod panics;
 #[cfg(feature = "load")]
 mod proxies;
 mod proxy_protocol;

@@ -37,7 +37,7 @@ fn bind_recording(change: impl FnOnce(&mut Config)) -> (Server<Recorder>, Record
 }
 
 #[track_caller]
-fn serve_recording(change: impl FnOnce(&mut Config)) -> (Running, Recorder) {
+fn serve_recording(change: impl FnOnce(&mut Config)) -> (Running<Recorder>, Recorder) {
     let (server, recorder) = bind_recording(change);
     (server.spawn().unwrap(), recorder)
 }

@@ -336,7 +336,7 @@ impl Ended {
 
 /// Waits until a server that drains or stops has finished.
 #[track_caller]
-pub(crate) fn join(running: Running) -> Report {
+pub(crate) fn join<O: Send + 'static>(running: Running<O>) -> Report {
     let (sender, report) = mpsc::channel();
     thread::spawn(move || {
         // Fails if the test has given up.

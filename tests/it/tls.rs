@@ -18,7 +18,7 @@ mod example;
 type Client = StreamOwned<ClientConnection, TcpStream>;
 
 #[track_caller]
-fn serve_tls(config: Config) -> (Running<TlsListener>, Arc<ClientConfig>) {
+fn serve_tls(config: Config) -> (Running<(), TlsListener>, Arc<ClientConfig>) {
     let (server, client) = new_certificate().unwrap();
     let listeners = TlsListener::bind("127.0.0.1:0".parse().unwrap(), &config, &server).unwrap();
     (Server::from_transport(listeners, config).unwrap().spawn().unwrap(), client)
