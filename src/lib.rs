@@ -3,30 +3,214 @@
 //! The server returns every byte that a client sends, in order. When the client closes its direction, the server closes the other. A
 //! client that stops reading stalls only itself.
 //!
-//! ```no_run
-//! let report = ecoloop::Server::bind("127.0.0.1:5000", ecoloop::Config::default())?.run()?;
-//! println!("{} connections", report.stats.accepted);
+//! This page is the manual: each section has an example to start from, and names the types with the details.
+//!
+//! # A first server
+//!
+//! [`Server::bind`] opens the listening sockets, and [`Server::spawn`] serves on a thread of its own. The [`Running`] that it returns
+//! has the address and the counters, and stops the server when it is dropped: that is a server for a test.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::TcpStream;
+//!
+//! use ecoloop::{Config, Server};
+//!
+//! let server = Server::bind("127.0.0.1:0", Config::default())?.spawn()?;
+//!
+//! let mut client = TcpStream::connect(server.local_addr())?;
+//! client.write_all(b"hola")?;
+//! let mut echo = [0; 4];
+//! client.read_exact(&mut echo)?;
+//! assert_eq!(&echo, b"hola");
+//! assert_eq!(server.stats().accepted, 1);
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! - [`Server`] is the echo server: on your thread, on its own, or one turn at a time in another event loop.
-//! - [`transport`] is what it listens on: TCP, Unix sockets, or a transport of your own, such as TLS.
-//! - [`Connection`] is one connection's echo over any non-blocking stream.
-//! - [`Reactor`] is the event loop without a protocol.
-//! - [`fault`] has rules by which the server misbehaves on purpose, for tests of clients and proxies.
-//! - `load`, with the feature `load`, is the load generator. `check`, with the same feature, is a grader of echo servers, and `host`
-//!   finds the limits of this machine. On systems other than Linux and Android the feature has no effect.
+//! [`Server::run`] serves on the thread that calls it. [`Server::from_listener`] takes a socket that listens already.
+//!
+//! # In your own loop
+//!
+//! [`Server::turn`] takes one turn: it waits at most for the time that it is given, and serves what is ready. To nest the server in
+//! another event loop, wait there for the descriptor of [`Server::as_fd`](std::os::fd::AsFd::as_fd) and until
+//! [`Server::next_deadline`], and call `turn` without a wait:
+//!
+//! ```
+//! use std::time::{Duration, Instant};
+//!
+//! use ecoloop::{Config, Server, Turn};
+//!
+//! let mut server = Server::bind("127.0.0.1:0", Config::default())?;
+//! let handle = server.handle();
+//! while server.turn(Some(Duration::ZERO))? == Turn::Running {
+//!     let wait = server.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+//!     // Here the outer loop waits for `server.as_fd()` and its own sources, at most for `wait`.
+//!     # assert!(wait.is_none_or(|wait| wait < Duration::from_secs(1)));
+//!     # handle.stop();
+//! }
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! An outer poll that is edge-triggered (mio, tokio's `AsyncFd`) must not block while `next_deadline` is *now*.
+//!
+//! # Watching
+//!
+//! [`Handle::stats`] and [`Running::stats`] return the counters from any thread. An [`Observer`] is called for each connection and
+//! each read, on the server's thread. Boxes, references, tuples and `Arc<Mutex<_>>` of observers are observers too.
+//!
+//! ```
+//! use std::io::Write;
+//! use std::net::{Shutdown, TcpStream};
+//!
+//! use ecoloop::{CloseReason, Config, Observer, Peer, Server};
+//!
+//! #[derive(Default)]
+//! struct Log(Vec<String>);
+//!
+//! impl Observer for Log {
+//!     fn received(&mut self, _: Peer, data: &[u8]) {
+//!         self.0.push(format!("{} bytes", data.len()));
+//!     }
+//!
+//!     fn closed(&mut self, _: Peer, reason: CloseReason) {
+//!         self.0.push(format!("{reason:?}"));
+//!     }
+//! }
+//!
+//! let server = Server::bind("127.0.0.1:0", Config::default())?.with_observer(Log::default()).spawn()?;
+//! let mut client = TcpStream::connect(server.local_addr())?;
+//! client.write_all(b"hola")?;
+//! client.shutdown(Shutdown::Write)?;
+//! let (_, log) = server.shutdown()?;
+//! assert_eq!(log.0, ["4 bytes", "EndOfStream"]);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! Failures of the system, such as a lack of descriptors, are logged with the crate `log`, under the target `ecoloop`.
+//!
+//! # Stopping
+//!
+//! [`Handle::drain`] shuts down gracefully: the server accepts no new connections, keeps echoing, closes each connection once it is
+//! silent, and the rest at [`Config::drain_timeout`]. [`Handle::stop`] closes every connection immediately. [`Running::shutdown`]
+//! drains, waits, and returns the counters and the observer. Each connection is closed for a [`CloseReason`], which is counted.
 //!
 //! # Limits
 //!
-//! Every buffer and queue has a documented limit: see [`Config`]. An idle connection takes 56 bytes of this process on a 64-bit
-//! system, and one with pending output at most one buffer more. When the last connection has closed, the memory of a peak is returned
-//! to the system. With glibc it stays with the allocator, for the next peak, if the process has freed a larger block before; setting
-//! `MALLOC_MMAP_THRESHOLD_` in the environment prevents that (mallopt(3), `M_MMAP_THRESHOLD`).
+//! Every buffer and queue has a documented limit: see [`Config`], which also limits connections, sources, rates and times.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use ecoloop::{Config, Server, SourceLimit, WhenFull};
+//!
+//! let mut config = Config::default();
+//! config.max_connections = 10_000;
+//! config.when_full = WhenFull::Reset;
+//! config.max_per_source = Some(SourceLimit::new(100));
+//! config.idle_timeout = Some(Duration::from_secs(60));
+//! let server = Server::bind("127.0.0.1:0", config)?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! An idle connection takes 56 bytes of this process on a 64-bit system, and one with pending output at most one buffer more. When the
+//! last connection has closed, the memory of a peak is returned to the system. With glibc it stays with the allocator, for the next
+//! peak, if the process has freed a larger block before; setting `MALLOC_MMAP_THRESHOLD_` in the environment prevents that
+//! (mallopt(3), `M_MMAP_THRESHOLD`).
+//!
+//! # Faults
+//!
+//! [`Config::faults`] has rules by which the server misbehaves on purpose, for tests of clients and proxies: see [`fault`].
+//!
+//! ```
+//! use ecoloop::{Config, Server};
+//!
+//! let mut config = Config::default();
+//! config.faults = vec!["reset=1000,p=5%".parse()?, "delay=5ms..20ms".parse()?];
+//! let server = Server::bind("127.0.0.1:0", config)?.spawn()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Other transports
+//!
+//! `Server::bind_unix` listens on Unix sockets, and [`Server::from_transport`] on what you write: see [`transport`]. [`Connection`] is
+//! the echo of one connection over any non-blocking stream, such as a script of short reads in a test. [`Reactor`] is the event loop
+//! without a protocol.
+//!
+//! # Load
+//!
+//! With the feature `load`, [`load`] drives an echo server, verifies every byte, and measures latency from the scheduled send time:
+//!
+//! ```
+//! # #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))] {
+//! use std::time::Duration;
+//!
+//! use ecoloop::load::{self, Interrupt, ProgressCell};
+//!
+//! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
+//! let mut config = load::Config::new(vec![server.local_addr()]);
+//! config.connections = 10;
+//! config.duration = Duration::from_millis(100);
+//! let report = load::run(config, &Interrupt::default(), &ProgressCell::default())?;
+//! assert!(report.errors.is_empty());
+//! # }
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # Check
+//!
+//! With the same feature, [`check`] grades an echo server, anyone's, and [`host`] lists the limits of this machine that prevent a
+//! number of connections.
+//!
+//! ```
+//! # #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))] {
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use ecoloop::check::{Grade, Grader};
+//!
+//! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
+//! let mut grader = Grader::new(vec![server.local_addr()]);
+//! grader.checks.retain(|check| check.level() == 1);
+//! let results = grader.run(&AtomicBool::new(false), |_| ())?;
+//! assert!(results.iter().all(|graded| graded.grade != Grade::Fails));
+//! # }
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `load` | yes | [`load`], [`check`], [`host`] and `address`, on Linux and Android |
+//! | `raw-syscalls` | with `load` or `cli` | on Linux and Android, recv(2) and send(2) that bypass the C library: less CPU for a message |
+//! | `cli` | yes | the program `ecoloop`; nothing of the library but `address` |
+//!
+//! The server alone needs seven crates:
+//!
+//! ```toml
+//! [dependencies]
+//! ecoloop = { version = "0.2", default-features = false }
+//! ```
+//!
+//! # Stability
+//!
+//! Versions follow [Semantic Versioning](https://semver.org): before 1.0, a change that breaks a user's build is a new minor version.
+//!
+//! - Types of other crates in the public interface are part of it: those of [`mio`] that [`Reactor`] and [`transport`] use, and
+//!   [`IpNet`] of the crate `ipnet`. Both are re-exported. Their next major version is a breaking change of this crate.
+//! - The texts of errors and of the log may change in any version. The names in reports, such as those of
+//!   [`ClosedStats::by_reason`], do not.
+//!
+//! # Minimum supported Rust version
+//!
+//! Rust 1.88. A newer one is required only by a new minor version.
 //!
 //! # What it is not
 //!
 //! There is no TLS but in an example, no UDP and no async runtime. Linux is tested. FreeBSD and macOS are type-checked.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Some links of the manual need the feature `load`.
+#![cfg_attr(not(feature = "load"), allow(rustdoc::broken_intra_doc_links))]
 
 #[cfg(not(unix))]
 compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file descriptor");
@@ -54,6 +238,7 @@ pub mod units;
 
 pub use fault::Fault;
 pub use ipnet::IpNet;
+pub use mio;
 pub use reactor::{Handler, INTEREST, Next, Reactor};
 pub use ready::Ready;
 pub use server::{
