@@ -7,13 +7,11 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use ecoloop::load::{Config, Interrupt, ProgressCell, run};
+//! use ecoloop::load::Run;
 //!
 //! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
-//! let mut config = Config::new(vec![server.local_addr()]);
-//! config.connections = 10;
-//! config.duration = Duration::from_millis(100);
-//! let report = run(config, &Interrupt::default(), &ProgressCell::default())?;
+//! let load = Run::new([server.local_addr()]).connections(10).duration(Duration::from_millis(100)).spawn()?;
+//! let report = load.join()?;
 //! assert_eq!((report.connections.held, report.errors.len()), (10, 0));
 //! # Ok::<(), std::io::Error>(())
 //! ```
@@ -37,6 +35,7 @@ mod proxy_protocol;
 mod rank;
 mod reconnects;
 pub mod report;
+mod running;
 mod schedule;
 pub mod search;
 mod session;
@@ -62,12 +61,14 @@ pub use self::progress::{Progress, ProgressCell, Step};
 pub use self::proxy_protocol::ProxyVersion;
 pub use self::rank::Rank;
 pub use self::report::{Histogram, Mode, Percentile, Report, Threshold, merge, merge_ranks};
+pub use self::running::{Run, Running};
 pub use self::search::{Search, find_rate};
 use self::session::RunningReports;
 pub use self::session::Session;
 pub use self::sources::{SourceRange, count_pairs, unpaired};
 
-/// Runs a load and returns its report. [`Session`] measures several windows over the same connections.
+/// Runs a load on this thread, and returns its report. [`Run`] starts a thread; [`Session`] measures several windows over the same
+/// connections.
 ///
 /// The failure of a connection is in the report.
 ///

@@ -14,7 +14,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::format::{count, number, plural, round_time, strip_control, time, wrap};
-use super::table::{deferred, mode, settings, stages_in_words, verdict};
+use super::table::{deferred, settings, stages_in_words, verdict};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// What a strip draws of a second.
@@ -111,7 +111,7 @@ pub(super) fn title(report: &Report) -> String {
         }
         None => pace,
     };
-    format!("ecoloop load: {}, {connections}, {pace}", mode(report.mode))
+    format!("ecoloop load: {}, {connections}, {pace}", report.mode.name())
 }
 
 fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {

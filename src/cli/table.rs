@@ -75,7 +75,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
         (Loop::Open, None) => "open loop".to_owned(),
     };
     let mut words = vec![
-        mode(report.mode).to_owned(),
+        report.mode.name().to_owned(),
         pace,
         plural(count(report.connections.requested), "connection", "connections"),
         sizes(config),
@@ -123,14 +123,6 @@ fn sizes(config: &Settings) -> String {
 #[expect(clippy::cast_precision_loss, reason = "below 2^53 bytes")]
 fn mean_size(config: &Settings) -> f64 {
     f64::midpoint(config.size as f64, config.size_max.unwrap_or(config.size) as f64)
-}
-
-pub(super) fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Echo => "echo",
-        Mode::Hold => "hold",
-        Mode::Churn => "churn",
-    }
 }
 
 fn work(table: &mut Table, report: &Report) {

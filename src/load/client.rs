@@ -230,6 +230,16 @@ impl Client {
         self.timed = self.messages.enqueued;
     }
 
+    /// Leaves out the part of the pattern up to where a message of `sizes` begins. No message is outstanding.
+    pub(super) fn move_to_next_boundary(&mut self, sizes: &Sizes) {
+        let connection = self.verifier.connection();
+        let index = sizes.begun(connection, self.sent_bytes);
+        self.sent_bytes = sizes.start(connection, index);
+        self.verifier.skip_to(self.sent_bytes);
+        self.messages = MessageCounts { enqueued: index, reported: 0, done: index };
+        self.timed = index;
+    }
+
     /// Leaves the messages until now, which are on no schedule, out of what is sent late.
     pub(super) fn exempt_from_schedule(&mut self) {
         self.timed = self.messages.enqueued;

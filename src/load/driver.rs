@@ -78,7 +78,7 @@ pub(super) struct Driver {
     pub(super) breakdown: Breakdown,
     /// When a connection was last closed, and not given up.
     pub(super) last_closed: u64,
-    sizes: Sizes,
+    pub(super) sizes: Sizes,
     /// Maximum number of messages in flight on a connection.
     pipeline: u64,
     /// Number of due times that a connection keeps, or as many as it has messages in flight.

@@ -182,9 +182,25 @@ impl Engine {
 
     /// Sets the rate and the length of the next window, and when it is given up.
     pub(super) fn set_window(&mut self, rate: f64, duration: Duration, stop_rule: StopRule) {
-        (self.config.rate, self.config.duration) = (Some(rate), duration);
-        self.driver.workload = new_workload(&self.config);
+        self.config.duration = duration;
         self.stop_rule = Some(stop_rule);
+        self.set_rate(rate);
+    }
+
+    /// Sets the rate of the windows that follow.
+    pub(super) fn set_rate(&mut self, rate: f64) {
+        self.config.rate = Some(rate);
+        self.driver.workload = new_workload(&self.config);
+    }
+
+    /// Sets the size of the messages that follow. No message is outstanding.
+    pub(super) fn set_size(&mut self, size: usize) {
+        (self.config.size, self.config.size_max) = (size, None);
+        let sizes = self.config.sizes();
+        self.driver.sizes = sizes;
+        for (_, client) in clients(&mut self.reactor) {
+            client.move_to_next_boundary(&sizes);
+        }
     }
 
     /// Ends the window if it can no longer pass.

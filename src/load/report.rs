@@ -1,6 +1,7 @@
 //! The report of a run, which is the JSON document `ecoloop.load/1`; the thresholds that fail it; and the merge of several.
 
 mod build;
+mod display;
 mod document;
 mod findings;
 mod histogram;

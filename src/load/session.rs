@@ -137,6 +137,33 @@ impl Session {
         Ok(self.report())
     }
 
+    /// Sets the rate of the windows that follow, in messages a second over all connections.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: the rate is out of range, or the session began without a constant one: a closed loop stays closed.
+    pub fn set_rate(&mut self, rate: f64) -> io::Result<()> {
+        let config = &self.engine.config;
+        if config.rate.is_none() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the session began without a constant rate"));
+        }
+        Config { rate: Some(rate), ..config.clone() }.validate()?;
+        self.engine.set_rate(rate);
+        Ok(())
+    }
+
+    /// Sets the size of the messages of the windows that follow, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: the size is 0.
+    pub fn set_size(&mut self, size: usize) -> io::Result<()> {
+        Config { size, size_max: None, ..self.engine.config.clone() }.validate()?;
+        self.catch_up()?;
+        self.engine.set_size(size);
+        Ok(())
+    }
+
     /// Opens a connection in place of each that has ended, and returns their number. One that fails is an error in the next report.
     pub(super) fn reopen(&mut self) -> io::Result<u64> {
         self.catch_up()?;

@@ -9,6 +9,7 @@ mod connecting;
 mod failures;
 mod faulty_server;
 mod hold;
+mod library;
 mod metrics;
 mod page;
 mod proxy_protocol;

@@ -184,6 +184,18 @@ pub enum Mode {
     Churn,
 }
 
+impl Mode {
+    /// Returns the name that the command line and the report have for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Hold => "hold",
+            Self::Churn => "churn",
+        }
+    }
+}
+
 /// Whether messages wait for replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,0 +1,66 @@
+//! A report in a few lines, as a failed assertion prints it.
+
+use std::fmt;
+
+use super::document::{Report, Summary, Verdict};
+
+impl Report {
+    /// Returns whether no threshold failed in a run that ended by itself, and the figures can be trusted: the verdict is
+    /// [`Verdict::Pass`].
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.verdict == Verdict::Pass
+    }
+
+    /// Returns whether a threshold failed. On a busy machine a run may neither pass nor fail: [`Verdict::Inconclusive`].
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.verdict == Verdict::Fail
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            Verdict::Pass => "PASS",
+            Verdict::Inconclusive => "INCONCLUSIVE",
+            Verdict::Fail => "FAIL",
+            Verdict::Interrupted => "INTERRUPTED",
+            Verdict::Running => "RUNNING",
+        };
+        let connections = &self.connections;
+        write!(
+            formatter,
+            "{verdict}: {}, {} of {} connections",
+            self.mode.name(),
+            connections.held,
+            connections.requested
+        )?;
+        let targets: Vec<_> = self.config.targets.iter().map(ToString::to_string).collect();
+        write!(formatter, " to {}", targets.join(", "))?;
+        let messages = &self.messages;
+        write!(
+            formatter,
+            "\nmessages: {} due, {} verified, {} unsent, {} unanswered, {} failed",
+            messages.due, messages.verified, messages.unsent, messages.unanswered, messages.failed
+        )?;
+        let Summary { p50, p99, max, .. } = self.latency_us;
+        if let (Some(p50), Some(p99), Some(max)) = (p50, p99, max) {
+            write!(formatter, "\nlatency: p50 {p50} µs, p99 {p99} µs, max {max} µs")?;
+        }
+        for error in &self.errors {
+            let errno = error.errno.as_ref().map_or(String::new(), |errno| format!(" ({errno})"));
+            write!(formatter, "\nerror: {} {}{errno}, {} times", error.phase.name(), error.error.name(), error.count)?;
+        }
+        if !self.verify.findings.is_empty() {
+            write!(formatter, "\nverify: {} findings of corruption", self.verify.findings.len())?;
+        }
+        for threshold in self.thresholds.iter().filter(|threshold| threshold.failed) {
+            match threshold.value {
+                Some(value) => write!(formatter, "\nfailed: {} ({value})", threshold.expr)?,
+                None => write!(formatter, "\nfailed: {} (no value)", threshold.expr)?,
+            }
+        }
+        Ok(())
+    }
+}

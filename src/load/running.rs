@@ -1,0 +1,158 @@
+//! A run on a thread of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::resume_unwind;
+use std::str::FromStr;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::config::Config;
+use super::interrupt::Interrupt;
+use super::progress::{Progress, ProgressCell};
+use super::report::{Report, Threshold};
+use super::run;
+
+/// A run to start on a thread of its own, for example in a test.
+///
+/// It sets what most tests set. [`Run::from`] takes a [`Config`] with any other setting.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use ecoloop::load::Run;
+///
+/// let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
+/// let load = Run::new([server.local_addr()])
+///     .connections(5)
+///     .rate(500.0)
+///     .duration(Duration::from_millis(100))
+///     .fail_if("p99>5s")?
+///     .spawn()?;
+/// let report = load.join()?;
+/// assert!(!report.failed(), "{report}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Run {
+    config: Config,
+}
+
+impl Run {
+    /// Returns a run with the defaults of [`Config::new`], with a target at each address.
+    pub fn new(targets: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self { config: Config::new(targets.into_iter().collect()) }
+    }
+
+    /// Sets [`Config::connections`].
+    pub fn connections(mut self, connections: u32) -> Self {
+        self.config.connections = connections;
+        self
+    }
+
+    /// Sets [`Config::rate`], in messages a second: the loop is open.
+    pub fn rate(mut self, rate: f64) -> Self {
+        self.config.rate = Some(rate);
+        self
+    }
+
+    /// Sets [`Config::size`], in bytes.
+    pub fn size(mut self, size: usize) -> Self {
+        self.config.size = size;
+        self
+    }
+
+    /// Sets [`Config::duration`] of the measured window.
+    pub fn duration(mut self, duration: Duration) -> Self {
+        self.config.duration = duration;
+        self
+    }
+
+    /// Adds a threshold, such as `p99>5ms`: `ecoloop load --help` lists the metrics.
+    ///
+    /// # Errors
+    ///
+    /// - `expr` is not a threshold.
+    pub fn fail_if(mut self, expr: &str) -> Result<Self, <Threshold as FromStr>::Err> {
+        self.config.thresholds.push(expr.parse()?);
+        Ok(self)
+    }
+
+    /// Starts the run.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: a setting is out of range ([`Config::validate`]).
+    /// - No thread can be started.
+    pub fn spawn(self) -> io::Result<Running> {
+        self.config.validate()?;
+        let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
+        let thread = {
+            let (interrupt, progress) = (interrupt.clone(), progress.clone());
+            thread::Builder::new()
+                .name("ecoloop load".to_owned())
+                .spawn(move || run(self.config, &interrupt, &progress))?
+        };
+        Ok(Running { interrupt, progress, thread: Some(thread) })
+    }
+}
+
+impl From<Config> for Run {
+    fn from(config: Config) -> Self {
+        Self { config }
+    }
+}
+
+/// A run on a thread of its own, as [`Run::spawn`] returns it. Dropping it interrupts the run and joins the thread.
+#[derive(Debug)]
+pub struct Running {
+    interrupt: Interrupt,
+    progress: ProgressCell,
+    /// `None` once the thread was joined.
+    thread: Option<JoinHandle<io::Result<Report>>>,
+}
+
+impl Running {
+    /// Returns the latest progress, or `None` before the first.
+    #[must_use]
+    pub fn progress(&self) -> Option<Progress> {
+        self.progress.latest()
+    }
+
+    /// Ends the run early: [`Running::join`] returns what was measured until now.
+    pub fn interrupt(&self) {
+        self.interrupt.set();
+    }
+
+    /// Returns whether the run is over, so that [`Running::join`] does not wait.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits until the run is over, and returns its report.
+    ///
+    /// # Errors
+    ///
+    /// - Those of [`run`].
+    pub fn join(mut self) -> io::Result<Report> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => resume_unwind(panic),
+            None => unreachable!("only `join` and `drop` take the thread, and each ends this value"),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.interrupt.set();
+            if let (Err(panic), false) = (thread.join(), thread::panicking()) {
+                resume_unwind(panic);
+            }
+        }
+    }
+}
