@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::str::FromStr;
 
+use crate::error::ValueError;
+
 /// An IP address, with the zone of a link-local one (RFC 4007): `fe80::1%eth0`.
 ///
 /// # Examples
@@ -13,7 +15,7 @@ use std::str::FromStr;
 ///
 /// let source: ScopedIp = "fe80::1%2".parse()?;
 /// assert_eq!(source.with_port(5000).to_string(), "[fe80::1%2]:5000");
-/// # Ok::<(), String>(())
+/// # Ok::<(), ecoloop::ValueError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ScopedIp {
@@ -58,28 +60,29 @@ impl From<IpAddr> for ScopedIp {
 }
 
 impl FromStr for ScopedIp {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let (ip, zone) = text.split_once('%').map_or((text, None), |(ip, zone)| (ip, Some(zone)));
         let ip = ip.parse::<IpAddr>().map_err(|_| format!("{ip} is not an IP address"))?;
         if let IpAddr::V6(v6) = ip
             && let Some(mapped) = v6.to_ipv4_mapped()
         {
-            return Err(format!("{ip} is an IPv4 address in IPv6: write {mapped}"));
+            return Err(format!("{ip} is an IPv4 address in IPv6: write {mapped}").into());
         }
         let is_link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        match zone {
-            None if is_link_local => Err(format!("the link-local address {ip} needs its interface: {ip}%eth0")),
-            None => Ok(ip.into()),
+        let reason = match zone {
+            None if is_link_local => format!("the link-local address {ip} needs its interface: {ip}%eth0"),
+            None => return Ok(ip.into()),
             Some(_) if !is_link_local => {
-                Err(format!("{ip} has no interface: only a link-local address (fe80::/10) has one"))
+                format!("{ip} has no interface: only a link-local address (fe80::/10) has one")
             }
             Some(zone) => match interface_index(zone) {
-                Some(scope_id) => Ok(Self { ip, scope_id }),
-                None => Err(format!("there is no interface {zone:?}")),
+                Some(scope_id) => return Ok(Self { ip, scope_id }),
+                None => format!("there is no interface {zone:?}"),
             },
-        }
+        };
+        Err(reason.into())
     }
 }
 
@@ -145,7 +148,7 @@ mod tests {
             ("::1%lo", "::1 has no interface: only a link-local address (fe80::/10) has one"),
             ("10.0.0.1%lo", "10.0.0.1 has no interface: only a link-local address (fe80::/10) has one"),
         ] {
-            assert_eq!(text.parse::<ScopedIp>(), Err(reason.to_owned()), "{text}");
+            assert_eq!(text.parse::<ScopedIp>(), Err(reason.into()), "{text}");
         }
     }
 }

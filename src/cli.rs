@@ -59,6 +59,7 @@ mod trace_observer;
 mod values;
 
 use std::error::Error;
+use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
@@ -108,7 +109,7 @@ enum Command {
 const SIMILARITY_MIN: f64 = 0.7;
 
 /// Exits as the parser does, on a usage error that the parser cannot see.
-fn usage_error(subcommand: &str, reason: &str) -> ! {
+fn usage_error(subcommand: &str, reason: impl Display) -> ! {
     let mut cli = Cli::command();
     // The usage below the reason is then the subcommand's own.
     cli.build();

@@ -219,6 +219,7 @@ compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file 
 pub mod address;
 #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod check;
+mod error;
 pub mod fault;
 #[cfg(all(any(test, fuzzing), target_os = "linux"))]
 pub mod fuzzing;
@@ -236,6 +237,7 @@ mod socket;
 pub mod transport;
 pub mod units;
 
+pub use error::ValueError;
 pub use fault::Fault;
 pub use ipnet::IpNet;
 pub use mio;

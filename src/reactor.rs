@@ -44,6 +44,7 @@ use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
+use crate::error::cannot;
 use crate::memory;
 use crate::ready::Ready;
 
@@ -192,7 +193,7 @@ impl<T> Reactor<T> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         Ok(Self {
-            poll: Poll::new().map_err(|error| cannot("open a poll", &error))?,
+            poll: Poll::new().map_err(|error| cannot("open a poll", error))?,
             events: Events::with_capacity(events_per_wait),
             events_served: 0,
             events_left: false,
@@ -213,7 +214,7 @@ impl<T> Reactor<T> {
     ///
     /// At the second call on some systems: mio allows one waker a poll.
     pub fn waker(&self) -> io::Result<Waker> {
-        Waker::new(self.poll.registry(), WAKE).map_err(|error| cannot("open the waker of a poll", &error))
+        Waker::new(self.poll.registry(), WAKE).map_err(|error| cannot("open the waker of a poll", error))
     }
 
     /// Registers `source`, stores the value that `wrap` makes of it, and returns its key.
@@ -498,10 +499,6 @@ impl<T> AsFd for Reactor<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.poll.registry().as_fd()
     }
-}
-
-fn cannot(what: &str, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot {what}: {error}"))
 }
 
 #[cfg(any(test, fuzzing))]

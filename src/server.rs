@@ -31,7 +31,6 @@ use std::time::{Duration, Instant};
 
 use mio::Interest;
 use mio::net::TcpListener;
-use socket2::SockRef;
 
 use self::accept::{Acceptor, Listener};
 use self::admission::Admission;
@@ -39,10 +38,10 @@ use self::connect_faults::{ConnectFaults, Open};
 use self::drain::Lifecycle;
 use self::echo::{Core, Echo, Entry};
 use self::idle::Timeouts;
-use self::listen::ACCEPTED_INHERITS;
 use self::observer::LocalAddresses;
 use self::timers::Timers;
 use self::turn::EventLoop;
+use crate::error::cannot;
 use crate::fault::{Fault, Rules};
 use crate::memory;
 use crate::reactor::Reactor;
@@ -120,7 +119,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// - `InvalidInput`: a field of `config` is zero or above its limit.
+    /// - `InvalidInput`: a field of `config` is zero or above its limit, or the socket does not listen (Linux, Android and FreeBSD).
     /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
     /// - The socket's options cannot be set, or the process is out of descriptors.
     pub fn from_listener(listener: std::net::TcpListener, config: Config) -> io::Result<Self> {
@@ -139,10 +138,8 @@ impl Server {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no socket to listen on"));
         }
         for listener in &listeners {
-            listener.set_nonblocking(true)?;
-            if ACCEPTED_INHERITS {
-                listen::set_connection_options(&SockRef::from(listener), &config)?;
-            }
+            let name = || listener.local_addr().map_or("a socket".to_owned(), |address| address.to_string());
+            listen::adopt(listener, &config).map_err(|error| cannot(format_args!("serve {}", name()), error))?;
         }
         Self::new(listeners.into_iter().map(TcpListener::from_std).collect(), config, Some(Open::TCP))
     }
@@ -219,15 +216,12 @@ impl<L: Listen> Server<(), L> {
                 registered = Some(socket);
                 Entry::Listener(index)
             });
-            let key = key.map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot wait for connections on {address}: {error}"))
-            })?;
+            let key = key.map_err(|error| cannot(format_args!("wait for connections on {address}"), error))?;
             listeners.extend(registered.map(|socket| Listener { socket, address, key }));
         }
         let started = Instant::now();
-        memory::check(config.buffer_size).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot allocate a buffer_size of {}: {error}", config.buffer_size))
-        })?;
+        memory::check(config.buffer_size)
+            .map_err(|error| cannot(format_args!("allocate a buffer_size of {}", config.buffer_size), error))?;
         let core = Core {
             local_addrs: listeners.iter().map(|listener| listener.address.clone()).collect(),
             acceptor: Acceptor::new(listeners, config.accept_rate),
@@ -391,7 +385,8 @@ impl<O: Observer, L: Listen> Server<O, L> {
         let mut server = self;
         let (local_addrs, handle) = (server.local_addrs().to_owned(), server.handle());
         let run = move || (server.run(), server.into_observer());
-        let thread = thread::Builder::new().name("ecoloop".to_owned()).spawn(run)?;
+        let thread = thread::Builder::new().name("ecoloop".to_owned()).spawn(run);
+        let thread = thread.map_err(|error| cannot("start the server's thread", error))?;
         Ok(Running { local_addrs, handle, thread: Some(thread) })
     }
 

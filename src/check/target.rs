@@ -11,6 +11,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, test
 
 use super::attempt::{Attempt, Outcome, Stop};
 use super::problem::{Problem, Skip};
+use crate::error::cannot;
 use crate::host;
 
 /// How long the first connect may take.
@@ -34,7 +35,7 @@ impl Target {
                 Ok(Err(error)) => error,
                 Err(_) => return Ok(None),
             };
-            failure = io::Error::new(error.kind(), format!("cannot connect to {address}: {error}"));
+            failure = cannot(format_args!("connect to {address}"), error);
             process = target.process;
         }
         Err(failure)
@@ -51,8 +52,7 @@ impl Process {
     /// Returns the process, if it may be signaled and listens: a wrong number would stop or end another program.
     fn open(number: u32) -> io::Result<Self> {
         let statistics = host::Process::open(number)?;
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("cannot examine process {number}: {error}"));
+        let named = |error: io::Error| cannot(format_args!("examine process {number}"), error);
         let pid = i32::try_from(number).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         test_kill_process(pid).map_err(|error| named(error.into()))?;
         let process = Self { pid, statistics };

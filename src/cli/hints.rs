@@ -18,7 +18,7 @@ pub(super) const DESCRIPTOR_HINT: &str = "raise the descriptor limit (ulimit -n,
 /// Adds to an error what to do about it if the process is out of descriptors.
 pub(super) fn with_descriptor_hint(error: io::Error) -> io::Error {
     let text = error.to_string();
-    // An error that names its operation has lost its errno.
+    // The errno is the error's own, or its source's: the text ends with it in both.
     if text.ends_with(&io::Error::from(Errno::EMFILE).to_string()) {
         return io::Error::new(error.kind(), format!("{text}; {DESCRIPTOR_HINT}"));
     }

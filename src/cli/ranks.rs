@@ -81,7 +81,7 @@ impl FromStr for RankName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" { Ok(Self::Auto) } else { text.parse().map(Self::Rank) }
+        if text == "auto" { Ok(Self::Auto) } else { Ok(Self::Rank(text.parse()?)) }
     }
 }
 

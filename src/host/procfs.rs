@@ -8,6 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::error::cannot;
+
 /// The dynamic ports of RFC 6335, section 6: the range to use if the system's cannot be read.
 const DYNAMIC_PORTS: (u16, u16) = (49152, 65535);
 
@@ -59,7 +61,7 @@ impl Process {
                 io::Error::new(error.kind(), format!("cannot read process {pid}: {} is not mounted", proc.display()))
             }
             io::ErrorKind::NotFound => io::Error::new(error.kind(), format!("there is no process {pid}")),
-            kind => io::Error::new(kind, format!("cannot read the status of process {pid}: {error}")),
+            _ => cannot(format_args!("read the status of process {pid}"), error),
         })?;
         // The directory of a thread is not listed in /proc, but it can be opened.
         match field(&status, "Tgid:") {

@@ -28,6 +28,7 @@ use super::stage::Stage;
 use super::stage_totals::StageTotals;
 use super::timeline::Timeline;
 use super::timer::{SECOND, Timer, nanoseconds};
+use crate::error::cannot;
 use crate::memory;
 use crate::reactor::Reactor;
 
@@ -558,7 +559,7 @@ fn reserve(reactor: &mut Reactor<Registered>, config: &Config) -> io::Result<()>
         .map_err(|error| {
             let pipeline = config.pipeline.map_or(String::new(), |pipeline| format!(" with pipeline {pipeline}"));
             let noun = if connections == 1 { "connection" } else { "connections" };
-            io::Error::new(error.kind(), format!("cannot allocate {connections} {noun}{pipeline}: {error}"))
+            cannot(format_args!("allocate {connections} {noun}{pipeline}"), error)
         })
 }
 

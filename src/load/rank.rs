@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::ValueError;
+
 /// Environment variables of launchers: the index, the number of ranks (`None` where the launcher sets none), and the first index.
 const LAUNCHERS: [(&str, Option<&str>, u32); 7] = [
     ("JOB_COMPLETION_INDEX", None, 0),
@@ -24,7 +26,7 @@ const LAUNCHERS: [(&str, Option<&str>, u32); 7] = [
 ///
 /// let rank: Rank = "1/3".parse()?;
 /// assert_eq!((rank.index, rank.count), (1, 3));
-/// # Ok::<(), String>(())
+/// # Ok::<(), ecoloop::ValueError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rank {
@@ -56,9 +58,9 @@ impl Rank {
     ///     _ => None,
     /// };
     /// assert_eq!(Rank::from_environment(slurm, None)?, Rank { index: 2, count: 4 });
-    /// # Ok::<(), String>(())
+    /// # Ok::<(), ecoloop::ValueError>(())
     /// ```
-    pub fn from_environment(variable: impl Fn(&str) -> Option<String>, ranks: Option<u32>) -> Result<Self, String> {
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>, ranks: Option<u32>) -> Result<Self, ValueError> {
         let number = |name: &str, text: &str| {
             text.parse::<u32>().map_err(|_| format!("{name} is {text:?}, expected a whole number"))
         };
@@ -72,11 +74,14 @@ impl Rank {
             match (index, count) {
                 (Some(index), Some(count)) => {
                     if let Some(ranks) = ranks.filter(|&ranks| ranks != count) {
-                        return Err(format!("--ranks is {ranks}, and {count_name} is {count}"));
+                        return Err(format!("--ranks is {ranks}, and {count_name} is {count}").into());
                     }
                     let index = number(index_name, &index)?;
                     return index.checked_sub(first).and_then(|index| Self { index, count }.checked()).ok_or_else(
-                        || format!("{index_name} is {index} and {count_name} is {count}: not one of these ranks"),
+                        || {
+                            format!("{index_name} is {index} and {count_name} is {count}: not one of these ranks")
+                                .into()
+                        },
                     );
                 }
                 (Some(_), None) => halves.push(format!("{index_name} is set, and {count_name} is not")),
@@ -91,7 +96,7 @@ impl Rank {
             .into_iter()
             .collect();
         let found = if halves.is_empty() { "none is set".to_owned() } else { halves.join("; ") };
-        Err(format!("the environment has no rank: {found}; expected one of {}", names.join(", ")))
+        Err(format!("the environment has no rank: {found}; expected one of {}", names.join(", ")).into())
     }
 
     /// Returns `self` if it is one of its count.
@@ -111,14 +116,14 @@ impl Rank {
 }
 
 impl FromStr for Rank {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let number = |text: &str| text.parse().ok();
         let rank = text
             .split_once('/')
             .and_then(|(index, count)| Self { index: number(index)?, count: number(count)? }.checked());
-        rank.ok_or_else(|| "expected R/N with R from 0 to N - 1, such as 0/3, or auto".to_owned())
+        rank.ok_or_else(|| "expected R/N with R from 0 to N - 1, such as 0/3, or auto".into())
     }
 }
 
@@ -126,7 +131,7 @@ impl FromStr for Rank {
 mod tests {
     use super::*;
 
-    fn detect(set: &[(&str, &str)], ranks: Option<u32>) -> Result<Rank, String> {
+    fn detect(set: &[(&str, &str)], ranks: Option<u32>) -> Result<Rank, ValueError> {
         let variable = |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
         Rank::from_environment(variable, ranks)
     }
@@ -171,7 +176,7 @@ mod tests {
             (&[("PMI_RANK", "-1"), ("PMI_SIZE", "3")], None, "PMI_RANK is \"-1\""),
             (&[("PMI_RANK", "0"), ("PMI_SIZE", "3")], Some(4), "--ranks is 4, and PMI_SIZE is 3"),
         ] {
-            let error = detect(set, ranks).err().unwrap_or_default();
+            let error = detect(set, ranks).map_err(|error| error.to_string()).err().unwrap_or_default();
             assert!(error.contains(reason), "{error}");
         }
     }

@@ -3,15 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::resume_unwind;
-use std::str::FromStr;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::config::Config;
 use super::interrupt::Interrupt;
 use super::progress::{Progress, ProgressCell};
-use super::report::{Report, Threshold};
+use super::report::Report;
 use super::run;
+use crate::ValueError;
 
 /// A run to start on a thread of its own, for example in a test.
 ///
@@ -75,7 +75,7 @@ impl Run {
     /// # Errors
     ///
     /// - `expr` is not a threshold.
-    pub fn fail_if(mut self, expr: &str) -> Result<Self, <Threshold as FromStr>::Err> {
+    pub fn fail_if(mut self, expr: &str) -> Result<Self, ValueError> {
         self.config.thresholds.push(expr.parse()?);
         Ok(self)
     }

@@ -8,6 +8,8 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
+use crate::error::cannot;
+
 /// A second, in nanoseconds of the run.
 pub(super) const SECOND: u64 = 1_000_000_000;
 
@@ -51,7 +53,7 @@ impl Timer {
     pub(super) fn new() -> io::Result<Self> {
         let descriptor = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
             .map_err(io::Error::from)
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot open a timer: {error}")))?;
+            .map_err(|error| cannot("open a timer", error))?;
         Ok(Self { descriptor, armed_for: 0 })
     }
 

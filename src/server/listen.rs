@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::config::Config;
 use super::connect_faults::drop_packets;
+use crate::error::cannot;
 use crate::fault::{Connect, Rules};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::log_target::LOG_TARGET;
@@ -32,7 +33,7 @@ pub(super) fn open(addresses: &[SocketAddr], config: &Config) -> io::Result<Vec<
         if address.port() != 0 && sockets.iter().any(|&(bound, _)| bound == address) {
             continue;
         }
-        let socket = bind(address, config).map_err(|error| cannot_listen(address, &error))?;
+        let socket = bind(address, config).map_err(|error| cannot_listen(address, error))?;
         sockets.push((address, socket));
     }
     let at_start = Rules::new(&config.faults, config.fault_seed, Instant::now()).listening_at_start();
@@ -41,10 +42,10 @@ pub(super) fn open(addresses: &[SocketAddr], config: &Config) -> io::Result<Vec<
         .map(|(address, socket)| {
             if at_start == Some(Connect::Hang) {
                 // Before it listens, so that no connect gets through.
-                drop_packets(&SockRef::from(&socket), true).map_err(|error| cannot_listen(address, &error))?;
+                drop_packets(&SockRef::from(&socket), true).map_err(|error| cannot_listen(address, error))?;
             }
             if at_start != Some(Connect::Refuse) {
-                listen(&socket, config).map_err(|error| cannot_listen(address, &error))?;
+                listen(&socket, config).map_err(|error| cannot_listen(address, error))?;
             }
             Ok(TcpListener::from_std(socket.into()))
         })
@@ -116,6 +117,22 @@ pub(super) fn bind(address: SocketAddr, config: &Config) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn cannot_listen(address: SocketAddr, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+fn cannot_listen(address: SocketAddr, error: io::Error) -> io::Error {
+    cannot(format_args!("listen on {address}"), error)
+}
+
+/// Prepares a socket that the caller has opened. Fails if it does not listen, which accept(2) would report only later.
+pub(super) fn adopt(listener: &std::net::TcpListener, config: &Config) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    // Elsewhere the system does not tell.
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    if !socket.is_listener()? {
+        let reason = "the socket does not listen; call listen(2) before";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    socket.set_nonblocking(true)?;
+    if ACCEPTED_INHERITS {
+        set_connection_options(&socket, config)?;
+    }
+    Ok(())
 }

@@ -16,6 +16,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::{Listen, Socket, Stream};
+use crate::error::cannot;
 use crate::log_target::LOG_TARGET;
 use crate::{Config, Peer};
 
@@ -113,8 +114,7 @@ impl UnixListener {
     /// - `AlreadyExists`: the path has a file that is not a socket.
     /// - The other errors of bind(2), chmod(2) and listen(2); the text names the address.
     pub fn bind(address: &UnixAddress, config: &Config) -> io::Result<Self> {
-        bind(address, config)
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+        bind(address, config).map_err(|error| cannot(format_args!("listen on {address}"), error))
     }
 
     /// Sets the sizes of the buffers that `config` has on a connection, as [`configure`](Listen::configure) does.

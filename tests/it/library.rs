@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::env;
+use std::error::Error;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
@@ -111,6 +112,16 @@ fn the_error_of_bind_names_the_address() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn the_error_of_the_system_is_the_source_of_the_one_that_names_the_address() {
+    let taken = TcpListener::bind(ADDRESS).unwrap();
+    let error = Server::bind(taken.local_addr().unwrap(), Config::default()).unwrap_err();
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>()).unwrap();
+    assert_eq!(source.raw_os_error(), Some(98), "EADDRINUSE of Linux");
+    assert_eq!(error.to_string(), format!("cannot listen on {}: {source}", taken.local_addr().unwrap()));
+}
+
+#[test]
 fn bind_without_an_address_is_invalid_input() {
     let error = Server::bind(&[][..], Config::default()).unwrap_err();
     assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::InvalidInput, "no address to listen on"));
@@ -178,6 +189,23 @@ fn from_listener_sets_the_listener_non_blocking() {
         assert_echoes(client, b"hola");
     }
     assert_eq!(server.handle().stats().open(), 2);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn from_listener_refuses_a_socket_that_does_not_listen() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&ADDRESS.parse::<SocketAddr>().unwrap().into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let same = socket.try_clone().unwrap();
+    let error = Server::from_listener(socket.into(), Config::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    let text = format!("cannot serve {address}: the socket does not listen; call listen(2) before");
+    assert_eq!(error.to_string(), text);
+
+    same.listen(16).unwrap();
+    let server = Server::from_listener(same.into(), Config::default()).unwrap().spawn().unwrap();
+    assert_echoes(&mut connect(server.local_addr()), b"hola");
 }
 
 #[test]
@@ -333,14 +361,22 @@ fn with_work_left_over_the_deadline_is_now_and_a_turn_does_not_wait() {
     assert_receives(&mut client, &pattern(64));
 }
 
-/// On a socket that does not listen, accept(2) fails with EINVAL.
+/// On a socket that does not listen any more, accept(2) fails with EINVAL.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_failed_accept_is_retried_at_the_deadline() {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&ADDRESS.parse::<SocketAddr>().unwrap().into()).unwrap();
-    socket.set_nonblocking(true).unwrap();
+    let open = |address: SocketAddr| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket
+    };
+    // The end of listening frees a port that the system has chosen, not one that was asked for. Another socket keeps it meanwhile.
+    let keeper = open(ADDRESS.parse().unwrap());
+    let socket = open(keeper.local_addr().unwrap().as_socket().unwrap());
+    socket.listen(16).unwrap();
     let mut server = Server::from_listener(socket.try_clone().unwrap().into(), Config::default()).unwrap();
+    socket.shutdown(Shutdown::Both).unwrap();
     let start = Instant::now();
     turn_until(&mut server, |server| server.next_deadline().is_some());
     let first = server.next_deadline().unwrap();

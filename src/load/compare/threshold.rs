@@ -5,6 +5,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::{Difference, MetricRatio};
+use crate::error::ValueError;
 use crate::load::report::{Quantity, Verdict};
 
 /// A condition that makes a comparison fail: `p99>+10%`, `rate<-5%`; of the second stage, `p99[2]>+10%`.
@@ -13,7 +14,7 @@ use crate::load::report::{Quantity, Verdict};
 ///
 /// ```
 /// let threshold: ecoloop::load::compare::RelativeThreshold = "p99>+10%".parse()?;
-/// # Ok::<(), String>(())
+/// # Ok::<(), ecoloop::ValueError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct RelativeThreshold {
@@ -72,16 +73,17 @@ pub(super) fn verdict(thresholds: &[RelativeResult]) -> Verdict {
 }
 
 impl FromStr for RelativeThreshold {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         const EXPECTED: &str =
             "expected METRIC, < or >, and a change in percent with its sign, such as p99>+10% or rate<-5%";
         let text = text.trim();
         let at = text.find(['<', '>']).ok_or(EXPECTED)?;
         let (name, rest) = (text[..at].trim(), text[at + 1..].trim_start());
         if !Quantity::from_name(name)?.metric.has_ratio() {
-            return Err(format!("{name} has no ratio: the metrics are percentiles, mean, max, rate and server_cpu"));
+            let reason = format!("{name} has no ratio: the metrics are percentiles, mean, max, rate and server_cpu");
+            return Err(reason.into());
         }
         let percent = rest.strip_suffix('%').filter(|percent| percent.starts_with(['+', '-'])).ok_or(EXPECTED)?;
         let bound = percent.parse().ok().filter(|bound: &f64| bound.is_finite()).ok_or(EXPECTED)?;

@@ -6,6 +6,7 @@ use std::{fmt, io};
 use super::document::{Ended, Hold, Loop, Mode, Report, Summary, ThresholdResult, Verdict};
 use super::histogram::Histogram;
 use super::stages::StageFigures;
+use crate::error::ValueError;
 use crate::units::{parse_count, parse_rate};
 
 /// The metrics, in the words of a message.
@@ -21,7 +22,7 @@ const SCHEDULE: &str = "schedule";
 ///
 /// ```
 /// let threshold: ecoloop::load::Threshold = "p99>5ms".parse()?;
-/// # Ok::<(), String>(())
+/// # Ok::<(), ecoloop::ValueError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Threshold {
@@ -88,9 +89,9 @@ impl fmt::Display for Threshold {
 }
 
 impl FromStr for Threshold {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         const EXPECTED: &str = "expected METRIC, one of < > <= >=, and a value, such as p99>5ms";
         let text = text.trim();
         if text == SCHEDULE {
@@ -106,7 +107,7 @@ impl FromStr for Threshold {
         let quantity = Quantity::from_name(name)?;
         let metric = quantity.metric;
         if metric == Metric::Schedule {
-            return Err("schedule takes no comparison: it fails if the schedule was not kept".to_owned());
+            return Err("schedule takes no comparison: it fails if the schedule was not kept".into());
         }
         let unit = metric.unit();
         let bound = match value.strip_suffix('%') {

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 
 use super::ranges::distinct;
 use crate::address::ScopedIp;
+use crate::error::ValueError;
 
 /// Returns the number of source/target pairs that are used at a time: each target with every source that can reach it. Without
 /// sources, one for each target. A target is a list of addresses, of which one is used.
@@ -11,7 +12,7 @@ use crate::address::ScopedIp;
 /// # Errors
 ///
 /// - There is no target, or none that a source can reach.
-pub fn count_pairs(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<u32, String> {
+pub fn count_pairs(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<u32, ValueError> {
     let pairs = Pairs::new(sources, targets)?;
     let count = (0..pairs.count()).filter(|&pair| pairs.is_usable(pair)).count();
     Ok(u32::try_from(count).unwrap_or(u32::MAX))

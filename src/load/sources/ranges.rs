@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use crate::address::ScopedIp;
+use crate::error::ValueError;
 
 /// Maximum number of source addresses, over all `--source`.
 const SOURCES_MAX: u32 = 1 << 16;
@@ -20,26 +21,26 @@ pub struct SourceRange {
 }
 
 impl SourceRange {
-    fn new(first: ScopedIp, last: ScopedIp) -> Result<Self, String> {
+    fn new(first: ScopedIp, last: ScopedIp) -> Result<Self, ValueError> {
         let steps = match (first.ip(), last.ip()) {
             (IpAddr::V4(first), IpAddr::V4(last)) => u128::from(last.to_bits()).checked_sub(first.to_bits().into()),
             (IpAddr::V6(first), IpAddr::V6(last)) => last.to_bits().checked_sub(first.to_bits()),
-            _ => return Err("both ends of a range must be IPv4 or IPv6".to_owned()),
+            _ => return Err("both ends of a range must be IPv4 or IPv6".into()),
         };
         if !first.has_zone_of(last) {
-            return Err("both ends of a range must be on one interface".to_owned());
+            return Err("both ends of a range must be on one interface".into());
         }
         let steps = steps.ok_or("the last address is before the first")?;
         let Some(count) = steps.checked_add(1).filter(|&count| count <= SOURCES_MAX.into()) else {
             return Err(too_many());
         };
         match [first, last].into_iter().find(|address| !is_unicast(address.ip())) {
-            Some(address) => Err(format!("{address} cannot be a source")),
+            Some(address) => Err(format!("{address} cannot be a source").into()),
             None => Ok(Self { first, last, count: u32::try_from(count).map_err(|_| too_many())? }),
         }
     }
 
-    fn network(address: Ipv4Addr, length: u32) -> Result<Self, String> {
+    fn network(address: Ipv4Addr, length: u32) -> Result<Self, ValueError> {
         let host_bits = u32::MAX.checked_shr(length).unwrap_or(0);
         let (first, last) = (address.to_bits() & !host_bits, address.to_bits() | host_bits);
         // RFC 3021: a network of two addresses has no network or broadcast address.
@@ -62,7 +63,7 @@ impl SourceRange {
     /// # Errors
     ///
     /// - There are more than 65,536.
-    pub fn expand(ranges: &[Self]) -> Result<Vec<ScopedIp>, String> {
+    pub fn expand(ranges: &[Self]) -> Result<Vec<ScopedIp>, ValueError> {
         let count = ranges.iter().try_fold(0_u32, |count, range| count.checked_add(range.count));
         if count.is_none_or(|count| count > SOURCES_MAX) {
             return Err(too_many());
@@ -72,22 +73,22 @@ impl SourceRange {
 }
 
 impl FromStr for SourceRange {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         if let Some((address, length)) = text.split_once('/') {
             let address =
                 address.parse().map_err(|_| format!("only a network of IPv4 is written IPv4/LEN: {address}"))?;
             return match length.parse() {
                 Ok(length @ 0..=32) => Self::network(address, length),
-                _ => Err("LEN must be a number from 0 to 32".to_owned()),
+                _ => Err("LEN must be a number from 0 to 32".into()),
             };
         }
         if text.contains(',') {
-            return Err("write each address with its own --source, not with commas".to_owned());
+            return Err("write each address with its own --source, not with commas".into());
         }
         if text.parse::<SocketAddr>().is_ok() {
-            return Err("a source has no port: its ports are chosen".to_owned());
+            return Err("a source has no port: its ports are chosen".into());
         }
         // The name of an interface may have a hyphen, too.
         let mut splits = text.match_indices('-').map(|(at, _)| (&text[..at], &text[at + 1..]));
@@ -112,8 +113,8 @@ fn is_unicast(ip: IpAddr) -> bool {
     !(ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST))
 }
 
-fn too_many() -> String {
-    format!("there can be at most {SOURCES_MAX} source addresses")
+fn too_many() -> ValueError {
+    format!("there can be at most {SOURCES_MAX} source addresses").into()
 }
 
 /// Returns each of `items` once, in order of its first occurrence.
@@ -128,7 +129,7 @@ mod tests {
 
     use super::*;
 
-    fn expand(text: &str) -> Result<Vec<String>, String> {
+    fn expand(text: &str) -> Result<Vec<String>, ValueError> {
         let addresses = SourceRange::expand(&[text.parse()?])?;
         Ok(addresses.iter().map(ToString::to_string).collect())
     }
@@ -177,7 +178,7 @@ mod tests {
             ("fe80::1%1-fe80::2%2", "on one interface"),
         ] {
             let error = text.parse::<SourceRange>().unwrap_err();
-            assert!(error.contains(why), "{text}: {error}");
+            assert!(error.to_string().contains(why), "{text}: {error}");
         }
     }
 
@@ -186,6 +187,8 @@ mod tests {
         let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SourceRange>>();
         let addresses = SourceRange::expand(&ranges(&["10.0.0.2-10.0.0.3", "10.0.0.1-10.0.0.2"])).unwrap();
         assert_eq!(addresses, ["10.0.0.2", "10.0.0.3", "10.0.0.1"].map(|text| text.parse().unwrap()));
-        assert!(SourceRange::expand(&ranges(&["10.1.0.0/16", "10.2.0.0/16"])).unwrap_err().contains("65536"));
+        assert!(
+            SourceRange::expand(&ranges(&["10.1.0.0/16", "10.2.0.0/16"])).unwrap_err().to_string().contains("65536")
+        );
     }
 }

@@ -131,7 +131,7 @@ fn an_invalid_threshold_is_rejected_with_the_reason() {
         ("schedule<1", "schedule takes no comparison: it fails if the schedule was not kept"),
         ("rate<5k/m", "rate requires a rate such as 2000, 10k or 10k/s, or a percentage such as 0.1%"),
     ] {
-        assert_eq!(text.parse::<Threshold>().unwrap_err(), reason, "{text}");
+        assert_eq!(text.parse::<Threshold>().unwrap_err().to_string(), reason, "{text}");
     }
 }
 
