@@ -77,7 +77,7 @@ impl Arguments {
         let mut targets: Vec<Vec<SocketAddr>> = Vec::new();
         for address in &self.targets {
             match self.target.resolve(address) {
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => usage_error("doctor", &error.to_string()),
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => usage_error("doctor", error),
                 resolved => targets.extend(resolved?),
             }
         }

@@ -265,10 +265,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let has_begun = Arc::new(AtomicBool::new(false));
     handle_signals(Arc::clone(&has_begun), interrupt.clone(), requests.clone())?;
     let config = arguments.config();
-    config.validate().unwrap_or_else(|error| usage_error("load", &error.to_string()));
+    config.validate().unwrap_or_else(|error| usage_error("load", error));
     let search = arguments.search.search(&arguments.load);
     if let Some(search) = &search {
-        search.validate(&config).unwrap_or_else(|error| usage_error("load", &error.to_string()));
+        search.validate(&config).unwrap_or_else(|error| usage_error("load", error));
     }
     has_begun.store(true, Ordering::Release);
     if let Some((rank, place)) = config.rank.zip(arguments.ranks.barrier()) {

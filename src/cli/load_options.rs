@@ -200,9 +200,7 @@ impl LoadOptions {
         for address in addresses {
             match self.target.resolve(address) {
                 Ok(targets) => config.targets.extend(targets),
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    usage_error(subcommand, &error.to_string())
-                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => usage_error(subcommand, error),
                 Err(error) => {
                     print_error(&error.to_string());
                     config.unresolved += 1;

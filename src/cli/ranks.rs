@@ -103,7 +103,7 @@ impl Arguments {
                 JobCount::Auto => cores().min(connections),
                 JobCount::Number(count) if count > connections => usage_error(
                     "load",
-                    &format!("--jobs {count} needs --connections of at least {count}: each process has one or more"),
+                    format!("--jobs {count} needs --connections of at least {count}: each process has one or more"),
                 ),
                 JobCount::Number(count) => count,
             };
@@ -113,7 +113,7 @@ impl Arguments {
             RankName::Auto => {
                 let variable = |name: &str| env::var_os(name).map(|value| value.to_string_lossy().into_owned());
                 let rank = Rank::from_environment(variable, self.ranks);
-                Some(rank.unwrap_or_else(|reason| usage_error("load", &format!("--rank auto: {reason}"))))
+                Some(rank.unwrap_or_else(|reason| usage_error("load", format!("--rank auto: {reason}"))))
             }
             RankName::Rank(_) if self.ranks.is_some() => {
                 usage_error("load", "--ranks is for --rank auto: --rank R/N has the number")

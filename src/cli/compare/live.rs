@@ -84,7 +84,7 @@ impl Arguments {
 
     fn config(&self, address: &str, side: usize) -> Result<Config, Box<dyn Error>> {
         let address: Address = address.parse().unwrap_or_else(|reason: String| {
-            usage_error(COMPARE, &format!("--live cannot measure '{address}': {reason}"))
+            usage_error(COMPARE, format!("--live cannot measure '{address}': {reason}"))
         });
         let mut config = self.load.config(COMPARE, &[address]);
         if config.unresolved > 0 {
@@ -94,7 +94,7 @@ impl Arguments {
             config.duration = WINDOW;
         }
         config.server_pid = self.server_pids.get(side).copied();
-        config.validate().unwrap_or_else(|error| usage_error(COMPARE, &error.to_string()));
+        config.validate().unwrap_or_else(|error| usage_error(COMPARE, error));
         Ok(config)
     }
 
