@@ -1,6 +1,7 @@
 //! Serves the connections of a run: completes their handshakes, sends, receives, and records each message and error.
 
 mod ending;
+mod handshake;
 
 use std::convert::Infallible;
 use std::io;
@@ -14,7 +15,7 @@ use super::breakdown::Breakdown;
 use super::client::{BUFFER_BYTES, Client, Message, Received};
 use super::config::{Close, Config};
 use super::connector::Connector;
-use super::error::{ErrorName, Phase, classify, is_port_taken};
+use super::error::{Phase, classify};
 use super::mode::{Reaction, Status, Traffic, Workload, new_workload};
 use super::pattern::Pattern;
 use super::progress::Step;
@@ -325,42 +326,6 @@ impl Driver {
                 self.begin_again(reactor, client.verifier.connection(), client.connect_due(), result);
             }
         }
-    }
-
-    /// Returns whether the handshake is complete, which it is once the socket knows its peer (connect(2), `EINPROGRESS`).
-    fn establish(&mut self, client: &mut Client) -> ControlFlow<Removal, bool> {
-        let now = self.clock.read();
-        let (peer, local) = match client.stream.0.take_error() {
-            Ok(None) => (client.stream.0.peer_addr(), client.stream.0.local_addr()),
-            Ok(Some(error)) | Err(error) => (Err(error), client.stream.0.local_addr()),
-        };
-        match (peer, local) {
-            (Err(error), _) if error.kind() == io::ErrorKind::NotConnected => return ControlFlow::Continue(false),
-            (Err(error), _) if is_port_taken(&error) => return ControlFlow::Break(Removal::PortTaken),
-            (Err(error), _) | (_, Err(error)) => {
-                let removal = self.fail(client, Phase::Connect, classify(&error), error.raw_os_error());
-                return ControlFlow::Break(removal);
-            }
-            // A connect to a free port of this machine can be given that port as its own, and then echoes everything.
-            (Ok(peer), Ok(local)) if peer == local => {
-                return ControlFlow::Break(self.fail(client, Phase::Connect, ErrorName::SelfConnect, None));
-            }
-            (Ok(peer), Ok(local)) => {
-                if let Some(version) = self.proxy_protocol {
-                    client.proxy_header = version.header(local, peer);
-                }
-            }
-        }
-        self.totals.connect.record(now.saturating_sub(client.connect_due()));
-        self.connector.sources.settle(client.pair);
-        client.enter(Stage::Opening, &mut self.connector.counts, now);
-        // In an open loop of connections, the first message was due with its connection.
-        let due = if self.connector.arrivals.is_some() { client.connect_due() } else { now };
-        self.enqueue(client, due);
-        if self.schedule.is_some() {
-            client.exempt_from_schedule();
-        }
-        ControlFlow::Continue(true)
     }
 
     /// Sends and receives until the socket blocks, at most [`READS_PER_TURN`] times.
