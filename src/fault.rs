@@ -301,6 +301,12 @@ impl Fault {
     }
 }
 
+impl FaultError {
+    pub(crate) fn new(reason: String) -> Self {
+        Self(reason)
+    }
+}
+
 impl Effect {
     fn kind(&self) -> Kind {
         match self {

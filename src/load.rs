@@ -25,6 +25,7 @@ mod connector;
 mod driver;
 mod engine;
 mod error;
+mod faulted;
 mod hand;
 mod interrupt;
 mod mode;

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use ecoloop::fault::Fault;
 use ecoloop::load::report::{Ended, Report, Verdict};
 use ecoloop::load::{self, Config, Interrupt, ProgressCell, Session, Threshold};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -50,6 +51,9 @@ SOURCE    IP, IP-IP or IPv4/LEN
 MODE      echo: exchange messages until the window ends
           hold: send a first message, stay idle for the window, send a last message
           churn: connect, exchange messages, close, and again until the window ends
+RULE      rate=SIZE (a slow reader), stall[=SIZE], reset=SIZE|DURATION or fin=SIZE|DURATION;
+          p=PERCENT, first=, after= or every=COUNT after a comma chooses connections, which are
+          reported apart
 R/N       the generators share -c, -r, --connect-rate, --max-connecting and --source;
           {rank} in the name of a file is R
 EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
@@ -135,6 +139,10 @@ pub(super) struct Arguments {
     /// Open connections anew that end, and report outages; not in churn
     #[arg(long, help_heading = CONNECTIONS)]
     reconnect: bool,
+
+    /// Have connections misbehave: rate=1KiB,first=10 (repeatable)
+    #[arg(long = "fault", help_heading = CONNECTIONS, value_name = "RULE")]
+    faults: Vec<Fault>,
 
     /// Measure one window per line of standard input; needs --json -
     #[arg(long, help_heading = TIME)]
@@ -228,6 +236,14 @@ impl Arguments {
                 "--reconnect cannot be combined with --repeat and --find-rate: it measures outages in a run of one window",
             );
         }
+        if !self.faults.is_empty() && (self.repeat || self.search.is_search()) {
+            return Some(
+                "--fault cannot be combined with --repeat and --find-rate: connections misbehave in a run of one window",
+            );
+        }
+        if !self.faults.is_empty() && self.load.is_churn() {
+            return Some("--fault has no effect in --mode churn, whose connections end by themselves");
+        }
         self.load.conflict().or_else(|| self.load.reconnect_conflict().filter(|_| self.reconnect))
     }
 
@@ -238,6 +254,7 @@ impl Arguments {
         config.labels = self.labels.iter().cloned().collect::<BTreeMap<_, _>>();
         config.server_pid = self.server_pid;
         config.reconnect = self.reconnect;
+        config.faults.clone_from(&self.faults);
         config.thresholds.clone_from(&self.thresholds);
         config
     }

@@ -121,6 +121,10 @@ impl LoadOptions {
         matches!(self.mode, ModeName::Echo)
     }
 
+    pub(super) fn is_churn(&self) -> bool {
+        matches!(self.mode, ModeName::Churn)
+    }
+
     /// Returns the range of rates of a search.
     pub(super) fn rate_range(&self) -> Option<(f64, f64)> {
         match self.rate {

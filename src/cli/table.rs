@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ecoloop::load::report::{
-    Ended, ErrorCount, Excerpt, Figures, Finding, LimitedBy, Loop, Outages, Phase, Settings, Summary, ThresholdResult,
-    Verdict,
+    Ended, ErrorCount, Excerpt, FaultFigures, Figures, Finding, LimitedBy, Loop, Outages, Phase, Settings, Summary,
+    ThresholdResult, Verdict,
 };
 use ecoloop::load::{ArrivalProcess, Mode, Report};
 use indicatif::HumanBytes;
@@ -20,6 +20,8 @@ const ERRORS_MAX: usize = 8;
 const STAGES_MAX: usize = 16;
 /// Targets, and sources, that are printed; the JSON has up to a hundred.
 const PARTS_MAX: usize = 8;
+/// Rules of faults that are printed; the JSON has them all.
+const FAULTS_MAX: usize = 8;
 /// Findings that are printed, on up to four lines each.
 const FINDINGS_MAX: usize = 3;
 /// Characters of a line after its label: 80 in all.
@@ -155,6 +157,9 @@ fn work(table: &mut Table, report: &Report) {
     if let Some(outages) = &report.outages {
         table.row("outages", &outages_row(outages));
     }
+    if !report.faults.is_empty() {
+        table.list("faults", &report.faults.iter().map(fault).collect::<Vec<_>>(), FAULTS_MAX);
+    }
     let messages = &report.messages;
     let [due, verified, unanswered, unsent, failed, deferred] =
         [messages.due, messages.verified, messages.unanswered, messages.unsent, messages.failed, messages.deferred]
@@ -181,6 +186,19 @@ fn work(table: &mut Table, report: &Report) {
         }
     });
     table.row("throughput", &throughput);
+}
+
+/// Returns how many connections a rule of `--fault` chose, and how they ended.
+fn fault(figures: &FaultFigures) -> String {
+    let outcomes = [
+        (figures.open, "open"),
+        (figures.closed, "closed by the server"),
+        (figures.reset, "reset by the server"),
+        (figures.own_end, "ended by the rule"),
+    ];
+    let outcomes = outcomes.into_iter().filter(|(n, _)| *n > 0).map(|(n, outcome)| format!(", {} {outcome}", count(n)));
+    let connections = plural(count(figures.connections), "connection", "connections");
+    format!("{}: {connections}{}", strip_control(&figures.rule), outcomes.collect::<String>())
 }
 
 fn outages_row(outages: &Outages) -> String {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use super::arrivals::ArrivalProcess;
+use super::faulted::Faults;
 use super::profile::{RateStage, mean_rate};
 use super::proxy_protocol::ProxyVersion;
 use super::rank::Rank;
@@ -13,6 +14,7 @@ use super::report::{Mode, Threshold, check_stages};
 use super::sizes::Sizes;
 use super::sources::unpaired;
 use crate::address::ScopedIp;
+use crate::fault::Fault;
 
 /// Maximum number of connections, far above what the ports and the memory of a machine allow.
 const CONNECTIONS_MAX: u64 = 1 << 26;
@@ -77,6 +79,11 @@ pub struct Config {
     /// The first attempt begins at once, and the others 10 ms after a failed one, doubled up to 100 ms. Over all connections there is at
     /// most one attempt a millisecond after failures, [`Config::connect_rate`] in any case, and [`Config::max_connecting`] at a time.
     pub reconnect: bool,
+    /// Rules by which connections misbehave: they are not measured, and the report has them apart. A rule is a
+    /// [`Rate`](crate::fault::Effect::Rate), [`Stall`](crate::fault::Effect::Stall), [`Reset`](crate::fault::Effect::Reset) or
+    /// [`Fin`](crate::fault::Effect::Fin), and chooses by the connection's number, the first being 1, and [`Config::seed`]. Not in
+    /// [`Mode::Churn`]. Empty.
+    pub faults: Vec<Fault>,
     /// Duration of the traffic before the measured window. 0.
     pub warmup: Duration,
     /// How a connection is closed. [`Close::Fin`].
@@ -128,6 +135,7 @@ impl Config {
             duration: Duration::from_secs(10),
             messages_per_connection: None,
             reconnect: false,
+            faults: Vec::new(),
             warmup: Duration::ZERO,
             close: Close::Fin,
             proxy_protocol: None,
@@ -244,7 +252,10 @@ impl Config {
             "reconnect does not apply to churn, which replaces each connection that has ended"
         } else if self.reconnect && self.messages_per_connection.is_some() {
             "reconnect and messages_per_connection cannot be combined: outages are measured in a window of duration"
+        } else if !self.faults.is_empty() && self.mode == Mode::Churn {
+            "faults do not apply to churn, whose connections end by themselves"
         } else {
+            Faults::check(&self.faults).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
             return self.validate_thresholds();
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, reason))

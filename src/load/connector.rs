@@ -127,7 +127,7 @@ impl Connector {
         if self.retry_pause > 0 || self.arrivals.is_some() {
             return 0;
         }
-        let left = (self.counts.requested + self.counts.replaced).saturating_sub(self.counts.opened);
+        let left = self.counts.total().saturating_sub(self.counts.opened);
         self.counts.opened += left;
         left
     }

@@ -1,6 +1,7 @@
 //! Serves the connections of a run: completes their handshakes, sends, receives, and records each message and error.
 
 mod ending;
+mod faulted;
 mod handshake;
 
 use std::convert::Infallible;
@@ -16,6 +17,7 @@ use super::client::{BUFFER_BYTES, Client, Message, Received};
 use super::config::{Close, Config};
 use super::connector::Connector;
 use super::error::{Phase, classify};
+use super::faulted::{FaultedClient, Faults};
 use super::mode::{Reaction, Status, Traffic, Workload, new_workload};
 use super::pattern::Pattern;
 use super::progress::Step;
@@ -40,6 +42,7 @@ const LATE: u64 = SECOND;
 pub(super) enum Registered {
     Timer,
     Client(Client),
+    Faulted(Box<FaultedClient>),
 }
 
 /// Why a connection leaves the reactor.
@@ -51,6 +54,8 @@ pub(super) enum Removal {
     PortTaken,
     /// The address has not accepted: a connect to the target's next one, in this pair, replaces it.
     NextAddress(u32),
+    /// A rule of a fault chose it: it is not measured, and stays registered.
+    Faulted,
 }
 
 /// The last time that the generator itself was stopped or too slow: until `end`, for `length` nanoseconds.
@@ -75,6 +80,7 @@ pub(super) struct Driver {
     pub(super) workload: Box<dyn Workload>,
     pub(super) connector: Connector,
     pub(super) reconnects: Reconnects,
+    pub(super) faults: Faults,
     pub(super) totals: Totals,
     pub(super) breakdown: Breakdown,
     /// When a connection was last closed, and not given up.
@@ -99,7 +105,8 @@ impl Driver {
     /// - The errors of [`Connector::new`].
     pub(super) fn new(config: &Config) -> io::Result<Self> {
         let workload = new_workload(config);
-        let connector = Connector::new(config, workload.retry_pause())?;
+        let (mut connector, faults) = (Connector::new(config, workload.retry_pause())?, Faults::new(config));
+        connector.counts.exclude(faults.count_chosen(config));
         let pipeline = config.in_flight_max();
         Ok(Self {
             clock: Clock::start(),
@@ -113,6 +120,7 @@ impl Driver {
             breakdown: Breakdown::new(&connector.sources),
             connector,
             reconnects: Reconnects::new(config),
+            faults,
             totals: Totals::new(nanoseconds(config.timeout)),
             last_closed: 0,
             sizes: config.sizes(),
@@ -304,13 +312,17 @@ impl Driver {
 
     /// Removes a connection from the reactor, and replaces it if its port was taken.
     pub(super) fn remove(&mut self, reactor: &mut Reactor<Registered>, key: usize, removal: Removal) {
-        let Some(Registered::Client(client)) = reactor.remove(key) else { return };
+        let client = match reactor.remove(key) {
+            Some(Registered::Client(client)) => client,
+            Some(Registered::Faulted(client)) => return self.connector.sources.release(client.pair, client.port),
+            _ => return,
+        };
         self.connector.counts.change(Some(client.stage), None);
         if let Some(schedule) = &mut self.schedule {
             schedule.vacate(client.slot, key);
         }
         match removal {
-            Removal::Ended => {
+            Removal::Ended | Removal::Faulted => {
                 self.connector.sources.release(client.pair, client.port);
                 self.reconnects.retry(client.verifier.connection(), self.clock.now());
             }
@@ -441,9 +453,13 @@ impl Driver {
 impl Handler<Registered> for Driver {
     type Act = Removal;
 
-    fn ready(&mut self, _: usize, registered: &mut Registered, ready: Ready) -> Next<Removal> {
-        // The timer ended the wait, which is all that it is for.
-        let Registered::Client(client) = registered else { return Next::Wait };
+    fn ready(&mut self, key: usize, registered: &mut Registered, ready: Ready) -> Next<Removal> {
+        let client = match registered {
+            Registered::Client(client) => client,
+            Registered::Faulted(client) => return self.drive_faulted(key, client, ready),
+            // The timer ended the wait, which is all that it is for.
+            Registered::Timer => return Next::Wait,
+        };
         client.notice(ready);
         match self.drive(client) {
             ControlFlow::Continue(next) => next,
@@ -452,6 +468,10 @@ impl Handler<Registered> for Driver {
     }
 
     fn act(&mut self, reactor: &mut Reactor<Registered>, key: usize, removal: Removal) -> Next<Infallible> {
+        if removal == Removal::Faulted {
+            self.begin_fault(reactor, key);
+            return Next::Wait;
+        }
         self.last_closed = self.clock.now();
         self.remove(reactor, key, removal);
         Next::Wait

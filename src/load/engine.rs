@@ -321,6 +321,7 @@ impl Engine {
         self.reopen_connection();
         self.close_connections();
         self.start_connections();
+        self.resume_faulted();
         self.enqueue_due();
         self.change_step();
         self.next_event()
@@ -518,13 +519,13 @@ impl Engine {
     }
 
     fn publish(&self, sample: Option<Sample>) {
-        let Driver { step, clock, window, totals, connector, .. } = &self.driver;
+        let Driver { step, clock, window, totals, connector, faults, .. } = &self.driver;
         let is_timed = matches!(step, Step::Warmup | Step::Measure) && window.end < u64::MAX;
         self.progress.publish(Progress {
             step: *step,
             open: connector.counts.open(),
             requested: connector.counts.requested,
-            opened: connector.counts.opened,
+            opened: connector.counts.opened - faults.established(),
             messages: totals.messages,
             rate: sample.map(|sample| sample.rate),
             p50: sample.and_then(|sample| sample.p50),
@@ -566,7 +567,7 @@ fn reserve(reactor: &mut Reactor<Registered>, config: &Config) -> io::Result<()>
 fn clients(reactor: &mut Reactor<Registered>) -> impl Iterator<Item = (usize, &mut Client)> {
     reactor.iter_mut().filter_map(|(key, registered)| match registered {
         Registered::Client(client) => Some((key, client)),
-        Registered::Timer => None,
+        Registered::Faulted(_) | Registered::Timer => None,
     })
 }
 

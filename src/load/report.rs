@@ -3,6 +3,7 @@
 mod build;
 mod display;
 mod document;
+mod faults;
 mod findings;
 mod histogram;
 mod merge;
@@ -21,6 +22,7 @@ pub use self::document::{
     SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, SourceFigures, Summary, TargetCount, TargetFigures,
     ThresholdResult, Verdict,
 };
+pub use self::faults::FaultFigures;
 pub use self::findings::{Excerpt, Finding, FindingKind, Verify};
 pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::{merge, merge_ranks};

@@ -75,7 +75,8 @@ impl Session {
     /// # Errors
     ///
     /// - The errors of [`run`](super::run).
-    /// - `InvalidInput`: the mode is not [`Mode::Echo`], the only one whose connections outlast a window, or [`Config::reconnect`] is set.
+    /// - `InvalidInput`: the mode is not [`Mode::Echo`], the only one whose connections outlast a window, or [`Config::reconnect`] or
+    ///   [`Config::faults`] is set.
     pub fn connect(config: Config, interrupt: &Interrupt, progress: &ProgressCell) -> io::Result<Self> {
         if config.mode != Mode::Echo {
             return Err(io::Error::new(
@@ -83,8 +84,11 @@ impl Session {
                 "only the connections of mode echo outlast a window",
             ));
         }
-        if config.reconnect {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "reconnect applies to a run of one window"));
+        if config.reconnect || !config.faults.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "reconnect and faults apply to a run of one window",
+            ));
         }
         Self::open(config, interrupt, progress, &mut RunningReports::none())
     }
@@ -296,14 +300,15 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
         origin: Origin::of(config),
         phases_s: phases(engine),
         connections: Connections {
-            requested: config.connections.into(),
+            requested: counts.requested,
             established: counts.established,
             verified: counts.verified,
             held: counts.held,
-            opened_total: counts.opened,
+            opened_total: counts.opened - driver.faults.established(),
         },
         hold: driver.workload.outcomes(&counts, &totals.first),
         outages: driver.reconnects.report(),
+        faults: driver.faults.figures().to_vec(),
         messages: totals.messages,
         arrived_in_window: totals.arrived_in_window,
         latency: &totals.latency,

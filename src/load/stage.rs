@@ -26,8 +26,10 @@ impl Stage {
 /// The connections of a run, counted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
-    /// The configured number of connections.
+    /// The configured number of connections, without those with faults.
     pub(super) requested: u64,
+    /// Connections that a rule of a fault chooses, which are opened with the others and are in no stage after their handshake.
+    pub(super) faulted: u64,
     /// Connections that are opened in place of others that have ended.
     pub(super) replaced: u64,
     /// Connects that began or could not begin. It is the next connection's number.
@@ -49,6 +51,7 @@ impl Counts {
     pub(super) fn new(requested: u64) -> Self {
         Self {
             requested,
+            faulted: 0,
             replaced: 0,
             opened: 0,
             established: 0,
@@ -62,7 +65,17 @@ impl Counts {
 
     /// Returns whether the connect of every requested connection began.
     pub(super) fn all_opened(&self) -> bool {
-        self.opened >= self.requested + self.replaced
+        self.opened >= self.total()
+    }
+
+    /// Returns how many connections are opened in all.
+    pub(super) fn total(&self) -> u64 {
+        self.requested + self.faulted + self.replaced
+    }
+
+    /// Leaves `faulted` of the requested connections out of the measured ones.
+    pub(super) fn exclude(&mut self, faulted: u64) {
+        (self.requested, self.faulted) = (self.requested - faulted, faulted);
     }
 
     /// Returns how many connections are open or connecting.

@@ -7,6 +7,7 @@ mod churn;
 mod command_line;
 mod connecting;
 mod failures;
+mod faults;
 mod faulty_server;
 mod hold;
 mod library;

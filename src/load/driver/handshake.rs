@@ -33,8 +33,11 @@ impl Driver {
                 }
             }
         }
-        self.totals.connect.record(now.saturating_sub(client.connect_due()));
         self.connector.sources.settle(client.pair);
+        if self.faults.chooses(client.verifier.connection()) {
+            return ControlFlow::Break(Removal::Faulted);
+        }
+        self.totals.connect.record(now.saturating_sub(client.connect_due()));
         client.enter(Stage::Opening, &mut self.connector.counts, now);
         // In an open loop of connections, the first message was due with its connection.
         let due = if self.connector.arrivals.is_some() { client.connect_due() } else { now };

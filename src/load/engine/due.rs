@@ -26,7 +26,8 @@ impl Engine {
         let close = driver.connector.may_close().then(|| driver.clock.now());
         let start = (!driver.starting.is_empty()).then(|| driver.clock.now());
         let arrival = driver.connector.arrivals.as_ref().and_then(Arrivals::next_untimed);
-        let times = [self.next_connect(), self.next_reconnect(), close, start, arrival, driver.next_due()];
+        let faulted = driver.faults.next_deadline();
+        let times = [self.next_connect(), self.next_reconnect(), close, start, arrival, driver.next_due(), faulted];
         let next = times.into_iter().flatten().min().unwrap_or(u64::MAX);
         next.min(step).min(self.timeline.next()).min(self.hand.next_due()).min(self.next_beat)
     }
@@ -121,6 +122,14 @@ impl Engine {
         for _ in 0..CLOSES_PER_TURN {
             let Some(key) = self.driver.connector.next_close() else { return };
             self.with_client(key, Driver::close);
+        }
+    }
+
+    /// Continues connections with faults that have waited for a time.
+    pub(super) fn resume_faulted(&mut self) {
+        let now = self.driver.clock.now();
+        while let Some(key) = self.driver.faults.pop_expired(now) {
+            self.reactor.resume(key);
         }
     }
 

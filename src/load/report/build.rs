@@ -6,6 +6,7 @@ use super::document::{
     Connections, Ended, ErrorCount, Generator, Hold, Loop, Messages, Mode, Phases, Report, SCHEMA, Sample,
     ScheduleReport, ServerSide, Settings, Sockstat, SourceFigures, TargetFigures, Verdict,
 };
+use super::faults::FaultFigures;
 use super::findings::Verify;
 use super::histogram::Histogram;
 use super::origin::Origin;
@@ -40,6 +41,7 @@ pub(crate) struct Measured<'a> {
     pub(crate) connections: Connections,
     pub(crate) hold: Option<Hold>,
     pub(crate) outages: Option<Outages>,
+    pub(crate) faults: Vec<FaultFigures>,
     pub(crate) messages: Messages,
     /// Verified replies that arrived in the window.
     pub(crate) arrived_in_window: u64,
@@ -115,6 +117,7 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
         connections: measured.connections,
         hold: measured.hold,
         outages: measured.outages,
+        faults: measured.faults,
         messages: measured.messages,
         rate_per_s: (seconds > 0.0).then(|| float(arrived) / seconds),
         connect_us: measured.connect.summary(),

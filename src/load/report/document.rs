@@ -10,6 +10,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::error::Category;
 
+use super::faults::FaultFigures;
 use super::findings::Verify;
 use super::origin::Origin;
 use super::outages::Outages;
@@ -68,6 +69,9 @@ pub struct Report {
     /// The outages of connections that were opened anew; `None` if the run does not reconnect.
     #[serde(default)]
     pub outages: Option<Outages>,
+    /// The connections with faults, of each rule, in their order.
+    #[serde(default)]
+    pub faults: Vec<FaultFigures>,
     /// Number of messages of the measured window, by outcome.
     pub messages: Messages,
     /// Verified replies that arrived in the measured window, to messages of the warm-up too, per second.

@@ -11,6 +11,7 @@ use super::document::{
     ClosedAfter, Connections, Ended, ErrorCount, Figures, Generator, Hold, Messages, Phases, Report, SCHEMA, Sample,
     ScheduleReport, ServerSide, Settings, SourceFigures, Summary, TargetCount, TargetFigures,
 };
+use super::faults::FaultFigures;
 use super::findings::Verify;
 use super::histogram::Histogram;
 use super::outages::Outages;
@@ -84,6 +85,7 @@ fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Rep
         connections: connections(&reports),
         hold: hold(runs)?,
         outages: outages(runs)?,
+        faults: faults(&reports),
         rate_per_s: sum_of(&reports, |run| run.rate_per_s),
         latency_us: summary(runs, "latency_us", |run| Some(&run.latency_us))?,
         connect_us: summary(runs, "connect_us", |run| Some(&run.connect_us))?,
@@ -261,6 +263,18 @@ fn hold(runs: &[(String, Report)]) -> io::Result<Option<Hold>> {
         closed_after_s: holds.iter().filter_map(|hold| hold.closed_after_s).reduce(closed_after),
         first_us: summary(runs, "first_us", |run| run.hold.as_ref().map(|hold| &hold.first_us))?,
     }))
+}
+
+/// Adds the figures of each rule, in the order in which they first occur.
+fn faults(reports: &[&Report]) -> Vec<FaultFigures> {
+    let mut merged: Vec<FaultFigures> = Vec::new();
+    for figures in reports.iter().flat_map(|run| &run.faults) {
+        match merged.iter_mut().find(|earlier| earlier.rule == figures.rule) {
+            Some(earlier) => earlier.add(figures),
+            None => merged.push(figures.clone()),
+        }
+    }
+    merged
 }
 
 fn outages(runs: &[(String, Report)]) -> io::Result<Option<Outages>> {

@@ -39,7 +39,7 @@ fn json_on_standard_output_is_one_document_with_the_documented_fields() {
     let (json, report) = document(&ended);
     assert_clean(&report);
     assert!(!ended.stderr.iter().any(|line| line.contains('\x1b')), "{ended:?}");
-    let expected = "schema version run_id start ended verdict mode loop config rank origin phases_s connections hold outages messages rate_per_s \
+    let expected = "schema version run_id start ended verdict mode loop config rank origin phases_s connections hold outages faults messages rate_per_s \
                     latency_us connect_us lateness_us schedule stages targets sources errors verify generator server sockstat search timeline thresholds";
     assert_eq!(keys(&json), expected.split_ascii_whitespace().collect());
     let summary = "count censored clipped mean p50 p90 p95 p99 p99_9 p99_99 max hdr_v2";

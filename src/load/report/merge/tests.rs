@@ -306,3 +306,22 @@ fn the_outcomes_of_hold_are_merged() {
     assert_eq!((merged.closed, merged.unasked), (4, 2));
     assert_eq!(merged.closed_after_s, Some(ClosedAfter { min: 59.0, p50: None, max: 61.0 }));
 }
+
+#[test]
+fn the_faulted_connections_of_each_rule_are_summed() {
+    let with_faults = |rules: &[(&str, u64)]| {
+        let figures = |&(rule, open): &(&str, u64)| FaultFigures {
+            connections: open + 1,
+            open,
+            own_end: 1,
+            ..FaultFigures::new(rule.to_owned())
+        };
+        let figures: Vec<_> = rules.iter().map(figures).collect();
+        move |run: &mut Report| run.faults.clone_from(&figures)
+    };
+    let a = run("a", with_faults(&[("stall", 2), ("rate=1", 3)]));
+    let b = run("b", with_faults(&[("rate=1", 5)]));
+    let merged = merge(&[a, b], &[]).unwrap().faults;
+    let figures: Vec<_> = merged.iter().map(|of| (&of.rule[..], of.connections, of.open, of.own_end)).collect();
+    assert_eq!(figures, [("stall", 3, 2, 1), ("rate=1", 10, 8, 2)]);
+}

@@ -1,0 +1,149 @@
+//! Connections that misbehave on purpose beside those that are measured: which they are, when each continues, and how it ended.
+
+mod client;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+pub(super) use self::client::{FaultedClient, Progress, Shared};
+use super::config::Config;
+use super::report::FaultFigures;
+use crate::fault::{Fault, FaultError, Kind, Rules};
+
+/// The kinds that a client can have. The others change the bytes of a server or its listening sockets.
+const KINDS: [Kind; 4] = [Kind::Rate, Kind::Stall, Kind::Reset, Kind::Fin];
+
+/// How a connection with a fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The server sent FIN.
+    Closed,
+    /// The server sent RST.
+    Reset,
+    /// It sent FIN or RST itself.
+    Own,
+}
+
+/// The rules of a run, and what they did.
+#[derive(Debug)]
+pub(super) struct Faults {
+    in_order: Vec<Fault>,
+    rules: Rules,
+    /// The numbers of the connections that a rule may choose are below: one that is opened anew is measured.
+    numbers_end: u64,
+    figures: Vec<FaultFigures>,
+    /// Connections that were chosen and established.
+    established: u64,
+    /// When connections continue that wait for a time, in nanoseconds of the run, each with its key.
+    deadlines: BTreeSet<(u64, usize)>,
+}
+
+impl Faults {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            in_order: config.faults.clone(),
+            rules: Rules::new(&config.faults, config.seed, Instant::now()),
+            numbers_end: config.rank().nth(config.connections.into()),
+            figures: config.faults.iter().map(|fault| FaultFigures::new(fault.to_string())).collect(),
+            established: 0,
+            deadlines: BTreeSet::new(),
+        }
+    }
+
+    /// Checks that each rule is one for a client, and that those which can meet on a connection add up.
+    pub(super) fn check(faults: &[Fault]) -> Result<(), FaultError> {
+        for fault in faults {
+            let name = fault.kind().name();
+            if !KINDS.contains(&fault.kind()) {
+                return Err(FaultError::new(format!(
+                    "{name} is a fault of a server: a client has rate, stall, reset and fin"
+                )));
+            }
+            let keys = [("from", fault.selector.from.is_some()), ("at", fault.selector.at.is_some())];
+            if let Some((key, _)) = keys.into_iter().find(|(_, is_given)| *is_given) {
+                return Err(FaultError::new(format!(
+                    "{key} does not apply to a client's {name}, which takes p, first, after and every"
+                )));
+            }
+        }
+        Fault::check_all(faults)
+    }
+
+    /// Returns how many of the connections of this generator a rule chooses.
+    pub(super) fn count_chosen(&self, config: &Config) -> u64 {
+        if self.in_order.is_empty() {
+            return 0;
+        }
+        (0..config.connections.into()).filter(|&index| self.chooses(config.rank().nth(index))).count() as u64
+    }
+
+    /// Returns whether a rule chooses connection `number`, from 0 on.
+    pub(super) fn chooses(&self, number: u64) -> bool {
+        !self.in_order.is_empty() && number < self.numbers_end && !self.draw(number).is_empty()
+    }
+
+    /// Returns the rules that choose connection `number`, from 0 on.
+    fn draw(&self, number: u64) -> Vec<Fault> {
+        // The address decides nothing: `check` refuses `from`.
+        self.rules.draw(number + 1, IpAddr::V4(Ipv4Addr::UNSPECIFIED)).faults
+    }
+
+    /// Draws the rules of connection `number`, which is established, and returns them with their places.
+    pub(super) fn begin(&mut self, number: u64) -> (Vec<Fault>, Vec<usize>) {
+        let drawn = self.draw(number);
+        let places: Vec<_> =
+            drawn.iter().filter_map(|fault| self.in_order.iter().position(|rule| rule == fault)).collect();
+        for &place in &places {
+            self.figures[place].connections += 1;
+            self.figures[place].open += 1;
+        }
+        self.established += 1;
+        (drawn, places)
+    }
+
+    /// Records how a connection of the rules at `places` ended.
+    pub(super) fn record_end(&mut self, places: &[usize], outcome: Outcome) {
+        for &place in places {
+            let figures = &mut self.figures[place];
+            figures.open -= 1;
+            *match outcome {
+                Outcome::Closed => &mut figures.closed,
+                Outcome::Reset => &mut figures.reset,
+                Outcome::Own => &mut figures.own_end,
+            } += 1;
+        }
+    }
+
+    /// Replaces the deadline of the connection under `key`, which is in `timer`.
+    pub(super) fn set_deadline(&mut self, key: usize, timer: &mut Option<u64>, deadline: Option<u64>) {
+        if let Some(at) = timer.take() {
+            self.deadlines.remove(&(at, key));
+        }
+        if let Some(at) = deadline {
+            self.deadlines.insert((at, key));
+        }
+        *timer = deadline;
+    }
+
+    /// Returns the earliest deadline.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        self.deadlines.first().map(|&(at, _)| at)
+    }
+
+    /// Removes a deadline that has passed, and returns its key.
+    pub(super) fn pop_expired(&mut self, now: u64) -> Option<usize> {
+        if self.next_deadline()? > now {
+            return None;
+        }
+        self.deadlines.pop_first().map(|(_, key)| key)
+    }
+
+    pub(super) fn established(&self) -> u64 {
+        self.established
+    }
+
+    pub(super) fn figures(&self) -> &[FaultFigures] {
+        &self.figures
+    }
+}
