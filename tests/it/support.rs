@@ -248,6 +248,11 @@ impl Process {
         }
     }
 
+    /// Returns whether a line of standard output that was printed since the last one read contains `words`. It reads them.
+    pub(crate) fn has_line_with(&mut self, words: &str) -> bool {
+        self.lines.try_iter().any(|line| line.contains(words))
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
