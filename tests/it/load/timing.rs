@@ -281,7 +281,9 @@ fn the_cpu_of_an_embedders_other_threads_is_not_the_generators() {
     let done = AtomicBool::new(false);
     let report = thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            // Bounded: `done` is never set if the run panics.
+            while !done.load(Ordering::Relaxed) && start.elapsed() < TIMEOUT {
                 std::hint::spin_loop();
             }
         });
