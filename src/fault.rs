@@ -190,7 +190,7 @@ pub enum Kind {
 
 /// What is wrong with a rule, or with two of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FaultError(String);
+pub struct FaultError(pub(crate) String);
 
 impl Kind {
     /// Every kind.
@@ -298,12 +298,6 @@ impl Fault {
             }
             _ => None,
         }
-    }
-}
-
-impl FaultError {
-    pub(crate) fn new(reason: String) -> Self {
-        Self(reason)
     }
 }
 

@@ -56,13 +56,13 @@ impl Faults {
         for fault in faults {
             let name = fault.kind().name();
             if !KINDS.contains(&fault.kind()) {
-                return Err(FaultError::new(format!(
+                return Err(FaultError(format!(
                     "{name} is a fault of a server: a client has rate, stall, reset and fin"
                 )));
             }
             let keys = [("from", fault.selector.from.is_some()), ("at", fault.selector.at.is_some())];
             if let Some((key, _)) = keys.into_iter().find(|(_, is_given)| *is_given) {
-                return Err(FaultError::new(format!(
+                return Err(FaultError(format!(
                     "{key} does not apply to a client's {name}, which takes p, first, after and every"
                 )));
             }
