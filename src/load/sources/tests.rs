@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream as StdStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use super::ranges::distinct;
 use super::*;
@@ -133,8 +134,16 @@ fn a_taken_port_is_skipped_and_found_when_it_is_free() {
     let in_use = ConnectFailure { phase: Phase::Bind, error: ErrorName::NoPorts, errno: Some(libc::EADDRINUSE) };
     assert_eq!((held.len(), failure), (7, Some(in_use)));
     drop(others);
-    let (held, failure) = hold(&mut sources, &servers, 4);
-    assert_eq!((held.len(), failure), (3, Some(NO_PORTS)));
+    // A process that another test starts has copies of the dropped sockets until its exec.
+    let (start, mut found) = (Instant::now(), Vec::new());
+    let failure = loop {
+        let (held, failure) = hold(&mut sources, &servers, 4);
+        found.extend(held);
+        if found.len() == 3 || start.elapsed() > Duration::from_secs(30) {
+            break failure;
+        }
+    };
+    assert_eq!((found.len(), failure), (3, Some(NO_PORTS)));
 }
 
 #[test]
