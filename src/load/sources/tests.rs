@@ -1,15 +1,26 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream as StdStream};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{PoisonError, RwLock};
 
 use super::ranges::distinct;
 use super::*;
 use crate::load::error::Phase;
 
 const OPTIONS: SocketOptions = SocketOptions { nodelay: true, recv_buffer: None, send_buffer: None };
+
+/// Locked for writing while a process starts: until its exec it has a copy of every socket, so that one which a test drops stays bound.
+static PROCESS_START: RwLock<()> = RwLock::new(());
+
+/// Runs a command, while no test that reuses ports runs.
+fn run(command: &mut Command) -> Output {
+    let starting = PROCESS_START.write().unwrap_or_else(PoisonError::into_inner);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(starting);
+    child.wait_with_output().unwrap()
+}
 
 /// Returns loopback addresses that no other test uses.
 fn loopback<const N: u8>() -> Vec<ScopedIp> {
@@ -84,6 +95,7 @@ fn every_pair_is_used_evenly() {
 
 #[test]
 fn each_pair_holds_as_many_connections_as_there_are_ports() {
+    let _no_process_starts = PROCESS_START.read().unwrap_or_else(PoisonError::into_inner);
     for (sources_count, targets_count) in [(3, 1), (1, 2), (2, 2)] {
         let (servers, targets) = servers(loopback::<1>()[0], targets_count);
         let addresses = &loopback::<3>()[..sources_count];
@@ -104,6 +116,7 @@ fn each_pair_holds_as_many_connections_as_there_are_ports() {
 
 #[test]
 fn released_ports_are_used_in_the_order_of_their_release() {
+    let _no_process_starts = PROCESS_START.read().unwrap_or_else(PoisonError::into_inner);
     let (servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 5);
@@ -125,6 +138,7 @@ fn released_ports_are_used_in_the_order_of_their_release() {
 
 #[test]
 fn a_taken_port_is_skipped_and_found_when_it_is_free() {
+    let _no_process_starts = PROCESS_START.read().unwrap_or_else(PoisonError::into_inner);
     let (servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 10);
@@ -134,16 +148,8 @@ fn a_taken_port_is_skipped_and_found_when_it_is_free() {
     let in_use = ConnectFailure { phase: Phase::Bind, error: ErrorName::NoPorts, errno: Some(libc::EADDRINUSE) };
     assert_eq!((held.len(), failure), (7, Some(in_use)));
     drop(others);
-    // A process that another test starts has copies of the dropped sockets until its exec.
-    let (start, mut found) = (Instant::now(), Vec::new());
-    let failure = loop {
-        let (held, failure) = hold(&mut sources, &servers, 4);
-        found.extend(held);
-        if found.len() == 3 || start.elapsed() > Duration::from_secs(30) {
-            break failure;
-        }
-    };
-    assert_eq!((found.len(), failure), (3, Some(NO_PORTS)));
+    let (held, failure) = hold(&mut sources, &servers, 4);
+    assert_eq!((held.len(), failure), (3, Some(NO_PORTS)));
 }
 
 #[test]
@@ -224,17 +230,14 @@ fn is_in_namespace(test: &str) -> bool {
         return true;
     }
     let namespace = format!("ecoloop-{}-{test}", std::process::id());
-    let ip = |arguments: &[&str]| Command::new("ip").args(arguments).status().unwrap().success();
+    let ip = |arguments: &[&str]| run(Command::new("ip").args(arguments)).status.success();
     assert!(ip(&["netns", "add", &namespace]));
     let script = "ip link set lo up && echo 20000 21999 >/proc/sys/net/ipv4/ip_local_port_range && exec \"$@\"";
-    let inner = Command::new("ip")
-        .args(["netns", "exec", &namespace, "sh", "-c", script, "sh"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "--ignored", "--nocapture", &format!("load::sources::tests::{test}")])
-        .env(MARK, "1")
-        .output();
+    let mut inner = Command::new("ip");
+    inner.args(["netns", "exec", &namespace, "sh", "-c", script, "sh"]).arg(std::env::current_exe().unwrap());
+    inner.args(["--exact", "--ignored", "--nocapture", &format!("load::sources::tests::{test}")]).env(MARK, "1");
+    let inner = run(&mut inner);
     assert!(ip(&["netns", "delete", &namespace]));
-    let inner = inner.unwrap();
     let stdout = String::from_utf8_lossy(&inner.stdout);
     assert!(
         inner.status.success() && stdout.contains("1 passed"),
