@@ -72,7 +72,13 @@ impl LocalAddresses {
 
     #[inline]
     pub(super) fn peer(&self, key: usize, address: SocketAddr) -> Peer {
-        Peer { key, address, local_address: self.0.get(key).copied().flatten() }
+        Peer { key, address, local_address: if self.0.is_empty() { None } else { self.get(key) } }
+    }
+
+    /// Apart, for few observers need it and `peer` is on the path of each message.
+    #[cold]
+    fn get(&self, key: usize) -> Option<SocketAddr> {
+        self.0.get(key).copied().flatten()
     }
 
     pub(super) fn clear(&mut self) {
