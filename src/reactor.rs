@@ -501,6 +501,25 @@ impl<T> AsFd for Reactor<T> {
     }
 }
 
+/// A source that no poll reports: a test reports its readiness.
+#[cfg(any(test, fuzzing))]
+pub(crate) struct Silent;
+
+#[cfg(any(test, fuzzing))]
+impl Source for Silent {
+    fn register(&mut self, _: &mio::Registry, _: Token, _: Interest) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reregister(&mut self, _: &mio::Registry, _: Token, _: Interest) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn deregister(&mut self, _: &mio::Registry) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[cfg(any(test, fuzzing))]
 impl<T> Reactor<T> {
     /// As [`serve`](Self::serve), with reports in place of the events of a wait: a test plays edges without a kernel.

@@ -2,33 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
-use std::io;
 use std::time::Duration;
 
-use mio::event::Source;
-use mio::{Interest, Registry, Token};
-
 use super::Input;
+use crate::reactor::Silent;
 use crate::{Handler, INTEREST, Next, Reactor, Ready};
 
 const VALUES_MAX: usize = 64;
-
-/// The poll does not know it: the input reports its readiness.
-struct Silent;
-
-impl Source for Silent {
-    fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn reregister(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn deregister(&mut self, _: &Registry) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// What the reactor must hold, and what it must serve next.
 struct Model<'a> {

@@ -247,30 +247,11 @@ fn read(connection: &mut impl Watched) -> Visit {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::io;
-
-    use mio::event::Source;
-    use mio::{Interest, Registry, Token};
+    use mio::Interest;
 
     use super::*;
+    use crate::reactor::Silent;
     use crate::server::config::DRAIN_PERIOD;
-
-    /// A source that no poll reports.
-    struct Silent;
-
-    impl Source for Silent {
-        fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn reregister(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn deregister(&mut self, _: &Registry) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn a_round_over_a_million_entries_visits_each_once_and_at_most_1024_in_a_turn() {
