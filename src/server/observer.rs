@@ -242,7 +242,7 @@ impl<O: Observer + ?Sized> Observer for Box<O> {
     forward!(self => (**self));
 }
 
-/// A lock that a panic has poisoned is used all the same: the panic goes on where it was.
+/// A poisoned lock is used: the panic that poisoned it goes on in its own thread.
 impl<O: Observer + ?Sized> Observer for Arc<Mutex<O>> {
     forward!(self => self.lock().unwrap_or_else(PoisonError::into_inner));
 }

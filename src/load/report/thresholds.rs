@@ -201,7 +201,7 @@ impl Quantity {
         Ok(Self { metric, stage: Some(stage) })
     }
 
-    /// Checks that there is the stage, for a threshold with the text `text`.
+    /// Checks that the stage exists. The error names the threshold, whose text is `text`.
     pub(in crate::load) fn check_stage(self, text: &str, count: usize) -> io::Result<()> {
         let Some(stage) = self.stage.filter(|&stage| stage > count) else { return Ok(()) };
         let stages = match count {
