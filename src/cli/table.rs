@@ -1,8 +1,9 @@
 //! The report as a table for people, without escape sequences.
 
+mod row;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use ecoloop::load::report::{
     Ended, ErrorCount, Excerpt, FaultFigures, Figures, Finding, LimitedBy, Loop, Outages, Phase, Settings, Summary,
@@ -11,6 +12,8 @@ use ecoloop::load::report::{
 use ecoloop::load::{ArrivalProcess, Mode, Report};
 use indicatif::HumanBytes;
 
+pub(super) use self::row::Row;
+use self::row::Table;
 use super::find_rate;
 use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, round_time, strip_control, time, wrap};
 
@@ -443,88 +446,6 @@ pub(super) fn threshold(ThresholdResult { expr, value, .. }: &ThresholdResult) -
         Some(value) => number(*value),
     };
     format!("{} ({value})", strip_control(expr))
-}
-
-/// Breaks a text into lines, between its phrases if they fit.
-fn fold(text: &str) -> Vec<String> {
-    let text = format!("{text} ");
-    let mut pieces = Vec::new();
-    for phrase in text.split_inclusive(", ").flat_map(|phrase| phrase.split_inclusive("; ")) {
-        if phrase.chars().count() <= LINE_WIDTH {
-            pieces.push(phrase.to_owned());
-        } else {
-            pieces.extend(phrase.split_inclusive(' ').map(str::to_owned));
-        }
-    }
-    // Each piece ends with a space, which is trimmed at the end of a line.
-    wrap(&pieces, "", LINE_WIDTH + 1)
-}
-
-/// A row of the table. One with an empty label belongs to the row before it.
-pub(super) enum Row {
-    Blank,
-    Text {
-        label: String,
-        text: String,
-    },
-    /// Cells of at most 7 characters.
-    Cells {
-        label: String,
-        cells: Vec<String>,
-    },
-}
-
-impl Row {
-    fn print(&self, out: &mut String) {
-        let mut line = |text: &str| {
-            out.push_str(text.trim_end());
-            out.push('\n');
-        };
-        match self {
-            Self::Blank => line(""),
-            Self::Text { label, text } => {
-                let mut label = &label[..];
-                for part in fold(text) {
-                    line(&format!("{label:<LABEL_WIDTH$}{part}"));
-                    label = "";
-                }
-            }
-            Self::Cells { label, cells } => {
-                let mut row = format!("{label:<LABEL_WIDTH$}");
-                for cell in cells {
-                    let _ = write!(row, "{cell:>8}");
-                }
-                line(&row);
-            }
-        }
-    }
-}
-
-struct Table(Vec<Row>);
-
-impl Table {
-    /// Adds a row, which is printed on as many lines as its text needs.
-    fn row(&mut self, label: &str, text: &str) {
-        self.0.push(Row::Text { label: label.to_owned(), text: text.to_owned() });
-    }
-
-    /// Adds a row of columns.
-    fn cells(&mut self, label: &str, cells: impl Iterator<Item = String>) {
-        self.0.push(Row::Cells { label: label.to_owned(), cells: cells.collect() });
-    }
-
-    /// Adds a row for each item, up to `max`.
-    fn list(&mut self, label: &str, items: &[String], max: usize) {
-        if items.is_empty() {
-            self.row(label, "none");
-        }
-        for (index, item) in items.iter().take(max).enumerate() {
-            self.row(if index == 0 { label } else { "" }, item);
-        }
-        if items.len() > max {
-            self.row("", &format!("and {} more (see --json)", count((items.len() - max) as u64)));
-        }
-    }
 }
 
 #[cfg(test)]
