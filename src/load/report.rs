@@ -4,6 +4,7 @@ mod build;
 mod display;
 mod document;
 mod faults;
+mod fields;
 mod findings;
 mod histogram;
 mod merge;
@@ -12,6 +13,7 @@ mod outages;
 mod ranks;
 mod search;
 mod stages;
+mod summary;
 mod thresholds;
 
 pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
@@ -19,7 +21,7 @@ pub(crate) use self::build::{CpuTimes, Measured, Readings, build};
 pub(in crate::load) use self::document::tests::example as example_report;
 pub use self::document::{
     ClosedAfter, Connections, Ended, ErrorCount, Figures, Generator, Hold, Loop, Messages, Mode, Phases, Report,
-    SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, SourceFigures, Summary, TargetCount, TargetFigures,
+    SCHEMA, Sample, ScheduleReport, ServerSide, Settings, Sockstat, SourceFigures, TargetCount, TargetFigures,
     ThresholdResult, Verdict,
 };
 pub use self::faults::FaultFigures;
@@ -32,6 +34,7 @@ pub use self::ranks::check_ranks;
 pub use self::search::{LimitedBy, Probe, SearchReport};
 pub use self::stages::StageFigures;
 pub(in crate::load) use self::stages::shape;
+pub use self::summary::Summary;
 pub use self::thresholds::Threshold;
 pub(in crate::load) use self::thresholds::{Quantity, check_stages, evaluate};
 pub use super::error::{ErrorName, Phase};

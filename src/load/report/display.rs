@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::document::{Report, Summary, Verdict};
+use super::document::{Report, Verdict};
+use super::summary::Summary;
 
 impl Report {
     /// Returns whether no threshold failed in a run that ended by itself, and the figures can be trusted: the verdict is

@@ -1,21 +1,22 @@
 //! The JSON document `ecoloop.load/1`, field by field. A quantity without data is `null`, never 0.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::ops::AddAssign;
 use std::time::SystemTime;
-use std::{fmt, io};
 
-use serde::de::{self, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 
 use super::faults::FaultFigures;
+use super::fields::{labels, number, rfc3339};
 use super::findings::Verify;
 use super::origin::Origin;
 use super::outages::Outages;
 use super::search::SearchReport;
 use super::stages::StageFigures;
+use super::summary::Summary;
 use crate::address::ScopedIp;
 use crate::load::arrivals::ArrivalProcess;
 use crate::load::error::{ErrorName, Phase};
@@ -24,8 +25,6 @@ use crate::load::rank::Rank;
 
 /// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";
-/// More labels than a command line has room for.
-const LABELS_MAX: usize = 1 << 16;
 
 /// The field that identifies a [`Report`].
 #[derive(Deserialize)]
@@ -338,52 +337,6 @@ impl AddAssign for Messages {
     }
 }
 
-/// A distribution, in microseconds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Summary {
-    /// Number of values.
-    pub count: u64,
-    /// Number of values that are the age of a message without a reply, at its timeout or when the measurement ended, or of an outage
-    /// that lasts.
-    pub censored: u64,
-    /// Number of values over an hour, recorded as an hour.
-    pub clipped: u64,
-    /// The arithmetic mean.
-    pub mean: Option<f64>,
-    /// The median.
-    pub p50: Option<u64>,
-    /// The 90th percentile.
-    pub p90: Option<u64>,
-    /// The 95th percentile.
-    pub p95: Option<u64>,
-    /// The 99th percentile.
-    pub p99: Option<u64>,
-    /// The 99.9th percentile.
-    pub p99_9: Option<u64>,
-    /// The 99.99th percentile.
-    pub p99_99: Option<u64>,
-    /// The largest value.
-    pub max: Option<u64>,
-    /// The histogram: `HdrHistogram` V2, compressed, in base64.
-    pub hdr_v2: Option<String>,
-}
-
-impl Summary {
-    /// Returns the percentiles, in microseconds: each with the share of values, from 0 to 1, that it is not below, and its name.
-    #[must_use]
-    pub fn percentiles(&self) -> [(f64, &'static str, Option<u64>); 6] {
-        [
-            (0.5, "p50", self.p50),
-            (0.9, "p90", self.p90),
-            (0.95, "p95", self.p95),
-            (0.99, "p99", self.p99),
-            (0.999, "p99.9", self.p99_9),
-            (0.9999, "p99.99", self.p99_99),
-        ]
-    }
-}
-
 /// The figures of one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -538,67 +491,10 @@ pub struct ThresholdResult {
     pub failed: bool,
 }
 
-/// Serializes a whole number without a fraction: 2000, not 2000.0.
-#[expect(clippy::ref_option, reason = "the signature that serde requires")]
-pub(super) fn number<S: serde::Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
-    match *value {
-        #[expect(clippy::cast_possible_truncation, reason = "whole, and within the range that a float counts exactly")]
-        Some(value) if value.fract() == 0.0 && value.abs() < 9e15 => serializer.serialize_i64(value as i64),
-        value => value.serialize(serializer),
-    }
-}
-
-/// Deserializes labels up to [`LABELS_MAX`]: a short one takes ten times its text.
-fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
-    struct Labels;
-
-    impl<'de> Visitor<'de> for Labels {
-        type Value = BTreeMap<String, String>;
-
-        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(formatter, "at most {LABELS_MAX} labels")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut labels = BTreeMap::new();
-            while let Some((key, value)) = map.next_entry()? {
-                labels.insert(key, value);
-                if labels.len() > LABELS_MAX {
-                    return Err(de::Error::invalid_length(labels.len(), &self));
-                }
-            }
-            Ok(labels)
-        }
-    }
-
-    deserializer.deserialize_map(Labels)
-}
-
-/// A time as RFC 3339 with milliseconds, in UTC.
-mod rfc3339 {
-    use std::fmt::Write;
-    use std::time::SystemTime;
-
-    use serde::{Deserialize, Deserializer, Serializer, de, ser};
-
-    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        // humantime panics before 1970, where only a clock that was never set can be.
-        let time = (*time).max(SystemTime::UNIX_EPOCH);
-        // Not `to_string`, which panics after the year 9999.
-        let mut text = String::new();
-        write!(text, "{}", humantime::format_rfc3339_millis(time)).map_err(ser::Error::custom)?;
-        serializer.serialize_str(&text)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_rfc3339(&text).map_err(|error| de::Error::custom(format!("{text:?} is not a time: {error}")))
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 pub(super) mod tests {
+    use super::super::fields::LABELS_MAX;
     use super::super::findings::{Excerpt, Finding, FindingKind};
     use super::*;
 

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use flate2::read::ZlibDecoder;
 use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
 
-use super::document::Summary;
+use super::summary::Summary;
 
 const NANOSECONDS_A_MICROSECOND: u64 = 1000;
 /// An hour. A longer duration is recorded as an hour and counted as clipped.

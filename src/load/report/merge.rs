@@ -9,13 +9,14 @@ use serde_json::json;
 
 use super::document::{
     ClosedAfter, Connections, Ended, ErrorCount, Figures, Generator, Hold, Messages, Phases, Report, SCHEMA, Sample,
-    ScheduleReport, ServerSide, Settings, SourceFigures, Summary, TargetCount, TargetFigures,
+    ScheduleReport, ServerSide, Settings, SourceFigures, TargetCount, TargetFigures,
 };
 use super::faults::FaultFigures;
 use super::findings::Verify;
 use super::histogram::Histogram;
 use super::outages::Outages;
 use super::stages::{lengths, merge_stages};
+use super::summary::Summary;
 use super::thresholds::{self, Threshold};
 
 /// Share of the longest window that all windows must have in common.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::document::Summary;
+use super::summary::Summary;
 
 /// The outages of connections that are opened anew when they end.
 ///

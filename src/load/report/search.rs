@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::document::{Report, number};
+use super::document::Report;
+use super::fields::number;
 
 /// A search for the highest rate at which a goal holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

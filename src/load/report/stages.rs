@@ -5,8 +5,10 @@ use std::io;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::json;
 
-use super::document::{Messages, Report, Summary, number};
+use super::document::{Messages, Report};
+use super::fields::number;
 use super::merge::{messages, round_to_millionths, summary, total};
+use super::summary::Summary;
 
 /// The figures of a stage, in which the rate goes in a straight line from one value to another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,8 +1,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::super::document::ErrorCount;
 use super::super::document::tests::example;
+use super::super::document::{ErrorCount, Hold};
+use super::super::histogram::Histogram;
 use super::super::outages::Outages;
+use super::super::summary::Summary;
+use super::metric::{HoldOutcome, METRICS};
 use super::*;
 use crate::load::error::{ErrorName, Phase};
 
