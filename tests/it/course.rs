@@ -591,6 +591,19 @@ fn a_symptom_leads_to_its_answer() {
 }
 
 #[test]
+fn the_loop_of_the_course_has_as_many_lines_as_its_chapter_says_and_at_most_70() {
+    let chapter = root().join("docs/course/16-the-loop");
+    let program = fs::read_to_string(chapter.join("loop.rs")).unwrap();
+    let is_code = |line: &&str| !(line.trim().is_empty() || line.trim_start().starts_with("//"));
+    let count = program.lines().filter(is_code).count();
+    assert!(count <= 70, "{count}");
+    for page in ["README.md", "README.es.md"].map(|name| Page::read(chapter.join(name))) {
+        let mut lines = page.text.lines().skip_while(|line| !line.starts_with("$ grep -c"));
+        assert_eq!(lines.nth(1), Some(count.to_string().as_str()), "{}", page.path.display());
+    }
+}
+
+#[test]
 fn a_program_of_the_course_has_at_most_120_lines() {
     for chapter in chapters() {
         for path in fs::read_dir(&chapter).unwrap().map(|entry| entry.unwrap().path()) {

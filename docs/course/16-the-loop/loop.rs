@@ -2,11 +2,10 @@
 //!
 //!     cargo run --example loop -- 127.0.0.1:5000
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
-use std::mem;
 use std::time::Duration;
 
-use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
@@ -15,66 +14,40 @@ const LISTENER: Token = Token(usize::MAX);
 
 struct Reactor {
     poll: Poll,
-    events: Events,
-    slots: Slab<Connection>,
-    run_queue: Vec<usize>, // keys to serve without an event
-}
-
-struct Connection {
-    stream: TcpStream,
-    pending: Vec<u8>,
-    queued: bool,
+    slots: Slab<(TcpStream, Vec<u8>)>, // each connection, with its pending output
+    run_queue: BTreeSet<Token>,        // to serve in the next pass, each once
 }
 
 fn main() -> io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:5000".into());
     let mut listener = TcpListener::bind(address.parse().map_err(io::Error::other)?)?;
     println!("Listening on {}", listener.local_addr()?);
-    let (poll, events) = (Poll::new()?, Events::with_capacity(1024));
+    let (poll, mut events) = (Poll::new()?, Events::with_capacity(1024));
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-    let mut reactor = Reactor { poll, events, slots: Slab::new(), run_queue: Vec::new() };
+    let mut reactor = Reactor { poll, slots: Slab::new(), run_queue: BTreeSet::new() };
     loop {
-        reactor.wait()?;
-        reactor.serve(&listener);
+        reactor.wait(&mut events)?;
+        reactor.serve(&events, &listener);
     }
 }
 
 impl Reactor {
-    fn wait(&mut self) -> io::Result<()> {
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         let timeout = (!self.run_queue.is_empty()).then_some(Duration::ZERO);
-        match self.poll.poll(&mut self.events, timeout) {
-            Err(error) if error.kind() != ErrorKind::Interrupted => Err(error),
-            _ => Ok(()),
+        let result = self.poll.poll(events, timeout);
+        result.or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })
+    }
+
+    fn serve(&mut self, events: &Events, listener: &TcpListener) {
+        self.run_queue.extend(events.iter().map(mio::event::Event::token));
+        for token in std::mem::take(&mut self.run_queue) {
+            if token == LISTENER { self.accept(listener) } else { self.serve_one(token) }
         }
     }
 
-    fn serve(&mut self, listener: &TcpListener) {
-        let queued = mem::take(&mut self.run_queue);
-        let reported: Vec<_> = self.events.iter().map(Event::token).collect();
-        for token in reported {
-            if token == LISTENER {
-                while let Ok((stream, _)) = listener.accept() {
-                    self.insert(stream);
-                }
-            } else {
-                self.serve_one(token.0);
-            }
-        }
-        for key in queued {
-            self.slots[key].queued = false;
-            self.serve_one(key);
-        }
-    }
-
-    fn serve_one(&mut self, key: usize) {
-        let Some(connection) = self.slots.get_mut(key).filter(|connection| !connection.queued) else { return };
-        match connection.ready() {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {} // drained: the next edge brings the key back
-            Ok(1..) => {
-                connection.queued = true; // not drained: no edge will bring it back
-                self.run_queue.push(key);
-            }
-            Ok(0) | Err(_) => drop(self.slots.remove(key)), // closes the socket
+    fn accept(&mut self, listener: &TcpListener) {
+        while let Ok((stream, _)) = listener.accept() {
+            self.insert(stream);
         }
     }
 
@@ -82,27 +55,31 @@ impl Reactor {
         let entry = self.slots.vacant_entry();
         let interest = Interest::READABLE | Interest::WRITABLE;
         if self.poll.registry().register(&mut stream, Token(entry.key()), interest).is_ok() {
-            entry.insert(Connection { stream, pending: Vec::new(), queued: false });
+            entry.insert((stream, Vec::new()));
+        }
+    }
+
+    fn serve_one(&mut self, token: Token) {
+        let Some((stream, pending)) = self.slots.get_mut(token.0) else { return };
+        match ready(stream, pending) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {} // drained: the next edge brings the token back
+            Ok(true) => self.run_queue.extend([token]),               // not drained: no edge will bring it back
+            Ok(false) | Err(_) => drop(self.slots.remove(token.0)),   // closes the socket
         }
     }
 }
 
-impl Connection {
-    /// Sends what is pending, then reads once, and sends that back.
-    fn ready(&mut self) -> io::Result<usize> {
-        self.send()?;
+/// Reads once if nothing is pending, and sends what is pending. Returns `false` at the end of the stream.
+fn ready(stream: &mut TcpStream, pending: &mut Vec<u8>) -> io::Result<bool> {
+    if pending.is_empty() {
         let mut buffer = [0; 1024];
-        let received = self.stream.read(&mut buffer)?;
-        self.pending.extend_from_slice(&buffer[..received]);
-        self.send()?;
-        Ok(received)
+        let received = stream.read(&mut buffer)?;
+        pending.extend_from_slice(&buffer[..received]);
     }
-
-    fn send(&mut self) -> io::Result<()> {
-        while !self.pending.is_empty() {
-            let sent = self.stream.write(&self.pending)?;
-            self.pending.drain(..sent);
-        }
-        Ok(())
+    let is_open = !pending.is_empty();
+    while !pending.is_empty() {
+        let sent = stream.write(pending)?;
+        pending.drain(..sent);
     }
+    Ok(is_open)
 }
