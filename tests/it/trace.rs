@@ -667,8 +667,17 @@ fn what_a_fault_holds_back_is_not_pending_output() {
 fn the_pictures_of_the_docs_are_drawn_from_the_stored_traces() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = TempDir::new().unwrap();
-    let strips =
-        [("blocking", 4), ("loop", 4), ("flood", 2), ("small-loop", 4), ("busy", 4), ("pending", 2), ("threads", 2)];
+    let strips = [
+        ("blocking", 4),
+        ("loop", 4),
+        ("flood", 2),
+        ("small-loop", 4),
+        ("busy", 4),
+        ("pending", 2),
+        ("threads", 2),
+        ("descriptors", 4),
+        ("drain", 4),
+    ];
     for (name, zoom) in strips {
         let (_, page) = strip("stored", &fs::read(root.join(format!("tests/it/strip/{name}.strace"))).unwrap());
         let file = directory.path().join("page.html");
