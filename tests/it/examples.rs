@@ -39,7 +39,7 @@ fn turns_beside_other_work_do_both() {
 
 #[test]
 fn the_nested_servers_echo() {
-    for name in ["nested_mio", "nested_tokio", "nested_calloop"] {
+    for name in ["nested_mio", "nested_tokio", "nested_calloop", "nested_async_io"] {
         assert_eq!(run(name), ["4 bytes echoed"], "{name}");
     }
 }
