@@ -1,15 +1,22 @@
 //! The programs of `docs/examples`: each does what it says, and ends.
 
+use std::ffi::OsStr;
 use std::process::Stdio;
 
-use crate::support::{Process, example};
+use crate::support::{Ended, Process, example};
+
+/// Runs an example to its end.
+#[track_caller]
+fn run_with(name: &str, arguments: &[impl AsRef<OsStr>]) -> Ended {
+    let mut command = example(name);
+    command.args(arguments).stdin(Stdio::null());
+    Process::start(command).wait()
+}
 
 /// Runs an example without arguments, and returns the lines that it prints.
 #[track_caller]
 fn run(name: &str) -> Vec<String> {
-    let mut command = example(name);
-    command.stdin(Stdio::null());
-    let ended = Process::start(command).wait();
+    let ended = run_with(name, &[""; 0]);
     assert!(ended.status.success(), "{name}: {ended:?}");
     ended.stdout
 }
@@ -42,4 +49,12 @@ fn the_nested_servers_echo() {
     for name in ["nested_mio", "nested_tokio", "nested_calloop", "nested_async_io"] {
         assert_eq!(run(name), ["4 bytes echoed"], "{name}");
     }
+}
+
+#[test]
+fn the_capture_has_a_packet_for_each_event() {
+    let directory = tempfile::tempdir().unwrap();
+    let ended = run_with("capture", &[directory.path().join("echo.pcapng")]);
+    // Three of the handshake, two with data, two FIN and the last acknowledgment.
+    assert!(ended.status.success() && ended.stdout == ["8 packets"], "{ended:?}");
 }

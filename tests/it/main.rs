@@ -6,6 +6,7 @@ mod accepting;
 mod admission;
 #[cfg(feature = "load")]
 mod barrier;
+mod capture;
 #[cfg(feature = "load")]
 mod check;
 mod clients;
