@@ -2,8 +2,11 @@
 
 use std::ffi::OsStr;
 use std::process::Stdio;
+use std::time::Duration;
 
-use crate::support::{Ended, Process, example};
+use ecoloop::Config;
+
+use crate::support::{Ended, Process, example, serve};
 
 /// Runs an example to its end.
 #[track_caller]
@@ -57,4 +60,34 @@ fn the_capture_has_a_packet_for_each_event() {
     let ended = run_with("capture", &[directory.path().join("echo.pcapng")]);
     // Three of the handshake, two with data, two FIN and the last acknowledgment.
     assert!(ended.status.success() && ended.stdout == ["8 packets"], "{ended:?}");
+}
+
+#[test]
+fn the_counts_are_a_line_at_a_time_without_a_terminal() {
+    let lines = run("live_counts");
+    let (last, counts) = lines.split_last().unwrap();
+    assert_eq!(last, "4 connections accepted, 4 closed");
+    assert!(!counts.is_empty(), "{lines:?}");
+    assert!(counts.iter().all(|line| line.contains(" open, ") && line.contains("B/s out")), "{lines:?}");
+}
+
+#[test]
+fn the_path_tester_passes_a_path_that_changes_nothing() {
+    let lines = run("path_tester");
+    let names: Vec<_> = lines.iter().map(|line| line.split(':').next().unwrap()).collect();
+    assert_eq!(names, ["latency", "throughput", "silence", "passed"], "{lines:?}");
+    assert!(lines[2].starts_with("silence: 20 of 20 connections alive after 0.2 s"), "{lines:?}");
+}
+
+#[test]
+fn the_path_tester_fails_a_path_that_alters_a_byte_or_closes_what_is_silent() {
+    let mut config = Config::default();
+    config.idle_timeout = Some(Duration::from_millis(300));
+    config.faults = vec!["flip=1000".parse().unwrap()];
+    let server = serve(config);
+    let ended = run_with("path_tester", &[server.local_addr().to_string(), "0.3".to_owned(), "2".to_owned()]);
+    let output = ended.stdout.join("\n");
+    assert_eq!(ended.status.code(), Some(1), "{output}");
+    assert!(output.contains("findings of corruption"), "{output}");
+    assert!(output.contains("silence: 0 of 20 connections alive") && output.ends_with("failed"), "{output}");
 }
