@@ -2,6 +2,7 @@
 //!
 //! [`Server`](crate::Server) is generic over it, and listens on TCP by default.
 
+mod address;
 mod unix;
 
 use std::fmt::{Debug, Display};
@@ -15,6 +16,7 @@ use socket2::SockRef;
 
 use crate::Config;
 
+pub use self::address::AnyAddress;
 pub use self::unix::{UnixAddress, UnixListener};
 pub use crate::socket::Socket;
 

@@ -6,13 +6,13 @@ use std::io;
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
+use ecoloop::transport::AnyAddress;
 use ecoloop::{CloseReason, Fault, Handle, Observer, Peer, Report, Stats};
 use log::{Level, Record};
 
 use super::format::plural;
 use super::log::TARGET;
 use super::metrics::TurnTimer;
-use super::sockets::AnyAddress;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Language {

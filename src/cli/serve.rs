@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
-use ecoloop::transport::{Listen, UnixAddress};
+use ecoloop::transport::{AnyAddress, Listen, UnixAddress};
 use ecoloop::{Config, Handle, IpNet, Observer, Report, Server, SourceLimit, Turn, WhenFull};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -25,7 +25,7 @@ use super::log_observer::{Language, LogObserver, log_end, log_shutdown, log_so_f
 use super::metrics::{self, TurnTimer};
 use super::output::{self, Output};
 use super::signals::Requests;
-use super::sockets::{self, AnyAddress};
+use super::sockets;
 use super::systemd::{self, Notifier, Watchdog};
 use super::trace::TraceFile;
 use super::trace_observer::Tracing;

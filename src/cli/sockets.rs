@@ -1,12 +1,11 @@
 //! The sockets of `serve` where one of its addresses is a Unix socket. A server on TCP alone has no use for these: its connections take
 //! a read less for each message.
 
-use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ecoloop::transport::{Listen, Socket, Stream, UnixAddress, UnixListener, bind_tcp};
+use ecoloop::transport::{AnyAddress, Listen, Socket, Stream, UnixAddress, UnixListener, bind_tcp};
 use ecoloop::{Config, Server};
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream};
@@ -17,13 +16,6 @@ use mio::{Interest, Registry, Token};
 pub(super) enum AnyListener {
     Tcp(TcpListener),
     Unix(UnixListener),
-}
-
-/// An address of either.
-#[derive(Clone, Debug)]
-pub(super) enum AnyAddress {
-    Tcp(SocketAddr),
-    Unix(UnixAddress),
 }
 
 /// A connection of either, in one type: recv(2) and send(2) do not tell them apart. It is read as a Unix socket has to be.
@@ -143,27 +135,5 @@ impl Source for AnyStream {
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         self.0.deregister(registry)
-    }
-}
-
-impl AnyAddress {
-    /// Returns the IP address and the port, if it has them.
-    pub(super) fn tcp(&self) -> Option<SocketAddr> {
-        if let Self::Tcp(address) = self { Some(*address) } else { None }
-    }
-}
-
-impl From<SocketAddr> for AnyAddress {
-    fn from(address: SocketAddr) -> Self {
-        Self::Tcp(address)
-    }
-}
-
-impl fmt::Display for AnyAddress {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(formatter),
-            Self::Unix(address) => address.fmt(formatter),
-        }
     }
 }

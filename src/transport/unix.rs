@@ -15,6 +15,7 @@ use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, SockRef, Type};
 
+use super::address::UNIX;
 use super::{Listen, Socket, Stream};
 use crate::error::cannot;
 use crate::log_target::LOG_TARGET;
@@ -35,7 +36,7 @@ const ATTEMPTS_MAX: usize = 3;
 /// assert_eq!(address.path().unwrap().to_str(), Some("/run/echo.sock"));
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixAddress(PathBuf);
 
 impl UnixAddress {
@@ -83,7 +84,7 @@ impl UnixAddress {
 
 impl fmt::Display for UnixAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "unix:{}", self.0.display())
+        write!(formatter, "{UNIX}{}", self.0.display())
     }
 }
 
