@@ -138,7 +138,8 @@
 //!
 //! # Load
 //!
-//! With the feature `load`, [`load`] drives an echo server, verifies every byte, and measures latency from the scheduled send time:
+//! With the feature `load`, [`load`] drives an echo server over TCP or a Unix socket, verifies every byte, and measures latency from
+//! the scheduled send time:
 //!
 //! ```
 //! # #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))] {

@@ -1,4 +1,4 @@
-//! A load generator for TCP echo servers, on the same [`Reactor`](crate::Reactor) as the server.
+//! A load generator for echo servers, over TCP or Unix sockets, on the same [`Reactor`](crate::Reactor) as the server.
 //!
 //! It counts the outcome of every message, verifies every byte that comes back, and measures latency from the scheduled send time,
 //! so that a stall cannot hide (no coordinated omission).
@@ -17,6 +17,7 @@
 //! ```
 
 mod arrivals;
+mod backlogs;
 mod breakdown;
 mod client;
 pub mod compare;

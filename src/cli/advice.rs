@@ -61,6 +61,12 @@ pub(super) fn advise(report: &Report) {
     }
     for error in &report.errors {
         let remedy = match error.error {
+            ErrorName::Other if error.errno.as_deref() == Some("ENOENT") => {
+                "there is no such file; start the server first, or check the path"
+            }
+            ErrorName::Other if error.errno.as_deref() == Some("EACCES") => {
+                "a client needs the permission to write to the file of a Unix socket: see --unix-mode of serve"
+            }
             ErrorName::NoDescriptors => DESCRIPTOR_HINT,
             ErrorName::NoPorts if report.config.sources.is_empty() => {
                 "name this machine's own address with --source, whose ports in TIME_WAIT can be used again; or add targets, or \

@@ -12,12 +12,12 @@ use ecoloop::load::compare::{Comparison, Difference, MetricRatio, RelativeResult
 use ecoloop::load::report::Verdict;
 use ecoloop::load::{self, Report};
 
-use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural};
+use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, strip_control};
 use super::load_options::{CONNECTIONS, MESSAGES, TIME};
 use super::output::{self, Output};
 use super::report_stream::{print_other_lines, read_reports};
 use super::result_files::REPORT;
-use super::values::{Address, SOCKETS};
+use super::values::{Endpoint, SOCKETS};
 use super::{exit_status, print_error};
 
 const HELP: &str = "\
@@ -122,7 +122,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 fn reports(path: &Path, quiet: bool) -> Result<Vec<(String, Report)>, String> {
     let file = path.display().to_string();
     let found = read_reports(path, "compare").map_err(|error| {
-        let is_server = !path.exists() && file.parse::<Address>().is_ok();
+        let is_server = !path.exists() && file.parse::<Endpoint>().is_ok();
         if is_server { format!("{error}; --live compares servers") } else { error }
     })?;
     if !quiet {
@@ -162,7 +162,7 @@ fn words(side: &Side) -> String {
         words.push(plural(count(side.errors), "error", "errors"));
     }
     if !side.targets.is_empty() {
-        words.push(format!("to {}", abbreviate(&side.targets)));
+        words.push(strip_control(&format!("to {}", abbreviate(&side.targets))));
     }
     words.join(", ")
 }

@@ -2,23 +2,23 @@
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use ecoloop::address::ScopedIp;
 use ecoloop::host::{Capacity, Limit, Plan, Purpose, is_local, limits};
 use ecoloop::load::{SourceRange, count_pairs};
+use ecoloop::transport::AnyAddress;
 
 use super::format::{self, plural};
 use super::load_options::CONNECTIONS;
-use super::values::{Address, TargetArguments, count};
+use super::values::{Endpoint, TargetArguments, count};
 use super::{output, usage_error};
 
 const NAMES: &str = "Names";
 
 const HELP: &str = "\
-ADDR    IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
+ADDR    IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1; unix:PATH, unix:@NAME
 COUNT   100, 10k, 1.5M
 SOURCE  IP, IP-IP or IPv4/LEN
 
@@ -38,7 +38,7 @@ Examples:
 pub(super) struct Arguments {
     /// Servers that a load would connect to
     #[arg(value_name = "ADDR")]
-    targets: Vec<Address>,
+    targets: Vec<Endpoint>,
 
     #[command(flatten, next_help_heading = NAMES)]
     target: TargetArguments,
@@ -74,7 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 
 impl Arguments {
     fn plan(&self) -> io::Result<Plan> {
-        let mut targets: Vec<Vec<SocketAddr>> = Vec::new();
+        let mut targets: Vec<Vec<AnyAddress>> = Vec::new();
         for address in &self.targets {
             match self.target.resolve(address) {
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => usage_error("doctor", error),
@@ -88,7 +88,8 @@ impl Arguments {
             count_pairs(&sources, &targets)
         };
         let pairs = pairs.unwrap_or_else(|reason| usage_error("doctor", &reason));
-        let is_remote = !targets.is_empty() && !targets.iter().flatten().any(|target| is_local(target.ip()));
+        let is_here = |target: &AnyAddress| target.tcp().is_none_or(|target| is_local(target.ip()));
+        let is_remote = !targets.is_empty() && !targets.iter().flatten().any(is_here);
         let purpose = match self.purpose {
             Some(For::Serve) => Purpose::Serve,
             Some(For::Load) => Purpose::Load,

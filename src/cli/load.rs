@@ -30,7 +30,7 @@ use super::ranked_run;
 use super::ranks;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::{Requests, is_ignored};
-use super::values::{Address, duration, time};
+use super::values::{Address, Endpoint, duration, time};
 use super::{exit_status, print_error, table, usage_error};
 
 /// How often a run rewrites its JSON file.
@@ -40,7 +40,8 @@ const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 const PRINT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 const HELP: &str = "\
-ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1; link-local: [fe80::1%eth0]:PORT
+ADDR      IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1; link-local: [fe80::1%eth0]:PORT;
+          unix:PATH, or unix:@NAME for a name without a file
 SIZE      bytes: 64, 4KiB, 1MiB; of messages also a range: 64..4KiB
 COUNT     100, 10k, 1.5M
 RATE      COUNT per second: 0.5, 2000, 10k/s; with --find-rate a range: 1k..100k
@@ -131,7 +132,7 @@ ecoloop load --help lists every option, the forms of the values, exit statuses a
 pub(super) struct Arguments {
     /// Servers; connections rotate over all source/target pairs
     #[arg(value_name = "ADDR", required = true)]
-    addresses: Vec<Address>,
+    addresses: Vec<Endpoint>,
 
     #[command(flatten)]
     load: LoadOptions,

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ecoloop::load::{ArrivalProcess, Close, Config, Mode, ProxyVersion, RateStage, SourceRange, count_pairs};
+use ecoloop::transport::AnyAddress;
 
 use super::advice::warn_of_unpaired;
-use super::values::{Address, Rates, SocketArguments, TargetArguments, count, duration, rate, sizes};
+use super::values::{Endpoint, Rates, SocketArguments, TargetArguments, count, duration, rate, sizes};
 use super::{print_error, usage_error};
 
 pub(super) const CONNECTIONS: &str = "Connections";
@@ -199,8 +200,8 @@ impl LoadOptions {
     /// Returns the settings of a run against `addresses`.
     ///
     /// Prints and counts each name that does not resolve: the report lists it as an error.
-    pub(super) fn config(&self, subcommand: &str, addresses: &[Address]) -> Config {
-        let mut config = Config::new(Vec::new());
+    pub(super) fn config(&self, subcommand: &str, addresses: &[Endpoint]) -> Config {
+        let mut config = Config::new(Vec::<AnyAddress>::new());
         for address in addresses {
             match self.target.resolve(address) {
                 Ok(targets) => config.targets.extend(targets),
@@ -215,6 +216,9 @@ impl LoadOptions {
         if config.unresolved == 0 {
             count_pairs(&config.sources, &config.targets).unwrap_or_else(|reason| usage_error(subcommand, &reason));
             warn_of_unpaired(&config);
+        }
+        if self.socket.nagle && config.targets.iter().flatten().any(AnyAddress::is_unix) {
+            usage_error(subcommand, "--nagle cannot be used with a Unix socket: TCP alone has Nagle's algorithm");
         }
         config.connections = self.connections;
         config.mode = match self.mode {

@@ -95,7 +95,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
         words.push(round_time(report.phases_s.measure * 1e6));
     }
     if !config.targets.is_empty() {
-        words.push(format!("to {}", abbreviate(&config.targets)));
+        words.push(strip_control(&format!("to {}", abbreviate(&config.targets))));
     }
     if !config.sources.is_empty() {
         words.push(format!("from {}", abbreviate(&config.sources)));
@@ -291,7 +291,7 @@ fn short(value: f64) -> String {
 
 /// Adds the figures of each target and each source, the worst first.
 fn parts(table: &mut Table, report: &Report) {
-    let targets = report.targets.iter().map(|of| (of.target.to_string(), &of.figures)).collect();
+    let targets = report.targets.iter().map(|of| (strip_control(&of.target.to_string()), &of.figures)).collect();
     let sources = report.sources.iter().map(|of| (of.source.to_string(), &of.figures)).collect();
     for (label, mut parts) in [("targets", targets), ("sources", sources)] {
         let parts: &mut Vec<(String, &Figures)> = &mut parts;
@@ -348,10 +348,10 @@ pub(super) fn error(ErrorCount { phase, error, errno, count: n, first_s, targets
     let errno = errno.as_ref().map(|errno| format!(" ({})", strip_control(errno))).unwrap_or_default();
     let targets = match &targets[..] {
         [] => String::new(),
-        [one] => format!(", to {}", one.target),
+        [one] => strip_control(&format!(", to {}", one.target)),
         several => {
             let counts = several.iter().map(|one| format!("{} ({})", one.target, count(one.count)));
-            format!(", to {}", abbreviate(&counts.collect::<Vec<_>>()))
+            strip_control(&format!(", to {}", abbreviate(&counts.collect::<Vec<_>>())))
         }
     };
     // An error between two windows precedes the start of its report.
@@ -378,7 +378,7 @@ pub(super) fn finding(finding: &Finding) -> String {
         finding.kind.name(),
         count(finding.offset),
         finding.connection,
-        finding.peer,
+        strip_control(&finding.peer.to_string()),
         round_time(finding.at_s * 1e6),
         excerpt("expected", &finding.expected),
         excerpt("received", &finding.received),

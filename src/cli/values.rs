@@ -13,6 +13,8 @@ use clap::Args;
 use ecoloop::address::ScopedIp;
 #[cfg(feature = "load")]
 use ecoloop::load::RateStage;
+#[cfg(feature = "load")]
+use ecoloop::transport::AnyAddress;
 use ecoloop::transport::UnixAddress;
 use ecoloop::units::{parse_count, parse_rate};
 use ecoloop::{IpNet, SourceLimit};
@@ -100,6 +102,15 @@ const UNIX: &str = "unix:";
 pub(super) enum Endpoint {
     Ip(Address),
     Unix(UnixAddress),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(formatter),
+            Self::Unix(address) => address.fmt(formatter),
+        }
+    }
 }
 
 impl FromStr for Endpoint {
@@ -191,25 +202,39 @@ impl TargetArguments {
     ///
     /// - `InvalidInput`: the address is of the excluded family.
     /// - The name does not resolve, or has no address of the family.
-    pub(super) fn resolve(&self, address: &Address) -> io::Result<Vec<Vec<SocketAddr>>> {
+    pub(super) fn resolve(&self, endpoint: &Endpoint) -> io::Result<Vec<Vec<AnyAddress>>> {
+        let address = match endpoint {
+            Endpoint::Ip(address) => address,
+            Endpoint::Unix(_) if self.ipv4 || self.ipv6 => return Err(self.not_of_family(endpoint)),
+            Endpoint::Unix(address) => return Ok(vec![vec![address.clone().into()]]),
+        };
         let localhost = if self.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
         let mut addresses = address.resolve(localhost)?;
         addresses.retain(|address| if address.is_ipv4() { !self.ipv6 } else { !self.ipv4 });
         if addresses.is_empty() {
-            let family = if self.ipv4 { "IPv4" } else { "IPv6" };
             return Err(match address {
                 Address::Name(name) => io::Error::new(
                     io::ErrorKind::NotFound,
-                    format!("cannot resolve {name}: it has no {family} address"),
+                    format!("cannot resolve {name}: it has no {} address", self.family()),
                 ),
-                _ => io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is not an {family} address")),
+                _ => self.not_of_family(address),
             });
         }
+        let addresses = addresses.into_iter().map(AnyAddress::from);
         Ok(if self.all_addresses {
-            addresses.into_iter().map(|address| vec![address]).collect()
+            addresses.map(|address| vec![address]).collect()
         } else {
-            vec![addresses]
+            vec![addresses.collect()]
         })
+    }
+
+    /// Returns the name of the family that is not excluded.
+    fn family(&self) -> &'static str {
+        if self.ipv4 { "IPv4" } else { "IPv6" }
+    }
+
+    fn not_of_family(&self, address: impl fmt::Display) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is not an {} address", self.family()))
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::cgroup::Groups;
 use super::procfs::{self, SocketStatistics, parse_ports};
+use crate::transport::AnyAddress;
 
 /// Descriptors of a process that are not connections, with a margin.
 const DESCRIPTORS_KEPT: u64 = 64;
@@ -43,7 +44,7 @@ pub struct Plan {
     /// Addresses that a load generator connects from; empty if the system chooses one.
     pub sources: Vec<IpAddr>,
     /// Addresses that a load generator connects to; empty if they are not known.
-    pub targets: Vec<SocketAddr>,
+    pub targets: Vec<AnyAddress>,
     /// Number of source/target pairs, each with the whole port range; at least 1.
     pub pairs: u32,
     /// Descriptors that the process uses for anything but connections. `None`: at most 64.
@@ -146,7 +147,9 @@ impl Machine {
     fn ends(&self, plan: &Plan) -> u64 {
         let is_both = match plan.purpose {
             Purpose::Serve => false,
-            Purpose::Load => plan.targets.iter().any(|target| (self.is_local)(target.ip())),
+            Purpose::Load => {
+                plan.targets.iter().any(|target| target.tcp().is_none_or(|target| (self.is_local)(target.ip())))
+            }
             Purpose::Both => true,
         };
         if is_both { 2 } else { 1 }
@@ -202,21 +205,25 @@ fn warnings_of(limits: &[Limit], connections: u32) -> Vec<String> {
 fn limits_of(machine: &Machine, plan: &Plan) -> Vec<Limit> {
     let mut limits = descriptors(machine, plan);
     limits.push(file_max(machine, plan));
-    if plan.purpose != Purpose::Serve {
+    // Ports, handshakes, TCP's memory and connection tracking do not limit connections to Unix sockets.
+    let has_tcp = plan.targets.is_empty() || plan.targets.iter().any(|target| !target.is_unix());
+    if plan.purpose != Purpose::Serve && has_tcp {
         limits.extend(sources(machine, plan));
         limits.push(ports(machine, plan));
         limits.extend(time_wait(machine, plan));
     }
     if plan.purpose != Purpose::Load {
-        limits.extend([accept_queue(machine, plan), handshakes(machine, plan)]);
+        limits.push(accept_queue(machine, plan));
+        limits.extend(has_tcp.then(|| handshakes(machine, plan)));
     }
-    limits.extend([memory(machine, plan), memory_in_flight(machine, plan)]);
+    limits.push(memory(machine, plan));
+    limits.extend(has_tcp.then(|| memory_in_flight(machine, plan)));
     if let Some(groups) = machine.groups() {
         limits.extend(group_memory(&groups, machine, plan));
         limits.extend(group_tasks(&groups, machine, plan));
         limits.extend(group_cores(&groups));
     }
-    limits.extend(tracked(machine, plan));
+    limits.extend(tracked(machine, plan).filter(|_| has_tcp));
     limits.push(watches(machine, plan));
     limits
 }
@@ -368,8 +375,8 @@ fn sources(machine: &Machine, plan: &Plan) -> Option<Limit> {
 fn time_wait(machine: &Machine, plan: &Plan) -> Option<Limit> {
     const NAME: &str = "TIME_WAIT";
     let reuse = machine.number("sys/net/ipv4/tcp_tw_reuse").unwrap_or(2);
-    let is_kept = |target: &&SocketAddr| reuse == 0 || reuse == 2 && !target.ip().is_loopback();
-    let targets: Vec<_> = plan.targets.iter().filter(is_kept).copied().collect();
+    let is_kept = |target: &SocketAddr| reuse == 0 || reuse == 2 && !target.ip().is_loopback();
+    let targets: Vec<_> = plan.targets.iter().filter_map(AnyAddress::tcp).filter(is_kept).collect();
     if targets.is_empty() || !plan.sources.is_empty() {
         return None;
     }

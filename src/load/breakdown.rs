@@ -1,18 +1,18 @@
 //! The figures of each target and of each source, where there are several.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use super::report::{Figures, Histogram, SourceFigures, TargetFigures};
 use super::sources::Sources;
 use crate::address::ScopedIp;
+use crate::transport::AnyAddress;
 
 /// Maximum number of targets, and of sources, that have figures: each takes 190 kB.
 const PARTS_MAX: usize = 100;
 
 #[derive(Debug)]
 pub(super) struct Breakdown {
-    targets: Parts<SocketAddr>,
+    targets: Parts<AnyAddress>,
     sources: Parts<ScopedIp>,
 }
 
@@ -20,7 +20,7 @@ impl Breakdown {
     pub(super) fn new(sources: &Sources) -> Self {
         let pairs = || (0..sources.pair_count()).map(|pair| sources.pair(pair));
         Self {
-            targets: Parts::new(pairs().map(|(_, target)| Some(target))),
+            targets: Parts::new(pairs().map(|(_, target)| Some(target.clone()))),
             sources: Parts::new(pairs().map(|(source, _)| source)),
         }
     }
@@ -61,7 +61,7 @@ impl Breakdown {
     }
 
     /// Returns the figures of each target in `used`, or nothing if there is only one.
-    pub(super) fn targets(&self, used: &[SocketAddr]) -> Vec<TargetFigures> {
+    pub(super) fn targets(&self, used: &[AnyAddress]) -> Vec<TargetFigures> {
         let figures = self.targets.figures().filter(|(target, _)| used.len() > 1 && used.contains(target));
         figures.map(|(target, figures)| TargetFigures { target, figures }).collect()
     }
@@ -93,11 +93,11 @@ struct Part {
     latency: Histogram,
 }
 
-impl<A: Copy + Ord> Parts<A> {
+impl<A: Clone + Ord> Parts<A> {
     fn new(address_of_pair: impl Iterator<Item = Option<A>>) -> Self {
         let (mut addresses, mut places, mut place_of_pair) = (Vec::new(), BTreeMap::new(), Vec::new());
         for address in address_of_pair.map_while(|address| address) {
-            let place = *places.entry(address).or_insert_with(|| {
+            let place = *places.entry(address.clone()).or_insert_with(|| {
                 addresses.push(address);
                 addresses.len() - 1
             });
@@ -120,7 +120,7 @@ impl<A: Copy + Ord> Parts<A> {
     }
 
     fn figures(&self) -> impl Iterator<Item = (A, Figures)> {
-        self.addresses.iter().copied().zip(self.figures.iter().map(|part| {
+        self.addresses.iter().cloned().zip(self.figures.iter().map(|part| {
             let latency_us = part.latency.summary();
             Figures {
                 connections: part.connections,

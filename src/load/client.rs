@@ -25,7 +25,7 @@ pub(super) struct Client {
     pub(super) stage: Stage,
     readable: bool,
     writable: bool,
-    /// The end of the stream or urgent data was reported: a short read does not drain the socket.
+    /// A short read does not drain the socket: the end of the stream or urgent data was reported, or it is a Unix socket.
     read_until_would_block: bool,
     /// A reply after the first took longer than a second.
     pub(super) is_late: bool,
@@ -206,6 +206,11 @@ impl Client {
         self.readable |= ready.is_readable();
         self.writable |= ready.is_writable();
         self.read_until_would_block |= ready.outlasts_short_read();
+    }
+
+    /// Has each read followed by another until one blocks: a read of a Unix socket stops at a descriptor that the peer passes.
+    pub(super) fn read_until_would_block(&mut self) {
+        self.read_until_would_block = true;
     }
 
     /// Makes the next call read, without an event.

@@ -4,7 +4,6 @@ mod threshold;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -12,6 +11,7 @@ use serde_json::{Map, Value, json};
 pub use self::threshold::{RelativeResult, RelativeThreshold};
 use super::report::{Ended, Loop, Mode, Quantity, Report, Verdict, shape};
 use super::statistics::{Ratio, SAMPLES_MIN, median};
+use crate::transport::AnyAddress;
 
 /// The schema of the JSON document of a comparison.
 const SCHEMA: &str = "ecoloop.compare/1";
@@ -52,7 +52,7 @@ pub struct Comparison {
 #[non_exhaustive]
 pub struct Side {
     /// The servers.
-    pub targets: Vec<SocketAddr>,
+    pub targets: Vec<AnyAddress>,
     /// Number of windows that were compared.
     pub windows: usize,
     /// Number of windows that were not, because they were interrupted, or in an open loop not sent on schedule.
@@ -163,7 +163,7 @@ fn metric_names<'a>(run: &Report, thresholds: &'a [RelativeThreshold]) -> Vec<&'
 
 impl Side {
     fn new(runs: &[(String, Report)], windows: usize) -> Self {
-        let targets: BTreeSet<_> = runs.iter().flat_map(|(_, run)| run.config.targets.iter().copied()).collect();
+        let targets: BTreeSet<_> = runs.iter().flat_map(|(_, run)| run.config.targets.iter().cloned()).collect();
         let errors = runs.iter().flat_map(|(_, run)| run.errors.iter().map(|error| error.count));
         let findings = runs.iter().map(|(_, run)| run.verify.connections_failed);
         Self {

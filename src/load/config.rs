@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use super::arrivals::ArrivalProcess;
@@ -14,7 +13,8 @@ use super::report::{Mode, Threshold, check_stages};
 use super::sizes::Sizes;
 use super::sources::unpaired;
 use crate::address::ScopedIp;
-use crate::fault::Fault;
+use crate::fault::{Fault, Kind};
+use crate::transport::AnyAddress;
 
 /// Maximum number of connections, far above what the ports and the memory of a machine allow.
 const CONNECTIONS_MAX: u64 = 1 << 26;
@@ -37,11 +37,11 @@ const STAGES_SECONDS_MAX: f64 = 9e6;
 pub struct Config {
     /// The servers, each with its addresses, which are tried in order until one accepts. Connections rotate over all source/target
     /// pairs.
-    pub targets: Vec<Vec<SocketAddr>>,
+    pub targets: Vec<Vec<AnyAddress>>,
     /// Number of targets whose name did not resolve. 0. If there are any, nothing is connected, and the report has an error for each.
     pub unresolved: u32,
     /// Addresses to connect from; the run chooses their ports. Empty: the system chooses address and port. One that reaches no
-    /// target is not used.
+    /// target is not used. Not with a Unix socket among the targets.
     pub sources: Vec<ScopedIp>,
     /// Number of open connections. 1.
     pub connections: u32,
@@ -86,10 +86,10 @@ pub struct Config {
     pub faults: Vec<Fault>,
     /// Duration of the traffic before the measured window. 0.
     pub warmup: Duration,
-    /// How a connection is closed. [`Close::Fin`].
+    /// How a connection is closed. [`Close::Fin`], the only one for Unix sockets.
     pub close: Close,
     /// Begins each connection with a header of the PROXY protocol, from the connection's own address to the server's. It is no message,
-    /// and the server must take it out of the stream. `None`.
+    /// and the server must take it out of the stream. For a Unix socket it has no addresses. `None`.
     pub proxy_protocol: Option<ProxyVersion>,
     /// When to begin, so that generators on several machines begin together. `None`: now.
     pub start_at: Option<SystemTime>,
@@ -106,7 +106,7 @@ pub struct Config {
     pub recv_buffer: Option<usize>,
     /// Bytes of each socket's send buffer (`SO_SNDBUF`). `None`: the system's default.
     pub send_buffer: Option<usize>,
-    /// Sends small messages without delay (`TCP_NODELAY`). On.
+    /// Sends small messages without delay (`TCP_NODELAY`), over TCP. On.
     pub nodelay: bool,
     /// Thresholds in addition to the default ones.
     pub thresholds: Vec<Threshold>,
@@ -115,9 +115,9 @@ pub struct Config {
 impl Config {
     /// Returns the defaults, with a target at each address.
     #[must_use]
-    pub fn new(targets: Vec<SocketAddr>) -> Self {
+    pub fn new(targets: impl IntoIterator<Item = impl Into<AnyAddress>>) -> Self {
         Self {
-            targets: targets.into_iter().map(|address| vec![address]).collect(),
+            targets: targets.into_iter().map(|address| vec![address.into()]).collect(),
             unresolved: 0,
             sources: Vec::new(),
             connections: 1,
@@ -254,11 +254,27 @@ impl Config {
             "reconnect and messages_per_connection cannot be combined: outages are measured in a window of duration"
         } else if !self.faults.is_empty() && self.mode == Mode::Churn {
             "faults do not apply to churn, whose connections end by themselves"
+        } else if let Some(reason) = self.invalid_unix() {
+            reason
         } else {
             Faults::check(&self.faults).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
             return self.validate_thresholds();
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+    }
+
+    /// Returns why the settings do not go together with a Unix socket.
+    fn invalid_unix(&self) -> Option<&'static str> {
+        let is_reset = |fault: &Fault| fault.kind() == Kind::Reset;
+        if !self.targets.iter().flatten().any(AnyAddress::is_unix) {
+            None
+        } else if self.close == Close::Rst {
+            Some("a connection to a Unix socket cannot be closed with RST: TCP alone has it")
+        } else if self.faults.iter().any(is_reset) {
+            Some("the fault reset cannot be used with a Unix socket: TCP alone has RST; fin ends a connection")
+        } else {
+            None
+        }
     }
 
     /// Returns why the stages are invalid.

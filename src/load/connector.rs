@@ -168,9 +168,10 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
+    use crate::transport::AnyAddress;
 
     fn connector(change: impl FnOnce(&mut Config), retry_pause: u64) -> Connector {
-        let mut config = Config::new(vec!["127.0.0.1:9".parse().unwrap()]);
+        let mut config = Config::new(["127.0.0.1:9".parse::<AnyAddress>().unwrap()]);
         change(&mut config);
         Connector::new(&config, retry_pause).unwrap()
     }

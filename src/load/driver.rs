@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
+use super::backlogs::{Backlogs, Waiting};
 use super::breakdown::Breakdown;
 use super::client::{BUFFER_BYTES, Client, Message, Received};
 use super::config::{Close, Config};
@@ -79,6 +80,7 @@ pub(super) struct Driver {
     pub(super) pause: Pause,
     pub(super) workload: Box<dyn Workload>,
     pub(super) connector: Connector,
+    pub(super) backlogs: Backlogs,
     pub(super) reconnects: Reconnects,
     pub(super) faults: Faults,
     pub(super) totals: Totals,
@@ -119,6 +121,7 @@ impl Driver {
             workload,
             breakdown: Breakdown::new(&connector.sources),
             connector,
+            backlogs: Backlogs::default(),
             reconnects: Reconnects::new(config),
             faults,
             totals: Totals::new(nanoseconds(config.timeout)),
@@ -180,6 +183,9 @@ impl Driver {
                 match reactor.insert(stream, INTEREST, wrap) {
                     Ok(key) => {
                         self.reconnects.set_key(number, key);
+                        if self.connector.sources.is_unix(pair) {
+                            self.backlogs.push(Waiting { pair, key, connection: number });
+                        }
                         return self.connector.counts.change(None, Some(Stage::Connecting));
                     }
                     Err(error) => {
@@ -347,8 +353,7 @@ impl Driver {
         }
         for _ in 0..READS_PER_TURN {
             if let Err(error) = self.send(client) {
-                let removal = self.fail(client, Phase::Send, classify(&error), error.raw_os_error());
-                return ControlFlow::Break(removal);
+                return ControlFlow::Break(self.fail_to_send(client, &error));
             }
             match client.receive(&self.pattern, self.connector.numbers_end(), &mut self.buffer) {
                 Received::Right => {
@@ -444,6 +449,7 @@ impl Driver {
         }
         if client.stage == Stage::Opening && client.messages.done > 0 {
             client.enter(Stage::Steady, &mut self.connector.counts, now);
+            self.backlogs.hasten(client.pair);
             self.breakdown.record_verified(client.pair);
             self.continue_schedule(client, now);
         }

@@ -319,6 +319,7 @@ impl Engine {
         self.defer_arrivals();
         self.open_connection();
         self.reopen_connection();
+        self.connect_unix();
         self.close_connections();
         self.start_connections();
         self.resume_faulted();

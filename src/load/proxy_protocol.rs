@@ -26,9 +26,13 @@ impl ProxyVersion {
         }
     }
 
-    /// Returns the header of a connection, which are the addresses of one socket.
-    pub(super) fn header(self, local: SocketAddr, peer: SocketAddr) -> Vec<u8> {
-        let header = ProxyHeader::with_address(ProxiedAddress::stream(local, peer));
+    /// Returns the header of a connection with the addresses of its ends, the local one first. Without addresses, the header says that
+    /// the connection is the proxy's own.
+    pub(super) fn header(self, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+        let header = match ends {
+            Some((local, peer)) => ProxyHeader::with_address(ProxiedAddress::stream(local, peer)),
+            None => ProxyHeader::with_local(),
+        };
         let mut bytes = Vec::new();
         // Fails only if the addresses are of two families.
         let _ = match self {
@@ -83,12 +87,14 @@ mod tests {
     fn a_header_has_the_addresses_of_the_connection() {
         let [v4, v6] = ["192.0.2.1:1234", "[2001:db8::1]:1234"].map(|address| address.parse().unwrap());
         let [to_v4, to_v6] = ["198.51.100.2:80", "[::1]:80"].map(|address| address.parse().unwrap());
-        assert_eq!(ProxyVersion::V1.header(v4, to_v4), b"PROXY TCP4 192.0.2.1 198.51.100.2 1234 80\r\n");
-        assert_eq!(ProxyVersion::V1.header(v6, to_v6), b"PROXY TCP6 2001:db8::1 ::1 1234 80\r\n");
+        assert_eq!(ProxyVersion::V1.header(Some((v4, to_v4))), b"PROXY TCP4 192.0.2.1 198.51.100.2 1234 80\r\n");
+        assert_eq!(ProxyVersion::V1.header(Some((v6, to_v6))), b"PROXY TCP6 2001:db8::1 ::1 1234 80\r\n");
         let binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc6\x33\x64\x02\x04\xd2\0\x50";
-        assert_eq!(ProxyVersion::V2.header(v4, to_v4), binary);
-        let ipv6 = ProxyVersion::V2.header(v6, to_v6);
+        assert_eq!(ProxyVersion::V2.header(Some((v4, to_v4))), binary);
+        let ipv6 = ProxyVersion::V2.header(Some((v6, to_v6)));
         assert_eq!((ipv6.len(), &ipv6[13..20]), (52, &b"\x21\0\x24\x20\x01\x0d\xb8"[..]));
+        assert_eq!(ProxyVersion::V1.header(None), b"PROXY UNKNOWN\r\n");
+        assert_eq!(ProxyVersion::V2.header(None), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
     }
 
     #[test]

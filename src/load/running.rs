@@ -1,7 +1,6 @@
 //! A run on a thread of its own.
 
 use std::io;
-use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use super::progress::{Progress, ProgressCell};
 use super::report::Report;
 use super::run;
 use crate::ValueError;
+use crate::transport::AnyAddress;
 
 /// A run to start on a thread of its own, for example in a test.
 ///
@@ -42,8 +42,8 @@ pub struct Run {
 
 impl Run {
     /// Returns a run with the defaults of [`Config::new`], with a target at each address.
-    pub fn new(targets: impl IntoIterator<Item = SocketAddr>) -> Self {
-        Self { config: Config::new(targets.into_iter().collect()) }
+    pub fn new(targets: impl IntoIterator<Item = impl Into<AnyAddress>>) -> Self {
+        Self { config: Config::new(targets) }
     }
 
     /// Sets [`Config::connections`].

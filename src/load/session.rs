@@ -327,7 +327,11 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
                 errno: errno.map(|errno| errno_name(errno).into_owned()),
                 count: totals.count,
                 first_s: seconds_since_start(engine, totals.first),
-                targets: totals.targets.iter().map(|(&target, &count)| TargetCount { target, count }).collect(),
+                targets: totals
+                    .targets
+                    .iter()
+                    .map(|(target, &count)| TargetCount { target: target.clone(), count })
+                    .collect(),
             })
             .collect(),
         verify,

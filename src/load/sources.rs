@@ -9,7 +9,6 @@ mod ranges;
 mod socket;
 
 use std::io;
-use std::net::SocketAddr;
 
 use mio::net::TcpStream;
 
@@ -17,15 +16,16 @@ use self::pairs::Pairs;
 pub use self::pairs::{count_pairs, unpaired};
 use self::ports::PairPorts;
 pub use self::ranges::SourceRange;
-pub(crate) use self::socket::{ConnectFailure, SocketOptions};
-use self::socket::{NO_PORTS, bound_failure, open, unbound_failure};
+pub(crate) use self::socket::{ConnectFailure, SocketOptions, connect_unix};
+use self::socket::{NO_PORTS, bound_failure, open, open_unix, unbound_failure};
 use super::error::{ErrorName, Phase};
 use super::pattern::splitmix64;
 use super::rank::Rank;
 use crate::address::ScopedIp;
 use crate::host::local_ports;
+use crate::transport::AnyAddress;
 
-/// A socket that is connecting or connected.
+/// A socket that is connecting or connected, or a Unix socket that is to connect.
 #[derive(Debug)]
 pub(crate) struct Connecting {
     pub(crate) stream: TcpStream,
@@ -55,7 +55,7 @@ impl Sources {
     ///
     /// - `InvalidInput`: there is no target, or none that a source can reach.
     /// - `Other`: the port range is empty.
-    pub(crate) fn new(sources: &[ScopedIp], targets: &[Vec<SocketAddr>], seed: u64, rank: Rank) -> io::Result<Self> {
+    pub(crate) fn new(sources: &[ScopedIp], targets: &[Vec<AnyAddress>], seed: u64, rank: Rank) -> io::Result<Self> {
         let ports = if sources.is_empty() { Vec::new() } else { local_ports() };
         if !sources.is_empty() && ports.is_empty() {
             return Err(io::Error::other("net.ipv4.ip_local_port_range has no port that is not reserved"));
@@ -66,13 +66,13 @@ impl Sources {
         Ok(sources)
     }
 
-    fn with_ports(sources: &[ScopedIp], targets: &[Vec<SocketAddr>], seed: u64, ports: Vec<u16>) -> io::Result<Self> {
+    fn with_ports(sources: &[ScopedIp], targets: &[Vec<AnyAddress>], seed: u64, ports: Vec<u16>) -> io::Result<Self> {
         let pairs =
             Pairs::new(sources, targets).map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, reason))?;
         Ok(Self { pairs, next: 0, seed, ports: ports.into(), used: Vec::new() })
     }
 
-    /// Opens a non-blocking socket for the next pair with a free port, and starts to connect it.
+    /// Opens a non-blocking socket for the next pair with a free port, and starts to connect it. A Unix socket is only opened.
     ///
     /// Fails with `no_ports` if no pair has a free port.
     pub(crate) fn connect(&mut self, options: &SocketOptions) -> Result<Connecting, ConnectFailure> {
@@ -121,7 +121,7 @@ impl Sources {
     }
 
     /// Returns the target addresses in use: of a target of which none has accepted a connection, all.
-    pub(crate) fn target_addresses(&self) -> Vec<SocketAddr> {
+    pub(crate) fn target_addresses(&self) -> Vec<AnyAddress> {
         self.pairs.target_addresses()
     }
 
@@ -166,12 +166,23 @@ impl Sources {
     }
 
     /// Returns the source and the target of a pair. The source is `None` if the system chooses it.
-    pub(crate) fn pair(&self, pair: u32) -> (Option<ScopedIp>, SocketAddr) {
+    pub(crate) fn pair(&self, pair: u32) -> (Option<ScopedIp>, &AnyAddress) {
         self.pairs.pair(pair)
     }
 
+    /// Returns whether the target of a pair is a Unix socket.
+    pub(crate) fn is_unix(&self, pair: u32) -> bool {
+        self.pair(pair).1.is_unix()
+    }
+
     fn connect_pair(&mut self, pair: u32, options: &SocketOptions) -> Result<Connecting, ConnectFailure> {
-        let (source, peer) = self.pair(pair);
+        let (source, address) = self.pair(pair);
+        let Some(peer) = address.tcp() else {
+            return match open_unix(options) {
+                Ok(stream) => Ok(Connecting { stream, pair, port: None }),
+                Err(error) => Err(ConnectFailure::new(Phase::Connect, &error)),
+            };
+        };
         let Some(source) = source else {
             return match open(None, peer, options) {
                 Ok(stream) => Ok(Connecting { stream, pair, port: None }),

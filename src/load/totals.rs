@@ -1,7 +1,6 @@
 //! The counts and histograms of a run.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use super::error::{ErrorName, Phase};
 use super::report::{Finding, Histogram, Messages, Verify};
@@ -9,6 +8,7 @@ use super::schedule::TICK;
 use super::stage_totals::StageTotals;
 use super::timer::SECOND;
 use super::verify::Corruption;
+use crate::transport::AnyAddress;
 
 /// Findings that the report lists; more are only counted.
 const FINDINGS_MAX: usize = 1000;
@@ -31,7 +31,7 @@ pub(super) struct ErrorTotals {
     /// When the first one occurred.
     pub(super) first: u64,
     /// Their number by target. A connect that could not begin has none.
-    pub(super) targets: BTreeMap<SocketAddr, u64>,
+    pub(super) targets: BTreeMap<AnyAddress, u64>,
 }
 
 /// An outstanding message of a connection that ends.
@@ -245,12 +245,12 @@ impl Totals {
         phase: Phase,
         error: ErrorName,
         errno: Option<i32>,
-        target: SocketAddr,
+        target: &AnyAddress,
         now: u64,
     ) {
         self.record_errors(phase, error, errno, 1, now);
         let totals = self.errors.entry((phase, error, errno)).or_default();
-        *totals.targets.entry(target).or_default() += 1;
+        *totals.targets.entry(target.clone()).or_default() += 1;
     }
 
     /// Counts an error at `now` of `count` connections that have no target.

@@ -22,16 +22,17 @@ mod search;
 mod sizes;
 mod stages;
 mod timing;
+mod unix;
 mod verification;
 mod windows;
 
-use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
 use ecoloop::load::{self, Config, Interrupt, ProgressCell, Report};
+use ecoloop::transport::AnyAddress;
 use ecoloop::{Config as ServerConfig, Stats};
 use serde_json::Value;
 
@@ -45,8 +46,8 @@ const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECTIONS: usize = 3;
 const FAULTY_CONNECTION: usize = 1;
 
-fn config(address: SocketAddr) -> Config {
-    let mut config = Config::new(vec![address]);
+fn config(address: impl Into<AnyAddress>) -> Config {
+    let mut config = Config::new([address]);
     config.timeout = SHORT_TIMEOUT;
     config.connect_timeout = SHORT_TIMEOUT;
     config.size = SIZE;

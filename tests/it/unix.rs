@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use crate::support::{Event, Process, Recorder, TIMEOUT, assert_echoes, connect, ecoloop, pattern};
 
 /// A directory with the path of a socket that is not there yet.
-fn new_path() -> (TempDir, PathBuf) {
+pub(crate) fn new_path() -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     (directory, path)

@@ -14,7 +14,7 @@ use crate::cli::advice::{advise, warn_of_limits};
 use crate::cli::load::{handle_signals, with_hint};
 use crate::cli::load_options::LoadOptions;
 use crate::cli::progress::ProgressDisplay;
-use crate::cli::values::{Address, count};
+use crate::cli::values::{Endpoint, count};
 use crate::cli::{descriptors, print_error, table, usage_error};
 
 /// The option on which the options of a load depend.
@@ -83,7 +83,7 @@ impl Arguments {
     }
 
     fn config(&self, address: &str, side: usize) -> Result<Config, Box<dyn Error>> {
-        let address: Address = address.parse().unwrap_or_else(|reason: String| {
+        let address: Endpoint = address.parse().unwrap_or_else(|reason: String| {
             usage_error(COMPARE, format!("--live cannot measure '{address}': {reason}"))
         });
         let mut config = self.load.config(COMPARE, &[address]);

@@ -1,10 +1,11 @@
 //! How a connection of a run ends: by a timeout, a failure, FIN, or bytes that are wrong.
 
+use std::io;
 use std::ops::ControlFlow;
 
 use super::{Driver, Removal};
-use crate::load::client::Client;
-use crate::load::error::{ErrorName, Phase};
+use crate::load::client::{Client, Received};
+use crate::load::error::{ErrorName, Phase, classify};
 use crate::load::report::{Excerpt, Finding};
 use crate::load::stage::Stage;
 use crate::load::totals::{AbandonReason, Abandoned};
@@ -28,7 +29,11 @@ impl Driver {
     /// Ends the connection if its timeout has expired.
     pub(in crate::load) fn expire(&mut self, client: &mut Client) -> ControlFlow<Removal> {
         match self.expired(client) {
-            Some(phase) => ControlFlow::Break(self.fail(client, phase, ErrorName::Timeout, None)),
+            Some(phase) => {
+                // Until its timeout a connect to a Unix socket has found a full backlog.
+                let is_full = phase == Phase::Connect && self.connector.sources.is_unix(client.pair);
+                ControlFlow::Break(self.fail(client, phase, ErrorName::Timeout, is_full.then_some(libc::EAGAIN)))
+            }
             None => ControlFlow::Continue(()),
         }
     }
@@ -59,6 +64,37 @@ impl Driver {
         }
         self.connector.pause(self.clock.now());
         Removal::Ended
+    }
+
+    /// Records that a write failed, and ends the connection.
+    ///
+    /// To a peer that has closed, a write fails on a Unix socket while replies wait to be read: they are received first. Over TCP the
+    /// write succeeds, and the end of the stream follows the replies.
+    #[cold]
+    pub(super) fn fail_to_send(&mut self, client: &mut Client, error: &io::Error) -> Removal {
+        let is_closed = error.kind() == io::ErrorKind::BrokenPipe;
+        if self.connector.sources.is_unix(client.pair)
+            && let Some(removal) = self.receive_rest(client, is_closed)
+        {
+            return removal;
+        }
+        self.fail(client, Phase::Send, classify(error), error.raw_os_error())
+    }
+
+    /// Receives what waits to be read. Returns a removal if it is corrupted, or if it ends and the server `is_closed`.
+    fn receive_rest(&mut self, client: &mut Client, is_closed: bool) -> Option<Removal> {
+        client.expect_input();
+        loop {
+            match client.receive(&self.pattern, self.connector.numbers_end(), &mut self.buffer) {
+                Received::Right | Received::Undecided => self.record_replies(client),
+                Received::Wrong(corruption) => {
+                    self.record_replies(client);
+                    return Some(self.record_corruption(client, &corruption));
+                }
+                Received::Ended if is_closed => return Some(self.record_end_of_stream(client)),
+                Received::Ended | Received::Blocked | Received::Failed(_) => return None,
+            }
+        }
     }
 
     fn record_error(&mut self, client: &Client, phase: Phase, error: ErrorName, errno: Option<i32>) {
@@ -125,7 +161,7 @@ impl Driver {
                 kind: corruption.kind,
                 connection: client.verifier.connection(),
                 local: client.stream.0.local_addr().ok(),
-                peer: self.connector.sources.pair(client.pair).1,
+                peer: self.connector.sources.pair(client.pair).1.clone(),
                 offset: corruption.offset,
                 // Set when the report is built, whose start it depends on.
                 at_s: 0.0,

@@ -26,8 +26,9 @@ impl Engine {
         let close = driver.connector.may_close().then(|| driver.clock.now());
         let start = (!driver.starting.is_empty()).then(|| driver.clock.now());
         let arrival = driver.connector.arrivals.as_ref().and_then(Arrivals::next_untimed);
-        let faulted = driver.faults.next_deadline();
-        let times = [self.next_connect(), self.next_reconnect(), close, start, arrival, driver.next_due(), faulted];
+        let (faulted, unix) = (driver.faults.next_deadline(), driver.backlogs.next_due());
+        let times =
+            [self.next_connect(), self.next_reconnect(), unix, close, start, arrival, driver.next_due(), faulted];
         let next = times.into_iter().flatten().min().unwrap_or(u64::MAX);
         next.min(step).min(self.timeline.next()).min(self.hand.next_due()).min(self.next_beat)
     }
@@ -85,6 +86,20 @@ impl Engine {
         if let Some((due, false)) = arrival {
             self.driver.clock.read();
             self.driver.record_connect_lateness(due);
+        }
+    }
+
+    /// Connects the next connection to a Unix socket, if it is time: at most one a turn, as [`Engine::open_connection`].
+    pub(super) fn connect_unix(&mut self) {
+        let Some(waiting) = self.driver.backlogs.take_due(self.driver.clock.now()) else { return };
+        let mut is_connected = false;
+        self.with_client(waiting.key, |driver, client| {
+            is_connected = driver.connect_unix(client, waiting)?;
+            ControlFlow::Continue(())
+        });
+        if is_connected {
+            // No event follows a connect that has succeeded at once.
+            self.reactor.resume(waiting.key);
         }
     }
 

@@ -79,9 +79,10 @@ impl Workload for ChurnMode {
 mod tests {
     use super::*;
     use crate::load::stage::{Counts, Stage};
+    use crate::transport::AnyAddress;
 
     fn churn(messages: Option<u64>, pipeline: Option<u32>) -> ChurnMode {
-        let mut config = Config::new(Vec::new());
+        let mut config = Config::new(Vec::<AnyAddress>::new());
         config.mode = crate::load::Mode::Churn;
         (config.messages_per_connection, config.pipeline) = (messages, pipeline);
         ChurnMode::new(&config)

@@ -56,9 +56,10 @@ impl Workload for EchoMode {
 mod tests {
     use super::*;
     use crate::load::stage::{Counts, Stage};
+    use crate::transport::AnyAddress;
 
     fn echo(change: impl FnOnce(&mut Config)) -> EchoMode {
-        let mut config = Config::new(Vec::new());
+        let mut config = Config::new(Vec::<AnyAddress>::new());
         change(&mut config);
         EchoMode::new(&config)
     }

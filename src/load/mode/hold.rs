@@ -85,10 +85,11 @@ fn closed_after(mut times: Vec<u64>) -> Option<ClosedAfter> {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::transport::AnyAddress;
 
     #[test]
     fn each_outcome_is_counted_once() {
-        let mut hold = HoldMode::new(&Config::new(Vec::new()));
+        let mut hold = HoldMode::new(&Config::new(Vec::<AnyAddress>::new()));
         for error in [ErrorName::Reset, ErrorName::ClosedEarly, ErrorName::Timeout, ErrorName::BadBytes] {
             hold.record_end(error, 0);
         }
@@ -100,7 +101,7 @@ mod tests {
 
     #[test]
     fn the_idle_times_of_closed_and_reset_connections_are_summarized() {
-        let mut hold = HoldMode::new(&Config::new(Vec::new()));
+        let mut hold = HoldMode::new(&Config::new(Vec::<AnyAddress>::new()));
         let outcomes = |hold: &HoldMode| hold.outcomes(&Counts::new(9), &Histogram::new()).unwrap().closed_after_s;
         assert_eq!(outcomes(&hold), None);
         for (error, seconds) in
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_last_messages_are_paced_and_one_for_each_connection() {
-        let mut config = Config::new(Vec::new());
+        let mut config = Config::new(Vec::<AnyAddress>::new());
         for (rate, paced) in [(None, DEFAULT_RATE), (Some(7.0), 7.0)] {
             config.rate = rate;
             let expected = Traffic::Scheduled { rate: paced, messages: Some(1) };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::ops::AddAssign;
 use std::time::SystemTime;
 
@@ -22,6 +21,7 @@ use crate::load::arrivals::ArrivalProcess;
 use crate::load::error::{ErrorName, Phase};
 use crate::load::proxy_protocol::ProxyVersion;
 use crate::load::rank::Rank;
+use crate::transport::AnyAddress;
 
 /// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";
@@ -214,7 +214,7 @@ pub enum Loop {
 #[non_exhaustive]
 pub struct Settings {
     /// The servers: of each the address that accepted, or every address that was tried.
-    pub targets: Vec<SocketAddr>,
+    pub targets: Vec<AnyAddress>,
     /// The source addresses that were used; empty if the system chose.
     pub sources: Vec<ScopedIp>,
     /// Message size in bytes; the smallest one if sizes differ.
@@ -342,7 +342,7 @@ impl AddAssign for Messages {
 #[non_exhaustive]
 pub struct TargetFigures {
     /// The server's address.
-    pub target: SocketAddr,
+    pub target: AnyAddress,
     /// Those of its connections.
     #[serde(flatten)]
     pub figures: Figures,
@@ -405,11 +405,11 @@ pub struct ErrorCount {
 }
 
 /// Number of errors of one kind on connections to one target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TargetCount {
     /// The server's address.
-    pub target: SocketAddr,
+    pub target: AnyAddress,
     /// Number of errors.
     pub count: u64,
 }

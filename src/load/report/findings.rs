@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::transport::AnyAddress;
+
 /// Corruption of the bytes that came back.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -28,10 +30,10 @@ pub struct Finding {
     pub kind: FindingKind,
     /// Number of the connection in its run.
     pub connection: u64,
-    /// Its local address.
+    /// Its local address. A connection to a Unix socket has none.
     pub local: Option<SocketAddr>,
     /// The server's address.
-    pub peer: SocketAddr,
+    pub peer: AnyAddress,
     /// Offset of the first corrupted byte in the stream.
     pub offset: u64,
     /// When it was found, in seconds since the start of the run.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::json;
@@ -18,6 +17,7 @@ use super::outages::Outages;
 use super::stages::{lengths, merge_stages};
 use super::summary::Summary;
 use super::thresholds::{self, Threshold};
+use crate::transport::AnyAddress;
 
 /// Share of the longest window that all windows must have in common.
 const OVERLAP_MIN: f64 = 0.9;
@@ -192,7 +192,7 @@ fn settings(reports: &[&Report]) -> Settings {
     for Settings { targets, sources, pipeline, proxy_protocol, seed, labels, .. } in
         reports[1..].iter().map(|run| &run.config)
     {
-        merged.targets.extend(targets);
+        merged.targets.extend(targets.iter().cloned());
         merged.sources.extend(sources);
         // The deepest pipeline: `None` is unlimited.
         merged.pipeline = merged.pipeline.zip(*pipeline).map(|(ours, theirs)| ours.max(theirs));
@@ -207,9 +207,9 @@ fn settings(reports: &[&Report]) -> Settings {
     merged
 }
 
-fn keep_first_of_each<T: Ord + Copy>(items: &mut Vec<T>) {
+fn keep_first_of_each<T: Ord + Clone>(items: &mut Vec<T>) {
     let mut seen = BTreeSet::new();
-    items.retain(|&item| seen.insert(item));
+    items.retain(|item| seen.insert(item.clone()));
 }
 
 /// Returns phases that place the measured window from the first start to the last end.
@@ -318,7 +318,8 @@ pub(super) fn summary(
 }
 
 fn targets(runs: &[(String, Report)]) -> io::Result<Vec<TargetFigures>> {
-    let merged = figures(runs, "targets", |run| run.targets.iter().map(|of| (of.target, &of.figures)).collect())?;
+    let merged =
+        figures(runs, "targets", |run| run.targets.iter().map(|of| (of.target.clone(), &of.figures)).collect())?;
     Ok(merged.into_iter().map(|(target, figures)| TargetFigures { target, figures }).collect())
 }
 
@@ -328,7 +329,7 @@ fn sources(runs: &[(String, Report)]) -> io::Result<Vec<SourceFigures>> {
 }
 
 /// Adds up the figures of each address. A run with only one has no figures, and then the whole has none.
-fn figures<A: Copy + Ord>(
+fn figures<A: Clone + Ord>(
     runs: &[(String, Report)],
     field: &str,
     of: fn(&Report) -> Vec<(A, &Figures)>,
@@ -339,11 +340,11 @@ fn figures<A: Copy + Ord>(
     let mut addresses: Vec<A> = runs.iter().flat_map(|(_, run)| of(run)).map(|(address, _)| address).collect();
     keep_first_of_each(&mut addresses);
     let merge = |address: A| {
-        let parts = runs.iter().flat_map(|(_, run)| of(run)).filter(|&(other, _)| other == address);
+        let parts = runs.iter().flat_map(|(_, run)| of(run)).filter(|(other, _)| *other == address);
         let parts: Vec<_> = parts.map(|(_, figures)| figures).collect();
         let sum = |of: fn(&Figures) -> u64| total(parts.iter().map(|figures| of(figures)));
         let latency_us = summary(runs, field, |run| {
-            of(run).into_iter().find(|&(other, _)| other == address).map(|(_, figures)| &figures.latency_us)
+            of(run).into_iter().find(|(other, _)| *other == address).map(|(_, figures)| &figures.latency_us)
         })?;
         let figures = Figures {
             connections: sum(|figures| figures.connections),
@@ -360,7 +361,7 @@ fn figures<A: Copy + Ord>(
 
 fn errors(reports: &[&Report]) -> Vec<ErrorCount> {
     let start = reports.iter().map(|run| seconds(run)).fold(f64::INFINITY, f64::min);
-    let mut merged: BTreeMap<_, (ErrorCount, BTreeMap<SocketAddr, u64>)> = BTreeMap::new();
+    let mut merged: BTreeMap<_, (ErrorCount, BTreeMap<AnyAddress, u64>)> = BTreeMap::new();
     for (run, error) in reports.iter().flat_map(|run| run.errors.iter().map(move |error| (run, error))) {
         // A file of one report keeps its digits.
         let shift = seconds(run) - start;
@@ -370,11 +371,11 @@ fn errors(reports: &[&Report]) -> Vec<ErrorCount> {
         sum.count = sum.count.saturating_add(error.count);
         sum.first_s = sum.first_s.min(first_s);
         for TargetCount { target, count } in &error.targets {
-            let sum = targets.entry(*target).or_default();
+            let sum = targets.entry(target.clone()).or_default();
             *sum = sum.saturating_add(*count);
         }
     }
-    let with_targets = |(error, targets): (ErrorCount, BTreeMap<SocketAddr, u64>)| ErrorCount {
+    let with_targets = |(error, targets): (ErrorCount, BTreeMap<AnyAddress, u64>)| ErrorCount {
         targets: targets.into_iter().map(|(target, count)| TargetCount { target, count }).collect(),
         ..error
     };

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use super::ranges::distinct;
 use crate::address::ScopedIp;
 use crate::error::ValueError;
+use crate::transport::AnyAddress;
 
 /// Returns the number of source/target pairs that are used at a time: each target with every source that can reach it. Without
 /// sources, one for each target. A target is a list of addresses, of which one is used.
@@ -12,7 +13,8 @@ use crate::error::ValueError;
 /// # Errors
 ///
 /// - There is no target, or none that a source can reach.
-pub fn count_pairs(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<u32, ValueError> {
+/// - There are sources, and a target is a Unix socket.
+pub fn count_pairs(sources: &[ScopedIp], targets: &[Vec<AnyAddress>]) -> Result<u32, ValueError> {
     let pairs = Pairs::new(sources, targets)?;
     let count = (0..pairs.count()).filter(|&pair| pairs.is_usable(pair)).count();
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
@@ -22,8 +24,8 @@ pub fn count_pairs(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<
 #[must_use]
 pub fn unpaired<'a>(
     sources: &'a [ScopedIp],
-    targets: &'a [Vec<SocketAddr>],
-) -> (Vec<ScopedIp>, Vec<&'a Vec<SocketAddr>>) {
+    targets: &'a [Vec<AnyAddress>],
+) -> (Vec<ScopedIp>, Vec<&'a Vec<AnyAddress>>) {
     if sources.is_empty() {
         return Default::default();
     }
@@ -53,9 +55,9 @@ struct Group {
     addresses: Vec<TargetAddress>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct TargetAddress {
-    address: SocketAddr,
+    address: AnyAddress,
     /// Its target, and its place there.
     target: usize,
     place: usize,
@@ -66,7 +68,7 @@ struct TargetAddress {
 /// A server, of which the addresses are tried in order until one accepts.
 #[derive(Debug)]
 struct Target {
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<AnyAddress>,
     /// The place of the address that new connections use.
     current: usize,
     /// The current address has accepted a connection.
@@ -75,8 +77,11 @@ struct Target {
 
 impl Pairs {
     /// Pairs what can be paired. A source or a target address without a counterpart is left out.
-    pub(super) fn new(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Result<Self, String> {
-        let targets = distinct(targets.iter().map(|target| distinct(target.iter().copied())));
+    pub(super) fn new(sources: &[ScopedIp], targets: &[Vec<AnyAddress>]) -> Result<Self, String> {
+        if !sources.is_empty() && targets.iter().flatten().any(AnyAddress::is_unix) {
+            return Err("a connection to a Unix socket has no source address: leave out the sources".to_owned());
+        }
+        let targets = distinct(targets.iter().map(|target| distinct(target.iter().cloned())));
         let mut addresses = target_addresses(sources, &targets);
         addresses.retain(|of| sources.is_empty() || sources.iter().any(|&source| reaches(source, of)));
         if addresses.is_empty() {
@@ -90,7 +95,7 @@ impl Pairs {
             }
             let target = paired.len() - 1;
             (of.target, of.place) = (target, paired[target].addresses.len());
-            paired[target].addresses.push(of.address);
+            paired[target].addresses.push(of.address.clone());
         }
         let groups = if sources.is_empty() {
             vec![Group { sources: vec![None], addresses }]
@@ -101,7 +106,7 @@ impl Pairs {
                 .collect();
             let of_family = |is_ipv4: bool| Group {
                 sources: sources.iter().copied().filter(|source| source.ip().is_ipv4() == is_ipv4).map(Some).collect(),
-                addresses: addresses.iter().copied().filter(|of| of.address.is_ipv4() == is_ipv4).collect(),
+                addresses: addresses.iter().filter(|of| of.is_ipv4() == is_ipv4).cloned().collect(),
             };
             [of_family(true), of_family(false)].into_iter().filter(|group| group.count() > 0).collect()
         };
@@ -115,43 +120,43 @@ impl Pairs {
     }
 
     /// Returns the source and the target address of a pair. The source is `None` if the system chooses it.
-    pub(super) fn pair(&self, pair: u32) -> (Option<ScopedIp>, SocketAddr) {
+    pub(super) fn pair(&self, pair: u32) -> (Option<ScopedIp>, &AnyAddress) {
         let (source, of) = self.find(pair);
-        (source, of.address)
+        (source, &of.address)
     }
 
     /// Returns whether new connections use the pair: its source reaches the address, which is the current one of its target.
     pub(super) fn is_usable(&self, pair: u32) -> bool {
         let (source, of) = self.find(pair);
-        self.targets[of.target].current == of.place && source.is_none_or(|source| reaches(source, &of))
+        self.targets[of.target].current == of.place && source.is_none_or(|source| reaches(source, of))
     }
 
     /// Keeps to the address of a pair that has accepted a connection.
     pub(super) fn settle(&mut self, pair: u32) {
-        let (_, of) = self.find(pair);
-        let target = &mut self.targets[of.target];
+        let TargetAddress { target, place, .. } = *self.find(pair).1;
+        let target = &mut self.targets[target];
         if !target.is_settled {
-            (target.current, target.is_settled) = (of.place, true);
+            (target.current, target.is_settled) = (place, true);
         }
     }
 
     /// Returns a pair with the next address of the same target, after a connect to the address of `pair` has failed; `None` if all
     /// were tried, or the address has accepted a connection before.
     pub(super) fn next_address(&mut self, pair: u32) -> Option<u32> {
-        let (_, of) = self.find(pair);
-        let target = &mut self.targets[of.target];
+        let TargetAddress { target: index, place, .. } = *self.find(pair).1;
+        let target = &mut self.targets[index];
         let next = if target.is_settled {
-            Some(target.current).filter(|&current| current != of.place)
+            Some(target.current).filter(|&current| current != place)
         } else {
-            Some(of.place + 1).filter(|&next| next < target.addresses.len())
+            Some(place + 1).filter(|&next| next < target.addresses.len())
         };
-        if !target.is_settled && target.current == of.place {
+        if !target.is_settled && target.current == place {
             // After the last address a new connection begins with the first one again.
             target.current = next.unwrap_or(0);
         }
         let mut first = 0;
         for group in &self.groups {
-            let is_next = |other: &TargetAddress| other.target == of.target && Some(other.place) == next;
+            let is_next = |other: &TargetAddress| other.target == index && Some(other.place) == next;
             if let Some(at) = group.addresses.iter().position(is_next) {
                 let reaches_it =
                     |source: &Option<ScopedIp>| source.is_none_or(|source| reaches(source, &group.addresses[at]));
@@ -164,12 +169,12 @@ impl Pairs {
     }
 
     /// Returns the addresses in use: of a target of which none has accepted a connection, all.
-    pub(super) fn target_addresses(&self) -> Vec<SocketAddr> {
+    pub(super) fn target_addresses(&self) -> Vec<AnyAddress> {
         let addresses = self.targets.iter().flat_map(|target| match target {
             Target { addresses, current, is_settled: true } => &addresses[*current..=*current],
             Target { addresses, .. } => addresses,
         });
-        distinct(addresses.copied())
+        distinct(addresses.cloned())
     }
 
     /// Returns the sources that have a target.
@@ -177,12 +182,18 @@ impl Pairs {
         self.groups.iter().flat_map(|group| &group.sources).copied().flatten().collect()
     }
 
-    fn find(&self, pair: u32) -> (Option<ScopedIp>, TargetAddress) {
+    fn find(&self, pair: u32) -> (Option<ScopedIp>, &TargetAddress) {
         let first = &self.groups[0];
         match pair.checked_sub(first.count()) {
             None => first.pair(pair),
             Some(pair) => self.groups[1].pair(pair),
         }
+    }
+}
+
+impl TargetAddress {
+    fn is_ipv4(&self) -> bool {
+        self.address.tcp().is_some_and(|address| address.is_ipv4())
     }
 }
 
@@ -192,9 +203,9 @@ impl Group {
     }
 
     /// Returns pair `index`, diagonally, so that the first few connections use several sources and several targets.
-    fn pair(&self, index: u32) -> (Option<ScopedIp>, TargetAddress) {
+    fn pair(&self, index: u32) -> (Option<ScopedIp>, &TargetAddress) {
         let (row, column) = (index as usize / self.sources.len(), index as usize % self.sources.len());
-        (self.sources[column], self.addresses[(row + column) % self.addresses.len()])
+        (self.sources[column], &self.addresses[(row + column) % self.addresses.len()])
     }
 
     /// Returns the index of the pair of the source at `column` with the address at `at`.
@@ -206,14 +217,18 @@ impl Group {
 }
 
 /// Returns the addresses of all targets in order.
-fn target_addresses(sources: &[ScopedIp], targets: &[Vec<SocketAddr>]) -> Vec<TargetAddress> {
+fn target_addresses(sources: &[ScopedIp], targets: &[Vec<AnyAddress>]) -> Vec<TargetAddress> {
     let has_loopback = sources.iter().any(|source| source.ip().is_loopback());
     // A socket can be bound only to an address of this machine. A datagram socket takes no port of a connection.
-    let is_local = |address: SocketAddr| address.ip().is_loopback() || UdpSocket::bind(with_port(address, 0)).is_ok();
+    let is_local = |address: &AnyAddress| {
+        address
+            .tcp()
+            .is_some_and(|address| address.ip().is_loopback() || UdpSocket::bind(with_port(address, 0)).is_ok())
+    };
     let mut all = Vec::new();
     for (target, addresses) in targets.iter().enumerate() {
-        all.extend(addresses.iter().enumerate().map(|(place, &address)| TargetAddress {
-            address,
+        all.extend(addresses.iter().enumerate().map(|(place, address)| TargetAddress {
+            address: address.clone(),
             target,
             place,
             is_local: has_loopback && is_local(address),
@@ -233,8 +248,9 @@ fn reaches(source: ScopedIp, of: &TargetAddress) -> bool {
         SocketAddr::V6(v6) => Some(v6.scope_id()).filter(|&zone| zone > 0),
         SocketAddr::V4(_) => None,
     };
-    let zones = zone(source.with_port(0)).zip(zone(of.address));
-    source.ip().is_ipv4() == of.address.is_ipv4()
+    let Some(address) = of.address.tcp() else { return false };
+    let zones = zone(source.with_port(0)).zip(zone(address));
+    source.ip().is_ipv4() == address.is_ipv4()
         && (of.is_local || !source.ip().is_loopback())
         && zones.is_none_or(|(ours, theirs)| ours == theirs)
 }
@@ -250,14 +266,14 @@ mod tests {
     }
 
     /// Returns targets, each with its addresses separated by spaces.
-    fn targets(texts: &[&str]) -> Vec<Vec<SocketAddr>> {
+    fn targets(texts: &[&str]) -> Vec<Vec<AnyAddress>> {
         texts.iter().map(|text| text.split(' ').map(|address| address.parse().unwrap()).collect()).collect()
     }
 
     #[test]
     fn sources_pair_with_targets_of_their_family() {
         let all = targets(&["10.0.1.1:5", "10.0.1.1:6", "[::1]:5"]);
-        let count = |of: &[&str], targets: &[Vec<SocketAddr>]| count_pairs(&sources(of), targets);
+        let count = |of: &[&str], targets: &[Vec<AnyAddress>]| count_pairs(&sources(of), targets);
         assert_eq!(count(&["10.0.0.1", "10.0.0.2", "::2"], &all), Ok(5));
         assert_eq!(count(&["10.0.0.1"], &all[..2]), Ok(2));
         assert_eq!(count(&[], &all), Ok(3));
@@ -294,7 +310,7 @@ mod tests {
             let (_, address) = pairs.pair(pair);
             if address.to_string() == "127.0.0.1:5" {
                 let next = pairs.next_address(pair).unwrap();
-                assert_eq!(pairs.pair(next), (Some(of[1]), "198.51.100.1:5".parse().unwrap()));
+                assert_eq!(pairs.pair(next), (Some(of[1]), &"198.51.100.1:5".parse().unwrap()));
             }
         }
     }

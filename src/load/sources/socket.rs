@@ -4,9 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 
 use mio::net::TcpStream;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::load::error::{ErrorName, Phase, classify};
+use crate::transport::UnixAddress;
 
 /// The options of every socket, set before it connects.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,7 +32,7 @@ impl ConnectFailure {
         matches!(self.error, ErrorName::NoDescriptors | ErrorName::NoPorts) || self.errno == Some(libc::ENOSPC)
     }
 
-    fn new(phase: Phase, error: &io::Error) -> Self {
+    pub(super) fn new(phase: Phase, error: &io::Error) -> Self {
         Self { phase, error: classify(error), errno: error.raw_os_error() }
     }
 }
@@ -40,7 +41,7 @@ impl ConnectFailure {
 pub(super) const NO_PORTS: ConnectFailure =
     ConnectFailure { phase: Phase::Bind, error: ErrorName::NoPorts, errno: None };
 
-/// Opens a socket and starts to connect it. Returns an error with its phase.
+/// Opens a TCP socket and starts to connect it. Returns an error with its phase.
 pub(super) fn open(
     local: Option<SocketAddr>,
     peer: SocketAddr,
@@ -59,19 +60,41 @@ pub(super) fn open(
     }
 }
 
+/// Opens a Unix socket, which is not connected: the caller connects it once it is registered.
+pub(super) fn open_unix(options: &SocketOptions) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    set_buffers(&socket, options)?;
+    // For recv(2) and send(2) all stream sockets are alike.
+    Ok(TcpStream::from_std(socket.into()))
+}
+
+/// Connects a Unix socket. Returns whether its backlog had room.
+pub(crate) fn connect_unix(stream: &TcpStream, address: &UnixAddress) -> io::Result<bool> {
+    match SockRef::from(stream).connect(&address.socket_address()?) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn prepare(peer: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(peer), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     // Also without sources: the port keeps it in TIME_WAIT, so that a later run with sources can bind it.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(options.nodelay)?;
     // Before the handshake, which sets the window scale (tcp(7)).
+    set_buffers(&socket, options)?;
+    Ok(socket)
+}
+
+fn set_buffers(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
     if let Some(bytes) = options.recv_buffer {
         socket.set_recv_buffer_size(bytes)?;
     }
     if let Some(bytes) = options.send_buffer {
         socket.set_send_buffer_size(bytes)?;
     }
-    Ok(socket)
+    Ok(())
 }
 
 /// Classifies a failure with a chosen address: `EADDRNOTAVAIL` of bind(2) means that the address is not local.

@@ -37,9 +37,9 @@ fn free_ports(sources: &[ScopedIp], count: u16) -> Vec<u16> {
 }
 
 /// Starts `count` servers on ports of `address`.
-fn servers(address: ScopedIp, count: usize) -> (Vec<TcpListener>, Vec<Vec<SocketAddr>>) {
+fn servers(address: ScopedIp, count: usize) -> (Vec<TcpListener>, Vec<Vec<AnyAddress>>) {
     let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind(address.with_port(0)).unwrap()).collect();
-    let targets = listeners.iter().map(|listener| vec![listener.local_addr().unwrap()]).collect();
+    let targets = listeners.iter().map(|listener| vec![listener.local_addr().unwrap().into()]).collect();
     (listeners, targets)
 }
 
@@ -58,7 +58,7 @@ fn hold(sources: &mut Sources, servers: &[TcpListener], count: usize) -> (Vec<He
             Err(failure) => return (held, Some(failure)),
         };
         let (source, target) = sources.pair(client.pair);
-        let is_target = |server: &&TcpListener| server.local_addr().unwrap() == target;
+        let is_target = |server: &&TcpListener| Some(server.local_addr().unwrap()) == target.tcp();
         let (server, address) = servers.iter().find(is_target).unwrap().accept().unwrap();
         assert_eq!(client.stream.local_addr().unwrap(), address);
         assert_eq!(client.port, Some(address.port()));
@@ -157,7 +157,7 @@ fn a_connection_never_comes_from_its_own_target() {
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 3);
     // Nothing listens: a connect from the target's own address would succeed, connected to itself.
-    let target = vec![addresses[0].with_port(ports[1])];
+    let target = vec![addresses[0].with_port(ports[1]).into()];
     let mut sources = Sources::with_ports(&addresses, &[target], 3, ports.clone()).unwrap();
     let begun: Vec<_> = (0..9).map_while(|_| sources.connect(&OPTIONS).ok()).collect();
     let mut from: Vec<_> = begun.iter().filter_map(|begun| begun.port).collect();
@@ -298,7 +298,7 @@ fn the_system_runs_out_of_the_ports_it_chooses() {
     }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let server = TcpListener::bind("127.0.0.1:5000").unwrap();
-    let mut sources = Sources::new(&[], &[vec![server.local_addr().unwrap()]], 5, Rank::ALONE).unwrap();
+    let mut sources = Sources::new(&[], &[vec![server.local_addr().unwrap().into()]], 5, Rank::ALONE).unwrap();
     let mut held = Vec::new();
     let failure = loop {
         match sources.connect(&OPTIONS) {

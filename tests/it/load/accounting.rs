@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ecoloop::load::report::Verdict;
 use ecoloop::load::{Close, Config, Mode};
+use ecoloop::transport::AnyAddress;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -21,7 +22,7 @@ proptest! {
         config in configs(), scripts in vec(vec(actions(), 0..12), 1..6)
     ) {
         let mut config = config;
-        config.targets = vec![vec![faulty_server(move |number, stream| play(stream, &scripts[number % scripts.len()]))]];
+        config.targets = vec![vec![faulty_server(move |number, stream| play(stream, &scripts[number % scripts.len()])).into()]];
         // `run` asserts the sums, and that the run ends.
         let report = run(config);
         prop_assert!(report.connections.held <= report.connections.verified);
@@ -95,7 +96,7 @@ fn configs() -> impl Strategy<Value = Config> {
     let close = prop::sample::select(&[Close::Fin, Close::Rst]);
     let shape = (1..6_u32, prop::option::of(1..9_u32), 1..200_usize, 0..80_u64);
     (mode, rate, messages, close, shape).prop_map(|(mode, rate, messages, close, shape)| {
-        let mut config = Config::new(vec![]);
+        let mut config = Config::new(Vec::<AnyAddress>::new());
         config.mode = mode;
         config.rate = rate.filter(|_| mode != Mode::Churn);
         config.messages_per_connection = messages.filter(|_| mode != Mode::Hold);

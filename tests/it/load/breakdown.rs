@@ -7,6 +7,7 @@ use std::time::Duration;
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{Figures, TargetFigures};
 use ecoloop::load::{Report, merge};
+use ecoloop::transport::AnyAddress;
 
 use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
 use super::{config, run, run_on_server};
@@ -18,19 +19,22 @@ const SLOW: Duration = Duration::from_millis(50);
 /// Runs against eight servers with two connections each: the third is slow, and the sixth closes its connections.
 fn run_on_eight_servers() -> Report {
     let good: Vec<_> = (0..6).map(|_| serve(ServerConfig::default())).collect();
-    let mut targets: Vec<_> = good.iter().map(|server| vec![server.local_addr()]).collect();
+    let mut targets: Vec<_> = good.iter().map(|server| vec![AnyAddress::from(server.local_addr())]).collect();
     targets.insert(
         2,
-        vec![faulty_server(|_, stream| {
-            loop {
-                let message = read_message(stream)?;
-                thread::sleep(SLOW);
-                stream.write_all(&message)?;
-            }
-        })],
+        vec![
+            faulty_server(|_, stream| {
+                loop {
+                    let message = read_message(stream)?;
+                    thread::sleep(SLOW);
+                    stream.write_all(&message)?;
+                }
+            })
+            .into(),
+        ],
     );
-    targets.insert(5, vec![faulty_server(|_, stream| echo_messages(stream, 3))]);
-    let mut config = config(targets[0][0]);
+    targets.insert(5, vec![faulty_server(|_, stream| echo_messages(stream, 3)).into()]);
+    let mut config = config(targets[0][0].clone());
     (config.targets, config.connections, config.messages_per_connection) = (targets, 16, Some(10));
     (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     run(config)
@@ -39,7 +43,7 @@ fn run_on_eight_servers() -> Report {
 #[test]
 fn bad_servers_among_eight_are_seen() {
     let report = run_on_eight_servers();
-    let targets: Vec<_> = report.targets.iter().map(|of| of.target).collect();
+    let targets: Vec<_> = report.targets.iter().map(|of| of.target.clone()).collect();
     assert_eq!(targets, report.config.targets);
     let counts: Vec<_> = report.targets.iter().map(|of| (of.figures.connections, of.figures.errors)).collect();
     assert_eq!(counts, [(2, 0), (2, 0), (2, 0), (2, 0), (2, 0), (2, 2), (2, 0), (2, 0)]);
@@ -61,8 +65,9 @@ fn merged_figures_are_those_of_all_messages() {
     let mut other = one.clone();
     other.run_id = "other".to_owned();
     let merged = merge(&[("one".to_owned(), one.clone()), ("other".to_owned(), other.clone())], &[]).unwrap();
-    let doubled = |of: &TargetFigures| (of.target, of.figures.connections * 2, of.figures.messages * 2, of.figures.p50);
-    let sums = |of: &TargetFigures| (of.target, of.figures.connections, of.figures.messages, of.figures.p50);
+    let doubled =
+        |of: &TargetFigures| (of.target.clone(), of.figures.connections * 2, of.figures.messages * 2, of.figures.p50);
+    let sums = |of: &TargetFigures| (of.target.clone(), of.figures.connections, of.figures.messages, of.figures.p50);
     let expected: Vec<_> = one.targets.iter().map(doubled).collect();
     assert_eq!(merged.targets.iter().map(sums).collect::<Vec<_>>(), expected);
     // One part of the whole would be missing.

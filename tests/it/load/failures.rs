@@ -181,11 +181,11 @@ fn errors_are_counted_by_target() {
     let server = serve(ServerConfig::default());
     let (_port, closed) = reserve_port();
     let mut config = config(server.local_addr());
-    config.targets.push(vec![closed]);
+    config.targets.push(vec![closed.into()]);
     config.connections = 5;
     config.duration = Duration::from_millis(100);
     let report = run(config);
     let [error] = &report.errors[..] else { panic!("{:?}", report.errors) };
-    let targets: Vec<_> = error.targets.iter().map(|one| (one.target, one.count)).collect();
-    assert_eq!((error.error, error.count, targets), (ErrorName::Refused, 2, vec![(closed, 2)]));
+    let targets: Vec<_> = error.targets.iter().map(|one| (one.target.tcp(), one.count)).collect();
+    assert_eq!((error.error, error.count, targets), (ErrorName::Refused, 2, vec![(Some(closed), 2)]));
 }

@@ -1,5 +1,6 @@
 //! The load generator as a library: a run on a thread, the report as an assertion prints it, and windows of other settings.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
@@ -73,7 +74,7 @@ fn a_dropped_run_ends_and_closes_its_connections() {
 
 #[test]
 fn invalid_settings_are_refused_before_the_thread_starts() {
-    let address = "127.0.0.1:9".parse().unwrap();
+    let address: SocketAddr = "127.0.0.1:9".parse().unwrap();
     let error = Run::new([address]).size(0).spawn().unwrap_err();
     assert_eq!(error.to_string(), "size, pipeline and messages_per_connection must be at least 1");
     assert!(Run::new([address]).fail_if("p99").is_err());

@@ -213,7 +213,7 @@ fn a_connection_goes_back_to_its_own_target() {
     let (_port, address) = reserve_port();
     let (steady, server) = (serve(ServerConfig::default()), serve_on(address));
     let mut config = reconnecting(address);
-    config.targets.push(vec![steady.local_addr()]);
+    config.targets.push(vec![steady.local_addr().into()]);
     config.rate = Some(500.0);
     let run = start(config, CONNECTIONS / 2);
     let handle = server.handle();

@@ -88,7 +88,7 @@ fn what_is_never_sent_belongs_to_the_stage_in_which_it_was_due() {
 
 #[test]
 fn without_a_connection_every_message_of_each_stage_is_due() {
-    let mut config = config(DEAD.parse().unwrap());
+    let mut config = config(DEAD.parse::<SocketAddr>().unwrap());
     config.stages = ramps();
     let report = run(config.clone());
     assert_stages_add_up(&report);

@@ -179,7 +179,7 @@ fn assert_found(fault: Fault, kind: FindingKind, offset_in_message: usize, bytes
 fn assert_finding(finding: &Finding, report: &Report, kind: FindingKind, connection: usize, offset: usize) {
     assert_eq!((finding.kind, finding.connection, finding.offset), (kind, connection as u64, offset as u64));
     assert_eq!(finding.peer, report.config.targets[0]);
-    assert!(finding.local.is_some_and(|local| local != finding.peer && local.port() != 0), "{finding:?}");
+    assert!(finding.local.is_some_and(|local| finding.peer != local && local.port() != 0), "{finding:?}");
 }
 
 /// Returns the errors of a run in which `connections` connections had a finding, and none another error.

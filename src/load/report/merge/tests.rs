@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::super::document::tests::example;
@@ -118,7 +119,10 @@ fn settings_are_merged_and_differing_ones_dropped() {
         run.config.labels.insert("k".to_owned(), "other".to_owned());
     });
     let config = merge(&[a, b], &[]).unwrap().config;
-    assert_eq!(config.targets, ["127.0.0.1:5000".parse().unwrap(), "127.0.0.1:5001".parse().unwrap()]);
+    assert_eq!(
+        config.targets,
+        ["127.0.0.1:5000", "127.0.0.1:5001"].map(|target| target.parse::<SocketAddr>().unwrap())
+    );
     assert_eq!(config.sources, ["10.0.0.1".parse().unwrap()]);
     assert_eq!((config.seed, config.pipeline), (None, Some(9)));
     assert!(config.labels.is_empty() && config.proxy_protocol.is_none());

@@ -1,0 +1,322 @@
+//! Loads over Unix sockets.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use ecoloop::load::report::{ErrorName, Phase, Verdict};
+use ecoloop::load::{Close, Config, Mode, ProxyVersion, Run};
+use ecoloop::transport::{AnyAddress, UnixAddress};
+use ecoloop::{Config as ServerConfig, Server};
+use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
+use crate::support::{Ended, Process, Scratch, TIMEOUT, ecoloop, eventually, serve};
+use crate::unix::new_path;
+
+fn unix(path: &Path) -> UnixAddress {
+    UnixAddress::new(path).unwrap()
+}
+
+/// Returns the settings of a run that does not expire on a loaded machine.
+fn patient(address: impl Into<AnyAddress>) -> Config {
+    let mut config = config(address);
+    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
+    (config.connections, config.duration) = (4, Duration::from_millis(100));
+    config
+}
+
+#[test]
+fn both_ends_agree_on_a_path_and_on_a_name_in_every_mode() {
+    let (_directory, path) = new_path();
+    let name = format!("@ecoloop-load-{}", std::process::id());
+    for text in [path.as_path(), Path::new(&name)] {
+        for (mode, rate) in [
+            (Mode::Echo, None),
+            (Mode::Echo, Some(500.0)),
+            (Mode::Hold, None),
+            (Mode::Churn, None),
+            (Mode::Churn, Some(200.0)),
+        ] {
+            let server = Server::bind_unix(text, ServerConfig::default()).unwrap().spawn().unwrap();
+            let mut config = patient(server.local_addr());
+            (config.mode, config.rate) = (mode, rate);
+            let report = run(config);
+            // On a loaded machine the last connections of a schedule may not begin.
+            assert_eq!((&report.errors[..], &report.verify.findings[..]), (&[][..], &[][..]), "{mode:?}");
+            assert_eq!((report.messages.unanswered, report.messages.failed), (0, 0), "{:?}", report.messages);
+            assert_eq!(report.config.targets, [AnyAddress::from(unix(text))]);
+            assert!(report.messages.verified > 0);
+            server.handle().drain();
+            let stats = server.join().unwrap().stats;
+            assert_eq!((stats.accepted, stats.closed.end_of_stream), (report.connections.opened_total, stats.accepted));
+            assert_eq!(stats.bytes_in, stats.bytes_out);
+            // The first message of a connection is not in the report of an echo.
+            assert!(stats.bytes_in >= report.messages.verified * SIZE as u64, "{stats:?}");
+        }
+    }
+}
+
+#[test]
+fn a_run_of_the_library_takes_a_servers_address() {
+    let (_directory, path) = new_path();
+    let server = Server::bind_unix(&path, ServerConfig::default()).unwrap().spawn().unwrap();
+    let run = Run::new([server.local_addr()]).connections(2).rate(100.0).duration(Duration::from_millis(100));
+    let report = run.spawn().unwrap().join().unwrap();
+    assert_clean(&report);
+    assert!(report.to_string().contains(&format!("to unix:{}", path.display())), "{report}");
+}
+
+/// Listens on a path with room for one connection.
+fn listen_with_room_for_one(path: &Path) -> UnixListener {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
+    // The kernel queues one connection more than the backlog (listen(2) on Linux).
+    socket.listen(0).unwrap();
+    socket.into()
+}
+
+fn echo(mut stream: UnixStream) {
+    let mut buffer = [0; 1024];
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_connect_waits_while_the_backlog_is_full() {
+    let (_directory, path) = new_path();
+    let listener = listen_with_room_for_one(&path);
+    let _first = UnixStream::connect(&path).unwrap();
+    let load = Run::from(patient(unix(&path))).spawn().unwrap();
+    // All have found a full backlog: nobody accepts.
+    eventually("four connects", || load.progress().is_some_and(|progress| progress.opened == 4));
+    thread::spawn(move || listener.incoming().for_each(|stream| drop(thread::spawn(|| echo(stream.unwrap())))));
+    let report = load.join().unwrap();
+    assert_sums(&report);
+    assert_clean(&report);
+    assert_eq!(report.connections.held, 4);
+}
+
+#[test]
+fn a_full_backlog_is_a_connect_timeout() {
+    let (_directory, path) = new_path();
+    let _listener = listen_with_room_for_one(&path);
+    let _first = UnixStream::connect(&path).unwrap();
+    let mut config = patient(unix(&path));
+    config.connect_timeout = Duration::from_millis(200);
+    let report = run(config);
+    assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Timeout, Some("EAGAIN"), 4)]);
+    assert_eq!(report.errors[0].targets[0].target, AnyAddress::from(unix(&path)));
+}
+
+#[test]
+fn an_interrupt_ends_connects_that_wait() {
+    let (_directory, path) = new_path();
+    let _listener = listen_with_room_for_one(&path);
+    let _first = UnixStream::connect(&path).unwrap();
+    let load = Run::from(patient(unix(&path))).spawn().unwrap();
+    eventually("four connects", || load.progress().is_some_and(|progress| progress.opened == 4));
+    load.interrupt();
+    let report = load.join().unwrap();
+    assert_eq!((report.verdict, report.connections.established), (Verdict::Interrupted, 0));
+}
+
+#[test]
+fn a_connect_fails_at_once_where_nobody_listens() {
+    let (_directory, path) = new_path();
+    let target = format!("unix:{}", path.display());
+    let load = || {
+        let ended = run_command(&["-c", "2", "-d", "100ms", &target]);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        ended
+    };
+    let has = |lines: &[String], words: &str| lines.iter().any(|line| line.contains(words));
+    let ended = load();
+    assert!(has(&ended.stdout, "connect other (ENOENT): 2,"), "{ended:?}");
+    assert!(has(&ended.stderr, "connect other 2 times: there is no such file; start the server first"), "{ended:?}");
+    // A file that a killed server has left.
+    drop(UnixListener::bind(&path).unwrap());
+    let ended = load();
+    assert!(has(&ended.stdout, "connect refused (ECONNREFUSED): 2,"), "{ended:?}");
+}
+
+#[test]
+fn replies_before_a_servers_close_are_counted() {
+    let (_directory, path) = new_path();
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            thread::spawn(move || {
+                let mut message = [0; SIZE];
+                for _ in 0..3 {
+                    stream.read_exact(&mut message)?;
+                    stream.write_all(&message)?;
+                }
+                Ok::<_, std::io::Error>(())
+            });
+        }
+    });
+    let mut config = patient(unix(&path));
+    config.messages_per_connection = Some(5);
+    let report = run(config);
+    // Over TCP a client sends its fourth message, and then reads the end of the stream. Here the write fails.
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 4)]);
+    // The first message of a connection is not in the report.
+    assert_eq!((report.messages.verified, report.messages.unsent), (8, 4), "{:?}", report.messages);
+}
+
+#[test]
+fn a_close_with_unread_bytes_is_a_reset() {
+    let (_directory, path) = new_path();
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            thread::spawn(move || stream.read_exact(&mut [0; 1]));
+        }
+    });
+    let report = run(patient(unix(&path)));
+    assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Reset, Some("ECONNRESET"), 4)]);
+}
+
+#[test]
+fn tcp_and_unix_targets_share_the_connections() {
+    let (_directory, path) = new_path();
+    let _unix_server = Server::bind_unix(&path, ServerConfig::default()).unwrap().spawn().unwrap();
+    let tcp_server = serve(ServerConfig::default());
+    let mut config = patient(tcp_server.local_addr());
+    config.targets.push(vec![unix(&path).into()]);
+    config.messages_per_connection = Some(10);
+    let report = run(config);
+    assert_clean(&report);
+    let figures: Vec<_> = report.targets.iter().map(|of| (of.target.is_unix(), of.figures.messages)).collect();
+    assert_eq!(figures, [(false, 20), (true, 20)]);
+}
+
+#[test]
+fn what_tcp_alone_has_is_refused() {
+    let (_directory, path) = new_path();
+    let mut config = patient(unix(&path));
+    config.close = Close::Rst;
+    assert_eq!(config.validate().unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+    let target = format!("unix:{}", path.display());
+    for (arguments, reason) in [
+        (&["--source", "127.0.0.1"][..], "a connection to a Unix socket has no source address: leave out the sources"),
+        (&["--source", "127.0.0.1", "127.0.0.1:9"], "a connection to a Unix socket has no source address"),
+        (&["--close", "rst"], "a connection to a Unix socket cannot be closed with RST: TCP alone has it"),
+        (&["--fault", "reset=1s"], "the fault reset cannot be used with a Unix socket: TCP alone has RST"),
+        (&["--nagle"], "--nagle cannot be used with a Unix socket: TCP alone has Nagle's algorithm"),
+        (&["-4"], "is not an IPv4 address"),
+        (&["--metrics", &target], "a Unix socket cannot be used here"),
+    ] {
+        let ended = run_command(&[arguments, &[&target[..]]].concat());
+        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
+        assert!(ended.stderr[0].contains(reason), "{arguments:?}: {ended:?}");
+    }
+}
+
+/// Runs against `ecoloop serve` with options of its own.
+#[track_caller]
+fn run_on_command(server_options: &[&str], options: &[&str]) -> (Value, Ended) {
+    let (_directory, path) = new_path();
+    let target = format!("unix:{}", path.display());
+    let mut server = Process::start(ecoloop(&[server_options, &[&target]].concat()));
+    server.line_with("Waiting for connections...");
+    let pid = server.pid().to_string();
+    let ended = run_command(&[&["--server-pid", &pid, "--json", "-"], options, &[&target]].concat());
+    let (json, report) = document(&ended);
+    assert_clean(&report);
+    assert_eq!(json["config"]["targets"], serde_json::json!([target]));
+    assert_eq!(json["server"]["pid"].to_string(), pid);
+    (json, ended)
+}
+
+#[test]
+fn options_apply_to_unix_sockets() {
+    let (json, _) = run_on_command(&[], &["-c", "2", "-r", "0..200@100ms,200@100ms"]);
+    assert_eq!(json["stages"].as_array().unwrap().len(), 2);
+    let (json, _) = run_on_command(&[], &["-c", "2", "--reconnect", "-d", "200ms"]);
+    assert_eq!(json["outages"]["count"], 0);
+    let (json, _) =
+        run_on_command(&[], &["-c", "4", "--fault", "stall,first=1", "--fault", "fin=1,after=3", "-d", "200ms"]);
+    let faults = json["faults"].as_array().unwrap();
+    assert!(faults.iter().all(|fault| fault["connections"] == 1), "{faults:?}");
+    let (json, _) = run_on_command(&[], &["-c", "2", "-r", "50..100", "--find-rate", "p99<10s", "--window", "100ms"]);
+    assert_eq!(json["search"]["probes"][0]["rate"], 50.0);
+    let (json, _) = run_on_command(&[], &["-c", "4", "-j", "2", "-d", "200ms"]);
+    assert_eq!(json["connections"]["held"], 4);
+    for version in ["v1", "v2"] {
+        run_on_command(&["--proxy-protocol"], &["-c", "2", "--proxy-protocol", version, "-d", "100ms"]);
+    }
+}
+
+#[test]
+fn a_header_without_addresses_is_sent_in_the_library_too() {
+    let (_directory, path) = new_path();
+    let mut server_config = ServerConfig::default();
+    server_config.proxy_protocol = true;
+    let _server = Server::bind_unix(&path, server_config).unwrap().spawn().unwrap();
+    let mut config = patient(unix(&path));
+    config.proxy_protocol = Some(ProxyVersion::V2);
+    assert_clean(&run(config));
+}
+
+#[test]
+fn reports_of_unix_sockets_are_merged_and_compared() {
+    let (_directory, path) = new_path();
+    let target = format!("unix:{}", path.display());
+    let mut server = Process::start(ecoloop(&[&target]));
+    server.line_with("Waiting for connections...");
+    let files = [Scratch::new("one.json"), Scratch::new("other.json")];
+    let start = humantime::format_rfc3339(std::time::SystemTime::now() + Duration::from_millis(500)).to_string();
+    let runs = files.each_ref().map(|file| {
+        Process::start(ecoloop(&["load", "-q", "-d", "300ms", "--start-at", &start, "--json", file.path(), &target]))
+    });
+    for ended in runs.map(Process::wait) {
+        assert!([Some(0), Some(3)].contains(&ended.status.code()), "{ended:?}");
+    }
+    let merged = Process::start(ecoloop(&["merge", "--json", "-", files[0].path(), files[1].path()])).wait();
+    let (json, _) = document(&merged);
+    assert_eq!(json["config"]["targets"], serde_json::json!([target]));
+
+    let live = ["compare", "--live", "--windows", "3", "-d", "50ms", &target, &target];
+    let ended = Process::start(ecoloop(&live)).wait();
+    assert!(ended.stdout[0].contains(&format!("to {target}")), "{ended:?}");
+    server.terminate();
+}
+
+#[test]
+fn a_client_half_closes_a_unix_socket() {
+    let (_directory, path) = new_path();
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut all = Vec::new();
+        let mut buffer = [0; SIZE];
+        loop {
+            match stream.read(&mut buffer).unwrap() {
+                0 => break,
+                n => {
+                    stream.write_all(&buffer[..n]).unwrap();
+                    all.extend_from_slice(&buffer[..n]);
+                }
+            }
+        }
+        // What comes after the client's FIN is found.
+        stream.write_all(b"extra").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        all.len()
+    });
+    let mut config = patient(unix(&path));
+    (config.connections, config.messages_per_connection) = (1, Some(2));
+    let report = run(config);
+    assert_eq!(server.join().unwrap(), 3 * SIZE);
+    assert_eq!(report.verify.extra_bytes, 5, "{:?}", report.verify);
+    assert_eq!((report.verify.findings[0].local, &report.verify.findings[0].peer), (None, &report.config.targets[0]));
+}
