@@ -1,4 +1,4 @@
-//! A grader of TCP echo servers: sends what real clients send, and checks that it comes back.
+//! A grader of echo servers, over TCP or a Unix socket: sends what real clients send, and checks that it comes back.
 //!
 //! The checks have levels, from one client to a server without descriptors. Each opens its own connections, closes them all at its
 //! end, and has a limit in time. After each check, a new client must still be served.
@@ -34,7 +34,6 @@ mod words;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -42,6 +41,7 @@ use self::attempt::{Attempt, HELLO, Outcome, Stop};
 use self::problem::{Problem, Skip};
 use self::target::Target;
 pub use self::words::{LEVELS, Language, Words};
+use crate::transport::AnyAddress;
 
 /// Longest run of a [`Grader`].
 pub const TIME_MAX: Duration = Duration::from_secs(60);
@@ -210,7 +210,7 @@ impl Graded {
 #[non_exhaustive]
 pub struct Grader {
     /// The server's addresses: the first that accepts a connection is used.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<AnyAddress>,
     /// The server's process on this machine, for the checks that need it. They stop and continue it, lower its descriptor limit for a
     /// moment, and the last one ends it with SIGTERM.
     pub pid: Option<u32>,
@@ -223,7 +223,8 @@ pub struct Grader {
 impl Grader {
     /// Returns a grader with every check, and without a process.
     #[must_use]
-    pub fn new(addresses: Vec<SocketAddr>) -> Self {
+    pub fn new(addresses: impl IntoIterator<Item = impl Into<AnyAddress>>) -> Self {
+        let addresses = addresses.into_iter().map(Into::into).collect();
         Self { addresses, pid: None, checks: all().collect(), check_timeout: TIME_MAX }
     }
 
@@ -235,7 +236,7 @@ impl Grader {
     ///
     /// - `InvalidInput`: there is no address.
     /// - The server cannot be connected to.
-    /// - There is no process [`pid`](Self::pid), it may not be signaled, or it listens on no TCP port.
+    /// - There is no process [`pid`](Self::pid), it may not be signaled, or it listens on no socket of the address's kind.
     pub fn run(&self, interrupt: &AtomicBool, mut graded: impl FnMut(&Graded)) -> io::Result<Vec<Graded>> {
         let end = Instant::now() + TIME_MAX;
         let Some(target) = Target::open(&self.addresses, self.pid, interrupt)? else { return Ok(Vec::new()) };
@@ -295,6 +296,9 @@ impl Grader {
 fn skip_reason(check: &Check, target: &Target, gone: Option<&'static str>, left: Duration) -> Option<Skip> {
     if let Some(since) = gone {
         return Some(Skip::Gone { since });
+    }
+    if check.name == many::OF_SYNS && target.address.is_unix() {
+        return Some(Skip::NoSyn);
     }
     if check.needs_pid && target.process.is_none() {
         return Some(Skip::NoPid);

@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Socket, Type};
 
 use super::client::Client;
 use super::problem::{Problem, Skip};
@@ -23,6 +23,9 @@ pub(super) const HELLO: &[u8] = b"hola\n";
 const SILENCE: Duration = Duration::from_secs(2);
 /// The interrupt is looked at this often.
 const SLICE: Duration = Duration::from_millis(100);
+
+/// A connect that found the backlog of a Unix socket full is tried again after this time.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// How a check ends.
 pub(super) type Outcome = Result<(), Stop>;
@@ -61,8 +64,8 @@ impl<'a> Attempt<'a> {
         Self { target, interrupt, deadline, longest_wait: Cell::default() }
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
-        self.target.address
+    pub(super) fn is_unix(&self) -> bool {
+        self.target.address.is_unix()
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -165,27 +168,49 @@ impl<'a> Attempt<'a> {
         Ok(Client::new(self, stream))
     }
 
+    /// Starts to connect a client of a reactor.
+    pub(super) fn begin_connect(&self) -> Result<mio::net::TcpStream, Stop> {
+        let begun = match self.target.address.tcp() {
+            Some(address) => mio::net::TcpStream::connect(address),
+            // There is no progress to wait for: it connects at once.
+            None => self.try_connect(|_| Ok(()))?.map(mio::net::TcpStream::from_std),
+        };
+        begun.map_err(connect_failure)
+    }
+
     /// Connects, and returns the error of the connect if it fails. It is interrupted as every wait is.
     pub(super) fn try_connect(
         &self,
         set: impl FnOnce(&Socket) -> io::Result<()>,
     ) -> Result<io::Result<TcpStream>, Stop> {
-        let address = self.target.address;
-        let connect = || {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let open = || {
+            let address = self.target.address.socket_address()?;
+            let socket = Socket::new(address.domain(), Type::STREAM, None)?;
             // Buffer sizes count at the connect: they decide on the window (tcp(7)).
             set(&socket)?;
             socket.set_nonblocking(true)?;
-            socket.set_tcp_nodelay(true)?;
-            match socket.connect(&address.into()) {
-                Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-                _ => Ok(socket),
+            if !self.is_unix() {
+                socket.set_tcp_nodelay(true)?;
             }
+            Ok((socket, address))
         };
-        let socket = match connect() {
-            Ok(socket) => socket,
+        let (socket, address) = match open() {
+            Ok(opened) => opened,
             Err(error) => return Ok(Err(error)),
         };
+        loop {
+            match socket.connect(&address) {
+                // The backlog of a Unix socket is full, and no event tells when it has room (connect(2)).
+                Err(error) if self.is_unix() && error.kind() == io::ErrorKind::WouldBlock => {
+                    if Instant::now() >= self.deadline {
+                        return Ok(Err(io::ErrorKind::TimedOut.into()));
+                    }
+                    self.sleep(RETRY)?;
+                }
+                Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Ok(Err(error)),
+                _ => break,
+            }
+        }
         if !self.wait(&socket, PollFlags::OUT, self.deadline)? {
             return Ok(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -194,7 +219,7 @@ impl<'a> Attempt<'a> {
         }
         let stream = TcpStream::from(socket);
         // A connect to a port of the ephemeral range on which nothing listens can reach itself, and that echoes perfectly.
-        let is_own = stream.local_addr().ok() == Some(address);
+        let is_own = stream.local_addr().is_ok_and(|local| Some(local) == self.target.address.tcp());
         Ok(if is_own { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(stream) })
     }
 }
@@ -205,7 +230,7 @@ pub(super) fn own_failure(error: io::Error) -> Stop {
 }
 
 /// Returns what ends a check that cannot connect: this machine's shortage is not the server's fault.
-pub(super) fn connect_failure(error: io::Error) -> Stop {
+fn connect_failure(error: io::Error) -> Stop {
     match error.raw_os_error() {
         Some(libc::EADDRNOTAVAIL | libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => own_failure(error),
         _ => Problem::not_connected(&error).into(),

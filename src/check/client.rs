@@ -147,9 +147,11 @@ impl<'a> Client<'a> {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Sends `message` and FIN as one segment, if `message` fits.
+    /// Sends `message` and FIN as one segment, if `message` fits. A Unix socket has no segments.
     pub(super) fn send_with_fin(&mut self, message: &[u8]) -> Outcome {
-        SockRef::from(&self.stream).set_tcp_cork(true).map_err(own_failure)?;
+        if !self.attempt.is_unix() {
+            SockRef::from(&self.stream).set_tcp_cork(true).map_err(own_failure)?;
+        }
         self.send(message)?;
         self.half_close();
         Ok(())
@@ -174,7 +176,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Closes with RST.
+    /// Closes with RST. On a Unix socket it is a close, after which the server's next read or write may fail in the same way.
     pub(super) fn reset(self) {
         // If it fails, the close sends FIN.
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));

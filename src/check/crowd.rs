@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use socket2::SockRef;
 
-use super::attempt::{Attempt, Outcome, connect_failure, own_failure};
+use super::attempt::{Attempt, Outcome, own_failure};
 use super::problem::Problem;
 use crate::{Handler, INTEREST, Next, Reactor, Ready};
 
@@ -69,7 +69,7 @@ impl Crowd {
             while number - self.served - self.failed >= waiting && Instant::now() < attempt.deadline() {
                 self.turn(attempt, reactor)?;
             }
-            let stream = TcpStream::connect(attempt.address()).map_err(connect_failure)?;
+            let stream = attempt.begin_connect()?;
             let mut message = [0; MESSAGE];
             let _ = writeln!(&mut message[..], "{number:07x}");
             let member = |stream| Member { stream, message, since: Instant::now(), stage: Stage::Connecting };
@@ -123,7 +123,7 @@ impl Crowd {
 
     fn connected(&mut self, member: &mut Member) {
         match member.stream.take_error() {
-            Ok(None) if member.stream.peer_addr().is_ok() => {
+            Ok(None) if SockRef::from(&member.stream).peer_addr().is_ok() => {
                 self.longest_wait = self.longest_wait.max(member.since.elapsed());
                 self.ask(member);
             }

@@ -6,6 +6,9 @@ use super::crowd::gather;
 use super::words::{self, Words};
 
 /// Clients of `thousand`, `burst` and `ten-thousand`.
+/// The check of the accept queue, which is about SYNs.
+pub(super) const OF_SYNS: &str = "burst";
+
 const THOUSAND: u32 = 1000;
 const BURST: u32 = 2000;
 const TEN_THOUSAND: u32 = 10_000;
@@ -35,7 +38,7 @@ pub(super) const CHECKS: &[Check] = &[
         run: |attempt| crowd(attempt, THOUSAND, WAITING),
     },
     Check {
-        name: "burst",
+        name: OF_SYNS,
         level: 7,
         chapter: words::SECOND_CLIENT,
         connections: BURST,

@@ -156,6 +156,8 @@ impl Problem {
 pub(super) enum Skip {
     NoPid,
     NoTime,
+    /// The check is about SYNs, and the server is on a Unix socket.
+    NoSyn,
     /// The server does not serve since an earlier check.
     Gone {
         since: &'static str,
@@ -174,6 +176,8 @@ impl Skip {
             Self::NoPid => "needs --pid".into(),
             Self::NoTime if es => "los 60 segundos se acabaron".into(),
             Self::NoTime => "the 60 seconds are over".into(),
+            Self::NoSyn if es => "solo TCP tiene SYN: en un socket Unix el cliente espera".into(),
+            Self::NoSyn => "TCP alone has SYNs: the client of a Unix socket waits".into(),
             Self::Gone { since } if es => format!("desde {since} el servidor no atiende"),
             Self::Gone { since } => format!("the server does not serve since {since}"),
             Self::Own(error) if es => format!("este equipo no puede abrir más conexiones: {error}"),

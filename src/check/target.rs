@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -13,22 +12,24 @@ use super::attempt::{Attempt, Outcome, Stop};
 use super::problem::{Problem, Skip};
 use crate::error::cannot;
 use crate::host;
+use crate::transport::AnyAddress;
 
 /// How long the first connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Target {
-    pub(super) address: SocketAddr,
+    pub(super) address: AnyAddress,
     pub(super) process: Option<Process>,
 }
 
 impl Target {
     /// Finds the first address that accepts a connection. Returns `None` if it was interrupted.
-    pub(super) fn open(addresses: &[SocketAddr], pid: Option<u32>, interrupt: &AtomicBool) -> io::Result<Option<Self>> {
-        let mut process = pid.map(Process::open).transpose()?;
+    pub(super) fn open(addresses: &[AnyAddress], pid: Option<u32>, interrupt: &AtomicBool) -> io::Result<Option<Self>> {
+        let is_unix = addresses.iter().any(AnyAddress::is_unix);
+        let mut process = pid.map(|pid| Process::open(pid, is_unix)).transpose()?;
         let mut failure = io::Error::new(io::ErrorKind::InvalidInput, "there is no address");
-        for &address in addresses {
-            let target = Self { address, process };
+        for address in addresses {
+            let target = Self { address: address.clone(), process };
             let deadline = Instant::now() + CONNECT_TIMEOUT;
             let error = match Attempt::new(&target, interrupt, deadline).try_connect(|_| Ok(())) {
                 Ok(Ok(_)) => return Ok(Some(target)),
@@ -49,15 +50,17 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Returns the process, if it may be signaled and listens: a wrong number would stop or end another program.
-    fn open(number: u32) -> io::Result<Self> {
+    /// Returns the process, if it may be signaled and listens on TCP or on a Unix socket: a wrong number would stop or end another program.
+    fn open(number: u32, is_unix: bool) -> io::Result<Self> {
         let statistics = host::Process::open(number)?;
         let named = |error: io::Error| cannot(format_args!("examine process {number}"), error);
         let pid = i32::try_from(number).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         test_kill_process(pid).map_err(|error| named(error.into()))?;
         let process = Self { pid, statistics };
-        if !process.listens().map_err(named)? {
-            let reason = format!("process {number} listens on no TCP port: give the process ID of the server");
+        let listening = if is_unix { process.listening_unix() } else { process.listening_tcp() };
+        if !process.has_any(&listening).map_err(named)? {
+            let kind = if is_unix { "Unix socket" } else { "TCP port" };
+            let reason = format!("process {number} listens on no {kind}: give the process ID of the server");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         Ok(process)
@@ -67,18 +70,30 @@ impl Process {
         format!("/proc/{}/{name}", self.pid)
     }
 
-    /// Returns whether one of its sockets listens for TCP connections (proc(5)).
-    fn listens(&self) -> io::Result<bool> {
+    /// Returns the sockets of its network namespace that listen for TCP connections, as its descriptors name them (proc(5)).
+    fn listening_tcp(&self) -> BTreeSet<String> {
         const LISTEN: &str = "0A";
-        let mut listening = BTreeSet::new();
-        for table in ["net/tcp", "net/tcp6"] {
-            let text = fs::read_to_string(self.path(table)).unwrap_or_default();
-            let rows = text.lines().map(|row| row.split_ascii_whitespace().collect::<Vec<_>>());
-            let rows = rows.filter(|row| row.get(3) == Some(&LISTEN));
-            listening.extend(rows.filter_map(|row| Some(format!("socket:[{}]", row.get(9)?))));
-        }
+        ["net/tcp", "net/tcp6"].into_iter().flat_map(|table| self.sockets(table, (3, LISTEN), 9)).collect()
+    }
+
+    /// Returns the Unix sockets of its network namespace that listen.
+    fn listening_unix(&self) -> BTreeSet<String> {
+        const ACCEPTS_CONNECTIONS: &str = "00010000";
+        self.sockets("net/unix", (3, ACCEPTS_CONNECTIONS), 6)
+    }
+
+    /// Returns the sockets of a table that have a value in a column.
+    fn sockets(&self, table: &str, (column, value): (usize, &str), inode: usize) -> BTreeSet<String> {
+        let text = fs::read_to_string(self.path(table)).unwrap_or_default();
+        let rows = text.lines().map(|row| row.split_ascii_whitespace().collect::<Vec<_>>());
+        let rows = rows.filter(|row| row.get(column) == Some(&value));
+        rows.filter_map(|row| Some(format!("socket:[{}]", row.get(inode)?))).collect()
+    }
+
+    /// Returns whether one of its descriptors is one of `sockets`.
+    fn has_any(&self, sockets: &BTreeSet<String>) -> io::Result<bool> {
         let names = fs::read_dir(self.path("fd"))?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-        Ok(names.into_iter().any(|name| name.to_str().is_some_and(|name| listening.contains(name))))
+        Ok(names.into_iter().any(|name| name.to_str().is_some_and(|name| sockets.contains(name))))
     }
 
     /// Returns the character of proc(5) for its state, or `None` if it has ended.

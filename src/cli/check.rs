@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use super::format::{plural, strip_control, wrap};
 use super::log_observer::Language;
 use super::output::{self, Output, lock_files};
 use super::signals::{Requests, is_ignored};
-use super::values::Address;
+use super::values::Endpoint;
 use super::{descriptors, junit, print_error, usage_error};
 
 /// Width of the words under a result.
@@ -29,13 +28,15 @@ const NAME_WIDTH: usize = 20;
 const LABEL_WIDTH: usize = 12;
 
 const HELP: &str = "\
-ADDR  IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1
+ADDR  IP:PORT, [IPv6]:PORT, NAME:PORT, or :PORT for 127.0.0.1; unix:PATH, unix:@NAME
 
 Levels: 1 echo, 2 several clients, 3 streams, 4 pressure, 5 endings, 6 fairness, 7 many, 8 shortage. It takes at most 60 s,
 and opens at most 10,000 connections at a time.
 
 With --pid, the checks of level 8 stop and continue the server (SIGSTOP, SIGCONT), lower its descriptor limit for a
 second, and at last end it with SIGTERM.
+
+On a Unix socket, which has no RST and no SYN, connections are closed instead of reset, and burst is skipped.
 
 Exit status:
   0    no check failed
@@ -56,7 +57,7 @@ Examples:
 pub(super) struct Arguments {
     /// Echo server to grade
     #[arg(value_name = "ADDR")]
-    address: Address,
+    address: Endpoint,
 
     /// Process ID of the server on this machine: grade its memory, and level 8, which ends it
     #[arg(long, value_name = "PID")]
@@ -91,7 +92,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let stage = Arc::new(Stage::default());
     handle_signals(Arc::clone(&stage))?;
     let outputs = Outputs::open(arguments)?;
-    let mut grader = Grader::new(arguments.address.resolve(Ipv4Addr::LOCALHOST.into())?);
+    let mut grader = Grader::new(arguments.address.resolve()?);
     grader.pid = arguments.pid;
     grader.checks.retain(|check| {
         let is_named = arguments.only.is_empty() || arguments.only.iter().any(|name| name == check.name());
@@ -111,7 +112,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         }
     });
     stage.has_ended.store(true, Ordering::Release);
-    let results = results.map_err(with_hint)?;
+    let results = results.map_err(|error| with_hint(error, &arguments.address))?;
     let is_interrupted = stage.interrupt.load(Ordering::Acquire);
     table.end(&results);
     outputs.write(&results, arguments, language, is_interrupted)?;
@@ -123,13 +124,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     })
 }
 
-fn with_hint(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            io::Error::new(error.kind(), format!("{error}; start the server first, or give its address"))
-        }
-        _ => error,
+fn with_hint(error: io::Error, address: &Endpoint) -> io::Error {
+    let is_absent = match error.kind() {
+        io::ErrorKind::ConnectionRefused => true,
+        // Of the socket's file, not of the process.
+        io::ErrorKind::NotFound => error.to_string().contains(&address.to_string()),
+        _ => false,
+    };
+    if !is_absent {
+        return error;
     }
+    io::Error::new(error.kind(), format!("{error}; start the server first, or give its address"))
 }
 
 /// The open outputs of a run.

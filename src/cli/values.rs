@@ -104,6 +104,19 @@ pub(super) enum Endpoint {
     Unix(UnixAddress),
 }
 
+impl Endpoint {
+    /// Resolves to every address of a name; a bare port is a port of this machine.
+    #[cfg(feature = "load")]
+    pub(super) fn resolve(&self) -> io::Result<Vec<AnyAddress>> {
+        match self {
+            Self::Ip(address) => {
+                Ok(address.resolve(Ipv4Addr::LOCALHOST.into())?.into_iter().map(AnyAddress::from).collect())
+            }
+            Self::Unix(address) => Ok(vec![address.clone().into()]),
+        }
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

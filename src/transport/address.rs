@@ -1,8 +1,13 @@
 //! The address of a TCP or Unix socket.
 
 use std::fmt;
+#[cfg(feature = "load")]
+use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
+
+#[cfg(feature = "load")]
+use socket2::SockAddr;
 
 use super::UnixAddress;
 use crate::error::ValueError;
@@ -45,6 +50,17 @@ impl AnyAddress {
     #[must_use]
     pub fn tcp(&self) -> Option<SocketAddr> {
         if let Self::Tcp(address) = self { Some(*address) } else { None }
+    }
+}
+
+#[cfg(feature = "load")]
+impl AnyAddress {
+    /// Returns the address as the system calls take it.
+    pub(crate) fn socket_address(&self) -> io::Result<SockAddr> {
+        match self {
+            Self::Tcp(address) => Ok((*address).into()),
+            Self::Unix(address) => address.socket_address(),
+        }
     }
 }
 

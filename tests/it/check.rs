@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use self::faulty::Fault;
 use crate::support::{Ended, Process, Scratch, ecoloop, eventually};
+use crate::unix::new_path;
 
 /// Runs checks of levels 1 to 6 against a server with a fault: those named must fail, and no other.
 #[track_caller]
@@ -179,6 +180,59 @@ fn ecoloop_passes_every_check() {
     assert!(ended.stdout.last().unwrap().starts_with("27 checks: "), "{ended:?}");
 }
 
+#[test]
+fn a_server_on_a_unix_socket_passes_with_its_process() {
+    let (_directory, path) = new_path();
+    let target = format!("unix:{}", path.display());
+    let mut server = Process::start(ecoloop(&[&target]));
+    server.line_with("Waiting for connections...");
+    let json = Scratch::new("json");
+    let pid = server.pid().to_string();
+    let ended = run(&["--pid", &pid, "--json", json.path(), &target]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(server.wait().status.success(), "the last check shuts it down gracefully");
+    let document = json.json();
+    assert_eq!(document["target"], target);
+    for check in document["checks"].as_array().unwrap() {
+        if check["name"] == "burst" {
+            assert_eq!(check["result"], "skipped");
+            assert_eq!(check["came"], "TCP alone has SYNs: the client of a Unix socket waits");
+        } else {
+            // A loaded machine may make an answer late.
+            assert!(["ok", "late"].contains(&check["result"].as_str().unwrap()), "{check}");
+        }
+    }
+}
+
+#[test]
+fn a_unix_socket_without_a_server_or_with_another_process_is_an_error() {
+    let (_directory, path) = new_path();
+    let target = format!("unix:{}", path.display());
+    let ended = run(&[&target]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let reason = format!("cannot connect to {target}: No such file or directory");
+    assert!(ended.stderr[0].contains(&reason), "{ended:?}");
+    assert!(ended.stderr[0].ends_with("; start the server first, or give its address"), "{ended:?}");
+    let (tcp, _) = Process::serve(&[]);
+    let pid = tcp.pid().to_string();
+    let ended = run(&["--pid", &pid, &target]);
+    assert!(ended.stderr[0].contains(&format!("process {pid} listens on no Unix socket")), "{ended:?}");
+}
+
+/// A client that finds the backlog full waits: it is no failure of the server.
+#[test]
+fn a_short_backlog_of_a_unix_socket_fails_nothing() {
+    let (_directory, path) = new_path();
+    let mut config = ecoloop::Config::default();
+    config.backlog = 1;
+    let _server = ecoloop::Server::bind_unix(&path, config).unwrap().spawn().unwrap();
+    let mut grader = Grader::new([ecoloop::transport::UnixAddress::new(&path).unwrap()]);
+    grader.checks.retain(|check| check.name() == "thousand" || check.level() <= 2);
+    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
+        assert!([Grade::Ok, Grade::Late].contains(&graded.grade), "{graded:?}");
+    }
+}
+
 /// Starts `faulty.py`, and expects these results of level 8 and of the storm of resets.
 #[track_caller]
 fn assert_grades_process(fault: &str, failing: &[&str], skipped: &[&str]) {
@@ -187,7 +241,7 @@ fn assert_grades_process(fault: &str, failing: &[&str], skipped: &[&str]) {
     command.args([script, fault]);
     let mut server = Process::start(command);
     let port: u16 = server.line_with("").parse().unwrap();
-    let mut grader = Grader::new(vec![(Ipv4Addr::LOCALHOST, port).into()]);
+    let mut grader = Grader::new([SocketAddr::from((Ipv4Addr::LOCALHOST, port))]);
     grader.pid = Some(server.pid().as_raw_nonzero().get().unsigned_abs());
     grader.checks.retain(|check| check.level() == 8 || ["echo", "memory", "reset-storm"].contains(&check.name()));
     for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {

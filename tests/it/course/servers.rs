@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use ecoloop::check::{Grade, Grader};
+use ecoloop::transport::AnyAddress;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -122,7 +123,7 @@ fn start_server(program: &str) -> (Process, String) {
 #[track_caller]
 fn grades(program: &str, is_chosen: impl Fn(&str, u8) -> bool) -> BTreeMap<&'static str, Grade> {
     let (server, address) = start_server(program);
-    let mut grader = Grader::new(vec![address.parse().unwrap()]);
+    let mut grader = Grader::new([address.parse::<AnyAddress>().unwrap()]);
     grader.pid = Some(server.pid().as_raw_nonzero().get().unsigned_abs());
     grader.checks.retain(|check| is_chosen(check.name(), check.level()));
     let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
