@@ -345,16 +345,22 @@ impl<T> Reactor<T> {
         let mut calls = self.events_served;
         for pass in 0..passes {
             calls += queued;
-            if pass > 0 && (self.batch_full || calls > CALLS_MAX) {
+            if pass > 0 && (queued == 0 || self.batch_full || calls > CALLS_MAX) {
                 return;
             }
-            for _ in 0..queued {
-                let Some(key) = self.run_queue.pop_front() else { return };
-                if let Some(ready) = self.slots.get_mut(key).and_then(|slot| slot.queued.take()) {
-                    self.serve_one(key, ready, handler);
-                }
-            }
+            self.serve_pass(queued, handler);
             queued = self.run_queue.len();
+        }
+    }
+
+    /// Apart from the loop over the passes, whose variables would take registers that a message needs.
+    #[inline(never)]
+    fn serve_pass<H: Handler<T>>(&mut self, queued: usize, handler: &mut H) {
+        for _ in 0..queued {
+            let Some(key) = self.run_queue.pop_front() else { return };
+            if let Some(ready) = self.slots.get_mut(key).and_then(|slot| slot.queued.take()) {
+                self.serve_one(key, ready, handler);
+            }
         }
     }
 
