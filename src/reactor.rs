@@ -326,7 +326,8 @@ impl<T> Reactor<T> {
             events.next();
         }
         for event in events {
-            batch.reactor.events_served += 1;
+            // At most the capacity of the batch: a check for overflow would cost a message four instructions.
+            batch.reactor.events_served = batch.reactor.events_served.wrapping_add(1);
             batch.reactor.serve_one(event.token().0, event.into(), handler);
         }
         batch.reactor.events_left = false;

@@ -292,9 +292,9 @@ pub(super) struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds with a load and a store: there is one writer, and `fetch_add` would lock the bus. The store releases earlier counts, so
-    /// that a reader that sees a connection closed has seen it accepted.
+    /// that a reader that sees a connection closed has seen it accepted. It wraps around, as atomic additions do.
     pub(super) fn add(&self, n: usize) {
-        self.0.store(self.0.load(Ordering::Relaxed) + n as u64, Ordering::Release);
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n as u64), Ordering::Release);
     }
 
     pub(super) fn get(&self) -> u64 {
@@ -304,7 +304,15 @@ impl Counter {
 
 #[cfg(test)]
 mod tests {
+    use std::hint::black_box;
+    use std::panic::catch_unwind;
+
     use super::*;
+
+    #[test]
+    fn a_sum_that_does_not_fit_panics_in_each_profile() {
+        assert!(catch_unwind(|| black_box(usize::MAX) + black_box(1)).is_err());
+    }
 
     #[test]
     fn errors_of_accept_are_told_apart_up_to_the_limit() {
