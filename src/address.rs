@@ -32,14 +32,14 @@ impl ScopedIp {
     }
 
     /// Returns another address of the same zone.
-    #[must_use]
-    pub fn with_ip(self, ip: IpAddr) -> Self {
+    #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
+    pub(crate) fn with_ip(self, ip: IpAddr) -> Self {
         Self { ip, ..self }
     }
 
     /// Returns whether the zones are the same.
-    #[must_use]
-    pub fn has_zone_of(self, other: Self) -> bool {
+    #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
+    pub(crate) fn has_zone_of(self, other: Self) -> bool {
         self.scope_id == other.scope_id
     }
 

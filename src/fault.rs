@@ -137,6 +137,7 @@ pub enum Moment {
 
 /// What [`Effect::Connect`] does to clients that connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Connect {
     /// Their connects time out: the listening socket drops every packet. Linux and Android only.
     Hang,
@@ -194,7 +195,7 @@ pub struct FaultError(pub(crate) String);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: &[Self] = &[
         Self::Delay,
         Self::Rate,
         Self::Chunk,

@@ -6,5 +6,7 @@ mod fake_proc;
 mod limits;
 mod procfs;
 
-pub use self::limits::{Capacity, Limit, Plan, Purpose, is_local, limits, warnings};
+#[doc(hidden)]
+pub use self::limits::is_local;
+pub use self::limits::{Capacity, Limit, Plan, Purpose, limits, warnings};
 pub(crate) use self::procfs::{Process, SocketStatistics, ThreadTime, kernel, local_ports, name};

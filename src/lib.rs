@@ -236,6 +236,8 @@ mod ready;
 mod server;
 mod socket;
 pub mod transport;
+// Of the binary, which parses its options with it.
+#[doc(hidden)]
 pub mod units;
 
 pub use error::ValueError;

@@ -67,7 +67,9 @@ pub use self::running::{Run, Running};
 pub use self::search::{Search, find_rate};
 use self::session::RunningReports;
 pub use self::session::Session;
-pub use self::sources::{SourceRange, count_pairs, unpaired};
+pub use self::sources::SourceRange;
+#[doc(hidden)]
+pub use self::sources::{count_pairs, unpaired};
 
 /// Runs a load on this thread, and returns its report. [`Run`] starts a thread; [`Session`] measures several windows over the same
 /// connections.

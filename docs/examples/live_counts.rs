@@ -18,7 +18,7 @@ fn line(before: &Stats, now: &Stats, elapsed: Duration) -> String {
     let rate =
         |before: u64, now: u64| u64::try_from(u128::from(now - before) * 1000 / milliseconds).unwrap_or(u64::MAX);
     let bytes = |before, now| HumanBytes(rate(before, now));
-    let closed = now.closed.by_reason().into_iter().filter(|&(_, count)| count > 0);
+    let closed = now.closed.by_reason().filter(|&(_, count)| count > 0);
     let closed: String =
         closed.map(|(reason, count)| [", ", &count.to_string(), " closed: ", reason].concat()).collect();
     format!(

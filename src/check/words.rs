@@ -3,6 +3,7 @@
 /// A language of the grader's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is its name")]
+#[non_exhaustive]
 pub enum Language {
     English,
     Spanish,
@@ -31,7 +32,7 @@ impl Words {
 }
 
 /// The names of the levels, from level 1.
-pub const LEVELS: [Words; 8] = [
+pub const LEVELS: &[Words] = &[
     Words::new("echo", "eco"),
     Words::new("several clients", "varios clientes"),
     Words::new("streams", "flujos de bytes"),

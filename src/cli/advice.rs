@@ -34,14 +34,11 @@ pub(super) fn print_failure(report: &Report) {
 pub(super) fn warn_of_limits(config: &Config, descriptor_limit: Option<u64>) {
     let (unused, _) = unpaired(&config.sources, &config.targets);
     let used = config.sources.iter().filter(|source| !unused.contains(source));
-    let plan = Plan {
-        connections: config.connections,
-        purpose: Purpose::Load,
-        sources: used.map(|source| source.ip()).collect(),
-        targets: config.targets.concat(),
-        pairs: count_pairs(&config.sources, &config.targets).unwrap_or(1),
-        other_descriptors: descriptor_limit.and_then(descriptors::count_open).map(|open| open + RUN_DESCRIPTORS),
-    };
+    let mut plan = Plan::new(config.connections, Purpose::Load);
+    plan.sources = used.map(|source| source.ip()).collect();
+    plan.targets = config.targets.concat();
+    plan.pairs = count_pairs(&config.sources, &config.targets).unwrap_or(1);
+    plan.other_descriptors = descriptor_limit.and_then(descriptors::count_open).map(|open| open + RUN_DESCRIPTORS);
     for warning in warnings(&plan) {
         print_error(&warning);
     }

@@ -97,9 +97,11 @@ impl Arguments {
             None if is_remote => Purpose::Load,
             None => Purpose::Both,
         };
-        let sources = sources.into_iter().map(ScopedIp::ip).collect();
-        let targets = targets.concat();
-        Ok(Plan { connections: self.connections, purpose, sources, targets, pairs, other_descriptors: None })
+        let mut plan = Plan::new(self.connections, purpose);
+        plan.sources = sources.into_iter().map(ScopedIp::ip).collect();
+        plan.targets = targets.concat();
+        plan.pairs = pairs;
+        Ok(plan)
     }
 }
 
@@ -161,14 +163,7 @@ mod tests {
     use super::*;
 
     fn printed(connections: u32) -> (String, Vec<Limit>) {
-        let plan = Plan {
-            connections,
-            purpose: Purpose::Both,
-            sources: Vec::new(),
-            targets: Vec::new(),
-            pairs: 1,
-            other_descriptors: None,
-        };
+        let plan = Plan::new(connections, Purpose::Both);
         let limits = limits(&plan);
         let mut out = Vec::new();
         print(&mut out, &plan, &limits).unwrap();

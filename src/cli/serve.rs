@@ -479,9 +479,9 @@ fn document(report: &Report, log_lines_lost: u64) -> String {
     let stats = report.stats;
     let json = serde_json::json!({
         "accepted": stats.accepted,
-        "closed": BTreeMap::from(stats.closed.by_reason()),
+        "closed": stats.closed.by_reason().collect::<BTreeMap<_, _>>(),
         "faults": stats.faults.iter().collect::<BTreeMap<_, _>>(),
-        "refused": BTreeMap::from(stats.refused.by_reason()),
+        "refused": stats.refused.by_reason().collect::<BTreeMap<_, _>>(),
         "bytes_in": stats.bytes_in,
         "bytes_out": stats.bytes_out,
         "discarded": stats.discarded,

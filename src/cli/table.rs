@@ -88,7 +88,7 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
             .pipeline
             .map_or("any number in flight".to_owned(), |pipeline| format!("{} in flight", count(pipeline.into()))),
     ];
-    words.extend(config.arrivals.filter(|&arrivals| arrivals != ArrivalProcess::Even).map(arrivals));
+    words.extend((config.arrivals == Some(ArrivalProcess::Poisson)).then(|| "Poisson arrivals".to_owned()));
     words.extend(config.proxy_protocol.map(|version| format!("PROXY header {}", version.name())));
     // Without a reply the window ended as soon as it began.
     if report.connections.verified > 0 && report.phases_s.measure > 0.0 {
@@ -109,13 +109,6 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
 pub(super) fn stages_in_words(report: &Report) -> String {
     let highest = report.stages.iter().flat_map(|stage| [stage.from, stage.to]).fold(0.0, f64::max);
     format!("{} up to {}/s", plural(report.stages.len(), "stage", "stages"), number(highest))
-}
-
-fn arrivals(arrivals: ArrivalProcess) -> String {
-    match arrivals {
-        ArrivalProcess::Even => "even arrivals".to_owned(),
-        ArrivalProcess::Poisson => "Poisson arrivals".to_owned(),
-    }
 }
 
 fn sizes(config: &Settings) -> String {

@@ -21,10 +21,10 @@ impl FromStr for Fault {
         let mut parts =
             text.split(',').map(|part| part.split_once('=').map_or((part, None), |(key, value)| (key, Some(value))));
         let (name, value) = parts.next().unwrap_or_default();
-        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == name) else {
+        let Some(kind) = Kind::ALL.iter().copied().find(|kind| kind.name() == name) else {
             return Err(FaultError(format!(
                 "{name:?} is not a kind of fault: expected {}",
-                list(&Kind::ALL.map(Kind::name), "or")
+                list(&Kind::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>(), "or")
             )));
         };
         let (mut effect, mut selector) = (effect(kind, value)?, Selector::default());
@@ -130,7 +130,7 @@ fn check_key(kind: Kind, key: &str) -> Result<(), FaultError> {
             "{key} is a kind of fault, and a rule has one kind: write {key} as a rule of its own"
         )));
     }
-    let owner = Kind::ALL.into_iter().find(|&kind| own_keys(kind).contains(&key));
+    let owner = Kind::ALL.iter().copied().find(|&kind| own_keys(kind).contains(&key));
     let what =
         owner.map_or_else(|| format!("{key:?} is not a key"), |owner| format!("{key} is a key of {}", owner.name()));
     Err(FaultError(format!("{what}: {} takes {}", kind.name(), list(&keys, "and"))))

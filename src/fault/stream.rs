@@ -115,7 +115,7 @@ impl Hits {
     pub(crate) fn take(&mut self) -> impl Iterator<Item = (Kind, u32)> + use<> {
         let counts =
             if std::mem::take(&mut self.has_new) { std::mem::take(&mut self.counts) } else { [0; Kind::ALL.len()] };
-        Kind::ALL.into_iter().zip(counts).filter(|&(_, count)| count > 0)
+        Kind::ALL.iter().copied().zip(counts).filter(|&(_, count)| count > 0)
     }
 }
 

@@ -36,6 +36,7 @@ pub enum Purpose {
 
 /// The connections that this machine has to hold.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Plan {
     /// Number of connections.
     pub connections: u32,
@@ -49,6 +50,14 @@ pub struct Plan {
     pub pairs: u32,
     /// Descriptors that the process uses for anything but connections. `None`: at most 64.
     pub other_descriptors: Option<u64>,
+}
+
+impl Plan {
+    /// Returns a plan for connections between addresses that are not known.
+    #[must_use]
+    pub fn new(connections: u32, purpose: Purpose) -> Self {
+        Self { connections, purpose, sources: Vec::new(), targets: Vec::new(), pairs: 1, other_descriptors: None }
+    }
 }
 
 /// Returns whether an address is one of this machine, which a socket can be bound to.
@@ -86,6 +95,7 @@ pub struct Limit {
 
 /// The number of connections that a [`Limit`] allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Capacity {
     /// This many open connections.
     Connections(u64),

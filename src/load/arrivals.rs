@@ -10,6 +10,7 @@ const DRAWS: f64 = 9_007_199_254_740_992.0;
 /// How the messages of an open loop follow each other, or in [`Mode::Churn`](super::Mode::Churn) the connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ArrivalProcess {
     /// Evenly: one each `1 / rate`.
     #[default]

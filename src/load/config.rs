@@ -153,6 +153,7 @@ impl Config {
 
     /// Returns the settings of this rank alone: its part of `connections` and `max_connecting`, its `sources`, and the label `rank`. The
     /// rates stay those of all ranks, of whose schedule each rank takes every Nth event.
+    #[doc(hidden)]
     #[must_use]
     pub fn share(mut self) -> Self {
         let Some(rank) = self.rank.and_then(Rank::checked) else { return self };

@@ -33,6 +33,7 @@ pub struct Progress {
 
 /// The steps of a run, in their order. A [`Session`](super::Session) takes those from `Ready` to `Idle` once a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Step {
     /// Connections are opened, and each is verified by a first message.
     Connect,
@@ -56,8 +57,8 @@ impl Step {
     /// The number of steps.
     pub(super) const COUNT: usize = Self::Done as usize + 1;
     /// Every step, in order.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::Connect, Self::Ready, Self::Warmup, Self::Measure, Self::Drain, Self::Idle, Self::Close, Self::Done];
+    pub const ALL: &[Self] =
+        &[Self::Connect, Self::Ready, Self::Warmup, Self::Measure, Self::Drain, Self::Idle, Self::Close, Self::Done];
 
     /// Returns the name that progress lines show.
     #[must_use]

@@ -30,6 +30,7 @@ pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::{merge, merge_ranks};
 pub use self::origin::{Options, Origin};
 pub use self::outages::Outages;
+#[doc(hidden)]
 pub use self::ranks::check_ranks;
 pub use self::search::{LimitedBy, Probe, SearchReport};
 pub use self::stages::StageFigures;

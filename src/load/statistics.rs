@@ -87,6 +87,7 @@ impl Ratio {
 ///
 /// assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
 /// ```
+#[doc(hidden)]
 #[must_use]
 pub fn median(samples: &[f64]) -> Option<f64> {
     if samples.is_empty() { None } else { Some(median_of(&mut samples.to_vec())) }
@@ -101,6 +102,7 @@ fn median_of(samples: &mut [f64]) -> f64 {
 }
 
 /// Returns the ratio in each round that has both samples.
+#[doc(hidden)]
 #[must_use]
 pub fn ratios(numerators: &[Option<f64>], denominators: &[Option<f64>]) -> Vec<f64> {
     let pairs = numerators.iter().zip(denominators).filter_map(|(a, b)| Some((*a)? / (*b)?));

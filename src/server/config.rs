@@ -109,6 +109,7 @@ pub struct Config {
 
 /// What becomes of further clients at [`Config::max_connections`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WhenFull {
     /// They wait in the backlog until a connection closes.
     Wait,

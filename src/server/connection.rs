@@ -77,6 +77,7 @@ struct Pending {
 /// What a call of [`Connection::serve`] has moved, and what follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
+#[non_exhaustive]
 pub struct Served {
     /// Bytes received: they are the first ones of the buffer.
     pub received: usize,

@@ -78,12 +78,11 @@ impl ClosedStats {
     /// Returns the number of closed connections.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.by_reason().iter().map(|(_, count)| count).sum()
+        self.by_reason().map(|(_, count)| count).sum()
     }
 
-    /// Returns each reason and its count. A reason is the name of its field.
-    #[must_use]
-    pub fn by_reason(&self) -> [(&'static str, u64); 9] {
+    /// Iterates over each reason and its count. A reason is the name of its field.
+    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
         [
             ("end_of_stream", self.end_of_stream),
             ("reset", self.reset),
@@ -95,6 +94,7 @@ impl ClosedStats {
             ("stopped", self.stopped),
             ("fault", self.fault),
         ]
+        .into_iter()
     }
 }
 
@@ -114,13 +114,13 @@ impl RefusedStats {
     /// Returns the number of refused connections.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.by_reason().iter().map(|(_, count)| count).sum()
+        self.by_reason().map(|(_, count)| count).sum()
     }
 
-    /// Returns each reason and its count. A reason is the name of its field.
-    #[must_use]
-    pub fn by_reason(&self) -> [(&'static str, u64); 3] {
+    /// Iterates over each reason and its count. A reason is the name of its field.
+    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
         [("max_connections", self.max_connections), ("per_source", self.per_source), ("not_allowed", self.not_allowed)]
+            .into_iter()
     }
 }
 
@@ -171,7 +171,7 @@ impl FaultStats {
 
     /// Iterates over every kind's name and count.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        Kind::ALL.into_iter().map(Kind::name).zip(self.0)
+        Kind::ALL.iter().map(|kind| kind.name()).zip(self.0)
     }
 }
 

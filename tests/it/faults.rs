@@ -541,7 +541,7 @@ mod load {
             })
             .collect();
         assert_eq!(lines, rows());
-        for kind in Kind::ALL {
+        for &kind in Kind::ALL {
             let is_kind = |rule: &str| rule.parse::<Fault>().unwrap().kind() == kind;
             assert!(lines.iter().any(|[rule, ..]| is_kind(rule)), "{} is missing", kind.name());
         }

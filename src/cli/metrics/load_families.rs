@@ -35,7 +35,7 @@ impl<F: Fn() -> Option<Progress> + Send + Sync + 'static> Collector for LoadFami
 }
 
 fn encode_progress(encoder: &mut Encoder<'_>, progress: &Progress) -> fmt::Result {
-    let steps = Step::ALL.map(|step| (step.name(), u64::from(step == progress.step)));
+    let steps = Step::ALL.iter().map(|&step| (step.name(), u64::from(step == progress.step)));
     encoder.gauges("ecoloop_load_step", "Step of the run: 1 for the current one", "step", steps)?;
     encoder.gauge("ecoloop_load_connections", "Open connections", &progress.open)?;
     encoder.gauge("ecoloop_load_connections_requested", "Connections to hold open", &progress.requested)?;

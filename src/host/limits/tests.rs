@@ -40,7 +40,7 @@ fn machine(files: &Files, descriptors: Option<(u64, u64)>) -> Machine {
 }
 
 fn plan(connections: u32, purpose: Purpose) -> Plan {
-    Plan { connections, purpose, sources: Vec::new(), targets: Vec::new(), pairs: 1, other_descriptors: None }
+    Plan::new(connections, purpose)
 }
 
 /// Returns the one limit that is insufficient for `plan`.

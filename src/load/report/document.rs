@@ -178,6 +178,7 @@ pub enum Verdict {
 /// What each connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Mode {
     /// Exchanges messages for the measured window.
     Echo,

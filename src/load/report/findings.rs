@@ -71,6 +71,7 @@ impl Excerpt {
 /// How the bytes of a connection are corrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum FindingKind {
     /// Bytes have changed.
     Flipped,
