@@ -182,6 +182,7 @@
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `load` | yes | [`load`], [`check`], [`host`] and `address`, on Linux and Android |
+//! | `serde` | with `load` | [`Stats`] and [`Report`] as documents, with the field names of `ecoloop serve --report` |
 //! | `raw-syscalls` | with `load` or `cli` | on Linux and Android, recv(2) and send(2) that bypass the C library: less CPU for a message |
 //! | `cli` | yes | the program `ecoloop`; nothing of the library but `address` |
 //!

@@ -8,12 +8,17 @@ use super::observer::CloseReason;
 use crate::fault::Kind;
 
 /// What a server has done.
+///
+/// With the feature `serde`, it is serialized with the field names of `ecoloop serve --report`, and `accept_errors`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Report {
     /// The counters.
+    #[cfg_attr(feature = "serde", serde(flatten))]
     pub stats: Stats,
     /// From the bind to the call that returned this report.
+    #[cfg_attr(feature = "serde", serde(rename = "seconds", serialize_with = "as_seconds"))]
     pub elapsed: Duration,
 }
 
@@ -21,6 +26,7 @@ pub struct Report {
 ///
 /// A snapshot of a running server may be taken between two counters: a message is received and not yet sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// Connections accepted and registered. With [`Config::proxy_protocol`](crate::Config::proxy_protocol) one is counted when its
@@ -52,6 +58,7 @@ impl Stats {
 
 /// Connections closed, by reason: one count for each variant of [`CloseReason`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ClosedStats {
     /// [`CloseReason::EndOfStream`]
@@ -100,6 +107,7 @@ impl ClosedStats {
 
 /// Connections that were reset because of a limit, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct RefusedStats {
     /// [`Config::max_connections`](crate::Config::max_connections) were open, with [`WhenFull::Reset`](crate::WhenFull::Reset).
@@ -172,6 +180,27 @@ impl FaultStats {
     /// Iterates over every kind's name and count.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Kind::ALL.iter().map(|kind| kind.name()).zip(self.0)
+    }
+}
+
+#[cfg(feature = "serde")]
+fn as_seconds<S: serde::Serializer>(elapsed: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(elapsed.as_secs_f64())
+}
+
+/// A map of each errno to its count.
+#[cfg(feature = "serde")]
+impl serde::Serialize for AcceptErrorStats {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+/// A map of each kind's name to its count.
+#[cfg(feature = "serde")]
+impl serde::Serialize for FaultStats {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
     }
 }
 

@@ -826,6 +826,35 @@ fn the_counters_agree_with_the_clients() {
     assert_eq!((stats.bytes_in, stats.bytes_out, stats.discarded), (111_135, 111_111, 24));
 }
 
+#[test]
+#[cfg(feature = "serde")]
+fn the_report_is_serialized_with_the_names_of_the_commands_document() {
+    let server = serve(Config::default());
+    let mut client = connect(server.local_addr());
+    assert_echoes(&mut client, b"hola");
+    server.drain();
+    assert_ended(&mut client);
+    drop(client);
+    let mut document = serde_json::to_value(join(server)).unwrap();
+    assert!(document.as_object_mut().unwrap().remove("seconds").unwrap().as_f64().unwrap() > 0.0);
+    let expected = serde_json::json!({
+        "accepted": 1,
+        "closed": {
+            "end_of_stream": 0, "reset": 0, "failed": 0, "idle": 0, "stalled": 0, "drained": 1, "cut": 0, "stopped": 0, "fault": 0,
+        },
+        "faults": {
+            "delay": 0, "rate": 0, "chunk": 0, "stall": 0, "mute": 0, "reset": 0, "fin": 0,
+            "flip": 0, "lose": 0, "duplicate": 0, "swap": 0, "connect": 0,
+        },
+        "refused": {"max_connections": 0, "per_source": 0, "not_allowed": 0},
+        "bytes_in": 4,
+        "bytes_out": 4,
+        "discarded": 0,
+        "accept_errors": {},
+    });
+    assert_eq!(document, expected);
+}
+
 /// Busy-polls without end, and never blocks.
 fn busy_polling() -> Config {
     let mut config = long_drain();
