@@ -6,14 +6,11 @@
 //! # Examples
 //!
 //! ```
-//! use std::sync::atomic::AtomicBool;
-//! use ecoloop::check::{Grade, Grader};
+//! use ecoloop::check::Grader;
 //!
 //! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
-//! let mut grader = Grader::new(vec![server.local_addr()]);
-//! grader.checks.retain(|check| check.level() <= 2);
-//! let results = grader.run(&AtomicBool::new(false), |_| ())?;
-//! assert!(results.iter().all(|graded| graded.grade != Grade::Fails));
+//! let report = Grader::new(vec![server.local_addr()]).up_to_level(2).spawn()?.join()?;
+//! assert!(report.passed(), "{report}");
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
@@ -27,6 +24,8 @@ mod fairness;
 mod many;
 mod pressure;
 mod problem;
+mod report;
+mod running;
 mod shortage;
 mod streams;
 mod target;
@@ -34,13 +33,16 @@ mod words;
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::attempt::{Attempt, HELLO, Outcome, Stop};
 use self::problem::{Problem, Skip};
+pub use self::report::Report;
+pub use self::running::{Progress, Running};
 use self::target::Target;
 pub use self::words::{LEVELS, Language, Words};
+use crate::ValueError;
 use crate::transport::AnyAddress;
 
 /// Longest run of a [`Grader`].
@@ -170,6 +172,7 @@ impl Grade {
 
 /// A check that has run or was skipped.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Graded {
     /// The check.
     pub check: &'static Check,
@@ -218,6 +221,8 @@ pub struct Grader {
     pub checks: Vec<&'static Check>,
     /// Most time of a check, if its own limit is not shorter. At first [`TIME_MAX`].
     pub check_timeout: Duration,
+    /// The language of the report as a document. At first English.
+    pub language: Language,
 }
 
 impl Grader {
@@ -225,10 +230,52 @@ impl Grader {
     #[must_use]
     pub fn new(addresses: impl IntoIterator<Item = impl Into<AnyAddress>>) -> Self {
         let addresses = addresses.into_iter().map(Into::into).collect();
-        Self { addresses, pid: None, checks: all().collect(), check_timeout: TIME_MAX }
+        Self { addresses, pid: None, checks: all().collect(), check_timeout: TIME_MAX, language: Language::English }
     }
 
-    /// Runs the checks, calls `graded` after each, and returns the results. Takes at most [`TIME_MAX`].
+    /// Keeps the checks of levels 1 to `level`.
+    #[must_use]
+    pub fn up_to_level(mut self, level: u8) -> Self {
+        self.checks.retain(|check| check.level() <= level);
+        self
+    }
+
+    /// Keeps the checks with these names.
+    ///
+    /// # Errors
+    ///
+    /// - A name is that of no check.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ecoloop::check::Grader;
+    ///
+    /// let address = std::net::SocketAddr::from(([127, 0, 0, 1], 5000));
+    /// let grader = Grader::new([address]).only(["half-close", "reset"])?;
+    /// assert_eq!(grader.checks.len(), 2);
+    /// assert!(grader.only(["half-open"]).is_err());
+    /// # Ok::<(), ecoloop::ValueError>(())
+    /// ```
+    pub fn only<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Result<Self, ValueError> {
+        let names: Vec<_> = names.into_iter().collect();
+        if let Some(name) = names.iter().find(|&&name| all().all(|check| check.name != name)) {
+            return Err(format!("there is no check {name:?}").into());
+        }
+        self.checks.retain(|check| names.contains(&check.name));
+        Ok(self)
+    }
+
+    /// Starts the run on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// - No thread can be started.
+    pub fn spawn(self) -> io::Result<Running> {
+        Running::start(self)
+    }
+
+    /// Runs the checks on this thread, calls `graded` after each, and returns the results. Takes at most [`TIME_MAX`].
     ///
     /// Setting `interrupt` ends the run within half a second: the check that is running has no result then.
     ///
@@ -237,17 +284,25 @@ impl Grader {
     /// - `InvalidInput`: there is no address.
     /// - The server cannot be connected to.
     /// - There is no process [`pid`](Self::pid), it may not be signaled, or it listens on no socket of the address's kind.
-    pub fn run(&self, interrupt: &AtomicBool, mut graded: impl FnMut(&Graded)) -> io::Result<Vec<Graded>> {
+    pub fn run(&self, interrupt: &AtomicBool, graded: impl FnMut(&Graded)) -> io::Result<Report> {
+        let results = match Target::open(&self.addresses, self.pid, interrupt)? {
+            Some(target) => self.run_against(&target, interrupt, graded),
+            None => Vec::new(),
+        };
+        let target = self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        Ok(Report { target, interrupted: interrupt.load(Ordering::Acquire), results, language: self.language })
+    }
+
+    fn run_against(&self, target: &Target, interrupt: &AtomicBool, mut graded: impl FnMut(&Graded)) -> Vec<Graded> {
         let end = Instant::now() + TIME_MAX;
-        let Some(target) = Target::open(&self.addresses, self.pid, interrupt)? else { return Ok(Vec::new()) };
         let mut results = Vec::new();
         let mut gone = None;
         for &check in &self.checks {
             let start = Instant::now();
-            let skip = skip_reason(check, &target, gone, end.saturating_duration_since(start));
+            let skip = skip_reason(check, target, gone, end.saturating_duration_since(start));
             let (grade, finding) = match skip {
                 Some(skip) => (Grade::Skipped, Finding::Skip(skip)),
-                None => match self.grade(check, &target, interrupt, end) {
+                None => match self.grade(check, target, interrupt, end) {
                     Some(result) => result,
                     None => break,
                 },
@@ -258,7 +313,7 @@ impl Grader {
             results.push(Graded { check, grade, elapsed: start.elapsed(), finding });
             results.last().into_iter().for_each(&mut graded);
         }
-        Ok(results)
+        results
     }
 
     /// Runs one check, and then a new client. Returns `None` if it was interrupted.

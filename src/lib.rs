@@ -145,16 +145,14 @@
 //! # #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))] {
 //! use std::time::Duration;
 //!
-//! use ecoloop::load::{self, Interrupt, ProgressCell};
+//! use ecoloop::load::Run;
 //!
 //! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
-//! let mut config = load::Config::new(vec![server.local_addr()]);
-//! config.connections = 10;
-//! config.duration = Duration::from_millis(100);
-//! let report = load::run(config, &Interrupt::default(), &ProgressCell::default())?;
-//! assert!(report.errors.is_empty());
+//! let load = Run::new([server.local_addr()]).connections(10).duration(Duration::from_millis(100)).fail_if("p99>5s")?;
+//! let report = load.spawn()?.join()?;
+//! assert!(!report.failed(), "{report}");
 //! # }
-//! # Ok::<(), std::io::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Check
@@ -164,15 +162,11 @@
 //!
 //! ```
 //! # #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))] {
-//! use std::sync::atomic::AtomicBool;
-//!
-//! use ecoloop::check::{Grade, Grader};
+//! use ecoloop::check::Grader;
 //!
 //! let server = ecoloop::Server::bind("127.0.0.1:0", ecoloop::Config::default())?.spawn()?;
-//! let mut grader = Grader::new(vec![server.local_addr()]);
-//! grader.checks.retain(|check| check.level() == 1);
-//! let results = grader.run(&AtomicBool::new(false), |_| ())?;
-//! assert!(results.iter().all(|graded| graded.grade != Grade::Fails));
+//! let report = Grader::new(vec![server.local_addr()]).up_to_level(1).spawn()?.join()?;
+//! assert!(report.passed(), "{report}");
 //! # }
 //! # Ok::<(), std::io::Error>(())
 //! ```

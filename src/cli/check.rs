@@ -10,8 +10,7 @@ use std::thread;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use ecoloop::check::{self, Grade, Graded, Grader};
-use serde_json::json;
+use ecoloop::check::{self, Grade, Graded, Grader, Report};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::format::{plural, strip_control, wrap};
@@ -94,31 +93,32 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let outputs = Outputs::open(arguments)?;
     let mut grader = Grader::new(arguments.address.resolve()?);
     grader.pid = arguments.pid;
-    grader.checks.retain(|check| {
-        let is_named = arguments.only.is_empty() || arguments.only.iter().any(|name| name == check.name());
-        is_named && check.level() <= arguments.level
-    });
+    grader = grader.up_to_level(arguments.level);
+    if !arguments.only.is_empty() {
+        grader = grader.only(arguments.only.iter().map(String::as_str))?;
+    }
     if grader.checks.is_empty() {
         usage_error("check", "no check of --only is of a level that --level allows");
     }
     descriptors::raise_limit(print_error);
     let language = arguments.lang.unwrap_or_else(Language::from_environment);
+    grader.language = language.into();
     let mut table = Table { language: outputs.table.then_some(language), has_header: false, printed: Ok(()) };
     stage.has_begun.store(true, Ordering::Release);
-    let results = grader.run(&stage.interrupt, |graded| {
+    let report = grader.run(&stage.interrupt, |graded| {
         table.add(graded);
         if table.printed.is_err() {
             stage.interrupt.store(true, Ordering::Release);
         }
     });
     stage.has_ended.store(true, Ordering::Release);
-    let results = results.map_err(|error| with_hint(error, &arguments.address))?;
-    let is_interrupted = stage.interrupt.load(Ordering::Acquire);
-    table.end(&results);
-    outputs.write(&results, arguments, language, is_interrupted)?;
+    let mut report = report.map_err(|error| with_hint(error, &arguments.address))?;
+    report.target = arguments.address.to_string();
+    table.end(&report);
+    outputs.write(&report)?;
     table.printed?;
-    Ok(match results.iter().any(|graded| graded.grade == Grade::Fails) {
-        _ if is_interrupted => ExitCode::from(130),
+    Ok(match report.failed() {
+        _ if report.interrupted => ExitCode::from(130),
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })
@@ -158,43 +158,22 @@ impl Outputs {
     }
 
     /// Writes both documents, even if the first fails.
-    fn write(
-        &self,
-        results: &[Graded],
-        arguments: &Arguments,
-        language: Language,
-        is_interrupted: bool,
-    ) -> Result<(), String> {
-        let target = arguments.address.to_string();
+    fn write(&self, report: &Report) -> Result<(), String> {
         let results = [
-            self.json.as_ref().map(|output| output.write(&document(results, &target, language, is_interrupted))),
-            self.junit.as_ref().map(|output| output.write(&junit::document(results, &target, language.into())?)),
+            self.json.as_ref().map(|output| output.write(&document(report)?)),
+            self.junit
+                .as_ref()
+                .map(|output| output.write(&junit::document(&report.results, &report.target, report.language)?)),
         ];
         let failures: Vec<_> = results.into_iter().flatten().filter_map(Result::err).collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 }
 
-fn document(results: &[Graded], target: &str, language: Language, is_interrupted: bool) -> String {
-    let checks: Vec<_> = results
-        .iter()
-        .map(|graded| {
-            let (check, language) = (graded.check, language.into());
-            json!({
-                "name": check.name(),
-                "level": check.level(),
-                "result": graded.grade.name(),
-                "seconds": graded.elapsed.as_secs_f64(),
-                "proves": check.proves().get(language),
-                "sends": check.sends().get(language),
-                "came": graded.came(language),
-                "matters": check.matters().get(language),
-                "read": check.read(language),
-            })
-        })
-        .collect();
-    let json = json!({ "target": target, "interrupted": is_interrupted, "checks": checks });
-    format!("{json:#}\n")
+fn document(report: &Report) -> Result<String, String> {
+    // As a value first: its fields are sorted.
+    let json = serde_json::to_value(report).map_err(|error| format!("cannot write the results as JSON: {error}"))?;
+    Ok(format!("{json:#}\n"))
 }
 
 /// The table, printed row by row.
@@ -217,9 +196,9 @@ impl Table {
         self.print(&row(graded, language));
     }
 
-    fn end(&mut self, results: &[Graded]) {
+    fn end(&mut self, report: &Report) {
         if let Some(language) = self.language {
-            self.print(&summary(results, language));
+            self.print(&summary(report, language));
         }
     }
 
@@ -254,19 +233,17 @@ fn paragraph(label: &str, text: &str) -> String {
     lines.collect()
 }
 
-fn summary(results: &[Graded], language: Language) -> String {
-    let count = |grade| results.iter().filter(|graded| graded.grade == grade).count();
-    let [ok, fails, late, skipped] = [Grade::Ok, Grade::Fails, Grade::Late, Grade::Skipped].map(count);
+fn summary(report: &Report, language: Language) -> String {
+    let checks = report.results.len();
+    let [ok, fails, late, skipped] =
+        [Grade::Ok, Grade::Fails, Grade::Late, Grade::Skipped].map(|grade| report.count(grade));
     match language {
         Language::En => {
-            format!(
-                "{}: {ok} ok, {fails} failed, {late} late, {skipped} skipped\n",
-                plural(results.len(), "check", "checks")
-            )
+            format!("{}: {ok} ok, {fails} failed, {late} late, {skipped} skipped\n", plural(checks, "check", "checks"))
         }
         Language::Es => format!(
             "{}: {ok} ok, {}, {late} tarde, {}\n",
-            plural(results.len(), "prueba", "pruebas"),
+            plural(checks, "prueba", "pruebas"),
             plural(fails, "falla", "fallan"),
             plural(skipped, "omitida", "omitidas"),
         ),

@@ -129,7 +129,7 @@ mod tests {
         for name in ["one-byte", "echo", "memory"] {
             let mut grader = Grader::new(vec![server.local_addr()]);
             grader.checks.retain(|check| check.name() == name);
-            results.extend(grader.run(&AtomicBool::new(false), |_| ()).unwrap());
+            results.extend(grader.run(&AtomicBool::new(false), |_| ()).unwrap().results);
         }
         let document = document(&results, "<&\">", Language::Spanish).unwrap();
         let expected = [

@@ -27,7 +27,7 @@ fn assert_only_fails(fault: Fault, expected: &[&str]) {
 fn assert_only_fails_at(address: SocketAddr, fault: &str, expected: &[&str]) {
     let mut grader = Grader::new(vec![address]);
     grader.checks.retain(|check| check.level() <= 6 && !expected.contains(&check.name()));
-    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
+    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap().results {
         assert_ne!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
     }
     assert_fails_at(address, fault, expected);
@@ -40,7 +40,7 @@ fn assert_fails_at(address: SocketAddr, fault: &str, expected: &[&str]) {
     assert_eq!(grader.checks.len(), expected.len(), "{expected:?}");
     // A fault that is silence would cost the whole time of each check. A silence under 2 s is late, and no failure.
     grader.check_timeout = Duration::from_secs(4);
-    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
+    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap().results {
         assert_eq!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
     }
 }
@@ -106,7 +106,7 @@ fn never_closing_is_found() {
 fn a_server_that_ends_is_found_and_the_rest_skipped() {
     let mut grader = Grader::new(vec![faulty::serve(Fault::EndsOnReset)]);
     grader.checks.retain(|check| check.level() <= 5);
-    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
     let at = results.iter().position(|graded| graded.check.name() == "reset").unwrap();
     assert!(results[..at].iter().all(|graded| graded.grade != Grade::Fails), "{results:?}");
     assert_eq!(results[at].grade, Grade::Fails);
@@ -120,7 +120,7 @@ fn memory_that_grows_is_found() {
     // The server is in this process.
     grader.pid = Some(std::process::id());
     grader.checks.retain(|check| check.name() == "memory");
-    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
     assert_eq!(results[0].grade, Grade::Fails, "{results:?}");
     let words = results[0].came(English).unwrap();
     assert!(words.contains("its memory grew by "), "{words}");
@@ -130,7 +130,7 @@ fn memory_that_grows_is_found() {
 fn five_hundred_clients_are_not_a_thousand() {
     let mut grader = Grader::new(vec![faulty::serve(Fault::ServesFiveHundred)]);
     grader.checks.retain(|check| check.name() == "thousand");
-    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
     assert_eq!(results[0].grade, Grade::Fails, "{results:?}");
     let words = results[0].came(English).unwrap();
     assert!(words.starts_with("500 of 1000 clients"), "{words}");
@@ -141,7 +141,7 @@ fn a_short_accept_queue_makes_a_burst_late() {
     let mut grader = Grader::new(vec![faulty::serve(Fault::ShortQueue)]);
     grader.checks.retain(|check| check.name() == "burst");
     grader.check_timeout = Duration::from_secs(4);
-    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
     assert_ne!(results[0].grade, Grade::Ok, "{results:?}");
 }
 
@@ -149,7 +149,7 @@ fn a_short_accept_queue_makes_a_burst_late() {
 fn a_reply_after_its_time_is_late() {
     let mut grader = Grader::new(vec![faulty::serve(Fault::SleepsBeforeEachReply)]);
     grader.checks.retain(|check| check.name() == "echo");
-    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
     assert_eq!(results[0].grade, Grade::Late, "{results:?}");
     let words = results[0].came(English).unwrap();
     assert!(words.starts_with("all right, but one wait took "), "{words}");
@@ -228,7 +228,7 @@ fn a_short_backlog_of_a_unix_socket_fails_nothing() {
     let _server = ecoloop::Server::bind_unix(&path, config).unwrap().spawn().unwrap();
     let mut grader = Grader::new([ecoloop::transport::UnixAddress::new(&path).unwrap()]);
     grader.checks.retain(|check| check.name() == "thousand" || check.level() <= 2);
-    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
+    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap().results {
         assert!([Grade::Ok, Grade::Late].contains(&graded.grade), "{graded:?}");
     }
 }
@@ -244,7 +244,7 @@ fn assert_grades_process(fault: &str, failing: &[&str], skipped: &[&str]) {
     let mut grader = Grader::new([SocketAddr::from((Ipv4Addr::LOCALHOST, port))]);
     grader.pid = Some(server.pid().as_raw_nonzero().get().unsigned_abs());
     grader.checks.retain(|check| check.level() == 8 || ["echo", "memory", "reset-storm"].contains(&check.name()));
-    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap() {
+    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap().results {
         let name = graded.check.name();
         if failing.contains(&name) {
             assert_eq!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
@@ -323,7 +323,7 @@ fn a_slow_echo_that_is_right_is_late() {
     let mut grader = Grader::new(vec![address]);
     grader.checks.retain(|check| check.name() == "megabyte");
     grader.check_timeout = Duration::from_secs(3);
-    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
     assert_eq!(results[0].grade, Grade::Late, "{results:?}");
     let words = results[0].came(English).unwrap();
     assert_eq!(words, "all that came was right, but the time of this check was over");
@@ -357,6 +357,47 @@ fn levels_and_names_select() {
         let ended = run(&[wrong, &[&address.to_string()]].concat());
         assert_eq!(ended.status.code(), Some(2), "{wrong:?}: {ended:?}");
     }
+}
+
+#[test]
+fn a_run_on_a_thread_returns_the_report_of_the_command() {
+    let address = faulty::serve(Fault::DropsZeroBytes);
+    let checks = Grader::new(vec![address]).only(["echo", "binary", "reset"]).unwrap().up_to_level(1).spawn().unwrap();
+    assert_eq!(checks.progress().total, 2);
+    let report = checks.join().unwrap();
+    assert_eq!((report.passed(), report.failed(), report.count(Grade::Fails)), (false, true, 1), "{report}");
+    let text = report.to_string();
+    assert!(text.starts_with("FAIL: ") && text.contains("1 failed") && text.contains(&address.to_string()), "{text}");
+    assert!(text.ends_with("\nbinary fails: byte 0 differs: 0x00 was sent, 0x01 came back"), "{text}");
+
+    let ended = run(&["--only", "echo", "--only", "binary", "--lang", "en", "--json", "-", &address.to_string()]);
+    let without_seconds = |mut document: Value| {
+        for check in document["checks"].as_array_mut().unwrap() {
+            assert!(check.as_object_mut().unwrap().remove("seconds").unwrap().as_f64().unwrap() > 0.0);
+        }
+        document
+    };
+    assert_eq!(
+        without_seconds(serde_json::to_value(&report).unwrap()),
+        without_seconds(serde_json::from_str(&ended.stdout.join("\n")).unwrap())
+    );
+}
+
+#[test]
+fn an_interrupted_run_on_a_thread_neither_passes_nor_fails() {
+    // The system accepts the connection, and nobody replies.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let checks = Grader::new(vec![silent.local_addr().unwrap()]).spawn().unwrap();
+    checks.interrupt();
+    let report = checks.join().unwrap();
+    assert_eq!((report.interrupted, report.passed(), report.failed()), (true, false, false), "{report}");
+    assert!(report.to_string().starts_with("INTERRUPTED: 0 ok"), "{report}");
+}
+
+#[test]
+fn a_name_of_no_check_is_an_error() {
+    let error = Grader::new(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 1))]).only(["reset", "resets"]).unwrap_err();
+    assert_eq!(error.to_string(), "there is no check \"resets\"");
 }
 
 #[test]
