@@ -39,6 +39,7 @@ mod panics;
 #[cfg(feature = "load")]
 mod proxies;
 mod proxy_protocol;
+mod public_api;
 #[cfg(feature = "load")]
 mod ranks;
 mod reactor;
