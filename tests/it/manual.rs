@@ -34,15 +34,16 @@ fn subcommands() -> Vec<String> {
     names.filter(|name| name != "help").collect()
 }
 
-/// Asserts that the page has each option and each line of the examples that the help has.
+/// Asserts that the page has the usage, each option and each line of the examples that the help has.
 #[track_caller]
 fn assert_same_as_help(page: &str, arguments: &[&str]) {
     let help = stdout(&[arguments, &["--help"]].concat());
     let page = fs::read_to_string(page).unwrap().replace("\\-", "-").replace("\\*(Aq", "'");
     let options = help.iter().filter_map(|line| line.trim_start().split(' ').find(|word| word.starts_with("--")));
     let examples = help.iter().skip_while(|line| *line != "Examples:").skip(1).map(String::as_str);
-    let expected: Vec<_> = options.chain(examples).collect();
-    assert!(expected.contains(&"--help") && expected.len() > 1, "{help:?}");
+    let usage = help.iter().filter_map(|line| line.strip_prefix("Usage: "));
+    let expected: Vec<_> = usage.chain(options).chain(examples).collect();
+    assert!(expected[0].starts_with("ecoloop ") && expected.contains(&"--help"), "{help:?}");
     for expected in expected {
         assert!(page.contains(expected), "{arguments:?}: {expected:?} is missing in {page}");
     }
