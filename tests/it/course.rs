@@ -32,6 +32,15 @@ fn run_anew(program: &str, case: &str) -> Vec<String> {
     stdout.lines().map(str::to_owned).collect()
 }
 
+/// Runs programs side by side: what takes long in them is silence.
+fn run_together(runs: &[(&str, &str)]) {
+    thread::scope(|scope| {
+        for &(program, case) in runs {
+            scope.spawn(move || run(program, case));
+        }
+    });
+}
+
 /// Runs a program of the course, and returns the facts of its last line.
 #[track_caller]
 fn facts(program: &str, case: &str) -> Value {
@@ -87,11 +96,15 @@ fn the_second_client_waits_until_the_first_has_closed() {
 fn a_backlog_of_five_holds_six_clients_and_the_next_retries_after_a_second() {
     assert_eq!(facts("backlog", "broken")["connected"], 6);
     // On a loaded machine the client may begin only once the queue is free.
-    let seconds = || -> f64 {
-        let facts: Value = serde_json::from_str(run_anew("backlog", "broken").last().unwrap()).unwrap();
-        facts["next_connected_after_s"].as_f64().unwrap()
+    let has_a_second = |lines: &[String]| {
+        let facts: Value = serde_json::from_str(lines.last().unwrap()).unwrap();
+        (0.9..1.9).contains(&facts["next_connected_after_s"].as_f64().unwrap())
     };
-    assert!((0..5).any(|_| (0.9..1.9).contains(&seconds())), "no run had a second between two SYNs");
+    let is_shown = has_a_second(&run("backlog", "broken"));
+    assert!(
+        is_shown || (0..4).any(|_| has_a_second(&run_anew("backlog", "broken"))),
+        "no run had a second between two SYNs"
+    );
     assert_eq!(facts("backlog", "fixed")["connected"], 20);
 }
 
@@ -163,6 +176,8 @@ fn one_of_two_loops_that_were_told_of_a_client_waits_in_accept() {
 
 #[test]
 fn after_an_edge_what_is_left_is_not_reported_again() {
+    let programs = ["level_and_edge", "read_once", "accept_once", "end_once"];
+    run_together(&programs.map(|program| [(program, "broken"), (program, "fixed")]).concat());
     assert_eq!(facts("level_and_edge", "broken")["reads"], serde_json::json!([1024]));
     assert_eq!(facts("level_and_edge", "fixed")["reads"], serde_json::json!([1024, 1024, 952]));
     let broken = facts("read_once", "broken");
@@ -198,6 +213,7 @@ fn of_four_servers_only_the_one_that_pauses_neither_loses_nor_hoards_nor_hangs()
 
 #[test]
 fn a_connection_that_sends_or_else_reads_hangs_after_a_pause() {
+    run_together(&[("resume", "broken"), ("resume", "fixed")]);
     let broken = facts("resume", "broken");
     assert!(broken["received"].as_u64().unwrap() < 100_000, "{broken}");
     assert_eq!(facts("resume", "fixed")["received"], 150_000);
@@ -254,6 +270,7 @@ fn a_flag_without_a_waker_is_seen_when_the_wait_is_over() {
 #[test]
 fn a_closed_loop_hides_a_stall_and_nagle_costs_a_delayed_ack() {
     let ms = |facts: &Value, name: &str| facts[name].as_f64().unwrap();
+    run_together(&[("omission", "fixed"), ("nagle", "broken")]);
     let broken = facts("omission", "broken");
     assert!(ms(&broken, "p99_ms") < 20.0 && ms(&broken, "max_ms") >= 195.0, "{broken}");
     let fixed = facts("omission", "fixed");
@@ -433,11 +450,7 @@ fn the_sessions_of_the_chapters_print_what_the_pages_show() {
     let pages = pages();
     let commands = pages.iter().flat_map(Page::commands);
     let runs: BTreeSet<_> = commands.filter_map(|command| command.strip_prefix(RUN)?.split_once(" -- ")).collect();
-    thread::scope(|scope| {
-        for (program, case) in runs {
-            scope.spawn(move || run(program, case));
-        }
-    });
+    run_together(&runs.into_iter().collect::<Vec<_>>());
     let mut ran = 0;
     for page in &pages {
         for block in page.blocks().iter().filter(|block| block.language == "console") {

@@ -10,7 +10,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 
 const SOCKETS: u64 = 5000;
-const WAITS: u32 = 200;
+const WAITS: u32 = 20;
 
 fn main() -> io::Result<()> {
     let case = std::env::args().nth(1).unwrap_or("broken".into());
