@@ -19,7 +19,7 @@ fn main() -> io::Result<()> {
         0
     } else {
         let mut client = TcpStream::connect(address)?;
-        client.write_all(b"hola")?;
+        client.write_all("hola".as_bytes())?;
         let (mut connection, _) = listener.accept()?;
         let mut buffer = [0; 1024];
         let count = connection.read(&mut buffer)?;
