@@ -428,6 +428,19 @@ fn every_link_of_the_course_leads_to_a_file() {
     }
 }
 
+#[test]
+fn every_word_of_the_glossary_is_linked_from_a_chapter() {
+    for (glossary, page) in [("glossary.md", "README.md"), ("glossary.es.md", "README.es.md")] {
+        let links = chapters().into_iter().flat_map(|chapter| Page::read(chapter.join(page)).links());
+        let prefix = format!("../../{glossary}#");
+        let linked: BTreeSet<_> = links.filter_map(|link| Some(link.strip_prefix(&prefix)?.to_owned())).collect();
+        let glossary = Page::read(root().join("docs").join(glossary));
+        let words: BTreeSet<_> =
+            glossary.prose().iter().filter(|line| line.starts_with("## ")).map(|line| anchor_of(line)).collect();
+        assert_eq!(words.difference(&linked).collect::<Vec<_>>(), Vec::<&String>::new(), "{}", glossary.path.display());
+    }
+}
+
 /// Returns the anchors of a page's headings, as GitHub makes them.
 fn anchors(path: &Path) -> BTreeSet<String> {
     let page = Page::read(path.to_owned());
