@@ -410,3 +410,174 @@ impl fmt::Display for FaultError {
 }
 
 impl Error for FaultError {}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn check(rules: &[&str]) -> Result<(), FaultError> {
+        let faults = rules.iter().map(|rule| rule.parse()).collect::<Result<Vec<Fault>, _>>()?;
+        Fault::check_all(&faults)
+    }
+
+    #[test]
+    fn the_ends_of_each_range_are_allowed_and_nothing_beyond() {
+        for allowed in [
+            "delay=1us",
+            "delay=5ms..5ms",
+            "delay=0s..1h",
+            "delay=5ms,hold=1",
+            "delay=5ms,hold=1GiB",
+            "rate=1",
+            "chunk=1",
+            "chunk=1,gap=8760h",
+            "stall,for=1us",
+            "stall,for=8760h",
+            "reset=0",
+            "reset=8760h",
+            "fin=8760h",
+            "flip=1",
+            "lose=1",
+            "duplicate=1",
+            "swap=1",
+            "connect=1us",
+            "connect=8760h",
+            "mute,p=0%",
+            "mute,p=100%",
+            "mute,first=1,every=1",
+            "mute,first=4,after=3",
+            "mute,at=8759h..8760h",
+            "connect=reset,p=5%,at=0s..1s",
+        ] {
+            assert_eq!(check(&[allowed]), Ok(()), "{allowed}");
+        }
+        for (refused, reason) in [
+            ("delay=0s..3601s", "at most 1h"),
+            ("delay=5ms,hold=0", "hold must be from 1"),
+            ("delay=5ms,hold=1025MiB", "to 1GiB"),
+            ("chunk=0", "the size must be at least 1"),
+            ("chunk=1,gap=8761h", "gap must be at most"),
+            ("stall,for=8761h", "for must be above zero, and at most"),
+            ("reset=8761h", "reset: it must be at most"),
+            ("fin=8761h", "fin: it must be at most"),
+            ("flip=0", "the number of bytes must be at least 1"),
+            ("lose=0", "the number of bytes must be at least 1"),
+            ("duplicate=0", "the number of bytes must be at least 1"),
+            ("swap=0", "the number of bytes must be at least 1"),
+            ("connect=0s", "the time must be above zero"),
+            ("connect=8761h", "the time must be above zero, and at most 8760h"),
+            ("mute,every=0", "every must be at least 1"),
+            ("mute,at=1s..1s", "at must end after it begins"),
+            ("mute,at=0s..8761h", "at must end within 8760h"),
+            ("mute,first=3,after=3", "no connection is chosen"),
+            ("connect=hang,after=1", "after does not apply"),
+            ("connect=hang,every=2", "every does not apply"),
+            ("connect=hang,from=::1", "from does not apply"),
+        ] {
+            let error = check(&[refused]).unwrap_err().to_string();
+            assert!(error.contains(reason), "{refused}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_refused_beside_one_that_keeps_it_from_happening_in_either_order() {
+        for (one, other) in [
+            ("mute=1GiB", "swap=1"),
+            ("mute=4", "stall=5"),
+            ("stall=4", "mute=5"),
+            ("stall", "flip=1"),
+            ("stall", "rate=1KiB"),
+            ("reset=4", "fin=5"),
+            ("reset=5", "fin=4"),
+            ("reset=4", "stall=5,for=1s"),
+            ("fin=0", "delay=1ms"),
+            ("reset=1s", "fin=1s"),
+            ("reset=1s", "fin=2s"),
+            ("connect=refuse", "delay=1ms"),
+            ("connect=hang", "reset=1"),
+            ("connect=reset", "chunk=1"),
+        ] {
+            check(&[one, other]).unwrap_err();
+            check(&[other, one]).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn rules_that_can_both_happen_are_allowed_in_either_order() {
+        for (one, other) in [
+            ("mute=4,first=1", "mute=8"),
+            ("mute=1", "delay=1ms"),
+            ("mute=4", "stall=4"),
+            ("stall=4,for=1s", "mute=5"),
+            ("stall=1", "flip=1"),
+            ("reset=4", "stall=4"),
+            ("reset=2s", "fin=1s"),
+            ("reset=0", "fin=1s"),
+            ("stall", "reset=1s"),
+            ("stall", "fin=1s"),
+            ("connect=100ms", "delay=1ms"),
+            ("connect=reset,p=5%", "delay=1ms"),
+            ("connect=hang,at=0s..1s", "delay=1ms"),
+            ("connect=hang", "reset=1s"),
+        ] {
+            assert_eq!(check(&[one, other]), Ok(()), "{one} {other}");
+            assert_eq!(check(&[other, one]), Ok(()), "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn rules_that_exclude_each_other_are_allowed_for_connections_that_cannot_be_the_same() {
+        for (one, other, can_meet) in [
+            ("mute,first=3", "flip=1,after=3", false),
+            ("mute,first=3", "flip=1,after=2", true),
+            ("mute,first=3", "flip=1,first=5", true),
+            ("mute,from=10.1.0.0/16", "flip=1,from=10.2.0.0/16", false),
+            ("mute,from=10.0.0.0/8", "flip=1,from=10.2.0.0/16", true),
+            ("mute,from=10.2.0.0/16", "flip=1,from=::ffff:10.0.0.0/104", true),
+            ("mute,from=10.0.0.0/8", "flip=1", true),
+            ("mute,at=0s..5s", "flip=1,at=5s..9s", false),
+            ("mute,at=0s..6s", "flip=1,at=5s..9s", true),
+            ("mute,at=5s..6s", "flip=1,at=0s..9s", true),
+            ("mute,at=5s..6s", "flip=1", true),
+            ("mute,every=2", "flip=1,every=3", true),
+        ] {
+            assert_eq!(check(&[one, other]).is_err(), can_meet, "{one} {other}");
+            assert_eq!(check(&[other, one]).is_err(), can_meet, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn only_a_hang_and_a_refusal_change_the_listeners() {
+        for (rule, changes) in [
+            ("connect=hang", true),
+            ("connect=refuse", true),
+            ("connect=reset", false),
+            ("connect=1s", false),
+            ("mute", false),
+        ] {
+            assert_eq!(rule.parse::<Fault>().unwrap().changes_listeners(), changes, "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_does_not_parse_is_answered_with_an_example_of_its_key() {
+        for (rule, example) in [
+            ("delay=5ms,hold=x", "hold=64KiB"),
+            ("chunk=1,gap=x", "gap=1ms"),
+            ("stall,for=x", "for=2s"),
+            ("mute,p=x", "p=5%"),
+            ("mute,first=x", "first=3"),
+            ("mute,after=x", "after=100"),
+            ("mute,every=x", "every=10"),
+            ("mute,from=x", "from=10.0.0.0/8"),
+            ("mute,at=x", "at=10s..20s"),
+        ] {
+            let error = rule.parse::<Fault>().unwrap_err().to_string();
+            assert!(error.ends_with(&format!("expected a value such as {example}")), "{rule}: {error}");
+            // The example itself is a value.
+            let kind = rule.split(',').next().unwrap();
+            assert_eq!(format!("{kind},{example}").parse::<Fault>().map(drop), Ok(()));
+        }
+    }
+}

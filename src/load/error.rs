@@ -188,4 +188,25 @@ mod tests {
         assert_eq!(classify(&io::ErrorKind::UnexpectedEof.into()), ErrorName::ClosedEarly);
         assert_eq!(classify(&io::ErrorKind::InvalidData.into()), ErrorName::Other);
     }
+
+    #[test]
+    fn a_connection_that_was_ended_before_its_accept_was_reset() {
+        assert_eq!(classify(&io::Error::from_raw_os_error(libc::ECONNABORTED)), ErrorName::Reset);
+    }
+
+    #[test]
+    fn a_timeout_that_is_not_of_the_system_is_a_timeout() {
+        assert_eq!(classify(&io::ErrorKind::TimedOut.into()), ErrorName::Timeout);
+    }
+
+    /// nix has the names of the system's header.
+    #[cfg(feature = "cli")]
+    #[test]
+    fn each_errno_with_a_name_has_that_of_the_system() {
+        let named: Vec<_> = (1..200).filter(|&errno| !errno_name(errno).starts_with("errno ")).collect();
+        assert_eq!(named.len(), 34);
+        for errno in named {
+            assert_eq!(errno_name(errno), format!("{:?}", nix::errno::Errno::from_raw(errno)));
+        }
+    }
 }

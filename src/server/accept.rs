@@ -317,3 +317,35 @@ fn is_one_connections_own(error: &io::Error) -> bool {
         )
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_accept_is_of_its_connection_of_exhaustion_or_of_the_listener() {
+        let own = [
+            libc::EINTR,
+            libc::ECONNABORTED,
+            libc::EPROTO,
+            libc::EPERM,
+            libc::ENETDOWN,
+            libc::ENOPROTOOPT,
+            libc::EHOSTDOWN,
+            libc::EHOSTUNREACH,
+            libc::EOPNOTSUPP,
+            libc::ENETUNREACH,
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            libc::ENONET,
+        ];
+        let exhaustion = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+        for errno in 1..200 {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(is_one_connections_own(&error), own.contains(&errno), "{error}");
+            assert_eq!(is_exhaustion(&error), exhaustion.contains(&errno), "{error}");
+        }
+        // Not of the system.
+        let error = io::ErrorKind::OutOfMemory.into();
+        assert!(!is_one_connections_own(&error) && !is_exhaustion(&error));
+    }
+}

@@ -224,3 +224,68 @@ impl Config {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn is_valid(change: impl FnOnce(&mut Config)) -> bool {
+        let mut config = Config::default();
+        change(&mut config);
+        match config.validate() {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends_of_each_range_are_valid_and_nothing_beyond() {
+        assert!(is_valid(|_| ()));
+        assert!(!is_valid(|config| config.buffer_size = 0));
+        assert!(is_valid(|config| config.buffer_size = 1));
+        assert!(is_valid(|config| config.buffer_size = 1 << 30));
+        assert!(!is_valid(|config| config.buffer_size = (1 << 30) + 1));
+        assert!(!is_valid(|config| config.max_connections = 0));
+        assert!(is_valid(|config| config.max_connections = usize::MAX));
+        assert!(is_valid(|config| config.recv_buffer = Some(1)));
+        assert!(!is_valid(|config| config.recv_buffer = Some(0)));
+        assert!(!is_valid(|config| config.send_buffer = Some(1 << 31)));
+        assert!(!is_valid(|config| config.idle_timeout = Some(Duration::ZERO)));
+        assert!(is_valid(|config| config.stall_timeout = Some(Duration::from_nanos(1))));
+        assert!(!is_valid(|config| config.accept_rate = Some(0.0)));
+        assert!(!is_valid(|config| config.accept_rate = Some(-1.0)));
+        assert!(!is_valid(|config| config.accept_rate = Some(f64::NAN)));
+        assert!(!is_valid(|config| config.accept_rate = Some(f64::INFINITY)));
+        assert!(is_valid(|config| config.accept_rate = Some(0.001)));
+        assert!(!is_valid(|config| config.keepalive = Some(Duration::from_millis(999))));
+        assert!(is_valid(|config| config.keepalive = Some(Duration::from_secs(1))));
+        assert!(is_valid(|config| config.keepalive = Some(Duration::from_secs(32767))));
+        assert!(!is_valid(|config| config.keepalive = Some(Duration::from_secs(32768))));
+        assert!(is_valid(|config| config.unix_mode = Some(0)));
+        assert!(is_valid(|config| config.unix_mode = Some(0o777)));
+        assert!(!is_valid(|config| config.unix_mode = Some(0o1000)));
+    }
+
+    #[test]
+    fn a_limit_of_a_source_takes_connections_and_the_prefixes_of_its_addresses() {
+        let limit = |connections, ipv4_prefix, ipv6_prefix| {
+            is_valid(|config| config.max_per_source = Some(SourceLimit { connections, ipv4_prefix, ipv6_prefix }))
+        };
+        assert!(limit(1, 0, 0));
+        assert!(limit(1, 32, 128));
+        assert!(!limit(0, 32, 64));
+        assert!(!limit(1, 33, 64));
+        assert!(!limit(1, 32, 129));
+    }
+
+    #[test]
+    fn rules_of_faults_that_exclude_each_other_are_invalid() {
+        let rules = |rules: &[&str]| rules.iter().filter_map(|rule| rule.parse().ok()).collect();
+        assert!(is_valid(|config| config.faults = rules(&["mute=1", "delay=1ms"])));
+        assert!(!is_valid(|config| config.faults = rules(&["mute=1", "flip=1"])));
+    }
+}

@@ -315,4 +315,126 @@ mod tests {
             }
         }
     }
+
+    /// A connection on which no byte moves, and what the hand does to it.
+    #[derive(Default)]
+    #[expect(clippy::struct_excessive_bools, reason = "one for each question of the hand")]
+    struct Still {
+        is_pending: bool,
+        is_discarding: bool,
+        is_withholding: bool,
+        /// Whether a read found nothing since the last one was asked for.
+        is_drained: bool,
+        ticks: u8,
+    }
+
+    impl Watched for Still {
+        fn is_pending(&self) -> bool {
+            self.is_pending
+        }
+
+        fn is_drained(&self) -> bool {
+            self.is_drained
+        }
+
+        fn is_discarding(&self) -> bool {
+            self.is_discarding
+        }
+
+        fn tick_idle(&mut self) -> u8 {
+            self.ticks += 1;
+            self.ticks
+        }
+
+        fn expect_input(&mut self) {
+            self.is_drained = false;
+        }
+
+        fn end_withholding(&mut self) -> bool {
+            std::mem::take(&mut self.is_withholding)
+        }
+    }
+
+    fn timeouts() -> Timeouts {
+        let timeout = |ticks, reason| Some(Timeout { rounds_per_tick: 1, ticks, reason });
+        Timeouts {
+            period: DRAIN_PERIOD,
+            without_pending: timeout(3, CloseReason::Idle),
+            with_pending: timeout(3, CloseReason::Stalled),
+            without_header: timeout(3, BAD_HEADER),
+        }
+    }
+
+    #[test]
+    fn an_idle_connection_is_read_before_it_is_closed() {
+        let mut connection = Still { is_drained: true, ..Still::default() };
+        assert_eq!(visit(&mut connection, &timeouts(), 1), Visit::Wait);
+        assert_eq!(visit(&mut connection, &timeouts(), 2), Visit::Read);
+        // The read has not come to its end.
+        assert!(!connection.is_drained);
+        assert_eq!(visit(&mut connection, &timeouts(), 3), Visit::Read);
+        connection.is_drained = true;
+        assert_eq!(visit(&mut connection, &timeouts(), 4), Visit::End(CloseReason::Idle));
+    }
+
+    #[test]
+    fn a_stalled_connection_is_closed_without_a_read() {
+        let mut connection = Still { is_pending: true, ..Still::default() };
+        let visits = [1, 2, 3].map(|round| visit(&mut connection, &timeouts(), round));
+        assert_eq!(visits, [Visit::Wait, Visit::Wait, Visit::End(CloseReason::Stalled)]);
+    }
+
+    #[test]
+    fn a_visit_in_a_round_that_does_not_count_is_no_tick() {
+        let mut connection = Still { is_pending: true, ..Still::default() };
+        let mut timeouts = timeouts();
+        timeouts.with_pending.as_mut().unwrap().rounds_per_tick = 3;
+        for round in 1..9 {
+            assert_eq!(visit(&mut connection, &timeouts, round), Visit::Wait);
+            assert_eq!(u64::from(connection.ticks), round / 3);
+        }
+        assert_eq!(visit(&mut connection, &timeouts, 9), Visit::End(CloseReason::Stalled));
+        timeouts.with_pending = None;
+        assert_eq!(visit(&mut connection, &timeouts, 10), Visit::Wait);
+    }
+
+    #[test]
+    fn a_drain_reads_a_silent_connection_before_it_closes_it() {
+        let mut connection = Still { is_drained: true, ..Still::default() };
+        let mut visits = Vec::new();
+        for round in 1..=DRAIN_TICKS {
+            visits.push(visit_draining(&mut connection, round));
+            // The read finds nothing.
+            connection.is_drained = true;
+        }
+        assert_eq!(visits, [Visit::Wait, Visit::Wait, Visit::Read, Visit::End(CloseReason::Drained)]);
+        connection.is_drained = false;
+        assert_eq!(visit_draining(&mut connection, DRAIN_TICKS + 1), Visit::Read);
+    }
+
+    #[test]
+    fn a_silence_before_the_drain_does_not_count() {
+        let mut connection = Still { is_drained: true, ticks: 100, ..Still::default() };
+        assert_eq!(visit_draining(&mut connection, 1), Visit::Wait);
+        assert_eq!(visit_draining(&mut connection, 3), Visit::Read);
+    }
+
+    #[test]
+    fn a_drain_waits_for_pending_output_and_for_the_clients_fin_and_ends_what_a_fault_withholds() {
+        let drained = || Still { is_drained: true, ticks: 100, ..Still::default() };
+        for mut connection in [Still { is_pending: true, ..drained() }, Still { is_discarding: true, ..drained() }] {
+            assert_eq!(visit_draining(&mut connection, 100), Visit::Wait);
+        }
+        let mut connection = Still { is_withholding: true, ..drained() };
+        assert_eq!(visit_draining(&mut connection, 100), Visit::Read);
+        connection.is_drained = true;
+        assert_eq!(visit_draining(&mut connection, 101), Visit::End(CloseReason::Drained));
+    }
+
+    #[test]
+    fn the_visit_before_the_last_reads_a_connection_without_a_header() {
+        let visits = [1, 2, 3, 4, 5].map(|visits| end_at(visits, 4, CloseReason::Drained));
+        let end = Visit::End(CloseReason::Drained);
+        assert_eq!(visits, [Visit::Wait, Visit::Wait, Visit::Read, end, end]);
+    }
 }

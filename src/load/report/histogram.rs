@@ -258,6 +258,25 @@ mod tests {
     }
 
     #[test]
+    fn the_values_above_a_duration_are_counted_without_those_that_round_to_it() {
+        let histogram = of(&[1000, 5000, 9000, 9001]);
+        for (nanoseconds, count) in
+            [(0, 3), (1000, 3), (4999, 2), (5000, 2), (5001, 2), (8001, 1), (9001, 0), (u64::MAX, 0)]
+        {
+            assert_eq!(histogram.count_above(nanoseconds), count, "{nanoseconds} ns");
+        }
+    }
+
+    #[test]
+    fn the_mean_and_the_deviation_are_in_microseconds() {
+        let histogram = of(&[2000, 4000, 4000, 4000, 5000, 5000, 7000, 9000]);
+        assert_eq!((histogram.mean(), histogram.deviation()), (Some(5.0), Some(2.0)));
+        assert_eq!((Histogram::new().mean(), Histogram::new().deviation()), (None, None));
+        // The summary has a tenth.
+        assert_eq!(of(&[1000, 1000, 2000]).summary().mean, Some(1.3));
+    }
+
+    #[test]
     fn an_empty_histogram_has_no_data() {
         let summary = Histogram::new().summary();
         assert_eq!(summary, Summary::default());

@@ -1,9 +1,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::super::document::tests::example;
-use super::super::document::{ErrorCount, Hold};
+use super::super::document::{ErrorCount, Hold, Messages};
 use super::super::histogram::Histogram;
 use super::super::outages::Outages;
+use super::super::stages::StageFigures;
 use super::super::summary::Summary;
 use super::metric::{HoldOutcome, METRICS};
 use super::*;
@@ -277,5 +278,108 @@ fn a_schedule_that_is_not_kept_fails_its_threshold() {
         let mut report = example();
         report.schedule.kept = kept;
         assert_eq!(failed(report, &["schedule"]).contains(&"schedule".to_owned()), has_failed, "{kept:?}");
+    }
+}
+
+fn value(report: &Report, name: &str) -> Option<f64> {
+    threshold(&format!("{name}>0")).quantity.value(report)
+}
+
+#[test]
+fn each_outcome_of_hold_has_its_own_metric() {
+    let mut report = example();
+    assert_eq!(value(&report, "hold_alive"), None);
+    report.hold = Some(Hold { alive: 11, late: 12, reset: 13, closed: 14, silent: 15, unasked: 16, ..Hold::default() });
+    let names = ["hold_alive", "hold_late", "hold_reset", "hold_closed", "hold_silent", "hold_unasked"];
+    assert_eq!(names.map(|name| value(&report, name)), [11.0, 12.0, 13.0, 14.0, 15.0, 16.0].map(Some));
+}
+
+#[test]
+fn each_figure_of_a_stage_has_its_own_metric_and_whole() {
+    let summary = |max| Summary { count: 1, max: Some(max), mean: Some(0.5), ..Summary::default() };
+    let stage = |rate: f64| StageFigures {
+        from: rate,
+        to: rate + 100.0,
+        seconds: 1.0,
+        messages: Messages { due: 200, unsent: 21, verified: 22, unanswered: 23, failed: 24, deferred: 25 },
+        rate_per_s: Some(rate + 26.0),
+        errors: 27,
+        latency_us: summary(28),
+        lateness_us: summary(29),
+    };
+    let mut report = example();
+    report.connections.opened_total = 270;
+    report.stages = vec![stage(0.0), stage(150.0)];
+    for (name, expected) in [
+        ("rate", Some(176.0)),
+        ("errors", Some(27.0)),
+        ("unanswered", Some(23.0)),
+        ("unsent", Some(21.0)),
+        ("deferred", Some(25.0)),
+        ("max", None),
+        ("lateness_max", None),
+    ] {
+        let bound = if expected.is_some() { "0" } else { "0us" };
+        let quantity = threshold(&format!("{name}[2]>{bound}")).quantity;
+        let whole_run = Quantity { stage: None, ..quantity };
+        match name {
+            "max" => assert_eq!(quantity.value(&report), Some(28.0)),
+            "lateness_max" => assert_eq!(quantity.value(&report), Some(29.0)),
+            _ => assert_eq!(quantity.value(&report), expected, "{name}"),
+        }
+        assert_ne!(quantity.value(&report), whole_run.value(&report), "{name}");
+    }
+    let percent = |name: &str| threshold(&format!("{name}[2]>0%")).quantity.percent(&report);
+    // Of the mean of 150 and 250 a second, of 270 connections, and of 200 messages that were due.
+    assert_eq!(percent("rate"), Some(88.0));
+    assert_eq!(percent("errors"), Some(10.0));
+    assert_eq!(percent("unanswered"), Some(11.5));
+    assert_eq!(threshold("rate[3]>0%").quantity.percent(&report), None);
+    assert_eq!(threshold("rate[1]>0%").quantity.percent(&report), Some(52.0));
+    report.stages[1].messages.due = 0;
+    assert_eq!(threshold("unsent[2]>0%").quantity.percent(&report), None);
+}
+
+#[test]
+fn a_stage_beyond_the_last_is_refused() {
+    for (text, stages, is_allowed) in [
+        ("p99[1]<1ms", 1, true),
+        ("p99[2]<1ms", 1, false),
+        ("p99[1]<1ms", 0, false),
+        ("p99[2]<1ms", 2, true),
+        ("p99<1ms", 0, true),
+    ] {
+        let threshold = threshold(text);
+        assert_eq!(threshold.quantity.check_stage(text, stages).is_ok(), is_allowed, "{text} of {stages}");
+    }
+    assert!("connect_p99[1]<1ms".parse::<Threshold>().is_err());
+    assert!("rate[0]<1".parse::<Threshold>().is_err());
+}
+
+#[test]
+fn a_goal_of_a_search_is_on_what_a_window_measures() {
+    for (text, is_goal) in [
+        ("p99<1ms", true),
+        ("errors<1", true),
+        ("rate>90%", true),
+        ("p99[1]<1ms", false),
+        ("schedule", false),
+        ("found_rate>1k", false),
+        ("outages<1", false),
+        ("longest_outage<1s", false),
+        ("hold_reset<1", false),
+    ] {
+        assert_eq!(threshold(text).is_goal(), is_goal, "{text}");
+        assert_eq!(threshold(text).is_on_found_rate(), text.starts_with("found_rate"), "{text}");
+        assert_eq!(threshold(text).is_on_errors(), text.starts_with("errors"), "{text}");
+    }
+}
+
+#[test]
+fn only_an_upper_bound_of_the_latency_limits_the_share_of_slow_messages() {
+    assert_eq!(threshold("p75<2ms").latency_limit(), Some((0.25, 2_000_000)));
+    assert_eq!(threshold("max<=3us").latency_limit(), Some((0.0, 3000)));
+    for text in ["p99>1ms", "mean<1ms", "connect_p99<1ms", "lateness_max<1ms", "errors<1", "errors<1%"] {
+        assert_eq!(threshold(text).latency_limit(), None, "{text}");
     }
 }
