@@ -17,7 +17,8 @@
 //! # Ok::<(), ecoloop::fault::FaultError>(())
 //! ```
 //!
-//! [`Config::faults`](crate::Config::faults) has the rules of a server. `docs/faults.md` shows what a client sees of each.
+//! [`Config::faults`](crate::Config::faults) has the rules of a server. [`Effect`] says what a client sees of each kind, and
+//! [`Selector`] which connections a rule chooses.
 
 mod bytes;
 mod display;
