@@ -53,7 +53,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    /// The names of the folders in `tests/fuzz/corpus`, each with its target.
+    /// The names of the folders in `tests/corpus`, each with its target.
     const TARGETS: [(&str, Target); 5] = [
         ("connection", super::connection),
         ("faults", super::faults),
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn the_corpus_of_each_target_passes() {
         for (name, target) in TARGETS.into_iter().chain(TARGETS_OF_LOAD) {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name);
             let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
             assert!(!files.is_empty(), "no input of {name}");
             for file in files {
