@@ -215,6 +215,7 @@ compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file 
 pub mod address;
 #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod check;
+mod clock;
 mod error;
 pub mod fault;
 #[cfg(all(any(test, fuzzing), target_os = "linux"))]

@@ -41,6 +41,7 @@ use self::idle::Timeouts;
 use self::observer::LocalAddresses;
 use self::timers::Timers;
 use self::turn::EventLoop;
+use crate::clock;
 use crate::error::cannot;
 use crate::fault::{Fault, Rules};
 use crate::memory;
@@ -219,7 +220,7 @@ impl<L: Listen> Server<(), L> {
             let key = key.map_err(|error| cannot(format_args!("wait for connections on {address}"), error))?;
             listeners.extend(registered.map(|socket| Listener { socket, address, key }));
         }
-        let started = Instant::now();
+        let started = clock::now();
         memory::check(config.buffer_size)
             .map_err(|error| cannot(format_args!("allocate a buffer_size of {}", config.buffer_size), error))?;
         let core = Core {
@@ -354,7 +355,7 @@ impl<O: Observer, L: Listen> Server<O, L> {
         if self.core().lifecycle.is_finished() {
             None
         } else if self.event_loop().reactor.has_pending() {
-            Some(Instant::now())
+            Some(clock::now())
         } else {
             self.core().earliest_deadline()
         }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::{Connect, Effect, Fault, Kind, Selector};
+use crate::clock;
 use crate::network;
 
 /// The rules of a server.
@@ -31,7 +32,7 @@ impl Rules {
         if self.faults.is_empty() {
             return Drawn::default();
         }
-        self.draw_at(number, ip, self.started.elapsed())
+        self.draw_at(number, ip, clock::now().saturating_duration_since(self.started))
     }
 
     fn draw_at(&self, number: u64, ip: IpAddr, elapsed: Duration) -> Drawn {
@@ -50,7 +51,7 @@ impl Rules {
         if self.faults.is_empty() {
             return None;
         }
-        let (rule, fault) = self.listening_rule(self.started.elapsed())?;
+        let (rule, fault) = self.listening_rule(clock::now().saturating_duration_since(self.started))?;
         let is_chosen = fault.selector.percent.is_none_or(|percent| self.percentile(rule, number) < percent);
         (fault.effect == Effect::Connect(Connect::Reset) && is_chosen).then_some(fault)
     }

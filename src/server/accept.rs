@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::config::{ACCEPT_RETRY, WARN_INTERVAL, WhenFull};
 use super::stats::AcceptErrorCounters;
 use super::token_bucket::TokenBucket;
+use crate::clock;
 use crate::fault::Connect;
 use crate::log_target::LOG_TARGET;
 use crate::transport::Listen;
@@ -68,7 +69,7 @@ impl<L: Listen> Acceptor<L> {
     pub(super) fn new(listeners: Vec<Listener<L>>, accept_rate: Option<f64>) -> Self {
         Self {
             listeners,
-            bucket: accept_rate.map(|rate| TokenBucket::new(rate, Instant::now())),
+            bucket: accept_rate.map(|rate| TokenBucket::new(rate, clock::now())),
             fault: None,
             pace: Pace::default(),
             first: 0,
@@ -149,13 +150,13 @@ impl<L: Listen> Acceptor<L> {
     fn allowance(&mut self) -> Result<usize, Instant> {
         let mut allowance = usize::MAX;
         if let Some(bucket) = &mut self.bucket {
-            allowance = bucket.fill(Instant::now());
+            allowance = bucket.fill(clock::now());
             if allowance == 0 {
                 return Err(bucket.next_at());
             }
         }
         if let Some(Connect::Every(_)) = self.fault {
-            if let Some(at) = self.pace.next_at.filter(|&at| Instant::now() < at) {
+            if let Some(at) = self.pace.next_at.filter(|&at| clock::now() < at) {
                 self.pace.is_holding = true;
                 return Err(at);
             }
@@ -169,7 +170,7 @@ impl<L: Listen> Acceptor<L> {
             bucket.take();
         }
         if let Some(Connect::Every(interval)) = self.fault {
-            self.pace.next_at = Some(Instant::now() + interval);
+            self.pace.next_at = Some(clock::now() + interval);
             self.pace.has_held = std::mem::take(&mut self.pace.is_holding);
         }
     }
@@ -194,7 +195,7 @@ impl<L: Listen> Acceptor<L> {
     /// Leaves what waits in the backlogs until a connection closes, or 100 ms have passed: after `EMFILE` no event announces those
     /// that are already there (mio's `Poll`, "Draining readiness").
     fn back_off(&mut self, index: usize, error: &io::Error) {
-        let now = Instant::now();
+        let now = clock::now();
         self.paused = true;
         self.retry_at = Some(now + ACCEPT_RETRY);
         let address = &self.listeners[index].address;
@@ -209,7 +210,7 @@ impl<L: Listen> Acceptor<L> {
 
     fn warn_dropped(&mut self, address: SocketAddr, error: &io::Error) {
         let message = format_args!("cannot serve {address}: {error}; the connection is dropped");
-        warn_rate_limited(&mut self.failure_logged_at, Instant::now(), message);
+        warn_rate_limited(&mut self.failure_logged_at, clock::now(), message);
     }
 
     /// Logs that `max_connections` connections are open.
@@ -220,7 +221,7 @@ impl<L: Listen> Acceptor<L> {
             WhenFull::Reset => "more are reset until one closes",
         };
         let message = format_args!("{max_connections} {noun} open, the maximum: {others}");
-        warn_rate_limited(&mut self.full_logged_at, Instant::now(), message);
+        warn_rate_limited(&mut self.full_logged_at, clock::now(), message);
     }
 
     /// Returns when to accept again, if no connection closes before.

@@ -11,6 +11,7 @@ use super::accept::warn_rate_limited;
 use super::config::{Config, SourceLimit};
 use super::observer::Peer;
 use super::stats::RefusedCounters;
+use crate::clock;
 use crate::network;
 
 /// Decides which sources may connect, and counts and logs the refused ones.
@@ -46,7 +47,7 @@ impl Admission {
         if !self.allowed.is_empty() && !self.allowed.iter().any(|network| network.contains(&ip)) {
             refused.not_allowed.add(1);
             let message = format_args!("reset the connection from {address}: it is in no network that is allowed");
-            warn_rate_limited(&mut self.not_allowed_logged_at, Instant::now(), message);
+            warn_rate_limited(&mut self.not_allowed_logged_at, clock::now(), message);
             return false;
         }
         if let Some(limit) = self.limit {
@@ -56,7 +57,7 @@ impl Admission {
                 let most = limit.connections;
                 let message =
                     format_args!("reset the connection from {address}: {source} has {most} open, the maximum");
-                warn_rate_limited(&mut self.per_source_logged_at, Instant::now(), message);
+                warn_rate_limited(&mut self.per_source_logged_at, clock::now(), message);
                 return false;
             }
         }

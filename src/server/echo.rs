@@ -21,6 +21,7 @@ use super::observer::{CloseReason, LocalAddresses, Observer, Peer};
 use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
 use super::stats::Counters;
 use super::timers::Timers;
+use crate::clock;
 use crate::fault::{Drawn, Fault, Kind, Rules};
 use crate::log_target::LOG_TARGET;
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
@@ -256,7 +257,7 @@ impl<O: Observer, L: Listen> Echo<O, L> {
             core.connections += 1;
             core.connections_peak = core.connections_peak.max(core.connections);
             if core.hand.is_none() {
-                core.hand = core.timeouts.map(|timeouts| Hand::new(timeouts.period, Instant::now(), reactor));
+                core.hand = core.timeouts.map(|timeouts| Hand::new(timeouts.period, clock::now(), reactor));
             }
             // Last: the observer may panic.
             if let Some(faults) = opened {
@@ -393,7 +394,7 @@ impl<O: Observer, L: Listen> Echo<O, L> {
             self.accept(reactor, index, backlog);
         }
         self.close_listeners(reactor);
-        let now = Instant::now();
+        let now = clock::now();
         self.core.lifecycle = Lifecycle::Draining { deadline: now.checked_add(self.core.config.drain_timeout) };
         self.core.hand = Some(Hand::new(DRAIN_PERIOD, now, reactor));
     }

@@ -11,6 +11,7 @@ use super::echo::{Act, Echo, EchoReactor, Entry, Tally, reset_on_close};
 use super::idle::Watched;
 use super::observer::{CloseReason, Observer};
 use super::stats::Counters;
+use crate::clock;
 use crate::fault::{Drawn, End, FaultyStream};
 use crate::reactor::{INTEREST, Next};
 use crate::ready::Ready;
@@ -98,7 +99,7 @@ impl<O: Observer, L: Listen> Echo<O, L> {
 
 impl<S: Stream> Faulted<S> {
     pub(super) fn new(stream: S, address: SocketAddr, drawn: &Drawn) -> Self {
-        let stream = FaultyStream::new(stream, &drawn.faults, drawn.seed, Instant::now as fn() -> Instant);
+        let stream = FaultyStream::new(stream, &drawn.faults, drawn.seed, clock::now as fn() -> Instant);
         Self { connection: Connection::new(stream), address, timer: None, has_fin: false, is_resetting: false }
     }
 

@@ -8,6 +8,7 @@ use super::drain::{Lifecycle, Turn};
 use super::echo::{Echo, EchoReactor};
 use super::handle::Command;
 use super::observer::{CloseReason, Observer};
+use crate::clock;
 use crate::transport::Listen;
 
 /// The reactor, and what serves its entries.
@@ -64,10 +65,10 @@ impl<O: Observer, L: Listen> EventLoop<O, L> {
     #[inline(never)]
     fn spin(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let spin = self.echo.core.config.spin.min(timeout.unwrap_or(Duration::MAX));
-        let start = Instant::now();
+        let start = clock::now();
         loop {
             let is_ready = self.reactor.wait(Some(Duration::ZERO))?;
-            let elapsed = start.elapsed();
+            let elapsed = clock::now() - start;
             if is_ready {
                 return Ok(true);
             }
@@ -96,7 +97,7 @@ impl<O: Observer, L: Listen> EventLoop<O, L> {
 
     #[inline(never)]
     fn run_expired(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        let now = Instant::now();
+        let now = clock::now();
         let is_expired = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if is_expired(self.echo.core.acceptor.retry_at()) {
             self.echo.core.acceptor.resume();
