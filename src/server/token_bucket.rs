@@ -42,7 +42,9 @@ impl TokenBucket {
     /// Returns when there is a whole token.
     pub(super) fn next_at(&self) -> Instant {
         let seconds = (1.0 - self.tokens).max(0.0) / self.per_second;
-        self.filled_at + Duration::try_from_secs_f64(seconds).map_or(TIMEOUT_MAX, |wait| wait.min(TIMEOUT_MAX))
+        // Rounded up: at a time that is too early by a fraction of a nanosecond the caller would not wait, and find no token.
+        let at = self.filled_at + Duration::from_nanos(1);
+        at + Duration::try_from_secs_f64(seconds).map_or(TIMEOUT_MAX, |wait| wait.min(TIMEOUT_MAX))
     }
 }
 
@@ -62,7 +64,7 @@ mod tests {
             }
             let next = bucket.next_at();
             assert!(next > start);
-            assert_eq!(bucket.fill(next + Duration::from_nanos(1)), 1);
+            assert_eq!(bucket.fill(next), 1);
             assert_eq!(bucket.fill(start + Duration::from_secs(3600)), capacity, "{per_second}");
         }
     }
