@@ -288,8 +288,7 @@ impl<O: Observer, L: Listen> Echo<O, L> {
         if self.core.admission.admit(address, &self.core.handle.counters().refused) {
             let number = self.core.handle.counters().accepted.get() + 1;
             let drawn = self.core.rules.draw(number, address.ip());
-            // No further event reports the bytes behind the header.
-            reactor.report(key, ready | Ready::READABLE);
+            reactor.report(key, ready);
             self.open(reactor, key, Some((address, drawn)));
         } else {
             reset_on_close(&awaiting.stream);
@@ -308,6 +307,8 @@ impl<O: Observer, L: Listen> Echo<O, L> {
             Entry::AwaitingHeader(awaiting) => Entry::connection(awaiting.stream, address, &drawn),
             entry => entry,
         });
+        // No further event reports the bytes behind the header, or those of a part of one.
+        reactor.report(key, Ready::READABLE);
         self.count_opened(address);
         report_opened(&mut self.observer, reactor, self.core.local_addresses.peer(key, address), &drawn.faults);
     }

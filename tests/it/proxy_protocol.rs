@@ -287,6 +287,19 @@ fn a_drain_ends_connections_that_await_their_headers_and_serves_those_whose_head
 }
 
 #[test]
+fn a_drain_discards_a_part_of_a_header_before_the_client_ends() {
+    let (server, _) = bind_recording(|config| config.drain_timeout = Duration::from_secs(60));
+    let mut client = connect_sending(server.local_addr(), b"PROXY ");
+    await_unread(&client, 6);
+    server.handle().drain();
+    let server = server.spawn().unwrap();
+    assert_ended(&mut client);
+    eventually("the read of it", || server.handle().stats().discarded == 6);
+    half_close(&client);
+    assert_eq!(join(server).stats.closed.drained, 1);
+}
+
+#[test]
 fn a_stop_closes_a_connection_that_awaits_its_header() {
     let (server, recorder) = serve_recording(|_| ());
     let client = connect_sending(server.local_addr(), b"PROXY ");
