@@ -230,6 +230,8 @@ mod network;
 mod reactor;
 mod ready;
 mod server;
+#[cfg(all(any(test, fuzzing), target_os = "linux"))]
+mod simulation;
 mod socket;
 pub mod transport;
 // Of the binary, which parses its options with it.

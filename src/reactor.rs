@@ -41,12 +41,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use mio::event::Source;
-use mio::{Events, Interest, Poll, Token, Waker};
+#[cfg(not(all(any(test, fuzzing), target_os = "linux")))]
+use mio::{Events, Poll};
+use mio::{Interest, Token, Waker};
 use slab::Slab;
 
 use crate::error::cannot;
 use crate::memory;
 use crate::ready::Ready;
+#[cfg(all(any(test, fuzzing), target_os = "linux"))]
+use crate::simulation::{Events, Poll};
 
 /// The [`Waker`]'s token, outside every slab.
 const WAKE: Token = Token(usize::MAX);
@@ -527,19 +531,9 @@ impl Source for Silent {
     }
 }
 
-#[cfg(any(test, fuzzing))]
+#[cfg(all(test, not(debug_assertions)))]
 impl<T> Reactor<T> {
-    /// As [`serve`](Self::serve), with reports in place of the events of a wait: a test plays edges without a kernel.
-    pub(crate) fn serve_reports<H: Handler<T>>(&mut self, reports: &[(usize, Ready)], passes: usize, handler: &mut H) {
-        let queued = self.run_queue.len();
-        for &(key, ready) in reports {
-            self.serve_one(key, ready, handler);
-        }
-        self.serve_queued(queued, passes, handler);
-    }
-
     /// Returns the bytes of an entry of the slab. Slab's own enum is private: this one has the same fields.
-    #[cfg(all(test, not(debug_assertions)))]
     pub(crate) fn entry_size() -> usize {
         #[expect(dead_code, reason = "only its size is asked for")]
         enum Entry<V> {

@@ -1,18 +1,16 @@
 //! An echo, plain and with faults, over a stream whose peer and kernel do what the input says.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Input;
 use crate::fault::{End, FaultyStream};
+use crate::simulation::Socket;
 use crate::{Connection, Fault, Outcome, Ready, Served};
 
 const BUFFER_SIZE: usize = 8;
-/// Bytes that the kernel takes before a write blocks.
-const SEND_BUFFER: usize = 12;
 /// Turns after the last action of a peer that then reads everything: far more than its bytes need.
 const TURNS_MAX: usize = 20_000;
 /// Rules of which an input chooses. The first seven change only when the bytes come back.
@@ -38,131 +36,16 @@ const RULES: [&str; 18] = [
 ];
 const RULES_OF_TIME: usize = 7;
 
-/// A socket as an edge-triggered epoll(7) sees it, and the peer at its other end.
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-struct Socket {
-    sent: Vec<u8>,
-    incoming: VecDeque<u8>,
-    ended: bool,
-    reset: bool,
-    echoed: Vec<u8>,
-    unread: usize,
-    blocked: bool,
-    edge: bool,
-    /// Most bytes of one write.
-    write_max: usize,
-    /// Calls that fail with `EINTR` before the next one succeeds.
-    interrupts: usize,
-}
-
-impl Socket {
-    fn new() -> Self {
-        Self {
-            sent: Vec::new(),
-            incoming: VecDeque::new(),
-            ended: false,
-            reset: false,
-            echoed: Vec::new(),
-            unread: 0,
-            blocked: false,
-            edge: true,
-            write_max: SEND_BUFFER,
-            interrupts: 0,
-        }
-    }
-
-    /// Takes one action of the peer, or of the kernel.
-    fn act(&mut self, kind: usize, input: &mut Input<'_>) {
-        match kind {
-            0 if !self.ended && !self.reset => {
-                for _ in 0..=input.below(40) {
-                    let byte = u8::try_from(self.sent.len() % 251).unwrap();
-                    self.sent.push(byte);
-                    self.incoming.push_back(byte);
-                }
-                self.edge = true;
-            }
-            1 => self.receive(input.below(20)),
-            2 => self.half_close(),
-            3 if !self.reset => (self.reset, self.edge) = (true, true),
-            4 => self.interrupts = input.below(4),
-            5 => self.write_max = 1 + input.below(SEND_BUFFER),
-            _ => {}
-        }
-    }
-
-    fn receive(&mut self, length: usize) {
-        self.unread -= self.unread.min(length);
-        if self.blocked && self.is_writable() {
-            (self.blocked, self.edge) = (false, true);
-        }
-    }
-
-    fn half_close(&mut self) {
-        self.edge |= !self.ended;
-        self.ended = true;
-    }
-
-    fn is_readable(&self) -> bool {
-        self.ended || self.reset || !self.incoming.is_empty()
-    }
-
-    fn is_writable(&self) -> bool {
-        self.reset || self.unread * 3 <= SEND_BUFFER * 2
-    }
-
-    /// Returns the readiness, once after something has happened.
-    fn report(&mut self) -> Ready {
-        if !std::mem::take(&mut self.edge) {
-            return Ready::NONE;
-        }
-        let flags = [
-            (Ready::READABLE, self.is_readable()),
-            (Ready::WRITABLE, self.is_writable()),
-            (Ready::READ_CLOSED, self.ended || self.reset),
-        ];
-        flags.into_iter().filter(|&(_, set)| set).fold(Ready::NONE, |ready, (flag, _)| ready | flag)
-    }
-
-    fn interrupt(&mut self) -> io::Result<()> {
-        if self.interrupts == 0 {
-            return Ok(());
-        }
-        self.interrupts -= 1;
-        Err(ErrorKind::Interrupted.into())
-    }
-}
-
-impl Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.interrupt()?;
-        match self.incoming.read(buffer)? {
-            0 if self.reset => Err(ErrorKind::ConnectionReset.into()),
-            0 if !self.ended => Err(ErrorKind::WouldBlock.into()),
-            length => Ok(length),
-        }
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.interrupt()?;
-        if self.reset {
-            return Err(ErrorKind::BrokenPipe.into());
-        }
-        let length = data.len().min(SEND_BUFFER - self.unread).min(self.write_max);
-        if length == 0 {
-            self.blocked = true;
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        self.unread += length;
-        self.echoed.extend(&data[..length]);
-        Ok(length)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+/// Takes one action of the peer, or of the kernel.
+fn act(socket: &mut Socket, kind: usize, input: &mut Input<'_>) {
+    match kind {
+        0 => socket.send(1 + input.below(40) as u64),
+        1 => socket.receive(input.below(20) as u64),
+        2 => socket.half_close(),
+        3 => socket.reset(),
+        4 => socket.interrupts = input.below(4),
+        5 => socket.write_max = 1 + input.below(12),
+        _ => {}
     }
 }
 
@@ -171,20 +54,20 @@ pub fn connection(data: &[u8]) {
     let mut input = Input(data);
     // As a socket of the system, or as any stream, whose short reads say nothing.
     let is_socket = input.byte() & 1 == 0;
-    let mut connection = Connection::new(Socket::new());
+    let mut connection = Connection::new(Socket::new(0));
     let (mut again, mut buffer, mut turns) = (false, [0; BUFFER_SIZE], 0);
     let (mut received, mut sent) = (0, 0);
     let outcome = loop {
         let has_ended = input.is_empty();
         if has_ended {
             connection.get_mut().half_close();
-            connection.get_mut().receive(usize::MAX);
+            connection.get_mut().receive(u64::MAX);
             turns += 1;
             assert!(turns < TURNS_MAX, "it does not end: {connection:?}");
         } else {
             match input.below(8) {
                 6 => connection.discard(),
-                kind => connection.get_mut().act(kind, &mut input),
+                kind => act(connection.get_mut(), kind, &mut input),
             }
         }
         let ready = connection.get_mut().report();
@@ -207,12 +90,11 @@ pub fn connection(data: &[u8]) {
         }
     };
     let (is_discarding, socket) = (connection.is_discarding(), connection.into_inner());
-    assert_eq!(sent, socket.echoed.len());
-    assert_eq!(received, socket.sent.len() - socket.incoming.len());
-    assert!(socket.sent.starts_with(&socket.echoed));
+    assert_eq!((received as u64, sent as u64), (socket.read, socket.written));
+    assert!(socket.is_faithful);
     match outcome {
-        Outcome::Ended => assert!(is_discarding || socket.echoed.len() == socket.sent.len()),
-        Outcome::Failed(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => assert!(socket.reset),
+        Outcome::Ended => assert!(is_discarding || socket.written == socket.sent),
+        Outcome::Failed(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => assert!(socket.is_reset),
         outcome => panic!("{outcome:?}"),
     }
 }
@@ -234,14 +116,14 @@ pub fn faults(data: &[u8]) {
     let rules: Vec<Fault> = chosen.iter().map(|&rule| RULES[rule].parse().unwrap()).collect();
     let (now, start) = (Rc::new(Cell::new(Duration::ZERO)), Instant::now());
     let time = Rc::clone(&now);
-    let stream = FaultyStream::new(Socket::new(), &rules, u64::from(input.byte()), move || start + time.get());
+    let stream = FaultyStream::new(Socket::new(0), &rules, u64::from(input.byte()), move || start + time.get());
     let mut connection = Connection::new(stream);
     let (mut again, mut is_lifted, mut buffer, mut turns) = (false, false, [0; BUFFER_SIZE], 0);
     let has_closed = loop {
         let (has_ended, socket) = (input.is_empty(), connection.get_mut().get_mut());
         if has_ended {
             socket.half_close();
-            socket.receive(usize::MAX);
+            socket.receive(u64::MAX);
             turns += 1;
             assert!(turns < TURNS_MAX, "it does not end, with {rules:?}");
             if let Some(deadline) = connection.get_ref().next_deadline() {
@@ -255,7 +137,7 @@ pub fn faults(data: &[u8]) {
                     (is_lifted, again) = (true, true);
                     connection.get_mut().lift();
                 }
-                kind => socket.act(kind, &mut input),
+                kind => act(socket, kind, &mut input),
             }
         }
         let ready = connection.get_mut().get_mut().report();
@@ -293,14 +175,14 @@ pub fn faults(data: &[u8]) {
     let only_time = chosen.iter().all(|&rule| rule < RULES_OF_TIME);
     if only_time {
         assert!(has_closed, "it does not end, with {rules:?}");
-        assert!(socket.sent.starts_with(&socket.echoed));
+        assert!(socket.is_faithful);
         // An orderly end throws away what a stall withholds.
-        let is_whole = socket.echoed.len() == socket.sent.len();
+        let is_whole = socket.written == socket.sent;
         assert!(
-            is_whole || socket.reset || is_lifted,
+            is_whole || socket.is_reset || is_lifted,
             "{} of {} bytes, with {rules:?}",
-            socket.echoed.len(),
-            socket.sent.len()
+            socket.written,
+            socket.sent
         );
     }
     assert!(has_closed || connection.get_ref().is_stalled(), "left open with {rules:?}");

@@ -1,11 +1,14 @@
 //! The reactor's keys and its run queue, against a model.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::Input;
 use crate::reactor::Silent;
+use crate::simulation::Modelled;
 use crate::{Handler, INTEREST, Next, Reactor, Ready};
 
 const VALUES_MAX: usize = 64;
@@ -13,6 +16,8 @@ const VALUES_MAX: usize = 64;
 /// What the reactor must hold, and what it must serve next.
 struct Model<'a> {
     input: Input<'a>,
+    /// What the next wait reports.
+    events: Rc<Cell<Vec<(usize, Ready)>>>,
     /// The values by key.
     values: BTreeMap<usize, u64>,
     inserted: u64,
@@ -81,13 +86,20 @@ impl Model<'_> {
         None
     }
 
+    fn wait(&mut self, reactor: &mut Reactor<u64>) {
+        reactor.wait(Some(Duration::ZERO)).unwrap();
+        self.freed.retain(|key| self.queued.contains(key));
+    }
+
     /// Reports some keys, and has the reactor serve them and its queue.
     fn serve(&mut self, reactor: &mut Reactor<u64>) {
         let reports: Vec<_> =
             (0..self.input.below(4)).map(|_| (self.input.below(VALUES_MAX), Ready::READABLE)).collect();
         self.reports = reports.iter().map(|&(key, _)| key).collect();
+        self.events.set(reports);
+        self.wait(reactor);
         self.left = self.queue.len();
-        reactor.serve_reports(&reports, 1, self);
+        reactor.serve(1, self);
         assert_eq!(self.next(), None, "not served in its turn");
     }
 }
@@ -122,8 +134,15 @@ impl Handler<u64> for Model<'_> {
 /// is given again while something may be left for it.
 pub fn run_queue(data: &[u8]) {
     let mut reactor = Reactor::new(4).unwrap();
+    let events = Rc::new(Cell::new(Vec::new()));
+    let reported = Rc::clone(&events);
+    let _modelled = Modelled::new(move |_, _, reports| {
+        reports.append(&mut reported.take());
+        Ok(())
+    });
     let mut model = Model {
         input: Input(data),
+        events,
         values: BTreeMap::new(),
         inserted: 0,
         freed: BTreeSet::new(),
@@ -135,10 +154,7 @@ pub fn run_queue(data: &[u8]) {
     while !model.input.is_empty() {
         match model.input.below(6) {
             kind @ 0..=2 => model.change(&mut reactor, kind),
-            3 => {
-                reactor.wait(Some(Duration::ZERO)).unwrap();
-                model.freed.retain(|key| model.queued.contains(key));
-            }
+            3 => model.wait(&mut reactor),
             4 => {
                 reactor.shrink_to_fit();
                 model.queue.retain(|key| model.values.contains_key(key));

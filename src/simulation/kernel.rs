@@ -1,0 +1,731 @@
+//! A modelled kernel: clients, their sockets, backlogs, a poll that reports each edge once, and a clock.
+//!
+//! It also keeps the books: what the server must do follows from what the kernel has returned to it. See [`checks`](super::checks).
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::poll::set_now;
+use super::socket::Socket;
+use crate::fault::{Connect, Effect};
+use crate::{CloseReason, Config, Fault, Ready, WhenFull};
+
+/// How long the clock goes on when a turn that polls without waiting finds nothing.
+const SPIN_STEP: Duration = Duration::from_micros(50);
+
+/// Where clients come from: an address, its source in the sense of `max_per_source` with the prefixes 32 and 64, the same with 24 and
+/// 48, and whether [`ALLOWED`] has it.
+pub(super) const SOURCES: [(&str, usize, usize, bool); 8] = [
+    ("10.0.0.1", 0, 0, true),
+    ("::ffff:10.0.0.1", 0, 0, true),
+    ("10.0.0.2", 1, 0, true),
+    ("10.0.1.1", 2, 1, true),
+    ("2001:db8::1", 3, 2, true),
+    ("2001:db8::ffff:0:0:2", 3, 2, true),
+    ("2001:db8:0:1::1", 4, 2, true),
+    ("192.0.2.1", 5, 3, false),
+];
+pub(super) const ALLOWED: [&str; 2] = ["10.0.0.0/8", "2001:db8::/32"];
+const GROUPS: usize = 6;
+
+/// Something that happens outside of the server. Clients are numbered among the living.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Action {
+    Connect {
+        listener: usize,
+        source: usize,
+        header: Header,
+    },
+    Send {
+        client: usize,
+        length: u64,
+    },
+    SendUrgent {
+        client: usize,
+    },
+    Receive {
+        client: usize,
+        length: u64,
+    },
+    HalfClose {
+        client: usize,
+    },
+    Reset {
+        client: usize,
+    },
+    /// The next call on the socket fails.
+    Fail {
+        client: usize,
+        errno: i32,
+    },
+    /// Calls on the socket are interrupted.
+    Interrupt {
+        client: usize,
+        calls: usize,
+    },
+    ShortWrites {
+        client: usize,
+        most: usize,
+    },
+    /// The poll reports what a socket is ready for though nothing has happened.
+    Report {
+        client: usize,
+    },
+    /// The next calls of accept(2) fail.
+    FailAccepts {
+        errno: i32,
+        calls: usize,
+    },
+    FailRegistrations {
+        calls: usize,
+    },
+    InterruptPolls {
+        calls: usize,
+    },
+    /// The process does not run.
+    Pass(Duration),
+}
+
+/// What a client sends first to a server that expects a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Header {
+    /// It announces this source.
+    V1(usize),
+    V2(usize),
+    /// It announces none.
+    Local,
+    Bad,
+}
+
+/// What becomes of a client at its accept, or when its PROXY header has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Served,
+    NotAllowed,
+    PerSource,
+    Full,
+    /// `connect=reset`
+    Fault,
+    /// The socket could not be registered.
+    Dropped,
+}
+
+/// What the last read or write of a socket has returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Last {
+    Nothing,
+    EndOfStream,
+    Failed(ErrorKind),
+}
+
+/// A client that has connected.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct Client {
+    pub(super) socket: Socket,
+    pub(super) source: usize,
+    pub(super) header: Header,
+    pub(super) verdict: Option<Verdict>,
+    /// The key under which it is registered.
+    pub(super) token: Option<usize>,
+    /// Its PROXY header was taken.
+    pub(super) has_header: bool,
+    /// What the server takes it from, and bytes that the last peek has returned, which are in there.
+    pub(super) descriptor: Option<Rc<UnixStream>>,
+    pub(super) peeked: usize,
+    /// What the observer was told.
+    pub(super) is_opened: bool,
+    pub(super) has_ended: bool,
+    pub(super) closed: Option<CloseReason>,
+    pub(super) rules: Vec<Fault>,
+    pub(super) last: Last,
+    /// The server has sent FIN.
+    pub(super) has_fin: bool,
+    pub(super) accepted_at: Instant,
+    /// When a byte was last moved, and the excess then.
+    pub(super) moved_at: Instant,
+    pub(super) excess: Duration,
+    /// When the oldest input that was not read arrived.
+    pub(super) unread_since: Option<Instant>,
+    /// Bytes that had arrived when a drain began.
+    pub(super) sent_before_drain: u64,
+    /// Reads in this turn, and turns in which it was not served though it had something to do.
+    pub(super) reads: usize,
+    pub(super) is_served: bool,
+    pub(super) hungry_turns: usize,
+}
+
+/// A listening socket.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    pub(super) waiting: VecDeque<usize>,
+    pub(super) has_edge: bool,
+    token: Option<usize>,
+    pub(super) is_closed: bool,
+    /// Calls of accept(2) in this turn, and failed ones.
+    pub(super) accepts: usize,
+    pub(super) failures: usize,
+    /// An accept of this turn has returned `WouldBlock`.
+    pub(super) is_emptied: bool,
+}
+
+/// What the server's own counters must be.
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    pub(super) opened: u64,
+    pub(super) closed: u64,
+    pub(super) by_reason: [u64; 9],
+    pub(super) full: u64,
+    pub(super) per_source: u64,
+    pub(super) not_allowed: u64,
+    pub(super) connect_faults: u64,
+    pub(super) accept_errors: u64,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) discarded: u64,
+    /// Bytes that the observer was told of.
+    pub(super) observed_in: u64,
+    pub(super) observed_out: u64,
+}
+
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct Kernel {
+    pub(super) config: Config,
+    pub(super) started_at: Instant,
+    pub(super) now: Instant,
+    /// Time that has passed otherwise than in waits: the process did not run, or was slow.
+    pub(super) excess: Duration,
+    /// Every client, the living ones, and the ones whose socket the server has.
+    pub(super) clients: Vec<Client>,
+    live: Vec<usize>,
+    pub(super) held: Vec<usize>,
+    pub(super) backlogs: Vec<Backlog>,
+    /// Keys that were freed since the last wait.
+    freed: Vec<usize>,
+    /// Open connections of each source.
+    pub(super) groups: [u32; GROUPS],
+    pub(super) books: Books,
+    /// Actions, and the number of calls of the server after which each happens.
+    deferred: Vec<(usize, Action)>,
+    accept_failures: (i32, usize),
+    /// The last accept failed for want of something.
+    pub(super) has_accept_failed: bool,
+    registration_failures: usize,
+    poll_interrupts: usize,
+    /// The next wait does not block: the server's handle was used.
+    pub(super) is_woken: bool,
+    /// How long a wait lasts until something else happens, and how long each call takes.
+    pub(super) patience: Duration,
+    pub(super) call_time: Duration,
+    /// One event reports one flag, as kqueue(2) does.
+    pub(super) splits_events: bool,
+    /// Every client receives its echo and ends its stream; nothing fails.
+    pub(super) is_calm: bool,
+    /// The server waits without a deadline, and nothing will happen.
+    pub(super) is_asleep: bool,
+    pub(super) is_interrupted: bool,
+    /// Calls of the server in this turn; and turns in a row that did not wait and did nothing.
+    pub(super) calls: usize,
+    pub(super) idle_turns: usize,
+    pub(super) has_polled_in_vain: bool,
+    /// The caller of the turn allows a wait.
+    pub(super) may_wait: bool,
+    pub(super) drain_began_at: Option<Instant>,
+    pub(super) excess_before_drain: Duration,
+    pub(super) is_stopping: bool,
+    /// Clients accepted beyond what `accept_rate` allows in the time since.
+    accept_level: f64,
+    accepted_at: Option<Instant>,
+    /// When the clock was read for the accepts that go on now, and for those before.
+    burst_began_at: Instant,
+    burst_before: Option<Instant>,
+    pub(super) failure: Option<String>,
+}
+
+impl Client {
+    pub(super) fn is_plain(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Returns whether no rule of its own changes, loses or withholds bytes for good.
+    pub(super) fn is_delayed_at_most(&self) -> bool {
+        self.rules.iter().all(|rule| match rule.effect {
+            Effect::Delay { .. } | Effect::Rate { .. } | Effect::Chunk { .. } => true,
+            Effect::Stall { length, .. } => length.is_some(),
+            _ => false,
+        })
+    }
+
+    pub(super) fn changes_bytes(&self) -> bool {
+        let changes = |effect: &Effect| {
+            matches!(effect, Effect::Flip { .. } | Effect::Lose { .. } | Effect::Duplicate { .. } | Effect::Swap { .. })
+        };
+        self.rules.iter().any(|rule| changes(&rule.effect))
+    }
+
+    /// Returns how many bytes the server has read, and must keep, unless a rule changes that.
+    pub(super) fn pending(&self) -> u64 {
+        let header = if self.has_header { self.socket.header.len() as u64 } else { 0 };
+        if self.has_fin { 0 } else { self.socket.read - header - self.socket.written }
+    }
+
+    pub(super) fn has_whole_header(&self) -> bool {
+        self.header != Header::Bad && self.socket.sent >= self.socket.header.len() as u64
+    }
+}
+
+impl Kernel {
+    pub(super) fn new(config: Config, listeners: usize) -> Self {
+        let start = Instant::now();
+        set_now(start);
+        Self {
+            config,
+            started_at: start,
+            now: start,
+            excess: Duration::ZERO,
+            clients: Vec::new(),
+            live: Vec::new(),
+            held: Vec::new(),
+            backlogs: (0..listeners).map(|_| Backlog::default()).collect(),
+            freed: Vec::new(),
+            groups: [0; GROUPS],
+            books: Books::default(),
+            deferred: Vec::new(),
+            accept_failures: (0, 0),
+            has_accept_failed: false,
+            registration_failures: 0,
+            poll_interrupts: 0,
+            is_woken: false,
+            patience: Duration::ZERO,
+            call_time: Duration::ZERO,
+            splits_events: false,
+            is_calm: false,
+            is_asleep: false,
+            is_interrupted: false,
+            calls: 0,
+            idle_turns: 0,
+            has_polled_in_vain: false,
+            may_wait: true,
+            drain_began_at: None,
+            excess_before_drain: Duration::ZERO,
+            is_stopping: false,
+            accept_level: 0.0,
+            accepted_at: None,
+            burst_began_at: start,
+            burst_before: None,
+            failure: None,
+        }
+    }
+
+    /// Notes that a promise does not hold. The first failure counts.
+    pub(super) fn check(&mut self, holds: bool, message: impl FnOnce(&Self) -> String) {
+        if !holds && self.failure.is_none() {
+            self.failure = Some(message(self));
+        }
+    }
+
+    fn advance(&mut self, time: Duration) {
+        self.now += time;
+        set_now(self.now);
+    }
+
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.advance(time);
+        self.excess += time;
+    }
+
+    /// The server has made a call. What was to happen after it happens.
+    pub(super) fn end_call(&mut self) {
+        self.calls += 1;
+        if !self.call_time.is_zero() {
+            self.pass(self.call_time);
+        }
+        let mut index = 0;
+        while index < self.deferred.len() {
+            match &mut self.deferred[index] {
+                (0, action) => {
+                    let action = *action;
+                    self.deferred.remove(index);
+                    self.perform(action);
+                }
+                (calls, _) => {
+                    *calls -= 1;
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    pub(super) fn defer(&mut self, calls: usize, action: Action) {
+        self.deferred.push((calls, action));
+    }
+
+    fn nth_live(&self, number: usize) -> Option<usize> {
+        (!self.live.is_empty()).then(|| self.live[number % self.live.len()])
+    }
+
+    pub(super) fn perform(&mut self, action: Action) {
+        match action {
+            Action::Connect { listener, source, header } => return self.connect(listener, source, header),
+            Action::FailAccepts { errno, calls } => self.accept_failures = (errno, calls),
+            Action::FailRegistrations { calls } => self.registration_failures = calls,
+            Action::InterruptPolls { calls } => self.poll_interrupts = calls,
+            Action::Pass(time) => self.pass(time),
+            _ => {}
+        }
+        let (Action::Send { client, .. }
+        | Action::SendUrgent { client }
+        | Action::Receive { client, .. }
+        | Action::HalfClose { client }
+        | Action::Reset { client }
+        | Action::Fail { client, .. }
+        | Action::Interrupt { client, .. }
+        | Action::ShortWrites { client, .. }
+        | Action::Report { client }) = action
+        else {
+            return;
+        };
+        let Some(id) = self.nth_live(client) else { return };
+        let now = self.now;
+        let client = &mut self.clients[id];
+        let socket = &mut client.socket;
+        match action {
+            Action::Send { length, .. } => {
+                socket.send(length);
+                if socket.sent > socket.read {
+                    client.unread_since.get_or_insert(now);
+                }
+            }
+            // What is urgent does not come back: a header has none.
+            Action::SendUrgent { .. } if socket.header.is_empty() => socket.send_urgent(),
+            Action::Receive { length, .. } => socket.receive(length),
+            Action::HalfClose { .. } => socket.half_close(),
+            Action::Reset { .. } => socket.reset(),
+            Action::Fail { errno, .. } if client.verdict.is_some() => socket.fail(errno),
+            Action::Interrupt { calls, .. } => socket.interrupts = calls,
+            Action::ShortWrites { most, .. } => socket.write_max = most.max(1),
+            Action::Report { .. } => socket.has_edge = true,
+            _ => {}
+        }
+    }
+
+    fn connect(&mut self, listener: usize, source: usize, header: Header) {
+        let listener = listener % self.backlogs.len();
+        let id = self.clients.len();
+        // An address of its own.
+        if self.backlogs[listener].is_closed || id >= 60_000 {
+            return;
+        }
+        let mut socket = Socket::new(id);
+        if self.config.proxy_protocol {
+            socket.header = super::transport::header_bytes(header, id);
+        }
+        self.clients.push(Client {
+            socket,
+            source,
+            header,
+            verdict: None,
+            token: None,
+            has_header: false,
+            descriptor: None,
+            peeked: 0,
+            is_opened: false,
+            has_ended: false,
+            closed: None,
+            rules: Vec::new(),
+            last: Last::Nothing,
+            has_fin: false,
+            accepted_at: self.now,
+            moved_at: self.now,
+            excess: self.excess,
+            unread_since: None,
+            sent_before_drain: 0,
+            reads: 0,
+            is_served: false,
+            hungry_turns: 0,
+        });
+        self.live.push(id);
+        self.backlogs[listener].waiting.push_back(id);
+        self.backlogs[listener].has_edge = true;
+    }
+
+    /// See [`Poll::poll`](super::poll::Poll::poll).
+    pub(super) fn poll(
+        &mut self,
+        timeout: Option<Duration>,
+        capacity: usize,
+        reports: &mut Vec<(usize, Ready)>,
+    ) -> io::Result<()> {
+        self.freed.clear();
+        self.is_interrupted = self.poll_interrupts > 0;
+        if self.is_interrupted {
+            self.poll_interrupts -= 1;
+            return Err(ErrorKind::Interrupted.into());
+        }
+        if self.is_calm {
+            self.calm();
+        }
+        self.collect(capacity, reports);
+        let waits = timeout != Some(Duration::ZERO);
+        if reports.is_empty() && waits {
+            self.wait(timeout);
+            self.collect(capacity, reports);
+            self.is_interrupted = reports.is_empty();
+        } else if reports.is_empty() && !self.config.spin.is_zero() {
+            self.advance(SPIN_STEP);
+        }
+        self.has_polled_in_vain = !waits && reports.is_empty();
+        self.end_call();
+        self.calls = 0;
+        if self.is_interrupted { Err(ErrorKind::Interrupted.into()) } else { Ok(()) }
+    }
+
+    /// Nothing is ready: time passes, up to a millisecond beyond the timeout, or until something happens.
+    fn wait(&mut self, timeout: Option<Duration>) {
+        let Some(timeout) = timeout else {
+            self.is_asleep = self.is_calm;
+            return self.advance(self.patience);
+        };
+        let rounded = Duration::from_millis(u64::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
+        let patience = if self.is_calm { Duration::MAX } else { self.patience };
+        let waited = rounded.min(patience);
+        self.advance(waited);
+        self.excess += waited.saturating_sub(timeout);
+    }
+
+    /// Every client receives everything, sends a whole header if it has begun one, and ends its stream.
+    fn calm(&mut self) {
+        for index in 0..self.live.len() {
+            let client = &mut self.clients[self.live[index]];
+            client.socket.receive(u64::MAX);
+            client.socket.half_close();
+        }
+    }
+
+    fn collect(&mut self, capacity: usize, reports: &mut Vec<(usize, Ready)>) {
+        if std::mem::take(&mut self.is_woken) {
+            reports.push((usize::MAX, Ready::READABLE));
+        }
+        for backlog in &mut self.backlogs {
+            if let Some(token) = backlog.token
+                && reports.len() < capacity
+                && std::mem::take(&mut backlog.has_edge)
+                && !backlog.waiting.is_empty()
+            {
+                reports.push((token, Ready::READABLE));
+            }
+        }
+        // What is left is reported by a later poll: what was reported comes last then.
+        let mut reported = 0;
+        for index in 0..self.held.len() {
+            let client = &mut self.clients[self.held[index]];
+            let Some(token) = client.token else { continue };
+            if reports.len() >= capacity {
+                break;
+            }
+            reported = index + 1;
+            let ready = client.socket.report();
+            if ready.is_none() {
+                continue;
+            }
+            let rest = [Ready::READABLE, Ready::WRITABLE].into_iter().all(|flag| (ready | flag) == ready);
+            if self.splits_events && rest && reports.len() + 1 < capacity {
+                reports.push((token, Ready::WRITABLE));
+            }
+            reports.push((token, ready));
+        }
+        let held = self.held.len().max(1);
+        self.held.rotate_left(reported % held);
+    }
+
+    /// The server's handle has asked for a drain.
+    pub(super) fn begin_drain(&mut self) {
+        if self.drain_began_at.is_none() {
+            (self.drain_began_at, self.excess_before_drain) = (Some(self.now), self.excess);
+            for &id in &self.held {
+                let client = &mut self.clients[id];
+                client.sent_before_drain = client.socket.sent;
+            }
+        }
+    }
+
+    /// Ends what fails and what was to happen.
+    pub(super) fn begin_calm(&mut self) {
+        self.is_calm = true;
+        self.deferred.clear();
+        self.accept_failures.1 = 0;
+        (self.registration_failures, self.poll_interrupts) = (0, 0);
+        self.patience = Duration::from_secs(3600);
+    }
+
+    /// Returns whether nothing is left to do but to end the server: in order, or at any time.
+    pub(super) fn is_over(&mut self, in_order: bool) -> bool {
+        // Stalled connections may be all that may be open.
+        let is_waiting = !self.is_full() && self.backlogs.iter().any(|backlog| !backlog.waiting.is_empty());
+        let has_ended = |&id: &usize| !self.clients[id].is_plain() && !self.clients[id].is_delayed_at_most();
+        let is_empty = !is_waiting && self.held.iter().all(has_ended);
+        if self.is_asleep && in_order {
+            self.check(is_empty, |kernel| format!("it sleeps for good, and has something to do: {kernel:?}"));
+        }
+        is_empty || self.is_asleep || !in_order
+    }
+
+    pub(super) fn listen(&mut self, index: usize, token: usize) {
+        self.backlogs[index].token = Some(token);
+    }
+
+    pub(super) fn close_listener(&mut self, index: usize) {
+        let backlog = &mut self.backlogs[index];
+        let (accepts, failures, is_emptied) = (backlog.accepts, backlog.failures, backlog.is_emptied);
+        (backlog.token, backlog.is_closed) = (None, true);
+        let waiting = std::mem::take(&mut backlog.waiting);
+        self.live.retain(|id| !waiting.contains(id));
+        // A drain serves the clients that wait, where nothing prevents it.
+        let is_limited = self.config.accept_rate.is_some()
+            || self.connect_fault().is_some()
+            || is_emptied
+            || failures > 0
+            || self.is_full()
+            || accepts >= self.config.backlog as usize;
+        let is_drain = self.drain_began_at.is_some() && !self.is_stopping;
+        self.check(!is_drain || is_limited || waiting.is_empty(), |_| format!("a drain leaves {waiting:?} unserved"));
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.config.when_full == WhenFull::Wait && self.held.len() >= self.config.max_connections
+    }
+
+    /// Returns what a rule does to the accepts now.
+    pub(super) fn connect_fault(&self) -> Option<Connect> {
+        let elapsed = self.now - self.started_at;
+        let is_now = |fault: &&Fault| fault.selector.at.as_ref().is_none_or(|at| at.contains(&elapsed));
+        let connects = self.config.faults.iter().filter_map(|fault| match fault.effect {
+            Effect::Connect(connect) => Some((fault, connect)),
+            _ => None,
+        });
+        connects.filter(|(fault, _)| is_now(fault)).map(|(_, connect)| connect).next()
+    }
+
+    /// Returns the next client of a backlog.
+    pub(super) fn accept(&mut self, index: usize) -> io::Result<usize> {
+        self.backlogs[index].accepts += 1;
+        if self.backlogs[index].accepts == 1 {
+            self.burst_began_at = self.now;
+        }
+        let (accepts, is_draining) = (self.backlogs[index].accepts, self.drain_began_at.is_some());
+        self.check(is_draining || accepts <= self.config.accepts_per_turn, |_| format!("{accepts} accepts in a turn"));
+        let (errno, calls) = self.accept_failures;
+        if calls > 0 {
+            self.accept_failures.1 -= 1;
+            let is_clients_own = matches!(errno, libc::ECONNABORTED | libc::EPROTO | libc::EPERM);
+            if is_clients_own {
+                let Some(id) = self.backlogs[index].waiting.pop_front() else {
+                    self.backlogs[index].is_emptied = true;
+                    return Err(ErrorKind::WouldBlock.into());
+                };
+                self.live.retain(|&live| live != id);
+            }
+            self.has_accept_failed = true;
+            self.backlogs[index].failures += 1;
+            self.books.accept_errors += 1;
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.has_accept_failed = false;
+        let Some(id) = self.backlogs[index].waiting.pop_front() else {
+            self.backlogs[index].is_emptied = true;
+            return Err(ErrorKind::WouldBlock.into());
+        };
+        self.check(!self.is_full(), |kernel| format!("more than {} connections", kernel.config.max_connections));
+        self.count_accept();
+        Ok(id)
+    }
+
+    /// Decides what must become of a client that was accepted.
+    pub(super) fn judge(&mut self, id: usize) {
+        let verdict = self.verdict_at_accept(self.clients[id].source);
+        let now = self.now;
+        let client = &mut self.clients[id];
+        (client.verdict, client.accepted_at, client.moved_at, client.excess) = (Some(verdict), now, now, self.excess);
+        self.held.push(id);
+    }
+
+    /// Checks the rates of `accept_rate` and of `connect=TIME`.
+    fn count_accept(&mut self) {
+        let since = self.accepted_at.replace(self.now).map(|at| self.now - at);
+        if let Some(rate) = self.config.accept_rate {
+            let before = self.burst_before.replace(self.burst_began_at).unwrap_or(self.burst_began_at);
+            let elapsed = (self.burst_began_at - before).as_secs_f64();
+            self.accept_level = elapsed.mul_add(-rate, self.accept_level).max(0.0) + 1.0;
+            let most = (rate / 10.0).max(1.0) + 1e-6;
+            let level = self.accept_level;
+            self.check(level <= most, |_| format!("{level} accepted in one burst at a rate of {rate}"));
+        }
+        if let (Some(Connect::Every(interval)), Some(since)) = (self.connect_fault(), since) {
+            // The rule may have begun since.
+            let has_begun = self.config.faults.iter().all(|fault| fault.selector.at.is_none());
+            self.check(!has_begun || since >= interval, |_| format!("accepted {since:?} apart, not {interval:?}"));
+        }
+    }
+
+    fn verdict_at_accept(&self, source: usize) -> Verdict {
+        let admission = if self.config.proxy_protocol { Verdict::Served } else { self.admission(source) };
+        if admission != Verdict::Served {
+            admission
+        } else if self.held.len() == self.config.max_connections {
+            Verdict::Full
+        } else if self.connect_fault() == Some(Connect::Reset) {
+            Verdict::Fault
+        } else {
+            Verdict::Served
+        }
+    }
+
+    /// Returns whether a source may connect.
+    pub(super) fn admission(&self, source: usize) -> Verdict {
+        let is_allowed = self.config.allow.is_empty() || SOURCES[source].3;
+        match self.config.max_per_source {
+            _ if !is_allowed => Verdict::NotAllowed,
+            Some(limit) if self.groups[self.group(source)] >= limit.connections => Verdict::PerSource,
+            _ => Verdict::Served,
+        }
+    }
+
+    pub(super) fn group(&self, source: usize) -> usize {
+        let is_wide = self.config.max_per_source.is_some_and(|limit| limit.ipv4_prefix == 24);
+        if is_wide { SOURCES[source].2 } else { SOURCES[source].1 }
+    }
+
+    pub(super) fn register(&mut self, id: usize, token: usize) -> io::Result<()> {
+        if self.registration_failures > 0 {
+            self.registration_failures -= 1;
+            self.clients[id].verdict = Some(Verdict::Dropped);
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let is_taken = self.held.iter().any(|&other| other != id && self.clients[other].token == Some(token))
+            || self.backlogs.iter().any(|backlog| backlog.token == Some(token));
+        self.check(!is_taken, |_| format!("key {token} was given twice"));
+        let is_freed = self.freed.contains(&token);
+        self.check(!is_freed, |_| format!("key {token} was given again in the turn that freed it"));
+        let client = &mut self.clients[id];
+        client.token = Some(token);
+        client.socket.has_edge = true;
+        Ok(())
+    }
+
+    /// The server has closed a socket.
+    pub(super) fn close(&mut self, id: usize) {
+        self.freed.extend(self.clients[id].token.take());
+        self.held.retain(|&held| held != id);
+        self.live.retain(|&live| live != id);
+    }
+
+    /// Returns the client that is registered under `key`.
+    pub(super) fn client_at(&mut self, key: usize) -> Option<&mut Client> {
+        let id = self.held.iter().copied().find(|&id| self.clients[id].token == Some(key))?;
+        self.clients.get_mut(id)
+    }
+}
