@@ -211,6 +211,11 @@
 #[cfg(not(unix))]
 compile_error!("ecoloop builds on Unix only: an outer loop nests it by its file descriptor");
 
+/// The programs of the page are tests of the documentation.
+#[cfg(all(doctest, feature = "load"))]
+#[doc = include_str!("../docs/embedding.md")]
+mod embedding {}
+
 #[cfg(any(feature = "cli", feature = "load"))]
 pub mod address;
 #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]

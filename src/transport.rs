@@ -59,6 +59,8 @@ pub trait Listen: Source + AsFd + Debug + Sized {
 
 /// A connection of a [`Server`](crate::Server): the bytes of a read are written back.
 ///
+/// The server calls `flush` only after a write. A stream that begins with a greeting sends it in its `read`, which is called at once.
+///
 /// Dropping it closes it. The server gets at its socket through [`AsFd`]: it resets a connection by `SO_LINGER` (socket(7)), and
 /// takes a PROXY header out of it.
 pub trait Stream: Read + Write + Source + AsFd + Debug + Sized {

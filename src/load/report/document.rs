@@ -139,7 +139,8 @@ impl Report {
         (self.r#loop == Loop::Open).then(|| self.config.arrivals.unwrap_or_default())
     }
 
-    /// Returns the report as one line of JSON.
+    /// Returns the report as one line of JSON. It has [`start`](Self::start) in milliseconds, so the report that
+    /// [`from_json`](Self::from_json) returns may differ.
     ///
     /// # Errors
     ///
