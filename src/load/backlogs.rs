@@ -38,6 +38,9 @@ impl Backlogs {
     /// Returns when the next connection is to connect.
     #[inline]
     pub(super) fn next_due(&self) -> Option<u64> {
+        if self.queues.is_empty() {
+            return None;
+        }
         self.queues.values().map(|queue| queue.next).min()
     }
 

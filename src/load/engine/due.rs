@@ -91,7 +91,11 @@ impl Engine {
 
     /// Connects the next connection to a Unix socket, if it is time: at most one a turn, as [`Engine::open_connection`].
     pub(super) fn connect_unix(&mut self) {
-        let Some(waiting) = self.driver.backlogs.take_due(self.driver.clock.now()) else { return };
+        let now = self.driver.clock.now();
+        if self.driver.backlogs.next_due().is_none_or(|at| at > now) {
+            return;
+        }
+        let Some(waiting) = self.driver.backlogs.take_due(now) else { return };
         let mut is_connected = false;
         self.with_client(waiting.key, |driver, client| {
             is_connected = driver.connect_unix(client, waiting)?;
