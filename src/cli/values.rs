@@ -435,9 +435,56 @@ pub(super) fn rate(text: &str) -> Result<f64, &'static str> {
     }
 }
 
+/// Has every parser read the input: the target `values` of `tests/fuzz`. What a parser accepts is in its range, and an address or a
+/// network is accepted again as it is written.
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::unwrap_used, reason = "a target fails by panicking")]
+pub(super) fn fuzz(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(address) = text.parse::<Address>() {
+        assert_eq!(address.to_string().parse::<Address>().unwrap().to_string(), address.to_string(), "{text}");
+    }
+    let _ = text.parse::<Endpoint>();
+    assert!(mode(text).unwrap_or_default() <= 0o777, "{text}");
+    assert!((1..=1 << 30).contains(&size(text).unwrap_or(1)), "{text}");
+    assert!(count(text).unwrap_or(1) > 0, "{text}");
+    let _ = duration(text);
+    assert!(timeout(text) != Ok(Duration::ZERO), "{text}");
+    assert!(keepalive(text).map_or(1, |time| time.as_secs()) > 0, "{text}");
+    if let Ok(network) = network(text) {
+        assert_eq!(self::network(&network.to_string()), Ok(network), "{text}");
+    }
+    if let Ok(limit) = source_limit(text) {
+        assert!(limit.ipv4_prefix <= 32 && limit.ipv6_prefix <= 128, "{text}");
+    }
+    assert!(rate(text).unwrap_or(1.0).is_finite(), "{text}");
+    #[cfg(feature = "load")]
+    {
+        if let Ok((least, Some(most))) = sizes(text) {
+            assert!(least <= most, "{text}");
+        }
+        let _ = (time(text), text.parse::<Rates>());
+        assert!((0.001..=1.0).contains(&percentage(text).unwrap_or(1.0)), "{text}");
+    }
+}
+
 #[cfg(all(test, feature = "load"))]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
+
+    #[test]
+    fn the_corpus_of_the_fuzz_target_passes() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/values");
+        let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(!files.is_empty());
+        for file in files {
+            fuzz(&fs::read(file).unwrap());
+        }
+    }
 
     #[test]
     fn a_time_has_an_offset_or_is_utc() {

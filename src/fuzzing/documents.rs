@@ -11,13 +11,18 @@ use flate2::write::ZlibEncoder;
 use serde_json::{Value, json};
 
 use super::Input;
+use crate::load::report::Summary;
 use crate::load::{Histogram, Report, Threshold, merge as merge_reports};
 
 /// A valid report, whose values an input replaces.
 static VALID: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("../../tests/report.json")).unwrap());
+static VALID_REPORT: LazyLock<Report> =
+    LazyLock::new(|| Report::from_json(include_str!("../../tests/report.json")).unwrap());
+/// Values of the valid report that an input replaces: with more it is seldom a report.
+const REPLACED_MAX: usize = 16;
 /// Bytes that the input is repeated to: more than any histogram has.
-const REPEATED_MAX: usize = 1 << 20;
+const REPEATED_MAX: usize = 1 << 18;
 /// Most text of which a document is made.
 const TEXT_MAX: usize = 64 << 10;
 /// The first bytes of a compressed V2 histogram.
@@ -26,20 +31,23 @@ const COMPRESSED_COOKIE: [u8; 4] = 0x1c84_9314_u32.to_be_bytes();
 /// Merges documents: the input as it is, or a valid one with values that the input chooses, beside the valid one.
 pub fn merge(data: &[u8]) {
     let Some((&first, rest)) = data.split_first() else { return };
-    let documents: Vec<String> = if first & 1 == 0 {
+    let reports: Vec<_> = if first & 1 == 0 {
         let Ok(text) = str::from_utf8(&rest[..rest.len().min(TEXT_MAX)]) else { return };
-        text.split('\0').map(ToOwned::to_owned).collect()
+        text.split('\0').filter_map(|document| Report::from_json(document).ok()).collect()
     } else {
         let mut changed = VALID.clone();
         let mut input = Input(rest);
-        while !input.is_empty() {
+        for _ in 0..REPLACED_MAX {
+            if input.is_empty() {
+                break;
+            }
             let path = usize::from(input.byte()) + 256 * usize::from(input.byte());
             replace(&mut changed, path, &mut input);
         }
-        vec![changed.to_string(), VALID.to_string()]
+        let Ok(changed) = Report::from_json(&changed.to_string()) else { return };
+        vec![changed, VALID_REPORT.clone()]
     };
-    let read = |(number, text): (usize, &String)| Some((number.to_string(), Report::from_json(text).ok()?));
-    let reports: Vec<_> = documents.iter().enumerate().filter_map(read).collect();
+    let reports: Vec<_> = reports.into_iter().enumerate().map(|(number, run)| (number.to_string(), run)).collect();
     let threshold: Threshold = "p99>5ms".parse().unwrap();
     if let Ok(merged) = merge_reports(&reports, &[threshold])
         && let Ok(text) = merged.to_json()
@@ -89,13 +97,10 @@ pub fn histogram(data: &[u8]) {
         let compressed = encoder.finish().unwrap();
         bytes = [&COMPRESSED_COOKIE[..], &u32::try_from(compressed.len()).unwrap().to_be_bytes(), &compressed].concat();
     }
-    let mut latency = VALID["latency_us"].clone();
-    latency["hdr_v2"] = json!(STANDARD.encode(bytes));
-    for count in 0..2 {
-        latency["count"] = json!(count);
-        if let Ok(histogram) = Histogram::from_summary(&serde_json::from_value(latency.clone()).unwrap()) {
-            assert_eq!(histogram.count(), count);
-            assert_eq!(histogram.max().is_some(), count > 0);
-        }
+    let count = u64::from(first >> 2);
+    let summary = Summary { count, hdr_v2: Some(STANDARD.encode(bytes)), ..Summary::default() };
+    if let Ok(histogram) = Histogram::from_summary(&summary) {
+        assert_eq!(histogram.count(), count);
+        assert_eq!(histogram.max().is_some(), count > 0);
     }
 }
