@@ -349,8 +349,6 @@ impl Client {
     }
 
     /// Reads once and verifies what was read.
-    #[expect(clippy::inline_always, reason = "as a call it costs a message a twentieth more instructions")]
-    #[inline(always)]
     pub(super) fn receive(&mut self, pattern: &Pattern, opened: u64, buffer: &mut [u8]) -> Received {
         if !self.readable {
             return Received::Blocked;

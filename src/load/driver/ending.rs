@@ -4,8 +4,8 @@ use std::io;
 use std::ops::ControlFlow;
 
 use super::{Driver, Removal};
-use crate::load::client::{Client, Received};
-use crate::load::error::{ErrorName, Phase, classify};
+use crate::load::client::Client;
+use crate::load::error::{ErrorName, Phase};
 use crate::load::report::{Excerpt, Finding};
 use crate::load::stage::Stage;
 use crate::load::totals::{AbandonReason, Abandoned};
@@ -66,35 +66,12 @@ impl Driver {
         Removal::Ended
     }
 
-    /// Records that a write failed, and ends the connection.
-    ///
-    /// To a peer that has closed, a write fails on a Unix socket while replies wait to be read: they are received first. Over TCP the
-    /// write succeeds, and the end of the stream follows the replies.
+    /// Returns whether the next reads tell how a connection ends whose write has failed. A Unix socket takes no byte once the server has
+    /// closed, while replies may wait to be read: the end of the stream follows them, as over TCP.
     #[cold]
-    pub(super) fn fail_to_send(&mut self, client: &mut Client, error: &io::Error) -> Removal {
-        let is_closed = error.kind() == io::ErrorKind::BrokenPipe;
-        if self.connector.sources.is_unix(client.pair)
-            && let Some(removal) = self.receive_rest(client, is_closed)
-        {
-            return removal;
-        }
-        self.fail(client, Phase::Send, classify(error), error.raw_os_error())
-    }
-
-    /// Receives what waits to be read. Returns a removal if it is corrupted, or if it ends and the server `is_closed`.
-    fn receive_rest(&mut self, client: &mut Client, is_closed: bool) -> Option<Removal> {
+    pub(super) fn is_left_to_read(&self, client: &mut Client, error: &io::Error) -> bool {
         client.expect_input();
-        loop {
-            match client.receive(&self.pattern, self.connector.numbers_end(), &mut self.buffer) {
-                Received::Right | Received::Undecided => self.record_replies(client),
-                Received::Wrong(corruption) => {
-                    self.record_replies(client);
-                    return Some(self.record_corruption(client, &corruption));
-                }
-                Received::Ended if is_closed => return Some(self.record_end_of_stream(client)),
-                Received::Ended | Received::Blocked | Received::Failed(_) => return None,
-            }
-        }
+        error.kind() == io::ErrorKind::BrokenPipe && self.connector.sources.is_unix(client.pair)
     }
 
     fn record_error(&mut self, client: &Client, phase: Phase, error: ErrorName, errno: Option<i32>) {
