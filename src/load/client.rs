@@ -264,6 +264,7 @@ impl Client {
     }
 
     /// Takes the oldest outstanding message.
+    #[inline]
     pub(super) fn take_oldest(&mut self, schedule: Option<&SendSchedule>) -> Option<Message> {
         let message = self.oldest(schedule)?;
         self.messages.done += 1;

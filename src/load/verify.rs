@@ -88,6 +88,7 @@ impl Verifier {
     }
 
     /// Verifies the bytes of a read, when `sent` bytes of the stream are sent and the run has opened `opened` connections.
+    #[inline]
     pub(crate) fn receive(&mut self, pattern: &Pattern, data: &[u8], sent: u64, opened: u64) -> Checked {
         if self.suspicion.is_some() {
             return self.suspect(pattern, data, sent, opened);
