@@ -461,7 +461,7 @@ impl Kernel {
         reports: &mut Vec<(usize, Ready)>,
     ) -> io::Result<()> {
         self.freed.clear();
-        self.is_interrupted = self.poll_interrupts > 0;
+        (self.is_interrupted, self.has_polled_in_vain) = (self.poll_interrupts > 0, false);
         if self.is_interrupted {
             self.poll_interrupts -= 1;
             return Err(ErrorKind::Interrupted.into());
