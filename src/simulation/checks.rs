@@ -308,7 +308,7 @@ impl Kernel {
     }
 
     fn check_clients(&mut self, is_due: bool) {
-        let hungry_max = 4 * (self.held.len() + self.backlogs.len()) + 16;
+        let turns = 4 * (self.held.len() + self.backlogs.len()) + 16;
         let is_draining = self.drain_began_at.is_some();
         let buffer_size = self.config.buffer_size as u64;
         let mut failure = None;
@@ -320,12 +320,14 @@ impl Kernel {
             let (pending, socket) = (client.pending(), &client.socket);
             let can_go_on = if pending > 0 { socket.is_writable() } else { socket.is_readable() };
             let is_hungry = can_go_on && !client.is_served && !self.is_interrupted;
-            client.hungry_turns = if is_hungry { client.hungry_turns + 1 } else { 0 };
+            // The others that wait may be closed before it is served.
+            (client.hungry_turns, client.hungry_turns_max) =
+                if is_hungry { (client.hungry_turns + 1, client.hungry_turns_max.max(turns)) } else { (0, 0) };
             let problem = if pending > buffer_size {
                 "more than a buffer is pending"
             } else if can_go_on && !client.socket.has_edge && !is_due {
                 "it is forgotten"
-            } else if client.hungry_turns > hungry_max {
+            } else if client.hungry_turns > client.hungry_turns_max {
                 "it starves"
             } else {
                 continue;

@@ -156,6 +156,8 @@ pub(super) struct Client {
     pub(super) reads: usize,
     pub(super) is_served: bool,
     pub(super) hungry_turns: usize,
+    /// How many of them there may be: it depends on how many others wait.
+    pub(super) hungry_turns_max: usize,
 }
 
 /// A listening socket.
@@ -447,6 +449,7 @@ impl Kernel {
             reads: 0,
             is_served: false,
             hungry_turns: 0,
+            hungry_turns_max: 0,
         });
         self.live.push(id);
         self.backlogs[listener].waiting.push_back(id);
