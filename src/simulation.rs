@@ -193,7 +193,7 @@ impl<L: Listen> Simulation<L> {
             kernel.is_stopping = true;
             self.server.handle().stop();
         } else {
-            kernel.begin_drain();
+            kernel.is_asked_to_drain = true;
             self.server.handle().drain();
         }
     }

@@ -237,6 +237,8 @@ pub(super) struct Kernel {
     /// The caller of the turn allows a wait.
     pub(super) may_wait: bool,
     pub(super) drain_began_at: Option<Instant>,
+    /// The handle has asked for a drain: the server looks at it after its next poll.
+    pub(super) is_asked_to_drain: bool,
     pub(super) excess_before_drain: Duration,
     pub(super) is_stopping: bool,
     /// Clients accepted beyond what `accept_rate` allows in the time since.
@@ -313,6 +315,7 @@ impl Kernel {
             has_polled_in_vain: false,
             may_wait: true,
             drain_began_at: None,
+            is_asked_to_drain: false,
             excess_before_drain: Duration::ZERO,
             is_stopping: false,
             accept_level: 0.0,
@@ -464,6 +467,9 @@ impl Kernel {
         reports: &mut Vec<(usize, Ready)>,
     ) -> io::Result<()> {
         self.freed.clear();
+        if self.is_asked_to_drain {
+            self.begin_drain();
+        }
         (self.is_interrupted, self.has_polled_in_vain) = (self.poll_interrupts > 0, false);
         if self.is_interrupted {
             self.poll_interrupts -= 1;
@@ -545,8 +551,7 @@ impl Kernel {
         self.held.rotate_left(reported % held);
     }
 
-    /// The server's handle has asked for a drain.
-    pub(super) fn begin_drain(&mut self) {
+    fn begin_drain(&mut self) {
         if self.drain_began_at.is_none() {
             (self.drain_began_at, self.excess_before_drain) = (Some(self.now), self.excess);
             for &id in &self.held {
