@@ -17,6 +17,12 @@ pub use self::reactor::run_queue;
 pub use self::text::{parsers, proxy_header};
 #[cfg(feature = "load")]
 pub use self::verifier::verifier;
+use crate::simulation::simulate;
+
+/// Plays a script to a whole server over a modelled kernel.
+pub fn server(script: &[u8]) {
+    simulate(script, &mut None).unwrap_or_else(|failure| panic!("{failure}"));
+}
 
 /// The bytes of an input, from which a target takes one decision after the other. After the last one each is 0.
 pub(crate) struct Input<'a>(pub(crate) &'a [u8]);
@@ -54,7 +60,8 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// The names of the folders in `tests/corpus`, each with its target.
-    const TARGETS: [(&str, Target); 5] = [
+    const TARGETS: [(&str, Target); 6] = [
+        ("server", super::server),
         ("connection", super::connection),
         ("faults", super::faults),
         ("run_queue", super::run_queue),
