@@ -10,9 +10,10 @@ use std::thread;
 use ecoloop::check::{Grade, Grader};
 use ecoloop::transport::AnyAddress;
 use rustix::process::Signal;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
-use super::{Page, root};
+use super::{Block, Page, root};
 use crate::support::{
     Process, assert_ended, assert_receives, connect, ecoloop, eventually, example, half_close, limited, pattern, reset,
 };
@@ -171,6 +172,14 @@ fn the_mended_server_passes_the_checks_with_many_clients() {
     }
 }
 
+/// Keeps this thread, and the processes that it starts, on one core.
+fn use_one_core() {
+    let allowed = sched_getaffinity(None).unwrap();
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)).unwrap());
+    sched_setaffinity(None, &one).unwrap();
+}
+
 /// What `check` prints of the first server is what the exam shows, except what came: that depends on when the server ended.
 #[test]
 fn the_checks_find_the_five_faults_of_the_first_server_as_the_exam_shows() {
@@ -180,35 +189,44 @@ fn the_checks_find_the_five_faults_of_the_first_server_as_the_exam_shows() {
         let next = came + 1 + lines[came + 1..].iter().position(is_word).unwrap();
         [&lines[..came], &lines[next..]].concat().iter().map(|line| (*line).to_owned()).collect()
     };
-    let exam = root().join("docs/course/17-exam");
-    let pages = ["README.md", "README.es.md"].map(|name| Page::read(exam.join(name)));
-    thread::scope(|scope| {
-        for (page, language) in pages.iter().zip(["en", "es"]) {
-            let blocks: Vec<_> =
-                page.blocks().into_iter().filter(|block| block.lines[0].contains(" --only ")).collect();
-            assert_eq!(blocks.len(), 5);
-            for block in blocks {
-                scope.spawn(move || {
-                    let arguments = block.lines[0].strip_prefix("$ ecoloop ").unwrap();
-                    let shown = without_what_came(&block.lines[1..]);
-                    let mut printed = Vec::new();
-                    // A machine that holds up one of the two may let a flood pass, or make a loss late.
-                    for _ in 0..5 {
-                        let (server, address) = start_server("first_server");
-                        let pid = server.pid().to_string();
-                        let arguments = arguments.replace("$!", &pid).replace("127.0.0.1:5000", &address);
-                        let arguments: Vec<_> = arguments.split(' ').collect();
-                        let output = ecoloop(&arguments).env("LANG", language).output().unwrap();
-                        let output = String::from_utf8(output.stdout).unwrap();
-                        let lines: Vec<_> = output.lines().collect();
-                        if ["FAILS", "FALLA"].iter().any(|word| lines[1].ends_with(word)) {
-                            printed = without_what_came(&lines);
-                            break;
-                        }
-                    }
-                    assert_eq!(printed, shown, "{}: {}", page.path.display(), block.lines[0]);
-                });
+    let grade_as_shown = |page: &Page, block: &Block<'_>, language: &str| {
+        let arguments = block.lines[0].strip_prefix("$ ecoloop ").unwrap();
+        let shown = without_what_came(&block.lines[1..]);
+        let mut printed = Vec::new();
+        // A machine that holds up one of the two may let a flood pass, or make a loss late.
+        for _ in 0..5 {
+            let (server, address) = start_server("first_server");
+            let pid = server.pid().to_string();
+            let arguments = arguments.replace("$!", &pid).replace("127.0.0.1:5000", &address);
+            let arguments: Vec<_> = arguments.split(' ').collect();
+            let output = ecoloop(&arguments).env("LANG", language).output().unwrap();
+            let output = String::from_utf8(output.stdout).unwrap();
+            let lines: Vec<_> = output.lines().collect();
+            if ["FAILS", "FALLA"].iter().any(|word| lines[1].ends_with(word)) {
+                printed = without_what_came(&lines);
+                break;
             }
+        }
+        assert_eq!(printed, shown, "{}: {}", page.path.display(), block.lines[0]);
+    };
+    let exam = root().join("docs/course/17-exam");
+    let pages =
+        [("README.md", "en"), ("README.es.md", "es")].map(|(name, language)| (Page::read(exam.join(name)), language));
+    let blocks: Vec<_> = pages
+        .iter()
+        .flat_map(|(page, language)| page.blocks().into_iter().map(move |block| (page, block, *language)))
+        .filter(|(_, block, _)| block.lines[0].contains(" --only "))
+        .collect();
+    assert_eq!(blocks.len(), 10);
+    thread::scope(|scope| {
+        for (page, block, language) in blocks {
+            scope.spawn(move || {
+                if block.lines[0].contains("flood") {
+                    // A server on a core of its own may be faster than its client, and come to an end.
+                    use_one_core();
+                }
+                grade_as_shown(page, &block, language);
+            });
         }
     });
 }
