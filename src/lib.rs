@@ -242,6 +242,7 @@ pub mod transport;
 // Of the binary, which parses its options with it.
 #[doc(hidden)]
 pub mod units;
+mod worker;
 
 pub use error::ValueError;
 pub use fault::Fault;

@@ -26,7 +26,6 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -47,6 +46,7 @@ use crate::fault::{Fault, Rules};
 use crate::memory;
 use crate::reactor::Reactor;
 use crate::transport::{Listen, UnixAddress, UnixListener};
+use crate::worker::{Worker, resume_panic};
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) use self::listen::set_connection_options as set_tcp_options;
@@ -386,9 +386,8 @@ impl<O: Observer, L: Listen> Server<O, L> {
         let mut server = self;
         let (local_addrs, handle) = (server.local_addrs().to_owned(), server.handle());
         let run = move || (server.run(), server.into_observer());
-        let thread = thread::Builder::new().name("ecoloop".to_owned()).spawn(run);
-        let thread = thread.map_err(|error| cannot("start the server's thread", error))?;
-        Ok(Running { local_addrs, handle, thread: Some(thread) })
+        let thread = Worker::spawn("ecoloop", run).map_err(|error| cannot("start the server's thread", error))?;
+        Ok(Running { local_addrs, handle, thread })
     }
 
     /// Takes one turn: waits for readiness, at most for `timeout` (`None`: without limit) and never past
@@ -450,14 +449,5 @@ impl<O: Observer, L: Listen> Drop for Server<O, L> {
             let closed = panic::catch_unwind(AssertUnwindSafe(|| event_loop.close()));
             resume_panic(closed);
         }
-    }
-}
-
-/// Goes on with the panic that `result` has caught, unless the thread is panicking already: a second one would abort the process.
-fn resume_panic<T>(result: thread::Result<T>) {
-    if let Err(payload) = result
-        && !thread::panicking()
-    {
-        panic::resume_unwind(payload);
     }
 }

@@ -1,12 +1,11 @@
 //! A run on a thread of its own.
 
 use std::io;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
 
 use super::{Grader, Report};
+use crate::worker::Worker;
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +23,7 @@ pub struct Running {
     interrupt: Arc<AtomicBool>,
     done: Arc<AtomicUsize>,
     total: usize,
-    /// `None` once the thread was joined.
-    thread: Option<JoinHandle<io::Result<Report>>>,
+    thread: Worker<io::Result<Report>>,
 }
 
 impl Running {
@@ -39,9 +37,9 @@ impl Running {
                     done.fetch_add(1, Ordering::Relaxed);
                 })
             };
-            thread::Builder::new().name("ecoloop check".to_owned()).spawn(run)?
+            Worker::spawn("ecoloop check", run)?
         };
-        Ok(Self { interrupt, done, total, thread: Some(thread) })
+        Ok(Self { interrupt, done, total, thread })
     }
 
     /// Returns how many checks have run.
@@ -58,7 +56,7 @@ impl Running {
     /// Returns whether the run is over, so that [`Running::join`] does not wait.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.thread.is_finished()
     }
 
     /// Waits until the run is over, and returns its report.
@@ -67,21 +65,12 @@ impl Running {
     ///
     /// - Those of [`Grader::run`].
     pub fn join(mut self) -> io::Result<Report> {
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => resume_unwind(panic),
-            None => unreachable!("only `join` and `drop` take the thread, and each ends this value"),
-        }
+        self.thread.join()?
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.interrupt();
-            if let (Err(panic), false) = (thread.join(), thread::panicking()) {
-                resume_unwind(panic);
-            }
-        }
+        self.thread.end(|| self.interrupt.store(true, Ordering::Release));
     }
 }

@@ -1,8 +1,6 @@
 //! A run on a thread of its own.
 
 use std::io;
-use std::panic::resume_unwind;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::config::Config;
@@ -12,6 +10,7 @@ use super::report::Report;
 use super::run;
 use crate::ValueError;
 use crate::transport::AnyAddress;
+use crate::worker::Worker;
 
 /// A run to start on a thread of its own, for example in a test.
 ///
@@ -91,11 +90,9 @@ impl Run {
         let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
         let thread = {
             let (interrupt, progress) = (interrupt.clone(), progress.clone());
-            thread::Builder::new()
-                .name("ecoloop load".to_owned())
-                .spawn(move || run(self.config, &interrupt, &progress))?
+            Worker::spawn("ecoloop load", move || run(self.config, &interrupt, &progress))?
         };
-        Ok(Running { interrupt, progress, thread: Some(thread) })
+        Ok(Running { interrupt, progress, thread })
     }
 }
 
@@ -110,8 +107,7 @@ impl From<Config> for Run {
 pub struct Running {
     interrupt: Interrupt,
     progress: ProgressCell,
-    /// `None` once the thread was joined.
-    thread: Option<JoinHandle<io::Result<Report>>>,
+    thread: Worker<io::Result<Report>>,
 }
 
 impl Running {
@@ -129,7 +125,7 @@ impl Running {
     /// Returns whether the run is over, so that [`Running::join`] does not wait.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.thread.is_finished()
     }
 
     /// Waits until the run is over, and returns its report.
@@ -138,21 +134,12 @@ impl Running {
     ///
     /// - Those of [`run`].
     pub fn join(mut self) -> io::Result<Report> {
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => resume_unwind(panic),
-            None => unreachable!("only `join` and `drop` take the thread, and each ends this value"),
-        }
+        self.thread.join()?
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.interrupt.set();
-            if let (Err(panic), false) = (thread.join(), thread::panicking()) {
-                resume_unwind(panic);
-            }
-        }
+        self.thread.end(|| self.interrupt.set());
     }
 }

@@ -1,14 +1,13 @@
 //! A server on a thread of its own.
 
 use std::io;
-use std::panic;
-use std::thread::{self, JoinHandle};
 
 use mio::net::TcpListener;
 
 use super::handle::Handle;
-use super::{Report, Stats, resume_panic};
+use super::{Report, Stats};
 use crate::transport::Listen;
+use crate::worker::Worker;
 
 /// A server on a thread of its own, as [`Server::spawn`](crate::Server::spawn) returns it. Dropping it stops the server and joins the
 /// thread.
@@ -51,8 +50,7 @@ use crate::transport::Listen;
 pub struct Running<O = (), L: Listen = TcpListener> {
     pub(super) local_addrs: Vec<L::Address>,
     pub(super) handle: Handle,
-    /// `None` once the thread was joined.
-    pub(super) thread: Option<JoinHandle<(io::Result<Report>, O)>>,
+    pub(super) thread: Worker<(io::Result<Report>, O)>,
 }
 
 impl<O, L: Listen> Running<O, L> {
@@ -93,7 +91,7 @@ impl<O, L: Listen> Running<O, L> {
     /// Returns whether the thread has ended: the server has drained or was stopped, the poll has failed, or the observer has panicked.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.thread.is_finished()
     }
 
     /// Shuts down gracefully, waits for the end, and returns the report and the observer.
@@ -127,26 +125,14 @@ impl<O, L: Listen> Running<O, L> {
     }
 
     fn join_thread(mut self) -> io::Result<(Report, O)> {
-        match self.thread.take_if(|thread| !is_current(thread)).map(JoinHandle::join) {
-            Some(Ok((report, observer))) => Ok((report?, observer)),
-            Some(Err(payload)) => panic::resume_unwind(payload),
-            // Dropping `self` stops the server.
-            None => Err(io::Error::new(io::ErrorKind::Deadlock, "cannot join the server on its own thread")),
-        }
+        // After an error, dropping `self` stops the server.
+        let (report, observer) = self.thread.join()?;
+        Ok((report?, observer))
     }
 }
 
 impl<O, L: Listen> Drop for Running<O, L> {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.handle.stop();
-            if !is_current(&thread) {
-                resume_panic(thread.join());
-            }
-        }
+        self.thread.end(|| self.handle.stop());
     }
-}
-
-fn is_current<T>(thread: &JoinHandle<T>) -> bool {
-    thread.thread().id() == thread::current().id()
 }
