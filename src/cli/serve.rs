@@ -1,6 +1,5 @@
 //! `ecoloop serve`: the echo server as a process.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -476,17 +475,10 @@ fn handle_signals(stage: Arc<Stage>, language: Language, logs_shutdown: bool) ->
 
 /// Returns the final figures as JSON.
 fn document(report: &Report, log_lines_lost: u64) -> String {
-    let stats = report.stats;
-    let json = serde_json::json!({
-        "accepted": stats.accepted,
-        "closed": stats.closed.by_reason().collect::<BTreeMap<_, _>>(),
-        "faults": stats.faults.iter().collect::<BTreeMap<_, _>>(),
-        "refused": stats.refused.by_reason().collect::<BTreeMap<_, _>>(),
-        "bytes_in": stats.bytes_in,
-        "bytes_out": stats.bytes_out,
-        "discarded": stats.discarded,
-        "log_lines_lost": log_lines_lost,
-        "seconds": report.elapsed.as_secs_f64(),
-    });
+    let mut json = serde_json::json!(report);
+    if let Some(fields) = json.as_object_mut() {
+        fields.remove("accept_errors");
+        fields.insert("log_lines_lost".to_owned(), log_lines_lost.into());
+    }
     format!("{json:#}\n")
 }
