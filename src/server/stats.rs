@@ -1,5 +1,6 @@
 //! The counters, a snapshot of them, and the report.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -136,7 +137,7 @@ impl RefusedStats {
 const ERRNOS_MAX: usize = 8;
 
 /// Errors of accept(2), by errno. The first 8 values are counted apart, and the others together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct AcceptErrorStats {
     by_errno: [(i32, u64); ERRNOS_MAX],
     others: u64,
@@ -167,7 +168,7 @@ impl AcceptErrorStats {
 /// assert_eq!(stats.faults.get(Kind::Delay), 0);
 /// assert!(stats.faults.iter().any(|(name, count)| (name, count) == ("delay", 0)));
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct FaultStats([u64; Kind::ALL.len()]);
 
 impl FaultStats {
@@ -180,6 +181,20 @@ impl FaultStats {
     /// Iterates over every kind's name and count.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Kind::ALL.iter().map(|kind| kind.name()).zip(self.0)
+    }
+}
+
+/// A map of each errno to its count.
+impl fmt::Debug for AcceptErrorStats {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_map().entries(self.iter()).finish()
+    }
+}
+
+/// A map of each kind's name to its count.
+impl fmt::Debug for FaultStats {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_map().entries(self.iter()).finish()
     }
 }
 
@@ -353,5 +368,14 @@ mod tests {
         let expected = (1..=8).map(|errno| (errno, 1 + u64::from(errno == 7))).chain([(0, 13)]);
         assert_eq!(stats.iter().collect::<Vec<_>>(), expected.collect::<Vec<_>>());
         assert_eq!(stats.total(), 22);
+    }
+
+    #[test]
+    fn debug_names_the_faults_and_the_errors_of_accept() {
+        let counters = Counters::default();
+        counters.faults[Kind::Swap as usize].add(3);
+        counters.accept_errors.add(&io::Error::from_raw_os_error(24));
+        let debug = format!("{:?}", counters.snapshot());
+        assert!(debug.contains(r#""swap": 3"#) && debug.contains("accept_errors: {24: 1}"), "{debug}");
     }
 }
