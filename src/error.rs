@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::{self, Display};
 use std::io;
 
-/// What is wrong with a value, or with the text of one: an address, a range of sources, a threshold, a rank.
+/// What is wrong with a value, or with the text of one: an address, a rule of a fault, a range of sources, a threshold, a rank.
 ///
 /// # Examples
 ///

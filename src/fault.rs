@@ -14,7 +14,7 @@
 //!
 //! let error = "flip=8,hold=1KiB".parse::<Fault>().unwrap_err();
 //! assert_eq!(error.to_string(), "hold is a key of delay: flip takes p, first, after, every, from and at");
-//! # Ok::<(), ecoloop::fault::FaultError>(())
+//! # Ok::<(), ecoloop::ValueError>(())
 //! ```
 //!
 //! [`Config::faults`](crate::Config::faults) has the rules of a server. [`Effect`] says what a client sees of each kind, and
@@ -28,13 +28,12 @@ mod pace;
 mod parse;
 mod stream;
 
-use std::error::Error;
-use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::ValueError;
 use crate::network;
 
 #[cfg(test)]
@@ -192,10 +191,6 @@ pub enum Kind {
     Connect,
 }
 
-/// What is wrong with a rule, or with two of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FaultError(pub(crate) String);
-
 impl Kind {
     /// Every kind.
     pub const ALL: &[Self] = &[
@@ -263,17 +258,17 @@ impl Fault {
     ///
     /// - A value is out of its range, or a selector does not apply to the rule's kind.
     /// - One rule prevents another: nothing that comes back after `mute` can be changed by `flip`.
-    pub fn check_all(faults: &[Self]) -> Result<(), FaultError> {
+    pub fn check_all(faults: &[Self]) -> Result<(), ValueError> {
         for (index, fault) in faults.iter().enumerate() {
             fault.effect.check()?;
             fault.selector.check(&fault.effect)?;
             for earlier in &faults[..index] {
                 let prevents = earlier.prevents(fault) || fault.prevents(earlier);
                 if prevents && earlier.selector.can_meet(&fault.selector) {
-                    return Err(FaultError(format!(
+                    return Err(format!(
                         "{earlier} and {fault} cannot act on one connection: choose different ones, for example with first=100 and \
                          after=100"
-                    )));
+                    ).into());
                 }
             }
         }
@@ -333,7 +328,7 @@ impl Effect {
         }
     }
 
-    fn check(&self) -> Result<(), FaultError> {
+    fn check(&self) -> Result<(), ValueError> {
         let name = self.kind().name();
         let in_range = |time: Duration| (Duration::from_nanos(1)..=TIME_MAX).contains(&time);
         let wrong = match *self {
@@ -356,12 +351,12 @@ impl Effect {
             Self::Connect(Connect::Every(time)) if !in_range(time) => "the time must be above zero, and at most 8760h",
             _ => return Ok(()),
         };
-        Err(FaultError(format!("{name}: {wrong}")))
+        Err(format!("{name}: {wrong}").into())
     }
 }
 
 impl Selector {
-    fn check(&self, effect: &Effect) -> Result<(), FaultError> {
+    fn check(&self, effect: &Effect) -> Result<(), ValueError> {
         if let Effect::Connect(connect) = effect {
             let is_reset = *connect == Connect::Reset;
             let given = [
@@ -373,7 +368,7 @@ impl Selector {
             ];
             if let Some((key, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
                 let keys = if is_reset { "p and at" } else { "at" };
-                return Err(FaultError(format!("{key} does not apply to {effect}, which takes {keys}")));
+                return Err(format!("{key} does not apply to {effect}, which takes {keys}").into());
             }
         }
         let wrong = match self {
@@ -387,7 +382,7 @@ impl Selector {
             }
             _ => return Ok(()),
         };
-        Err(FaultError(wrong.to_owned()))
+        Err(wrong.into())
     }
 
     /// Returns whether a connection can be chosen by both.
@@ -406,20 +401,12 @@ impl Selector {
     }
 }
 
-impl fmt::Display for FaultError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl Error for FaultError {}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
-    fn check(rules: &[&str]) -> Result<(), FaultError> {
+    fn check(rules: &[&str]) -> Result<(), ValueError> {
         let faults = rules.iter().map(|rule| rule.parse()).collect::<Result<Vec<Fault>, _>>()?;
         Fault::check_all(&faults)
     }

@@ -7,39 +7,41 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Connect, DEFAULT_HOLD, Effect, Fault, FaultError, Kind, Moment, Selector};
+use super::{Connect, DEFAULT_HOLD, Effect, Fault, Kind, Moment, Selector};
+use crate::ValueError;
 use crate::units::{parse_count, parse_duration, parse_size};
 
 /// Keys of every kind.
 const SELECTORS: [&str; 6] = ["p", "first", "after", "every", "from", "at"];
 
 impl FromStr for Fault {
-    type Err = FaultError;
+    type Err = ValueError;
 
     /// Parses a rule, and checks its values.
-    fn from_str(text: &str) -> Result<Self, FaultError> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let mut parts =
             text.split(',').map(|part| part.split_once('=').map_or((part, None), |(key, value)| (key, Some(value))));
         let (name, value) = parts.next().unwrap_or_default();
         let Some(kind) = Kind::ALL.iter().copied().find(|kind| kind.name() == name) else {
-            return Err(FaultError(format!(
+            return Err(format!(
                 "{name:?} is not a kind of fault: expected {}",
                 list(&Kind::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>(), "or")
-            )));
+            )
+            .into());
         };
         let (mut effect, mut selector) = (effect(kind, value)?, Selector::default());
         let mut seen = Vec::new();
         for (key, value) in parts {
             check_key(kind, key)?;
             if seen.contains(&key) {
-                return Err(FaultError(format!("{key} is given twice")));
+                return Err(format!("{key} is given twice").into());
             }
             seen.push(key);
             let Some(value) = value else {
-                return Err(FaultError(format!("{key} needs a value: {}", example(key))));
+                return Err(format!("{key} needs a value: {}", example(key)).into());
             };
             set(key, value, &mut effect, &mut selector)
-                .ok_or_else(|| FaultError(format!("{key}={value}: expected a value such as {}", example(key))))?;
+                .ok_or_else(|| format!("{key}={value}: expected a value such as {}", example(key)))?;
         }
         let fault = Self { effect, selector };
         Self::check_all(std::slice::from_ref(&fault))?;
@@ -48,17 +50,17 @@ impl FromStr for Fault {
 }
 
 /// Returns what a rule of this kind and value does, without its keys.
-fn effect(kind: Kind, value: Option<&str>) -> Result<Effect, FaultError> {
+fn effect(kind: Kind, value: Option<&str>) -> Result<Effect, ValueError> {
     let (value, form) = (value.ok_or(()), form(kind));
     let parsed = match (kind, value) {
         (Kind::Stall, Err(())) => Some(Effect::Stall { after: 0, length: None }),
         (Kind::Mute, Err(())) => Some(Effect::Mute { after: 0 }),
-        (_, Err(())) => return Err(FaultError(format!("{} needs a value: {form}", kind.name()))),
+        (_, Err(())) => return Err(format!("{} needs a value: {form}", kind.name()).into()),
         (_, Ok(value)) => with_value(kind, value),
     };
     parsed.ok_or_else(|| {
         let name = kind.name();
-        FaultError(format!("{name}={}: expected {form}", value.unwrap_or_default()))
+        format!("{name}={}: expected {form}", value.unwrap_or_default()).into()
     })
 }
 
@@ -120,20 +122,20 @@ fn own_keys(kind: Kind) -> &'static [&'static str] {
 }
 
 /// Checks that a kind has this key.
-fn check_key(kind: Kind, key: &str) -> Result<(), FaultError> {
+fn check_key(kind: Kind, key: &str) -> Result<(), ValueError> {
     let keys: Vec<_> = own_keys(kind).iter().chain(&SELECTORS).copied().collect();
     if keys.contains(&key) {
         return Ok(());
     }
     if Kind::ALL.iter().any(|kind| kind.name() == key) {
-        return Err(FaultError(format!(
-            "{key} is a kind of fault, and a rule has one kind: write {key} as a rule of its own"
-        )));
+        return Err(
+            format!("{key} is a kind of fault, and a rule has one kind: write {key} as a rule of its own").into()
+        );
     }
     let owner = Kind::ALL.iter().copied().find(|&kind| own_keys(kind).contains(&key));
     let what =
         owner.map_or_else(|| format!("{key:?} is not a key"), |owner| format!("{key} is a key of {}", owner.name()));
-    Err(FaultError(format!("{what}: {} takes {}", kind.name(), list(&keys, "and"))))
+    Err(format!("{what}: {} takes {}", kind.name(), list(&keys, "and")).into())
 }
 
 fn example(key: &str) -> &'static str {

@@ -9,7 +9,8 @@ use std::time::Instant;
 pub(super) use self::client::{FaultedClient, Progress, Shared};
 use super::config::Config;
 use super::report::FaultFigures;
-use crate::fault::{Fault, FaultError, Kind, Rules};
+use crate::ValueError;
+use crate::fault::{Fault, Kind, Rules};
 
 /// The kinds that a client can have. The others change the bytes of a server or its listening sockets.
 const KINDS: [Kind; 4] = [Kind::Rate, Kind::Stall, Kind::Reset, Kind::Fin];
@@ -52,19 +53,18 @@ impl Faults {
     }
 
     /// Checks that each rule is one for a client, and that those which can meet on a connection add up.
-    pub(super) fn check(faults: &[Fault]) -> Result<(), FaultError> {
+    pub(super) fn check(faults: &[Fault]) -> Result<(), ValueError> {
         for fault in faults {
             let name = fault.kind().name();
             if !KINDS.contains(&fault.kind()) {
-                return Err(FaultError(format!(
-                    "{name} is a fault of a server: a client has rate, stall, reset and fin"
-                )));
+                return Err(format!("{name} is a fault of a server: a client has rate, stall, reset and fin").into());
             }
             let keys = [("from", fault.selector.from.is_some()), ("at", fault.selector.at.is_some())];
             if let Some((key, _)) = keys.into_iter().find(|(_, is_given)| *is_given) {
-                return Err(FaultError(format!(
+                return Err(format!(
                     "{key} does not apply to a client's {name}, which takes p, first, after and every"
-                )));
+                )
+                .into());
             }
         }
         Fault::check_all(faults)
