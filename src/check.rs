@@ -180,6 +180,7 @@ pub struct Graded {
     pub grade: Grade,
     /// How long it took.
     pub elapsed: Duration,
+    is_unix: bool,
     finding: Finding,
 }
 
@@ -195,6 +196,12 @@ enum Finding {
 }
 
 impl Graded {
+    /// Returns what the check sent, or did to the server: as [`Check::sends`], but a close for the RST that a Unix socket does not have.
+    #[must_use]
+    pub fn sent(&self, language: Language) -> &'static str {
+        self.check.sends.about(self.is_unix).get(language)
+    }
+
     /// Returns what came, or why it was late or skipped; `None` if it is ok.
     #[must_use]
     pub fn came(&self, language: Language) -> Option<String> {
@@ -310,7 +317,8 @@ impl Grader {
             if let Finding::NoLongerServes(_) = finding {
                 gone = Some(check.name);
             }
-            results.push(Graded { check, grade, elapsed: start.elapsed(), finding });
+            let (elapsed, is_unix) = (start.elapsed(), target.address.is_unix());
+            results.push(Graded { check, grade, elapsed, is_unix, finding });
             results.last().into_iter().for_each(&mut graded);
         }
         results

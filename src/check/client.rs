@@ -104,6 +104,9 @@ impl<'a> Client<'a> {
                 Ok(0) => return Ok(()),
                 Ok(_) => return Err(Problem::surplus().into()),
                 Err(error) if is_transient(&error) => self.wait(PollFlags::IN, Problem::not_closed)?,
+                Err(error) if is_reset(&error) && self.attempt.is_unix() => {
+                    return Err(Problem::closed_unread_at_the_end().into());
+                }
                 Err(error) if is_reset(&error) => return Err(Problem::reset_at_the_end().into()),
                 Err(error) => return Err(Problem::failed(&error).into()),
             }
@@ -187,7 +190,7 @@ impl<'a> Client<'a> {
         match self.stream.write(bytes) {
             Ok(length) => Ok(length),
             Err(error) if is_transient(&error) => Ok(0),
-            Err(error) if is_reset(&error) => Err(Problem::reset(received, received + bytes.len()).into()),
+            Err(error) if is_reset(&error) => Err(self.reset_problem(&error, received, received + bytes.len()).into()),
             Err(error) => Err(Problem::failed(&error).into()),
         }
     }
@@ -207,8 +210,17 @@ impl<'a> Client<'a> {
                 None => Ok(length),
             },
             Err(error) if is_transient(&error) => Ok(0),
-            Err(error) if is_reset(&error) => Err(Problem::reset(received, expected).into()),
+            Err(error) if is_reset(&error) => Err(self.reset_problem(&error, received, expected).into()),
             Err(error) => Err(Problem::failed(&error).into()),
+        }
+    }
+
+    fn reset_problem(&self, error: &io::Error, received: usize, expected: usize) -> Problem {
+        match error.kind() {
+            _ if !self.attempt.is_unix() => Problem::reset(received, expected),
+            // A Unix socket takes no byte once the server has closed, even if the server has read everything.
+            io::ErrorKind::BrokenPipe => Problem::closed(received, expected),
+            _ => Problem::closed_unread(received, expected),
         }
     }
 

@@ -60,10 +60,14 @@ pub(super) const CHECKS: &[Check] = &[
         connections: 1,
         needs_pid: false,
         seconds: SECONDS,
-        proves: Words::new("a reset ends only its own connection", "un RST termina solo su propia conexión"),
+        proves: Words::new("a reset ends only its own connection", "un cierre abrupto termina solo su propia conexión"),
         sends: Words::new(
             "RST: at once, after `hola`, and after `hola` and FIN; 20 times each",
             "RST: enseguida, después de `hola`, y después de `hola` y FIN; 20 veces cada uno",
+        )
+        .on_unix(
+            "a close: at once, after `hola`, and after `hola` and FIN; 20 times each",
+            "un cierre: enseguida, después de `hola`, y después de `hola` y FIN; 20 veces cada uno",
         ),
         matters: Words::new(
             "recv and send then fail with ECONNRESET or EPIPE: an error of that client, not of the server",
@@ -78,10 +82,14 @@ pub(super) const CHECKS: &[Check] = &[
         connections: 5,
         needs_pid: false,
         seconds: SECONDS,
-        proves: Words::new("2000 resets leave nothing behind", "2000 RST no dejan nada atrás"),
+        proves: Words::new("2000 resets leave nothing behind", "2000 cierres abruptos no dejan nada atrás"),
         sends: Words::new(
             "2000 connections that are reset, and `hola` on a new one after every 4",
             "2000 conexiones terminadas con RST, y `hola` por una nueva cada 4",
+        )
+        .on_unix(
+            "2000 connections that are closed, and `hola` on a new one after every 4",
+            "2000 conexiones que se cierran, y `hola` por una nueva cada 4",
         ),
         matters: Words::new(
             "a descriptor or thread left behind by each is a server that stops after a day",
@@ -103,6 +111,10 @@ pub(super) const CHECKS: &[Check] = &[
         sends: Words::new(
             "up to 8 MiB without reading, then RST, while another client stays connected",
             "hasta 8 MiB sin leer, y luego RST, mientras otro cliente sigue conectado",
+        )
+        .on_unix(
+            "up to 8 MiB without reading, then a close, while another client stays connected",
+            "hasta 8 MiB sin leer, y luego un cierre, mientras otro cliente sigue conectado",
         ),
         matters: Words::new(
             "the server finds out while it writes: with an error, or with SIGPIPE, which ends the process if it is not ignored",

@@ -60,6 +60,21 @@ impl Problem {
         )
     }
 
+    /// A reset on a Unix socket, which has no RST.
+    pub(super) fn closed_unread(received: usize, expected: usize) -> Self {
+        Self::new(
+            format!("the server closed without reading all, after {received} of {expected} bytes had come back"),
+            format!("el servidor cerró sin leer todo, tras devolver {received} de {expected} bytes"),
+        )
+    }
+
+    pub(super) fn closed_unread_at_the_end() -> Self {
+        Self::new(
+            "everything came back, but at the end the server closed without reading all",
+            "volvió todo, pero al final el servidor cerró sin leer todo",
+        )
+    }
+
     pub(super) fn differs(at: usize, sent: u8, came: u8) -> Self {
         Self::new(
             format!("byte {at} differs: {sent:#04x} was sent, {came:#04x} came back"),

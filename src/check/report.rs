@@ -85,7 +85,7 @@ impl Serialize for Row<'_> {
         row.serialize_field("result", grade.name())?;
         row.serialize_field("seconds", &elapsed.as_secs_f64())?;
         row.serialize_field("proves", check.proves().get(language))?;
-        row.serialize_field("sends", check.sends().get(language))?;
+        row.serialize_field("sends", self.graded.sent(language))?;
         row.serialize_field("came", &self.graded.came(language))?;
         row.serialize_field("matters", check.matters().get(language))?;
         row.serialize_field("read", &check.read(language))?;

@@ -51,6 +51,10 @@ pub(super) const CHECKS: &[Check] = &[
         sends: Words::new(
             "SIGSTOP, 5 connections that are reset, SIGCONT, and `hola` on a new one; 4 times",
             "SIGSTOP, 5 conexiones terminadas con RST, SIGCONT, y `hola` por una nueva; 4 veces",
+        )
+        .on_unix(
+            "SIGSTOP, 5 connections that are closed, SIGCONT, and `hola` on a new one; 4 times",
+            "SIGSTOP, 5 conexiones que se cierran, SIGCONT, y `hola` por una nueva; 4 veces",
         ),
         matters: Words::new(
             "accept, or the first call on what it returns, then fails: an error of one client, not of the server",

@@ -14,14 +14,24 @@ pub enum Language {
 pub struct Words {
     en: &'static str,
     es: &'static str,
+    /// The sentence about a Unix socket, where it differs.
+    on_unix: Option<(&'static str, &'static str)>,
 }
 
 impl Words {
     pub(super) const fn new(en: &'static str, es: &'static str) -> Self {
-        Self { en, es }
+        Self { en, es, on_unix: None }
     }
 
-    /// Returns the sentence in one language.
+    pub(super) const fn on_unix(self, en: &'static str, es: &'static str) -> Self {
+        Self { on_unix: Some((en, es)), ..self }
+    }
+
+    pub(super) fn about(self, is_unix: bool) -> Self {
+        self.on_unix.filter(|_| is_unix).map_or(self, |(en, es)| Self::new(en, es))
+    }
+
+    /// Returns the sentence in one language: where the transport matters, that about TCP.
     #[must_use]
     pub const fn get(self, language: Language) -> &'static str {
         match language {

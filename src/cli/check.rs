@@ -221,7 +221,7 @@ fn row(graded: &Graded, language: Language) -> String {
         Grade::Late => language.pick("late\n", "tarde\n"),
     };
     let labels = language.pick(["sent", "came", "why", "read"], ["se envió", "pasó", "por qué", "leer"]);
-    let texts = [check.sends().get(words), &came, check.matters().get(words), &check.read(words)];
+    let texts = [graded.sent(words), &came, check.matters().get(words), &check.read(words)];
     let paragraphs = labels.into_iter().zip(texts).map(|(label, text)| paragraph(label, text));
     [row, result.to_owned()].into_iter().chain(paragraphs).collect()
 }

@@ -63,8 +63,8 @@ fn write_case(writer: &mut Writer<Vec<u8>>, suite: &str, graded: &Graded, langua
         if graded.grade == Grade::Skipped {
             return note.write_empty().map(drop);
         }
-        let (sends, matters) = (check.sends().get(language), check.matters().get(language));
-        let text = [sends, &message, matters, &check.read(language)].join("\n");
+        let (sent, matters) = (graded.sent(language), check.matters().get(language));
+        let text = [sent, &message, matters, &check.read(language)].join("\n");
         note.write_text_content(BytesText::new(&text)).map(drop)
     })?;
     Ok(())

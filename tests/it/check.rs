@@ -2,16 +2,21 @@
 
 mod faulty;
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use std::{fs, thread};
 
-use ecoloop::check::Language::English;
+use ecoloop::check::Language::{English, Spanish};
 use ecoloop::check::{self, Grade, Grader};
+use ecoloop::transport::UnixAddress;
 use rustix::process::Signal;
 use serde_json::Value;
+use socket2::SockRef;
 
 use self::faulty::Fault;
 use crate::support::{Ended, Process, Scratch, ecoloop, eventually};
@@ -226,10 +231,80 @@ fn a_short_backlog_of_a_unix_socket_fails_nothing() {
     let mut config = ecoloop::Config::default();
     config.backlog = 1;
     let _server = ecoloop::Server::bind_unix(&path, config).unwrap().spawn().unwrap();
-    let mut grader = Grader::new([ecoloop::transport::UnixAddress::new(&path).unwrap()]);
+    let mut grader = Grader::new([UnixAddress::new(&path).unwrap()]);
     grader.checks.retain(|check| check.name() == "thousand" || check.level() <= 2);
     for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap().results {
         assert!([Grade::Ok, Grade::Late].contains(&graded.grade), "{graded:?}");
+    }
+}
+
+/// Serves each client on a Unix socket with `serve`, and returns what came in a check, in English and in Spanish.
+#[track_caller]
+fn came_on_unix(name: &str, serve: fn(UnixStream) -> io::Result<()>) -> [String; 2] {
+    let (_directory, path) = new_path();
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || listener.incoming().for_each(|stream| drop(serve(stream.unwrap()))));
+    let one_check = Grader::new([UnixAddress::new(&path).unwrap()]).only([name]).unwrap();
+    let report = one_check.run(&AtomicBool::new(false), |_| ()).unwrap();
+    let [graded] = &report.results[..] else { panic!("{report}") };
+    assert_eq!(graded.grade, Grade::Fails, "{report}");
+    [English, Spanish].map(|language| graded.came(language).unwrap())
+}
+
+#[test]
+fn the_words_of_a_failure_on_a_unix_socket_are_not_those_of_tcp() {
+    let reads_a_byte = |mut stream: UnixStream| stream.read_exact(&mut [0]);
+    for name in ["echo", "reset", "reset-storm", "vanished", "fin-with-data"] {
+        for words in came_on_unix(name, reads_a_byte) {
+            assert!(!words.contains("RST"), "{name}: {words}");
+        }
+    }
+    let [en, es] = came_on_unix("reset", reads_a_byte);
+    assert_eq!(
+        en,
+        "the server closed without reading all, after 0 of 5 bytes had come back; afterwards a new client is not served"
+    );
+    assert!(es.starts_with("el servidor cerró sin leer todo, tras devolver 0 de 5 bytes; "), "{es}");
+
+    let echoes_what_it_does_not_read = |mut stream: UnixStream| {
+        let mut data = [MaybeUninit::uninit(); 1024];
+        SockRef::from(&stream).peek(&mut data)?;
+        stream.write_all(b"hola\n")
+    };
+    let words = came_on_unix("half-close", echoes_what_it_does_not_read);
+    let expected = [
+        "everything came back, but at the end the server closed without reading all",
+        "volvió todo, pero al final el servidor cerró sin leer todo",
+    ];
+    assert_eq!(words, expected);
+
+    // The next write of the client fails with EPIPE.
+    let reads_once = |mut stream: UnixStream| {
+        let mut data = [0; 16 << 10];
+        let length = stream.read(&mut data)?;
+        stream.shutdown(Shutdown::Read)?;
+        stream.write_all(&data[..length])
+    };
+    let [en, _] = came_on_unix("megabyte", reads_once);
+    assert!(en.starts_with("the server closed after 0 of 16384 bytes"), "{en}");
+}
+
+#[test]
+fn what_was_sent_to_a_unix_socket_is_not_what_tcp_alone_has() {
+    let (_directory, path) = new_path();
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || listener.incoming().for_each(drop));
+    let target = format!("unix:{}", path.display());
+    for name in ["reset", "reset-storm", "vanished"] {
+        for (language, word) in [("en", "close"), ("es", "cierr")] {
+            let [json, junit] = [Scratch::new("json"), Scratch::new("xml")];
+            let outputs = ["--json", json.path(), "--junit", junit.path()];
+            let ended = run(&[&["--only", name, "--lang", language], &outputs[..], &[&target]].concat());
+            assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+            for text in [ended.stdout.join("\n"), json.json().to_string(), fs::read_to_string(junit.path()).unwrap()] {
+                assert!(!text.contains("RST") && text.contains(word), "{name}: {text}");
+            }
+        }
     }
 }
 
