@@ -62,7 +62,7 @@ pub(super) fn advise(report: &Report) {
                 "there is no such file; start the server first, or check the path"
             }
             ErrorName::Other if error.errno.as_deref() == Some("EACCES") => {
-                "a client needs the permission to write to the file of a Unix socket: see --unix-mode of serve"
+                "a client needs the permission to write to the file of the Unix socket (--unix-mode of serve), and to search its directories"
             }
             ErrorName::NoDescriptors => DESCRIPTOR_HINT,
             ErrorName::NoPorts if report.config.sources.is_empty() => {

@@ -1,9 +1,12 @@
 //! Loads over Unix sockets.
 
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -145,6 +148,34 @@ fn a_connect_fails_at_once_where_nobody_listens() {
     drop(UnixListener::bind(&path).unwrap());
     let ended = load();
     assert!(has(&ended.stdout, "connect refused (ECONNREFUSED): 2,"), "{ended:?}");
+}
+
+#[test]
+#[ignore = "needs root, which every permission admits, and runuser"]
+fn a_socket_without_permission_is_an_error_with_its_remedy() {
+    let (directory, path) = new_path();
+    let _server = Server::bind_unix(&path, ServerConfig::default()).unwrap().spawn().unwrap();
+    let target = format!("unix:{}", path.display());
+    // The other user can reach neither the program of the tests nor the directory.
+    let program = directory.path().join("ecoloop");
+    fs::copy(ecoloop(&[]).get_program(), &program).unwrap();
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    set_mode(directory.path(), 0o755);
+    let load = |options: &[&str]| {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "nobody", "--"]).arg(&program).args(["load", "-d", "100ms", "-c", "2"]).args(options);
+        command.arg(&target);
+        Process::start(command).wait()
+    };
+    set_mode(&path, 0o755);
+    let ended = load(&[]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let has = |lines: &[String], words: &str| lines.iter().any(|line| line.contains(words));
+    assert!(has(&ended.stdout, "connect other (EACCES): 2,"), "{ended:?}");
+    let advice = "a client needs the permission to write to the file of the Unix socket (--unix-mode of serve), and to";
+    assert!(has(&ended.stderr, advice), "{ended:?}");
+    set_mode(&path, 0o777);
+    assert_clean(&document(&load(&["--json", "-"])).1);
 }
 
 #[test]
