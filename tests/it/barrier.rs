@@ -8,12 +8,14 @@ use std::{fs, process, thread};
 
 use ecoloop::load::Report;
 use ecoloop::load::report::{Ended as RunEnded, Verdict};
-use ecoloop::{Config, Running};
+use ecoloop::transport::AnyAddress;
+use ecoloop::{Config, Running, Server};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, eventually, serve};
+use crate::unix::new_path;
 
 /// A run of several ranks against one server.
 struct Run {
@@ -40,7 +42,8 @@ impl Run {
     }
 
     /// Starts a rank, whose server is `target` and which meets the others at `barrier`.
-    fn start_at(&self, index: u32, target: SocketAddr, barrier: &str) -> Process {
+    fn start_at(&self, index: u32, target: impl Into<AnyAddress>, barrier: &str) -> Process {
+        let target: AnyAddress = target.into();
         let (rank, target, file) = (format!("{index}/{}", self.count), target.to_string(), self.file());
         let mut arguments = vec!["load", "--rank", &rank, "--barrier", barrier, "--json", &file, &target];
         arguments.extend(self.arguments.iter().map(String::as_str));
@@ -105,6 +108,29 @@ fn all_ranks_start_together_and_rank_0_alone_writes_the_results() {
     let status = if report.verdict == Verdict::Inconclusive { 3 } else { 0 };
     assert_eq!(first.status.code(), Some(status), "{first:?}: {:?}", report.thresholds);
     assert_eq!(fs::read_dir(run.directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn ranks_share_servers_on_unix_sockets() {
+    let (_directory, path) = new_path();
+    let by_path = Server::bind_unix(path, Config::default()).unwrap().spawn().unwrap();
+    let name = format!("@ecoloop-barrier-{}", process::id());
+    let by_name = Server::bind_unix(name, Config::default()).unwrap().spawn().unwrap();
+    let (first, second) = (by_path.local_addr(), by_name.local_addr());
+    let run = Run::new(2, &["-q", "-c", "8", "-r", "400", "-d", "300ms", &second.to_string()]);
+    for rank in [0, 1].map(|index| run.start_at(index, first.clone(), &run.barrier)) {
+        let ended = rank.wait();
+        assert!([Some(0), Some(3)].contains(&ended.status.code()), "{ended:?}");
+    }
+    let report = run.report();
+    assert_eq!((report.messages.due, report.messages.verified, report.connections.held), (120, 120, 8));
+    let expected = [(first.into(), 60), (second.into(), 60)];
+    let targets: Vec<_> = report.targets.iter().map(|of| (of.target.clone(), of.figures.messages)).collect();
+    assert_eq!(targets, expected);
+    for server in [by_path, by_name] {
+        server.handle().drain();
+        assert_eq!(server.join().unwrap().stats.accepted, 4);
+    }
 }
 
 #[test]

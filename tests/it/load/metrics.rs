@@ -16,7 +16,7 @@ use crate::support::{Process, ecoloop, eventually, join, serve};
 
 /// Starts a load with metrics, and returns it with their address.
 #[track_caller]
-fn start(arguments: &[&str]) -> (Process, SocketAddr) {
+pub(super) fn start(arguments: &[&str]) -> (Process, SocketAddr) {
     let common = ["load", "--metrics", "127.0.0.1:0", "--json", "-"];
     let mut load = Process::start(ecoloop(&[&common, arguments].concat()));
     let line = load.error_with("metrics on http://");
@@ -25,7 +25,7 @@ fn start(arguments: &[&str]) -> (Process, SocketAddr) {
 }
 
 /// Returns the value of a sample, if there is one.
-fn sample(metrics: SocketAddr, name: &str) -> Option<f64> {
+pub(super) fn sample(metrics: SocketAddr, name: &str) -> Option<f64> {
     let body = get(metrics, "/metrics").1;
     let value = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.map(|value| value.parse().unwrap())

@@ -17,7 +17,7 @@ use ecoloop::{Config as ServerConfig, Server};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
+use super::{SIZE, assert_clean, assert_sums, config, document, errors, metrics, run, run_command};
 use crate::support::{Ended, Process, Scratch, TIMEOUT, ecoloop, eventually, serve};
 use crate::unix::new_path;
 
@@ -285,6 +285,26 @@ fn options_apply_to_unix_sockets() {
     for version in ["v1", "v2"] {
         run_on_command(&["--proxy-protocol"], &["-c", "2", "--proxy-protocol", version, "-d", "100ms"]);
     }
+}
+
+#[test]
+fn the_metrics_of_a_load_on_a_unix_socket_are_those_of_its_report() {
+    let (_directory, path) = new_path();
+    let server = Server::bind_unix(&path, ServerConfig::default()).unwrap().spawn().unwrap();
+    let target = format!("unix:{}", path.display());
+    // It is ended once it was scraped.
+    let (load, metrics) = metrics::start(&["-c", "2", "-r", "200", "-d", "1h", &target]);
+    let mut verified = None;
+    eventually("replies", || {
+        verified = metrics::sample(metrics, "ecoloop_load_messages_total{outcome=\"verified\"}");
+        verified > Some(0.0)
+    });
+    assert_eq!(metrics::sample(metrics, "ecoloop_load_connections"), Some(2.0));
+    assert_eq!(metrics::sample(metrics, "ecoloop_load_errors_total"), Some(0.0));
+    let (json, _) = document(&load.terminate());
+    assert!(json["messages"]["verified"].as_f64() >= verified, "{verified:?}: {json}");
+    server.handle().drain();
+    assert_eq!(server.join().unwrap().stats.accepted, 2);
 }
 
 #[test]
