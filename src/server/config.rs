@@ -20,9 +20,12 @@ pub(super) const DRAIN_PERIOD: Duration = Duration::from_millis(50);
 pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How late a round of the hand may end without delaying the next: mio rounds a timeout up to a millisecond.
 pub(super) const LATENESS: Duration = Duration::from_millis(2);
+/// Shortest time of a round of the hand. The poll waits no less: shorter rounds would be made up without a wait.
+pub(super) const PERIOD_MIN: Duration = Duration::from_millis(1);
 /// Visits without a byte after which a connection is silent in a drain: they span at least 100 ms.
 pub(super) const DRAIN_TICKS: u64 = 4;
-/// Rounds of the hand, at the fewest, in which a timeout expires: so it expires at most an eighth late.
+/// Rounds of the hand, at the fewest, in which a timeout expires: so it expires at most an eighth late. A short one has fewer, because
+/// of [`PERIOD_MIN`].
 pub(super) const TIMEOUT_ROUNDS: u8 = 32;
 
 /// A century: times of the clock and their sums stay in range.
@@ -75,10 +78,10 @@ pub struct Config {
     pub spin: Duration,
     /// Grace period after a drain begins; connections still open after it are closed. Default 5 s.
     pub drain_timeout: Duration,
-    /// Closes a connection on which no byte has moved for this long, at most an eighth later. Default none.
+    /// Closes a connection on which no byte has moved for this long, at most an eighth (or 10 ms) later. Default none.
     pub idle_timeout: Option<Duration>,
-    /// Resets a connection whose pending output has not shrunk for this long, at most an eighth later: its peer does not read. Sets
-    /// `TCP_USER_TIMEOUT` (tcp(7)) where the system has it, so that data in flight to a peer that has vanished fails as late. It does
+    /// Resets a connection whose pending output has not shrunk for this long, at most an eighth (or 10 ms) later: its peer does not read.
+    /// Sets `TCP_USER_TIMEOUT` (tcp(7)) where the system has it, so that data in flight to a peer that has vanished fails as late. It does
     /// not apply during a drain, which has its own timeout. Default none.
     pub stall_timeout: Option<Duration>,
     /// Probes a connection on which nothing was received for this long, in whole seconds (`SO_KEEPALIVE`, tcp(7)): a peer that has

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::config::{Config, DRAIN_TICKS, HEADER_TIMEOUT, LATENESS, TIMEOUT_MAX, TIMEOUT_ROUNDS};
+use super::config::{Config, DRAIN_TICKS, HEADER_TIMEOUT, LATENESS, PERIOD_MIN, TIMEOUT_MAX, TIMEOUT_ROUNDS};
 use super::connection::Connection;
 use super::observer::CloseReason;
 use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
@@ -111,6 +111,7 @@ impl Timeouts {
         let shortest = [idle, stall, header].into_iter().flatten().min()?;
         // Rounded up, so that the shortest takes no round more.
         let period = (shortest + Duration::from_nanos(u64::from(TIMEOUT_ROUNDS) - 1)) / u32::from(TIMEOUT_ROUNDS);
+        let period = period.max(PERIOD_MIN);
         let idle = idle.map(|timeout| (timeout, CloseReason::Idle));
         let stall = stall.map(|timeout| (timeout, CloseReason::Stalled));
         let header = header.map(|timeout| (timeout, BAD_HEADER));
@@ -284,8 +285,31 @@ mod tests {
     }
 
     #[test]
+    fn a_short_timeout_takes_one_turn_for_each_slice_in_a_millisecond() {
+        const WAITS: usize = 1000;
+        let mut reactor = Reactor::<u8>::new(1).unwrap();
+        let slices = reactor.capacity().div_ceil(SLICE);
+        for idle in [1, 1_000, 1_000_000, 10_000_000, 29_000_000].map(Duration::from_nanos) {
+            let config = Config { idle_timeout: Some(idle), ..Config::default() };
+            let start = Instant::now();
+            let mut hand = Hand::new(Timeouts::new(&config).unwrap().period, start, &reactor);
+            let (mut now, mut turns) = (start, 0);
+            for _ in 0..WAITS {
+                // The poll waits whole milliseconds.
+                now += Duration::from_millis(1);
+                while hand.deadline() <= now {
+                    hand.advance(now, &mut reactor, |_| Visit::Wait);
+                    turns += 1;
+                }
+            }
+            assert_eq!(turns, slices * WAITS, "with {idle:?}");
+        }
+    }
+
+    #[test]
     fn a_timeout_expires_at_most_an_eighth_late_whatever_the_other_is() {
-        let seconds = [0.5, 0.99, 1.0, 1.5, 1.99, 2.0, 60.0, 61.3, 3600.0, 86400.0, 1e10].map(Duration::from_secs_f64);
+        let seconds = [0.001, 0.02, 0.5, 0.99, 1.0, 1.5, 1.99, 2.0, 60.0, 61.3, 3600.0, 86400.0, 1e10]
+            .map(Duration::from_secs_f64);
         for (idle, stall) in seconds.into_iter().flat_map(|idle| seconds.map(|stall| (idle, stall))) {
             let (idle_timeout, stall_timeout) = (Some(idle), Some(stall));
             let config = Config { idle_timeout, stall_timeout, proxy_protocol: true, ..Config::default() };
@@ -310,7 +334,7 @@ mod tests {
                 let earliest = tick * f64::from(timeout.ticks - 2);
                 let latest = tick * f64::from(timeout.ticks) + timeouts.period.as_secs_f64();
                 assert!(earliest >= expected, "{earliest} s is before {expected} s");
-                let late = latest - expected - 2.0 * LATENESS.as_secs_f64();
+                let late = latest - expected - (2 * LATENESS + PERIOD_MIN).as_secs_f64();
                 assert!(late <= expected / 8.0, "{late} s late of {expected} s, with {config:?}");
             }
         }
