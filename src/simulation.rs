@@ -6,7 +6,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a simulation fails by panicking")]
 
+mod accepts;
 mod checks;
+mod client;
 mod kernel;
 mod poll;
 mod socket;
@@ -19,7 +21,8 @@ use std::fmt::Debug;
 use std::rc::Rc;
 use std::time::Duration;
 
-use self::kernel::{ALLOWED, Action, Header, Kernel, SOURCES};
+use self::client::Header;
+use self::kernel::{ALLOWED, Action, Kernel, SOURCES};
 use self::transport::{Listener, Recorder, SharedKernel};
 use crate::fuzzing::Input;
 use crate::transport::Listen;

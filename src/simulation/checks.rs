@@ -3,7 +3,8 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
-use super::kernel::{Header, Kernel, Last, Verdict};
+use super::client::{Header, Last, Verdict};
+use super::kernel::Kernel;
 use crate::fault::{Connect, Effect, Kind};
 use crate::{CloseReason, Peer, Stats, Turn};
 

@@ -1,17 +1,15 @@
-//! A modelled kernel: clients, their sockets, backlogs, a poll that reports each edge once, and a clock.
+//! A modelled kernel: what happens outside of the server, a poll that reports each edge once, and a clock.
 //!
 //! It also keeps the books: what the server must do follows from what the kernel has returned to it. See [`checks`](super::checks).
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::unix::net::UnixStream;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::accepts::Backlog;
+use super::client::{Client, Header, Verdict};
 use super::poll::set_now;
 use super::socket::Socket;
-use crate::fault::{Connect, Effect};
-use crate::{CloseReason, Config, Fault, Ready, WhenFull};
+use crate::{Config, Ready};
 
 /// How long the clock goes on when a turn that polls without waiting finds nothing.
 const SPIN_STEP: Duration = Duration::from_micros(50);
@@ -89,91 +87,6 @@ pub(super) enum Action {
     Pass(Duration),
 }
 
-/// What a client sends first to a server that expects a PROXY header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Header {
-    /// It announces this source.
-    V1(usize),
-    V2(usize),
-    /// It announces none.
-    Local,
-    Bad,
-}
-
-/// What becomes of a client at its accept, or when its PROXY header has arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Served,
-    NotAllowed,
-    PerSource,
-    Full,
-    /// `connect=reset`
-    Fault,
-    /// The socket could not be registered.
-    Dropped,
-}
-
-/// What the last read or write of a socket has returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Last {
-    Nothing,
-    EndOfStream,
-    Failed(ErrorKind),
-}
-
-/// A client that has connected.
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub(super) struct Client {
-    pub(super) socket: Socket,
-    pub(super) source: usize,
-    pub(super) header: Header,
-    pub(super) verdict: Option<Verdict>,
-    /// The key under which it is registered.
-    pub(super) token: Option<usize>,
-    /// Its PROXY header was taken.
-    pub(super) has_header: bool,
-    /// What the server takes it from, and bytes that the last peek has returned, which are in there.
-    pub(super) descriptor: Option<Rc<UnixStream>>,
-    pub(super) peeked: usize,
-    /// What the observer was told.
-    pub(super) is_opened: bool,
-    pub(super) has_ended: bool,
-    pub(super) closed: Option<CloseReason>,
-    pub(super) rules: Vec<Fault>,
-    pub(super) last: Last,
-    /// The server has sent FIN.
-    pub(super) has_fin: bool,
-    pub(super) accepted_at: Instant,
-    /// When a byte was last moved, and the excess then.
-    pub(super) moved_at: Instant,
-    pub(super) excess: Duration,
-    /// When the oldest input that was not read arrived.
-    pub(super) unread_since: Option<Instant>,
-    /// Bytes that had arrived when a drain began.
-    pub(super) sent_before_drain: u64,
-    /// Reads in this turn, and turns in which it was not served though it had something to do.
-    pub(super) reads: usize,
-    pub(super) is_served: bool,
-    pub(super) hungry_turns: usize,
-    /// How many of them there may be: it depends on how many others wait.
-    pub(super) hungry_turns_max: usize,
-}
-
-/// A listening socket.
-#[derive(Debug, Default)]
-pub(super) struct Backlog {
-    pub(super) waiting: VecDeque<usize>,
-    pub(super) has_edge: bool,
-    token: Option<usize>,
-    pub(super) is_closed: bool,
-    /// Calls of accept(2) in this turn, and failed ones.
-    pub(super) accepts: usize,
-    pub(super) failures: usize,
-    /// An accept of this turn has returned `WouldBlock`.
-    pub(super) is_emptied: bool,
-}
-
 /// What the server's own counters must be.
 #[derive(Debug, Default)]
 pub(super) struct Books {
@@ -203,7 +116,7 @@ pub(super) struct Kernel {
     pub(super) excess: Duration,
     /// Every client, the living ones, and the ones whose socket the server has.
     pub(super) clients: Vec<Client>,
-    live: Vec<usize>,
+    pub(super) live: Vec<usize>,
     pub(super) held: Vec<usize>,
     pub(super) backlogs: Vec<Backlog>,
     /// Keys that were freed since the last wait.
@@ -213,7 +126,7 @@ pub(super) struct Kernel {
     pub(super) books: Books,
     /// Actions, and the number of calls of the server after which each happens.
     deferred: Vec<(usize, Action)>,
-    accept_failures: (i32, usize),
+    pub(super) accept_failures: (i32, usize),
     /// The last accept failed for want of something.
     pub(super) has_accept_failed: bool,
     registration_failures: usize,
@@ -242,44 +155,12 @@ pub(super) struct Kernel {
     pub(super) excess_before_drain: Duration,
     pub(super) is_stopping: bool,
     /// Clients accepted beyond what `accept_rate` allows in the time since.
-    accept_level: f64,
-    accepted_at: Option<Instant>,
+    pub(super) accept_level: f64,
+    pub(super) accepted_at: Option<Instant>,
     /// When the clock was read for the accepts that go on now, and for those before.
-    burst_began_at: Instant,
-    burst_before: Option<Instant>,
+    pub(super) burst_began_at: Instant,
+    pub(super) burst_before: Option<Instant>,
     pub(super) failure: Option<String>,
-}
-
-impl Client {
-    pub(super) fn is_plain(&self) -> bool {
-        self.rules.is_empty()
-    }
-
-    /// Returns whether no rule of its own changes, loses or withholds bytes for good.
-    pub(super) fn is_delayed_at_most(&self) -> bool {
-        self.rules.iter().all(|rule| match rule.effect {
-            Effect::Delay { .. } | Effect::Rate { .. } | Effect::Chunk { .. } => true,
-            Effect::Stall { length, .. } => length.is_some(),
-            _ => false,
-        })
-    }
-
-    pub(super) fn changes_bytes(&self) -> bool {
-        let changes = |effect: &Effect| {
-            matches!(effect, Effect::Flip { .. } | Effect::Lose { .. } | Effect::Duplicate { .. } | Effect::Swap { .. })
-        };
-        self.rules.iter().any(|rule| changes(&rule.effect))
-    }
-
-    /// Returns how many bytes the server has read, and must keep, unless a rule changes that.
-    pub(super) fn pending(&self) -> u64 {
-        let header = if self.has_header { self.socket.header.len() as u64 } else { 0 };
-        if self.has_fin { 0 } else { self.socket.read - header - self.socket.written }
-    }
-
-    pub(super) fn has_whole_header(&self) -> bool {
-        self.header != Header::Bad && self.socket.sent >= self.socket.header.len() as u64
-    }
 }
 
 impl Kernel {
@@ -429,31 +310,7 @@ impl Kernel {
         if self.config.proxy_protocol {
             socket.header = super::transport::header_bytes(header, id);
         }
-        self.clients.push(Client {
-            socket,
-            source,
-            header,
-            verdict: None,
-            token: None,
-            has_header: false,
-            descriptor: None,
-            peeked: 0,
-            is_opened: false,
-            has_ended: false,
-            closed: None,
-            rules: Vec::new(),
-            last: Last::Nothing,
-            has_fin: false,
-            accepted_at: self.now,
-            moved_at: self.now,
-            excess: self.excess,
-            unread_since: None,
-            sent_before_drain: 0,
-            reads: 0,
-            is_served: false,
-            hungry_turns: 0,
-            hungry_turns_max: 0,
-        });
+        self.clients.push(Client::new(socket, source, header, self.now, self.excess));
         self.live.push(id);
         self.backlogs[listener].waiting.push_back(id);
         self.backlogs[listener].has_edge = true;
@@ -580,131 +437,6 @@ impl Kernel {
             self.check(is_empty, |kernel| format!("it sleeps for good, and has something to do: {kernel:?}"));
         }
         is_empty || self.is_asleep || !in_order
-    }
-
-    pub(super) fn listen(&mut self, index: usize, token: usize) {
-        self.backlogs[index].token = Some(token);
-    }
-
-    pub(super) fn close_listener(&mut self, index: usize) {
-        let backlog = &mut self.backlogs[index];
-        let (accepts, failures, is_emptied) = (backlog.accepts, backlog.failures, backlog.is_emptied);
-        (backlog.token, backlog.is_closed) = (None, true);
-        let waiting = std::mem::take(&mut backlog.waiting);
-        self.live.retain(|id| !waiting.contains(id));
-        // A drain serves the clients that wait, where nothing prevents it.
-        let is_limited = self.config.accept_rate.is_some()
-            || self.connect_fault().is_some()
-            || is_emptied
-            || failures > 0
-            || self.is_full()
-            || accepts >= self.config.backlog as usize;
-        let is_drain = self.drain_began_at.is_some() && !self.is_stopping;
-        self.check(!is_drain || is_limited || waiting.is_empty(), |_| format!("a drain leaves {waiting:?} unserved"));
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.config.when_full == WhenFull::Wait && self.held.len() >= self.config.max_connections
-    }
-
-    /// Returns what a rule does to the accepts now.
-    pub(super) fn connect_fault(&self) -> Option<Connect> {
-        let elapsed = self.now - self.started_at;
-        let is_now = |fault: &&Fault| fault.selector.at.as_ref().is_none_or(|at| at.contains(&elapsed));
-        let connects = self.config.faults.iter().filter_map(|fault| match fault.effect {
-            Effect::Connect(connect) => Some((fault, connect)),
-            _ => None,
-        });
-        connects.filter(|(fault, _)| is_now(fault)).map(|(_, connect)| connect).next()
-    }
-
-    /// Returns the next client of a backlog.
-    pub(super) fn accept(&mut self, index: usize) -> io::Result<usize> {
-        self.backlogs[index].accepts += 1;
-        if self.backlogs[index].accepts == 1 {
-            self.burst_began_at = self.now;
-        }
-        let (accepts, is_draining) = (self.backlogs[index].accepts, self.drain_began_at.is_some());
-        self.check(is_draining || accepts <= self.config.accepts_per_turn, |_| format!("{accepts} accepts in a turn"));
-        let (errno, calls) = self.accept_failures;
-        if calls > 0 {
-            self.accept_failures.1 -= 1;
-            let is_clients_own = matches!(errno, libc::ECONNABORTED | libc::EPROTO | libc::EPERM);
-            if is_clients_own {
-                let Some(id) = self.backlogs[index].waiting.pop_front() else {
-                    self.backlogs[index].is_emptied = true;
-                    return Err(ErrorKind::WouldBlock.into());
-                };
-                self.live.retain(|&live| live != id);
-            }
-            self.has_accept_failed = true;
-            self.backlogs[index].failures += 1;
-            self.books.accept_errors += 1;
-            return Err(io::Error::from_raw_os_error(errno));
-        }
-        self.has_accept_failed = false;
-        let Some(id) = self.backlogs[index].waiting.pop_front() else {
-            self.backlogs[index].is_emptied = true;
-            return Err(ErrorKind::WouldBlock.into());
-        };
-        self.check(!self.is_full(), |kernel| format!("more than {} connections", kernel.config.max_connections));
-        self.count_accept();
-        Ok(id)
-    }
-
-    /// Decides what must become of a client that was accepted.
-    pub(super) fn judge(&mut self, id: usize) {
-        let verdict = self.verdict_at_accept(self.clients[id].source);
-        let now = self.now;
-        let client = &mut self.clients[id];
-        (client.verdict, client.accepted_at, client.moved_at, client.excess) = (Some(verdict), now, now, self.excess);
-        self.held.push(id);
-    }
-
-    /// Checks the rates of `accept_rate` and of `connect=TIME`.
-    fn count_accept(&mut self) {
-        let since = self.accepted_at.replace(self.now).map(|at| self.now - at);
-        if let Some(rate) = self.config.accept_rate {
-            let before = self.burst_before.replace(self.burst_began_at).unwrap_or(self.burst_began_at);
-            let elapsed = (self.burst_began_at - before).as_secs_f64();
-            self.accept_level = elapsed.mul_add(-rate, self.accept_level).max(0.0) + 1.0;
-            let most = (rate / 10.0).max(1.0) + 1e-6;
-            let level = self.accept_level;
-            self.check(level <= most, |_| format!("{level} accepted in one burst at a rate of {rate}"));
-        }
-        if let (Some(Connect::Every(interval)), Some(since)) = (self.connect_fault(), since) {
-            // The rule may have begun since.
-            let has_begun = self.config.faults.iter().all(|fault| fault.selector.at.is_none());
-            self.check(!has_begun || since >= interval, |_| format!("accepted {since:?} apart, not {interval:?}"));
-        }
-    }
-
-    fn verdict_at_accept(&self, source: usize) -> Verdict {
-        let admission = if self.config.proxy_protocol { Verdict::Served } else { self.admission(source) };
-        if admission != Verdict::Served {
-            admission
-        } else if self.held.len() == self.config.max_connections {
-            Verdict::Full
-        } else if self.connect_fault() == Some(Connect::Reset) {
-            Verdict::Fault
-        } else {
-            Verdict::Served
-        }
-    }
-
-    /// Returns whether a source may connect.
-    pub(super) fn admission(&self, source: usize) -> Verdict {
-        let is_allowed = self.config.allow.is_empty() || SOURCES[source].3;
-        match self.config.max_per_source {
-            _ if !is_allowed => Verdict::NotAllowed,
-            Some(limit) if self.groups[self.group(source)] >= limit.connections => Verdict::PerSource,
-            _ => Verdict::Served,
-        }
-    }
-
-    pub(super) fn group(&self, source: usize) -> usize {
-        let is_wide = self.config.max_per_source.is_some_and(|limit| limit.ipv4_prefix == 24);
-        if is_wide { SOURCES[source].2 } else { SOURCES[source].1 }
     }
 
     pub(super) fn register(&mut self, id: usize, token: usize) -> io::Result<()> {

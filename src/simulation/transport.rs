@@ -12,7 +12,8 @@ use mio::{Interest, Registry, Token};
 use proxy_header::{ProxiedAddress, ProxyHeader};
 use socket2::{Domain, SockRef, Type};
 
-use super::kernel::{Header, Kernel, SOURCES};
+use super::client::Header;
+use super::kernel::{Kernel, SOURCES};
 use crate::transport::{Listen, Stream};
 use crate::{CloseReason, Fault, Observer, Peer};
 
