@@ -17,7 +17,6 @@ mod running;
 mod stats;
 #[cfg(test)]
 mod tests;
-mod timers;
 mod token_bucket;
 mod turn;
 
@@ -38,13 +37,13 @@ use self::drain::Lifecycle;
 use self::echo::{Core, Echo, Entry};
 use self::idle::Timeouts;
 use self::observer::LocalAddresses;
-use self::timers::Timers;
 use self::turn::EventLoop;
 use crate::clock;
 use crate::error::cannot;
 use crate::fault::{Fault, Rules};
 use crate::memory;
 use crate::reactor::Reactor;
+use crate::timers::Timers;
 use crate::transport::{Listen, UnixAddress, UnixListener};
 use crate::worker::{Worker, resume_panic};
 
@@ -236,7 +235,7 @@ impl<L: Listen> Server<(), L> {
             hand: None,
             rules: Rules::new(&config.faults, config.fault_seed, started),
             accepts: 0,
-            timers: Timers::default(),
+            timers: Timers::new(),
             connect_faults: ConnectFaults::new(open),
             config,
             handle,

@@ -2,7 +2,6 @@
 
 mod client;
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use super::config::Config;
 use super::report::FaultFigures;
 use crate::ValueError;
 use crate::fault::{Fault, Kind, Rules};
+use crate::timers::Timers;
 
 /// The kinds that a client can have. The others change the bytes of a server or its listening sockets.
 const KINDS: [Kind; 4] = [Kind::Rate, Kind::Stall, Kind::Reset, Kind::Fin];
@@ -37,7 +37,7 @@ pub(super) struct Faults {
     /// Connections that were chosen and established.
     established: u64,
     /// When connections continue that wait for a time, in nanoseconds of the run, each with its key.
-    deadlines: BTreeSet<(u64, usize)>,
+    pub(super) timers: Timers<u64>,
 }
 
 impl Faults {
@@ -48,7 +48,7 @@ impl Faults {
             numbers_end: config.rank().nth(config.connections.into()),
             figures: config.faults.iter().map(|fault| FaultFigures::new(fault.to_string())).collect(),
             established: 0,
-            deadlines: BTreeSet::new(),
+            timers: Timers::new(),
         }
     }
 
@@ -113,30 +113,6 @@ impl Faults {
                 Outcome::Own => &mut figures.own_end,
             } += 1;
         }
-    }
-
-    /// Replaces the deadline of the connection under `key`, which is in `timer`.
-    pub(super) fn set_deadline(&mut self, key: usize, timer: &mut Option<u64>, deadline: Option<u64>) {
-        if let Some(at) = timer.take() {
-            self.deadlines.remove(&(at, key));
-        }
-        if let Some(at) = deadline {
-            self.deadlines.insert((at, key));
-        }
-        *timer = deadline;
-    }
-
-    /// Returns the earliest deadline.
-    pub(super) fn next_deadline(&self) -> Option<u64> {
-        self.deadlines.first().map(|&(at, _)| at)
-    }
-
-    /// Removes a deadline that has passed, and returns its key.
-    pub(super) fn pop_expired(&mut self, now: u64) -> Option<usize> {
-        if self.next_deadline()? > now {
-            return None;
-        }
-        self.deadlines.pop_first().map(|(_, key)| key)
     }
 
     pub(super) fn established(&self) -> u64 {

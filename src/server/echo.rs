@@ -20,12 +20,12 @@ use super::idle::{self, Hand, Timeouts, Visit};
 use super::observer::{CloseReason, LocalAddresses, Observer, Peer};
 use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
 use super::stats::Counters;
-use super::timers::Timers;
 use crate::clock;
 use crate::fault::{Drawn, Fault, Kind, Rules};
 use crate::log_target::LOG_TARGET;
 use crate::reactor::{Handler, INTEREST, Next, Reactor};
 use crate::ready::Ready;
+use crate::timers::Timers;
 use crate::transport::{Listen, Stream};
 
 /// What serves the reactor's entries.
@@ -56,7 +56,7 @@ pub(super) struct Core<L: Listen> {
     /// Accepts, of which `connect=reset` chooses some.
     pub(super) accepts: u64,
     /// Deadlines of connections with faults.
-    pub(super) timers: Timers,
+    pub(super) timers: Timers<Instant>,
     pub(super) connect_faults: ConnectFaults<L>,
     /// Finds connections on which no byte moves, if there are any to find.
     pub(super) hand: Option<Hand>,

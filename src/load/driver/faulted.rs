@@ -40,7 +40,7 @@ impl Driver {
             Progress::Again => (None, Next::Again),
             Progress::Ended => (None, Next::Act(Removal::Ended)),
         };
-        self.faults.set_deadline(key, &mut client.timer, deadline);
+        self.faults.timers.set(key, &mut client.timer, deadline);
         next
     }
 }

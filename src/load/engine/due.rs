@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use super::Engine;
-use crate::load::driver::{Driver, Removal};
+use crate::load::driver::{Driver, Registered, Removal};
 use crate::load::hand::SLICE;
 use crate::load::progress::Step;
 use crate::load::schedule::{Arrivals, Due};
@@ -26,7 +26,7 @@ impl Engine {
         let close = driver.connector.may_close().then(|| driver.clock.now());
         let start = (!driver.starting.is_empty()).then(|| driver.clock.now());
         let arrival = driver.connector.arrivals.as_ref().and_then(Arrivals::next_untimed);
-        let (faulted, unix) = (driver.faults.next_deadline(), driver.backlogs.next_due());
+        let (faulted, unix) = (driver.faults.timers.next_at(), driver.backlogs.next_due());
         let times =
             [self.next_connect(), self.next_reconnect(), unix, close, start, arrival, driver.next_due(), faulted];
         let next = times.into_iter().flatten().min().unwrap_or(u64::MAX);
@@ -147,8 +147,11 @@ impl Engine {
     /// Continues connections with faults that have waited for a time.
     pub(super) fn resume_faulted(&mut self) {
         let now = self.driver.clock.now();
-        while let Some(key) = self.driver.faults.pop_expired(now) {
-            self.reactor.resume(key);
+        while let Some(key) = self.driver.faults.timers.pop_expired(now) {
+            if let Some(Registered::Faulted(client)) = self.reactor.get_mut(key) {
+                client.timer = None;
+                self.reactor.resume(key);
+            }
         }
     }
 

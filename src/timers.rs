@@ -1,18 +1,21 @@
 //! The deadlines of connections with faults.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 /// The next deadline of each connection that has one, earliest first. A set, and not a heap: a deadline that has changed is removed, so
 /// that there is never more than one for a connection.
-#[derive(Debug, Default)]
-pub(super) struct Timers {
-    deadlines: BTreeSet<(Instant, usize)>,
+#[derive(Debug)]
+pub(crate) struct Timers<T> {
+    deadlines: BTreeSet<(T, usize)>,
 }
 
-impl Timers {
+impl<T: Copy + Ord> Timers<T> {
+    pub(crate) fn new() -> Self {
+        Self { deadlines: BTreeSet::new() }
+    }
+
     /// Replaces the deadline of `key`, which is in `timer`.
-    pub(super) fn set(&mut self, key: usize, timer: &mut Option<Instant>, deadline: Option<Instant>) {
+    pub(crate) fn set(&mut self, key: usize, timer: &mut Option<T>, deadline: Option<T>) {
         if *timer == deadline {
             return;
         }
@@ -26,12 +29,12 @@ impl Timers {
     }
 
     /// Returns the earliest deadline.
-    pub(super) fn next_at(&self) -> Option<Instant> {
+    pub(crate) fn next_at(&self) -> Option<T> {
         self.deadlines.first().map(|&(at, _)| at)
     }
 
-    /// Removes a deadline that has passed, and returns its key.
-    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<usize> {
+    /// Removes a deadline that has passed, and returns its key. What has its timer clears that.
+    pub(crate) fn pop_expired(&mut self, now: T) -> Option<usize> {
         if self.next_at()? > now {
             return None;
         }
@@ -41,7 +44,7 @@ impl Timers {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -49,7 +52,7 @@ mod tests {
     fn a_connection_has_one_deadline_and_they_expire_in_order() {
         let start = Instant::now();
         let at = |millis| Some(start + Duration::from_millis(millis));
-        let (mut timers, mut first, mut second) = (Timers::default(), None, None);
+        let (mut timers, mut first, mut second) = (Timers::new(), None, None);
         timers.set(7, &mut first, at(60_000));
         for millis in (1..100).rev() {
             timers.set(7, &mut first, at(millis));
