@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
-use std::process::{self, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,12 +11,11 @@ use std::thread;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use ecoloop::check::{self, Grade, Graded, Grader, Report};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::format::{plural, strip_control, wrap};
 use super::log_observer::Language;
-use super::output::{self, Output, lock_files};
-use super::signals::{Requests, is_ignored};
+use super::output::{self, Output, exit_interrupted};
+use super::signals::Requests;
 use super::values::Endpoint;
 use super::{descriptors, junit, print_error, usage_error};
 
@@ -261,15 +260,11 @@ struct Stage {
 /// Starts a thread for SIGINT, SIGTERM and SIGHUP: the first interrupts the run, which then prints what was graded. Before the run and
 /// after it a signal ends the process; never during it, when the server may be stopped.
 fn handle_signals(stage: Arc<Stage>) -> Result<(), Box<dyn Error>> {
-    // Under nohup(1) the run outlives its terminal.
-    let signals: &[_] = if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] };
-    let signals = Requests::new(signals)?;
+    let signals = Requests::to_end_a_run()?;
     let handle_each = move || {
         for _ in signals {
             if stage.has_ended.load(Ordering::Acquire) || !stage.has_begun.load(Ordering::Acquire) {
-                // Neither a temporary file nor half of a file is left behind.
-                let _files = lock_files();
-                process::exit(130);
+                exit_interrupted();
             }
             stage.interrupt.store(true, Ordering::Release);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
-use std::process::{self, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
@@ -15,7 +15,6 @@ use clap::Args;
 use ecoloop::fault::Fault;
 use ecoloop::load::report::{Ended, Report, Verdict};
 use ecoloop::load::{self, Config, Interrupt, ProgressCell, Session, Threshold};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::advice::{advise, print_failure, warn_of_limits};
 use super::descriptors;
@@ -24,12 +23,12 @@ use super::hints::with_descriptor_hint;
 use super::input::Input;
 use super::load_options::{CONNECTIONS, LoadOptions, TIME};
 use super::metrics;
-use super::output::{self, lock_files};
+use super::output::{self, exit_interrupted};
 use super::progress::ProgressDisplay;
 use super::ranked_run;
 use super::ranks;
 use super::result_files::{self, Outputs, REPORT};
-use super::signals::{Requests, is_ignored};
+use super::signals::Requests;
 use super::values::{Address, Endpoint, duration, time};
 use super::{exit_status, print_error, table, usage_error};
 
@@ -377,9 +376,7 @@ pub(super) fn handle_signals(
     interrupt: Interrupt,
     requests: SyncSender<io::Result<bool>>,
 ) -> Result<(), Box<dyn Error>> {
-    // Under nohup(1) the run outlives its terminal.
-    let signals: &[_] = if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] };
-    let mut signals = Requests::new(signals)?;
+    let mut signals = Requests::to_end_a_run()?;
     let wait = move || {
         if signals.next().is_some() && has_begun.load(Ordering::Acquire) {
             interrupt.set();
@@ -387,9 +384,7 @@ pub(super) fn handle_signals(
             let _ = requests.try_send(Ok(false));
             signals.next();
         }
-        // Neither a temporary file nor half of a file is left behind.
-        let _files = lock_files();
-        process::exit(130);
+        exit_interrupted();
     };
     thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
     Ok(())

@@ -22,9 +22,16 @@ const DESCRIPTORS: [&str; 2] = ["/dev/fd/", "/proc/self/fd/"];
 /// Held while a file is incomplete or a temporary file exists.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// Waits until no file is being written, and keeps others from it. A thread that ends the process holds it until the end.
-pub(super) fn lock_files() -> MutexGuard<'static, ()> {
+/// Waits until no file is being written, and keeps others from it.
+fn lock_files() -> MutexGuard<'static, ()> {
     WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the process with the status of one that SIGINT has ended. Neither a temporary file nor half of a file is left behind.
+#[cfg(feature = "load")]
+pub(super) fn exit_interrupted() -> ! {
+    let _files = lock_files();
+    std::process::exit(130);
 }
 
 /// Writes all of `bytes`, and waits where the descriptor is non-blocking and full. On an error `bytes` is what is not written.

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::SIGUSR1;
+#[cfg(feature = "load")]
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::backend::{PollResult, SignalDelivery, SignalIterator};
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -45,6 +47,12 @@ impl Requests {
         };
         let signals = deliver().map_err(|error| format!("cannot handle signals: {}", with_descriptor_hint(error)))?;
         Ok(Self { signals, last: None })
+    }
+
+    /// Receives the signals that end a load or a grading. Under nohup(1), which ignores SIGHUP, it outlives its terminal.
+    #[cfg(feature = "load")]
+    pub(super) fn to_end_a_run() -> Result<Self, String> {
+        Self::new(if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] })
     }
 
     /// Records a signal, and returns whether it is a request of its own.
@@ -91,7 +99,7 @@ fn wait_for_signal(pipe: &mut UnixStream) -> io::Result<bool> {
 
 /// Returns whether the process was started with a signal ignored, as nohup(1) does with SIGHUP. Call it before [`Requests::new`].
 #[cfg(feature = "load")]
-pub(super) fn is_ignored(signal: i32) -> bool {
+fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
