@@ -1,6 +1,7 @@
 //! End of stream, reset, broken pipe; and signals that close nothing.
 
 use std::io::Write;
+use std::net::TcpStream;
 
 use ecoloop::{CloseReason, Config, Server};
 use rustix::process::Signal;
@@ -12,30 +13,21 @@ use crate::support::{
 
 #[test]
 fn end_of_stream_closes_only_that_connection() {
-    let recorder = Recorder::default();
-    let server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(recorder.clone());
-    let server = server.spawn().unwrap();
-    let mut other = connect(server.local_addr());
-    assert_echoes(&mut other, b"hola");
-    eventually("the turn of this echo", || server.handle().stats().bytes_in == 4);
-    recorder.take();
-
-    let mut client = connect(server.local_addr());
-    assert_echoes(&mut client, b"hola");
-    half_close(&client);
-    assert_ended(&mut client);
-    eventually("the close", || server.handle().stats().closed.end_of_stream == 1);
-    assert_echoes(&mut other, b"adios");
-    eventually("the turn of this echo", || server.handle().stats().bytes_in == 13);
-
-    let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
-    let closed = Event::Closed(CloseReason::EndOfStream);
-    assert_eq!(events, [Event::Opened, Event::Received(4), Event::Ended, closed, Event::Received(5)]);
-    assert_eq!(server.handle().stats().open(), 1);
+    let end = |mut client: TcpStream| {
+        half_close(&client);
+        assert_ended(&mut client);
+    };
+    assert_closes_only_that_connection(end, &[Event::Ended, Event::Closed(CloseReason::EndOfStream)]);
 }
 
 #[test]
 fn a_reset_closes_only_that_connection() {
+    assert_closes_only_that_connection(reset, &[Event::Closed(CloseReason::Reset)]);
+}
+
+/// Asserts that `end` leads to the events `expected`, and that another connection is served on.
+#[track_caller]
+fn assert_closes_only_that_connection(end: impl FnOnce(TcpStream), expected: &[Event]) {
     let recorder = Recorder::default();
     let server = Server::bind("127.0.0.1:0", Config::default()).unwrap().with_observer(recorder.clone());
     let server = server.spawn().unwrap();
@@ -46,37 +38,34 @@ fn a_reset_closes_only_that_connection() {
 
     let mut client = connect(server.local_addr());
     assert_echoes(&mut client, b"hola");
-    reset(client);
-    eventually("the close", || server.handle().stats().closed.reset == 1);
+    end(client);
+    eventually("the close", || server.handle().stats().closed.total() == 1);
     assert_echoes(&mut other, b"adios");
     eventually("the turn of this echo", || server.handle().stats().bytes_in == 13);
 
     let events: Vec<_> = recorder.take().into_iter().map(|(_, event)| event).collect();
-    assert_eq!(events, [Event::Opened, Event::Received(4), Event::Closed(CloseReason::Reset), Event::Received(5)]);
+    assert_eq!(events, [&[Event::Opened, Event::Received(4)], expected, &[Event::Received(5)]].concat());
     assert_eq!(server.handle().stats().open(), 1);
 }
 
 #[test]
 fn a_reset_with_pending_output_closes_only_that_connection() {
-    let server = serve(narrow());
-    let handle = server.handle();
-    let mut other = connect(server.local_addr());
-    let client = connect_narrow(server.local_addr());
-    stall(&client, &pattern(2 << 20), &mut other, &handle);
-    reset(client);
-    eventually("the close", || handle.stats().closed.reset == 1);
-    assert_echoes(&mut other, b"hola");
-    assert_eq!(handle.stats().closed.total(), 1);
+    assert_a_reset_of_a_stalled_client_closes_only_that_connection(|_| {});
 }
 
 #[test]
 fn a_reset_after_a_half_close_with_pending_output_closes_only_that_connection() {
+    assert_a_reset_of_a_stalled_client_closes_only_that_connection(half_close);
+}
+
+#[track_caller]
+fn assert_a_reset_of_a_stalled_client_closes_only_that_connection(before: impl FnOnce(&TcpStream)) {
     let server = serve(narrow());
     let handle = server.handle();
     let mut other = connect(server.local_addr());
     let client = connect_narrow(server.local_addr());
     stall(&client, &pattern(2 << 20), &mut other, &handle);
-    half_close(&client);
+    before(&client);
     reset(client);
     eventually("the close", || handle.stats().closed.reset == 1);
     assert_echoes(&mut other, b"hola");
