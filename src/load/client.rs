@@ -145,6 +145,13 @@ impl DueTimes {
             queue.discard(message);
         }
     }
+
+    /// Has `first` follow as the next message. None is outstanding.
+    fn restart(&mut self, first: u64) {
+        if let Self::Queue(queue) = self {
+            **queue = DueQueue { first, times: VecDeque::new() };
+        }
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "less than ring_size")]
@@ -242,6 +249,7 @@ impl Client {
         self.sent_bytes = sizes.start(connection, index);
         self.verifier.skip_to(self.sent_bytes);
         self.messages = MessageCounts { enqueued: index, reported: 0, done: index };
+        self.due_times.restart(index);
         self.timed = index;
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{Ended as RunEnded, Verdict};
-use ecoloop::load::{Config, Interrupt, ProgressCell, Run, Session, Step};
+use ecoloop::load::{ArrivalProcess, Config, Interrupt, ProgressCell, Run, Session, Step};
 
 use super::{SIZE, assert_clean, assert_sums, config};
 use crate::support::{TIMEOUT, eventually, join, reserve_port, serve};
@@ -104,6 +104,26 @@ fn a_session_changes_rate_and_size_between_windows() {
         bytes += due * size as u64;
         eventually("the server's count", || server.handle().stats().bytes_out == bytes);
         assert_eq!(report.connections.opened_total, 7);
+    }
+    assert_eq!(session.close().unwrap().errors, []);
+}
+
+/// The due times of random arrivals are kept with the messages, which the size numbers anew.
+#[test]
+fn a_session_with_poisson_arrivals_changes_its_size_between_windows() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    (config.connections, config.rate, config.timeout) = (2, Some(400.0), TIMEOUT);
+    config.arrivals = ArrivalProcess::Poisson;
+    config.duration = Duration::from_millis(200);
+    let mut session = Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap();
+    for size in [SIZE, 1000, 7, 64 * 1024] {
+        session.set_size(size).unwrap();
+        let report = session.measure().unwrap();
+        assert_sums(&report);
+        assert_clean(&report);
+        assert!(report.messages.due > 0);
+        assert_eq!((report.messages.verified, report.latency_us.count), (report.messages.due, report.messages.due));
     }
     assert_eq!(session.close().unwrap().errors, []);
 }
