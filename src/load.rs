@@ -31,6 +31,7 @@ mod hand;
 mod interrupt;
 mod mode;
 pub(crate) mod pattern;
+mod pauses;
 mod profile;
 mod progress;
 mod proxy_protocol;

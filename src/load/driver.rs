@@ -21,6 +21,7 @@ use super::error::{Phase, classify};
 use super::faulted::{FaultedClient, Faults};
 use super::mode::{Reaction, Status, Traffic, Workload, new_workload};
 use super::pattern::Pattern;
+use super::pauses::Pauses;
 use super::progress::Step;
 use super::proxy_protocol::ProxyVersion;
 use super::reconnects::Reconnects;
@@ -59,13 +60,6 @@ pub(super) enum Removal {
     Faulted,
 }
 
-/// The last time that the generator itself was stopped or too slow: until `end`, for `length` nanoseconds.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pause {
-    pub(super) end: u64,
-    pub(super) length: u64,
-}
-
 /// The state that all connections share.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -77,7 +71,7 @@ pub(super) struct Driver {
     pub(super) reaches_nobody: bool,
     /// The keys of the connections that are still to send their first messages of a closed loop.
     pub(super) starting: Range<usize>,
-    pub(super) pause: Pause,
+    pub(super) pauses: Pauses,
     pub(super) workload: Box<dyn Workload>,
     pub(super) connector: Connector,
     pub(super) backlogs: Backlogs,
@@ -117,7 +111,7 @@ impl Driver {
             schedule: None,
             reaches_nobody: false,
             starting: 0..0,
-            pause: Pause::default(),
+            pauses: Pauses::new(nanoseconds(config.connect_timeout.max(config.timeout))),
             workload,
             breakdown: Breakdown::new(&connector.sources),
             connector,

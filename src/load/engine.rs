@@ -14,7 +14,7 @@ use mio::{Interest, Waker};
 
 use super::client::Client;
 use super::config::Config;
-use super::driver::{Driver, Pause, Registered, Removal};
+use super::driver::{Driver, Registered, Removal};
 use super::error::{ErrorName, Phase};
 use super::hand::Hand;
 use super::interrupt::Interrupt;
@@ -32,8 +32,6 @@ use crate::reactor::Reactor;
 const EVENTS_PER_TURN: usize = 1024;
 /// The loop wakes up at least this often, so that a pause of the generator itself shows.
 const BEAT: u64 = SECOND / 10;
-/// A longer gap is a pause of the generator itself, which does not count towards a timeout.
-const PAUSE_MIN: u64 = SECOND / 10;
 /// Bytes of a connection in lists of keys and in the schedule.
 const LIST_BYTES: usize = 96;
 /// Bytes of memory for everything that is not of a connection.
@@ -213,10 +211,9 @@ impl Engine {
 
     /// Waits once, at most until `next`, and serves what is ready.
     fn turn(&mut self, next: u64) -> io::Result<()> {
-        let end = self.driver.clock.read();
-        let took = end - self.turn_start;
+        let (start, end) = (self.turn_start, self.driver.clock.read());
         if self.driver.step == Step::Measure {
-            self.turn.record(took);
+            self.turn.record(end - start);
         }
         let timeout = if next <= end {
             Some(Duration::ZERO)
@@ -226,7 +223,8 @@ impl Engine {
         };
         self.reactor.wait(timeout)?;
         self.turn_start = self.driver.clock.read();
-        self.record_gap(took.max(self.turn_start.saturating_sub(next.max(end))));
+        self.record_gap(start, end);
+        self.record_gap(next.max(end), self.turn_start);
         self.reactor.serve(1, &mut self.driver);
         if self.interrupt.is_set() {
             self.interrupted = true;
@@ -235,12 +233,11 @@ impl Engine {
         Ok(())
     }
 
-    fn record_gap(&mut self, gap: u64) {
-        if gap >= PAUSE_MIN {
-            self.driver.pause = Pause { end: self.turn_start, length: gap };
-        }
+    /// Records that the generator was late at the poll from `start` to `end`.
+    fn record_gap(&mut self, start: u64, end: u64) {
+        self.driver.pauses.record(start, end);
         if matches!(self.driver.step, Step::Measure | Step::Drain) {
-            self.longest_gap = self.longest_gap.max(gap);
+            self.longest_gap = self.longest_gap.max(end.saturating_sub(start));
         }
     }
 

@@ -12,7 +12,7 @@ use crate::load::totals::{AbandonReason, Abandoned};
 use crate::load::verify::{Corruption, End};
 
 impl Driver {
-    /// Returns the phase whose timeout has expired. The generator's own pause does not count towards a timeout.
+    /// Returns the phase whose timeout has expired. The generator's own pauses do not count towards a timeout.
     pub(in crate::load) fn expired(&self, client: &Client) -> Option<Phase> {
         let (phase, since, timeout) = match client.stage {
             Stage::Connecting => (Phase::Connect, client.since, self.connect_timeout),
@@ -22,8 +22,7 @@ impl Driver {
             }
             Stage::Finished => return None,
         };
-        let pause = if since < self.pause.end { self.pause.length } else { 0 };
-        (since + timeout + pause <= self.clock.now()).then_some(phase)
+        (since + timeout + self.pauses.since(since) <= self.clock.now()).then_some(phase)
     }
 
     /// Ends the connection if its timeout has expired.

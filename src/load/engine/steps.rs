@@ -208,7 +208,8 @@ impl Engine {
         let bound = timeout
             .saturating_mul(CLOSE_TIMEOUTS_MAX)
             .saturating_add(CLOSE_TIME_MAX.saturating_mul(self.config.connections.into()));
-        (self.driver.last_closed.max(begun) + timeout).min(begun.saturating_add(bound))
+        let after = |time: u64, length: u64| time.saturating_add(length).saturating_add(self.driver.pauses.since(time));
+        after(self.driver.last_closed.max(begun), timeout).min(after(begun, bound))
     }
 
     /// Ends every connection that has not closed.

@@ -1,6 +1,7 @@
 //! Figures of time: what is the generator's own delay, and what is the server's.
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -12,7 +13,7 @@ use ecoloop::load::{self, Interrupt, Mode, ProgressCell};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{echo, faulty_server, read_message};
+use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
 use super::{SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
 use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, eventually, reserve_port, serve};
 
@@ -101,7 +102,7 @@ fn a_paced_connect_counts_from_when_it_was_due() {
     let address = listener.local_addr().unwrap().as_socket().unwrap();
     thread::spawn(move || {
         thread::sleep(Duration::from_millis(300));
-        for stream in std::net::TcpListener::from(listener).incoming() {
+        for stream in TcpListener::from(listener).incoming() {
             thread::spawn(move || echo(&mut stream.unwrap()));
         }
     });
@@ -254,6 +255,40 @@ fn no_timeout_expires_because_the_generator_was_stopped() {
         assert_eq!((errors(&report), report.connections.held), (vec![], 20), "{pace:?}");
         assert!(report.generator.longest_gap_us.unwrap() > 1300 * MILLISECOND, "{pace:?} {:?}", report.generator);
     }
+}
+
+#[test]
+fn no_timeout_expires_because_the_generator_was_stopped_twice() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    let fixed = ["-c", "1", "-r", "100", "-d", "5s", "--timeout", "2s", "--connect-timeout", "2s", "--json", "-"];
+    let process = Process::start(ecoloop(&[&["load"], &fixed[..], &[&target]].concat()));
+    let (mut stream, _) = listener.accept().unwrap();
+    echo_messages(&mut stream, 20).unwrap();
+    // The server does not reply in less than a second of the generator's own time.
+    stop_for(&process, Duration::from_millis(2500));
+    thread::sleep(Duration::from_millis(50));
+    stop_for(&process, Duration::from_millis(200));
+    thread::sleep(Duration::from_millis(600));
+    echo(&mut stream).unwrap();
+    drop(stream);
+    let (_, report) = document(&process.wait());
+    assert_eq!((errors(&report), report.messages.verified), (vec![], 500));
+}
+
+#[test]
+fn no_close_times_out_because_the_generator_was_stopped() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    let arguments = ["load", "-c", "1", "-m", "1", "--timeout", "1s", "--json", "-", &target];
+    let process = Process::start(ecoloop(&arguments));
+    let (mut stream, _) = listener.accept().unwrap();
+    // Until the generator's FIN.
+    echo(&mut stream).unwrap();
+    stop_for(&process, Duration::from_secs(2));
+    thread::sleep(Duration::from_millis(300));
+    drop(stream);
+    assert_clean(&document(&process.wait()).1);
 }
 
 #[test]
