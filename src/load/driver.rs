@@ -346,11 +346,8 @@ impl Driver {
             return ControlFlow::Continue(Next::Wait);
         }
         for _ in 0..READS_PER_TURN {
-            if let Err(error) = self.send(client)
-                && !self.is_left_to_read(client, &error)
-            {
-                let removal = self.fail(client, Phase::Send, classify(&error), error.raw_os_error());
-                return ControlFlow::Break(removal);
+            if let Err(error) = self.send(client) {
+                return ControlFlow::Break(self.end_after_failed_send(client, &error));
             }
             match client.receive(&self.pattern, self.connector.numbers_end(), &mut self.buffer) {
                 Received::Right => {

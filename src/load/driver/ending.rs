@@ -4,8 +4,8 @@ use std::io;
 use std::ops::ControlFlow;
 
 use super::{Driver, Removal};
-use crate::load::client::Client;
-use crate::load::error::{ErrorName, Phase};
+use crate::load::client::{Client, Received};
+use crate::load::error::{ErrorName, Phase, classify};
 use crate::load::report::{Excerpt, Finding};
 use crate::load::stage::Stage;
 use crate::load::totals::{AbandonReason, Abandoned};
@@ -65,12 +65,31 @@ impl Driver {
         Removal::Ended
     }
 
-    /// Returns whether the next reads tell how a connection ends whose write has failed. A Unix socket takes no byte once the server has
-    /// closed, while replies may wait to be read: the end of the stream follows them, as over TCP.
+    /// Ends a connection whose write has failed, once it has read what the server sent before: the kernel hands that out after a reset
+    /// too. The reads come to an end, because more than was sent is wrong.
     #[cold]
-    pub(super) fn is_left_to_read(&self, client: &mut Client, error: &io::Error) -> bool {
-        client.expect_input();
-        error.kind() == io::ErrorKind::BrokenPipe && self.connector.sources.is_unix(client.pair)
+    pub(super) fn end_after_failed_send(&mut self, client: &mut Client, error: &io::Error) -> Removal {
+        client.read_until_would_block();
+        loop {
+            client.expect_input();
+            match client.receive(&self.pattern, self.connector.numbers_end(), &mut self.buffer) {
+                Received::Right | Received::Undecided => self.record_replies(client),
+                Received::Wrong(corruption) => {
+                    self.record_replies(client);
+                    return self.record_corruption(client, &corruption);
+                }
+                // EPIPE: the server had closed the connection before, as a read would have told.
+                Received::Ended if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return self.record_end_of_stream(client);
+                }
+                Received::Failed(error) => {
+                    return self.fail(client, Phase::Receive, classify(&error), error.raw_os_error());
+                }
+                Received::Ended | Received::Blocked => {
+                    return self.fail(client, Phase::Send, classify(error), error.raw_os_error());
+                }
+            }
+        }
     }
 
     fn record_error(&mut self, client: &Client, phase: Phase, error: ErrorName, errno: Option<i32>) {

@@ -10,7 +10,9 @@ use ecoloop::load::Mode;
 use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{Fault, assert_messages, discard, end_with_reset, faulty_server, run_on_faulty_server};
+use super::faulty_server::{
+    Fault, assert_messages, discard, echo_messages, end_with_reset, faulty_server, read_message, run_on_faulty_server,
+};
 use super::{CONNECTIONS, ErrorRow, config, document, errors, run, run_command};
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve_port, serve};
 
@@ -30,6 +32,27 @@ fn a_reset_within_a_reply_is_reported_as_a_reset() {
         end_with_reset(stream)
     };
     assert_error(fault, (Phase::Receive, ErrorName::Reset, Some("ECONNRESET"), 1), true);
+}
+
+/// Linux hands out what was received before a reset, but a write after the reset fails.
+#[test]
+fn replies_that_arrived_before_a_reset_count_although_a_write_fails_first() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    let process = Process::start(ecoloop(&["load", "-c", "1", "-r", "1000", "-d", "1s", "--json", "-", &target]));
+    let (mut stream, _) = listener.accept().unwrap();
+    echo_messages(&mut stream, 1).unwrap();
+    let replies: Vec<_> = (0..50).flat_map(|_| read_message(&mut stream).unwrap()).collect();
+    // Messages become due while it is stopped: it writes before it reads.
+    process.pause();
+    stream.write_all(&replies).unwrap();
+    end_with_reset(&stream).unwrap();
+    drop(stream);
+    process.resume();
+    let (_, report) = document(&process.wait());
+    let [error] = &report.errors[..] else { panic!("{:?}", report.errors) };
+    assert_eq!((error.error, error.errno.as_deref(), error.count), (ErrorName::Reset, Some("ECONNRESET"), 1));
+    assert_eq!((report.messages.verified, report.messages.due), (50, 1000), "{:?}", report.messages);
 }
 
 #[test]
