@@ -1,9 +1,10 @@
 //! Ranks that meet at a barrier: `load --barrier`.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 use std::{fs, process, thread};
 
 use ecoloop::load::Report;
@@ -219,6 +220,34 @@ fn a_rank_keeps_its_report_if_rank_0_dies_in_the_window() {
     let report = Report::from_json(&fs::read_to_string(run.file() + ".rank1").unwrap()).unwrap();
     assert_eq!((report.verdict, report.rank.unwrap().index), (Verdict::Interrupted, 1));
     assert!(report.messages.verified > 0);
+}
+
+/// The barrier's timeout is for what a rank waits for, and rank 0 still connects, or still closes.
+#[test]
+fn a_rank_waits_longer_than_the_timeout_for_a_rank_0_that_runs() {
+    const TIME: Duration = Duration::from_secs(5);
+    let runs = [(TIME, Duration::ZERO), (Duration::ZERO, TIME)].map(|(before_reply, before_close)| {
+        let run = Run::new(2, &["-q", "-c", "2", "-d", "100ms", "--barrier-timeout", "2s"]);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let slow = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            thread::sleep(before_reply);
+            io::copy(&mut &stream, &mut &stream).unwrap();
+            thread::sleep(before_close);
+        });
+        let first = run.start_at(0, slow, &run.barrier);
+        drop(run.stranger());
+        let other = run.start(1);
+        (run, first, other)
+    });
+    for (run, first, other) in runs {
+        let (first, other) = (first.wait(), other.wait());
+        assert!(matches!(first.status.code(), Some(0 | 3)), "{first:?}");
+        assert_eq!((other.status.code(), &other.stderr[..]), (Some(0), &[][..]));
+        assert_eq!(run.report().connections.held, 2);
+        assert_eq!(fs::read_dir(run.directory.path()).unwrap().count(), 1);
+    }
 }
 
 #[test]

@@ -15,8 +15,6 @@ use super::wire::{self, Counts, FromRank, FromRankZero, GREETING_MAX, Hello, Lin
 const TICK: Duration = Duration::from_millis(50);
 /// Time between two attempts to reach rank 0.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
-/// How much longer a rank waits for rank 0 than rank 0 for the others, so that rank 0 says first who is late.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// The barrier of another rank.
 pub(in crate::cli) struct OtherRank {
@@ -24,7 +22,6 @@ pub(in crate::cli) struct OtherRank {
     stream: Mutex<TcpStream>,
     wants_progress: bool,
     address: SocketAddr,
-    timeout: Duration,
     interrupt: Interrupt,
     heard: Arc<(Mutex<Heard>, Condvar)>,
 }
@@ -60,7 +57,7 @@ impl OtherRank {
             match resolve().and_then(|addresses| reach(&addresses, deadline)) {
                 Ok((stream, address)) => match greet(stream, hello, deadline, timeout) {
                     Ok((line, wants_progress)) => {
-                        return Self::new(line, wants_progress, address, timeout, interrupt)
+                        return Self::new(line, wants_progress, address, interrupt)
                             .map(Some)
                             .map_err(|error| error.to_string());
                     }
@@ -75,13 +72,7 @@ impl OtherRank {
         Err(format!("rank 0 was not there within {timeout} (--barrier-timeout): {failure}"))
     }
 
-    fn new(
-        mut line: Line,
-        wants_progress: bool,
-        address: SocketAddr,
-        timeout: Duration,
-        interrupt: &Interrupt,
-    ) -> io::Result<Self> {
+    fn new(mut line: Line, wants_progress: bool, address: SocketAddr, interrupt: &Interrupt) -> io::Result<Self> {
         let heard = Arc::new((Mutex::new(Heard::default()), Condvar::new()));
         let (stream, interrupt) = (line.writer()?, interrupt.clone());
         let (hearing, interrupting) = (Arc::clone(&heard), interrupt.clone());
@@ -109,7 +100,7 @@ impl OtherRank {
             }
         };
         thread::Builder::new().name("barrier".to_owned()).spawn(listen)?;
-        Ok(Self { stream: Mutex::new(stream), wants_progress, address, timeout, interrupt, heard })
+        Ok(Self { stream: Mutex::new(stream), wants_progress, address, interrupt, heard })
     }
 
     /// Says that this rank is ready, and waits for the start.
@@ -117,9 +108,7 @@ impl OtherRank {
         if self.interrupt.is_set() || self.say(&FromRank::Ready).is_err() {
             return;
         }
-        if !self.wait(|heard| heard.has_started || heard.ending.is_some() || self.interrupt.is_set()) {
-            self.lose("it did not start the run");
-        }
+        self.wait(|heard| heard.has_started || heard.ending.is_some() || self.interrupt.is_set());
     }
 
     /// Hands in the report and waits until rank 0 has written its own. Returns why the run ended early, if it did.
@@ -129,7 +118,9 @@ impl OtherRank {
     /// - Rank 0 is lost.
     pub(super) fn deliver(&self, report: &Report) -> Result<Option<Ending>, String> {
         let sent = self.say(&FromRank::Report(Box::new(report.clone())));
-        let has_ended = sent.is_ok() && self.wait(|heard| heard.is_done);
+        if sent.is_ok() {
+            self.wait(|heard| heard.is_done);
+        }
         let heard = lock(&self.heard.0);
         if heard.is_done {
             return Ok(heard.ending.clone());
@@ -137,7 +128,6 @@ impl OtherRank {
         let reason = match (&heard.lost, sent) {
             (Some(reason), _) => reason.clone(),
             (None, Err(error)) => error.to_string(),
-            (None, Ok(())) if !has_ended => "it does not take the report".to_owned(),
             (None, Ok(())) => "it is gone".to_owned(),
         };
         let ending = heard.ending.as_ref().map(|ending| format!("; {}", ending.reason)).unwrap_or_default();
@@ -165,24 +155,14 @@ impl OtherRank {
         wire::write(&self.stream.lock().unwrap_or_else(PoisonError::into_inner), message)
     }
 
-    /// Waits until a condition holds or rank 0 is lost. Returns `false` after the timeout.
-    fn wait(&self, condition: impl Fn(&Heard) -> bool) -> bool {
-        let deadline = Instant::now() + self.timeout + GRACE;
+    /// Waits until a condition holds or rank 0 is lost. There is no timeout: rank 0 may still connect, or measure, or close, and says when
+    /// it no longer waits for a rank.
+    fn wait(&self, condition: impl Fn(&Heard) -> bool) {
         let (state, changed) = &*self.heard;
         let mut heard = lock(state);
         while !condition(&heard) && heard.lost.is_none() {
-            if Instant::now() >= deadline {
-                return false;
-            }
             heard = changed.wait_timeout(heard, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
-        true
-    }
-
-    fn lose(&self, reason: &str) {
-        let timeout = humantime::format_duration(self.timeout);
-        lock(&self.heard.0).lost.get_or_insert(format!("{reason} within {timeout} (--barrier-timeout)"));
-        self.interrupt.set();
     }
 }
 
