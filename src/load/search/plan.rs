@@ -15,11 +15,13 @@ pub(super) struct Plan {
     low: f64,
     high: f64,
     tolerance: f64,
-    /// The highest rate that has not failed.
-    passed: Option<f64>,
-    /// The lowest rate that has.
+    /// The highest rate that has not failed. After a failed confirmation no window at it may have passed.
+    candidate: Option<f64>,
+    /// The lowest rate that has failed.
     failed: Option<f64>,
-    /// Windows that have confirmed `passed`.
+    /// The rates of the windows that passed.
+    passed: Vec<f64>,
+    /// Windows that have confirmed `candidate`.
     confirmations: u32,
     /// Windows in a row that failed at one rate.
     failures: u32,
@@ -44,29 +46,45 @@ pub(super) enum Next {
 
 impl Plan {
     pub(super) fn new(low: f64, high: f64, tolerance: f64) -> Self {
-        Self { low, high, tolerance, passed: None, failed: None, confirmations: 0, failures: 0, invalid: 0 }
+        Self {
+            low,
+            high,
+            tolerance,
+            candidate: None,
+            failed: None,
+            passed: Vec::new(),
+            confirmations: 0,
+            failures: 0,
+            invalid: 0,
+        }
     }
 
     pub(super) fn next(&self) -> Next {
         if self.invalid >= INVALID_MAX {
-            return Next::Done { found_rate: self.passed, limited_by: LimitedBy::Generator };
+            return Next::Done { found_rate: self.highest_passed(), limited_by: LimitedBy::Generator };
         }
-        match (self.passed, self.failed) {
+        match (self.candidate, self.failed) {
             (None, None) => Next::Probe(self.low),
             (None, Some(_)) => Next::Done { found_rate: None, limited_by: LimitedBy::Server },
-            (Some(passed), None) if passed < self.high => Next::Probe((passed * 2.0).min(self.high)),
+            (Some(candidate), None) if candidate < self.high => Next::Probe((candidate * 2.0).min(self.high)),
             // After a failed confirmation the step down is the tolerance, to which rounding must not add a probe.
-            (Some(passed), Some(failed)) if failed / passed > (1.0 + self.tolerance) * 1.001 => {
-                let middle = (passed * failed).sqrt();
+            (Some(candidate), Some(failed)) if failed / candidate > (1.0 + self.tolerance) * 1.001 => {
+                let middle = (candidate * failed).sqrt();
                 let rounded = round(middle);
-                Next::Probe(if passed < rounded && rounded < failed { rounded } else { middle })
+                Next::Probe(if candidate < rounded && rounded < failed { rounded } else { middle })
             }
-            (Some(passed), _) if self.confirmations < CONFIRMATIONS => Next::Confirm(passed),
-            (Some(passed), failed) => {
+            (Some(candidate), _) if self.confirmations < CONFIRMATIONS => Next::Confirm(candidate),
+            (Some(candidate), failed) => {
                 let limited_by = if failed.is_some() { LimitedBy::Server } else { LimitedBy::Range };
-                Next::Done { found_rate: Some(passed), limited_by }
+                Next::Done { found_rate: Some(candidate), limited_by }
             }
         }
+    }
+
+    /// Returns the highest rate that passed and is below the lowest that failed.
+    fn highest_passed(&self) -> Option<f64> {
+        let has_failed = |rate: f64| self.failed.is_some_and(|failed| rate >= failed);
+        self.passed.iter().copied().filter(|&rate| !has_failed(rate)).reduce(f64::max)
     }
 
     pub(super) fn record(&mut self, window: Window) {
@@ -77,13 +95,19 @@ impl Plan {
         }
         self.invalid = 0;
         match (next, window.passed) {
-            (Next::Probe(rate), true) => (self.passed, self.failures) = (Some(rate), 0),
+            (Next::Probe(rate), true) => {
+                self.passed.push(rate);
+                (self.candidate, self.failures) = (Some(rate), 0);
+            }
             (Next::Probe(_), false) if self.failures + 1 < FAILURES => self.failures += 1,
             (Next::Probe(rate), false) => (self.failed, self.failures) = (Some(rate), 0),
-            (Next::Confirm(_), true) => self.confirmations += 1,
+            (Next::Confirm(rate), true) => {
+                self.passed.push(rate);
+                self.confirmations += 1;
+            }
             (Next::Confirm(rate), false) => {
                 self.failed = Some(rate);
-                self.passed = (rate > self.low).then(|| round(rate / (1.0 + self.tolerance)).max(self.low));
+                self.candidate = (rate > self.low).then(|| round(rate / (1.0 + self.tolerance)).max(self.low));
                 self.confirmations = 0;
             }
             (Next::Done { .. }, _) => {}
@@ -174,6 +198,12 @@ mod tests {
         plan.record(VALID);
         plan.record(Window { passed: false, ..VALID });
         assert!(matches!(plan.next(), Next::Confirm(rate) if (rate - 181.8).abs() < 1e-9), "{:?}", plan.next());
+        // A generator that spoils the windows there has not shown that rate.
+        let mut spoiled = Plan { passed: plan.passed.clone(), ..plan };
+        for _ in 0..INVALID_MAX {
+            spoiled.record(Window { is_valid: false, passed: false });
+        }
+        assert_eq!(spoiled.next(), Next::Done { found_rate: Some(100.0), limited_by: LimitedBy::Generator });
         let failing_above = |rate| Window { is_valid: true, passed: rate < 150.0 };
         let (found, limited_by, _) = play(plan, failing_above);
         assert!(found.is_some_and(|found| found < 150.0 && found * 1.101 >= 150.0), "{found:?}");
