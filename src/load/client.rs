@@ -38,7 +38,7 @@ pub(super) struct Client {
     /// The first message that is on the schedule, and its place among those of the slot.
     slot_base: u64,
     slot_offset: u64,
-    /// When the stage began, in nanoseconds of the run.
+    /// When the stage began, or in [`Stage::Steady`] after the window when bytes last arrived, in nanoseconds of the run.
     pub(super) since: u64,
     pub(super) verifier: Verifier,
     pub(super) messages: MessageCounts,

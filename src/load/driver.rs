@@ -446,6 +446,8 @@ impl Driver {
             self.backlogs.hasten(client.pair);
             self.breakdown.record_verified(client.pair);
             self.continue_schedule(client, now);
+        } else if !is_measuring && client.stage == Stage::Steady {
+            client.since = now;
         }
     }
 }

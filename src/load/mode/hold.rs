@@ -18,7 +18,7 @@ pub(super) struct HoldMode {
     rate: f64,
     /// The outcomes of connections that have ended.
     ended: Hold,
-    /// How long the closed and reset connections had been idle, in nanoseconds.
+    /// How long nothing had arrived on the closed and reset connections, in nanoseconds.
     closed_after: Vec<u64>,
 }
 

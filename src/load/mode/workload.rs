@@ -66,7 +66,7 @@ pub(in crate::load) trait Workload: fmt::Debug + Send + Sync {
         Step::Close
     }
 
-    /// Records that a connection ended with `error` before the run closed it, `idle` nanoseconds after it was verified.
+    /// Records that a connection ended with `error` before the run closed it, `idle` nanoseconds after bytes last arrived on it.
     fn record_end(&mut self, _error: ErrorName, _idle: u64) {}
 
     /// Returns the outcomes that only mode hold reports, with the latencies of the first messages.

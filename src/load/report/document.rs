@@ -289,13 +289,13 @@ pub struct Hold {
     pub silent: u64,
     /// The run was interrupted before the reply to its last message.
     pub unasked: u64,
-    /// How long those reset or closed had been idle, in seconds; `None` if there are none.
+    /// How long nothing had arrived on those reset or closed, in seconds; `None` if there are none.
     pub closed_after_s: Option<ClosedAfter>,
     /// Latency of the first messages; [`Report::latency_us`] is that of the last ones.
     pub first_us: Summary,
 }
 
-/// The times from the last reply of a connection to its reset or FIN, in seconds.
+/// The times from the last bytes that arrived on a connection to its reset or FIN, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ClosedAfter {

@@ -146,6 +146,39 @@ fn the_time_after_which_a_server_closes_idle_connections_is_reported() {
     assert!(after.max < 0.8, "{after:?}");
 }
 
+/// After the window too: the last reply ends the silence.
+#[test]
+fn the_time_until_a_server_closes_counts_from_the_last_reply() {
+    const WINDOW: Duration = Duration::from_millis(1200);
+    let address = faulty_server(|number, stream| {
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        if number == FAULTY_CONNECTION {
+            stream.write_all(&message)?;
+            half_close(stream);
+            return discard(stream);
+        }
+        // The measurement lasts until the other connection has closed.
+        thread::sleep(Duration::from_millis(500));
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    let mut config = config(address);
+    (config.mode, config.connections, config.max_connecting) = (Mode::Hold, 2, 1);
+    (config.duration, config.timeout) = (WINDOW, TIMEOUT);
+    let report = run(config);
+    assert_eq!(outcomes(&report), [1, 0, 0, 1, 0]);
+    let after = report.hold.unwrap().closed_after_s.unwrap();
+    assert!(after.max < 1.0, "{after:?}");
+}
+
+#[test]
+fn a_reset_in_place_of_the_last_reply_counts_the_whole_silence() {
+    let report = hold_on_faulty_server(|stream, _| end_with_reset(stream));
+    let after = report.hold.unwrap().closed_after_s.unwrap();
+    assert!(after.min >= 0.05, "{after:?}");
+}
+
 /// Longer than 1 s, from which on a reply is late.
 const LATE: Duration = Duration::from_millis(1100);
 
