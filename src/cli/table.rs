@@ -137,10 +137,12 @@ fn work(table: &mut Table, report: &Report) {
         &format!("{requested} requested, {established} established, {verified} verified, {held} held{opened}"),
     );
     if let Some(hold) = &report.hold {
-        let [alive, late, reset, closed, silent, unasked] =
-            [hold.alive, hold.late, hold.reset, hold.closed, hold.silent, hold.unasked].map(count);
-        let outcomes =
-            format!("{alive} alive, {late} late, {reset} reset, {closed} closed, {silent} silent, {unasked} unasked");
+        let [alive, late, reset, closed, silent, unasked, failed] =
+            [hold.alive, hold.late, hold.reset, hold.closed, hold.silent, hold.unasked, hold.failed].map(count);
+        let failed = if hold.failed > 0 { format!(", {failed} failed") } else { String::new() };
+        let outcomes = format!(
+            "{alive} alive, {late} late, {reset} reset, {closed} closed, {silent} silent, {unasked} unasked{failed}"
+        );
         table.row("hold", &outcomes);
         if let Some(after) = hold.closed_after_s {
             let [min, max] = [after.min, after.max].map(|seconds| round_time(seconds * 1e6));

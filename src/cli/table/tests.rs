@@ -119,6 +119,17 @@ fn restrictions_of_the_figures_are_printed() {
 }
 
 #[test]
+fn held_connections_that_failed_otherwise_are_an_outcome() {
+    let table = table(&example_with(|json| {
+        json["hold"] = json!({
+            "alive": 7, "late": 1, "reset": 1, "closed": 0, "silent": 0, "unasked": 1, "failed": 2,
+            "closed_after_s": null, "first_us": json["connect_us"],
+        });
+    }));
+    assert_has(&table, &["hold         7 alive, 1 late, 1 reset, 0 closed, 0 silent, 1 unasked, 2 failed"]);
+}
+
+#[test]
 fn a_quantity_without_data_is_a_dash() {
     let report = example_with(|json| {
         json["generator"] = json!({"cpu_us_per_message": null, "cpu_percent": null, "turn_us_p99": null, "longest_gap_us": null, "saturated": null});
@@ -224,7 +235,7 @@ fn no_number_of_a_file_overflows() {
             "at_s": 1.5, "expected": {"hex": "68", "text": "h"}, "received": {"hex": "78", "text": "x"},
         }]);
         json["hold"] = json!({
-            "alive": 1, "late": 1, "reset": 1, "closed": 1, "silent": 1, "unasked": 1,
+            "alive": 1, "late": 1, "reset": 1, "closed": 1, "silent": 1, "unasked": 1, "failed": 1,
             "closed_after_s": {"min": 1.5, "p50": 2, "max": 3}, "first_us": json["latency_us"],
         });
         let second = |t| json!({"t": t, "rate": 2000, "open": 50, "errors": 0, "p50": 66, "p99": 140});

@@ -57,10 +57,7 @@ impl Driver {
         self.abandon(client, AbandonReason::Unanswered);
         let phase = if client.stage.is_over() { Phase::Close } else { phase };
         self.record_error(client, phase, error, errno);
-        // A failed connect has no outcome, and an end after the measurement does not change one.
-        if client.stage != Stage::Connecting && !client.stage.is_over() {
-            self.workload.record_end(error, self.clock.now() - client.since);
-        }
+        self.record_outcome(client, error);
         self.connector.pause(self.clock.now());
         Removal::Ended
     }
@@ -89,6 +86,14 @@ impl Driver {
                     return self.fail(client, Phase::Send, classify(error), error.raw_os_error());
                 }
             }
+        }
+    }
+
+    /// Records how a connection ended for a mode with outcomes. A failed connect has none, and an end after the measurement does not
+    /// change one.
+    fn record_outcome(&mut self, client: &Client, error: ErrorName) {
+        if client.stage != Stage::Connecting && !client.stage.is_over() {
+            self.workload.record_end(error, self.clock.now() - client.since);
         }
     }
 
@@ -139,7 +144,7 @@ impl Driver {
         if !is_over && (is_between_messages || corruption.is_none()) {
             self.abandon(client, AbandonReason::Failed);
             self.record_error(client, Phase::Receive, ErrorName::ClosedEarly, None);
-            self.workload.record_end(ErrorName::ClosedEarly, self.clock.now() - client.since);
+            self.record_outcome(client, ErrorName::ClosedEarly);
             self.connector.pause(self.clock.now());
             return Removal::Ended;
         }
@@ -165,6 +170,7 @@ impl Driver {
             },
         );
         self.record_error(client, Phase::Verify, ErrorName::BadBytes, None);
+        self.record_outcome(client, ErrorName::BadBytes);
         self.abandon(client, AbandonReason::Failed);
         self.connector.pause(self.clock.now());
         Removal::Ended

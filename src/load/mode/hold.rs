@@ -57,7 +57,7 @@ impl Workload for HoldMode {
             ErrorName::Reset => self.ended.reset += 1,
             ErrorName::ClosedEarly => self.ended.closed += 1,
             ErrorName::Timeout => self.ended.silent += 1,
-            _ => {}
+            _ => self.ended.failed += 1,
         }
     }
 
@@ -90,13 +90,15 @@ mod tests {
     #[test]
     fn each_outcome_is_counted_once() {
         let mut hold = HoldMode::new(&Config::new(Vec::<AnyAddress>::new()));
-        for error in [ErrorName::Reset, ErrorName::ClosedEarly, ErrorName::Timeout, ErrorName::BadBytes] {
+        let errors =
+            [ErrorName::Reset, ErrorName::ClosedEarly, ErrorName::Timeout, ErrorName::BadBytes, ErrorName::Unreachable];
+        for error in errors {
             hold.record_end(error, 0);
         }
         let mut counts = Counts::new(9);
         (counts.held, counts.late, counts.unasked) = (6, 2, 1);
         let of = hold.outcomes(&counts, &Histogram::new()).unwrap();
-        assert_eq!([of.alive, of.late, of.reset, of.closed, of.silent, of.unasked], [3, 2, 1, 1, 1, 1]);
+        assert_eq!([of.alive, of.late, of.reset, of.closed, of.silent, of.unasked, of.failed], [3, 2, 1, 1, 1, 1, 2]);
     }
 
     #[test]

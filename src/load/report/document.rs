@@ -289,6 +289,9 @@ pub struct Hold {
     pub silent: u64,
     /// The run was interrupted before the reply to its last message.
     pub unasked: u64,
+    /// It failed otherwise: with wrong bytes, or another error. 0 in a report of an older version.
+    #[serde(default)]
+    pub failed: u64,
     /// How long nothing had arrived on those reset or closed, in seconds; `None` if there are none.
     pub closed_after_s: Option<ClosedAfter>,
     /// Latency of the first messages; [`Report::latency_us`] is that of the last ones.

@@ -261,6 +261,7 @@ fn hold(runs: &[(String, Report)]) -> io::Result<Option<Hold>> {
         closed: sum(|hold| hold.closed),
         silent: sum(|hold| hold.silent),
         unasked: sum(|hold| hold.unasked),
+        failed: sum(|hold| hold.failed),
         closed_after_s: holds.iter().filter_map(|hold| hold.closed_after_s).reduce(closed_after),
         first_us: summary(runs, "first_us", |run| run.hold.as_ref().map(|hold| &hold.first_us))?,
     }))

@@ -179,6 +179,17 @@ fn a_reset_in_place_of_the_last_reply_counts_the_whole_silence() {
     assert!(after.min >= 0.05, "{after:?}");
 }
 
+#[test]
+fn wrong_bytes_are_an_outcome_too() {
+    let report = hold_on_faulty_server(|stream, mut message| {
+        message[3] ^= 1;
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    assert_eq!((outcomes(&report), report.connections.established), ([2, 0, 0, 0, 0], 3));
+    assert_eq!(report.hold.unwrap().failed, 1);
+}
+
 /// Longer than 1 s, from which on a reply is late.
 const LATE: Duration = Duration::from_millis(1100);
 

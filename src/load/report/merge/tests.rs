@@ -303,11 +303,11 @@ fn the_outcomes_of_hold_are_merged() {
         move |run: &mut Report| {
             run.mode = Mode::Hold;
             let closed_after_s = Some(ClosedAfter { min, p50: Some(min), max });
-            run.hold = Some(Hold { closed: 2, unasked: 1, closed_after_s, ..Hold::default() });
+            run.hold = Some(Hold { closed: 2, unasked: 1, failed: 3, closed_after_s, ..Hold::default() });
         }
     };
     let merged = merge(&[run("a", hold(60.0, 61.0)), run("b", hold(59.0, 60.5))], &[]).unwrap().hold.unwrap();
-    assert_eq!((merged.closed, merged.unasked), (4, 2));
+    assert_eq!((merged.closed, merged.unasked, merged.failed), (4, 2, 6));
     assert_eq!(merged.closed_after_s, Some(ClosedAfter { min: 59.0, p50: None, max: 61.0 }));
 }
 
