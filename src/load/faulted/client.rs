@@ -190,7 +190,7 @@ impl FaultedClient {
         }
         let chunk = &mut shared.scratch[..chunk_length];
         shared.pattern.fill(self.number, self.sent, chunk);
-        let n = unless_blocked(self.stream.write(chunk))?.unwrap_or(0);
+        let n = unless_blocked(|| self.stream.write(chunk))?.unwrap_or(0);
         self.sent += n as u64;
         Ok(n > 0)
     }
@@ -202,7 +202,7 @@ impl FaultedClient {
         }
         let most = if is_discarding { u64::MAX } else { self.read_size() };
         let length = usize::try_from(most).unwrap_or(usize::MAX).min(shared.buffer.len());
-        match unless_blocked(self.stream.read(&mut shared.buffer[..length]))? {
+        match unless_blocked(|| self.stream.read(&mut shared.buffer[..length]))? {
             None => Ok(false),
             Some(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Some(n) => {
@@ -241,11 +241,31 @@ impl FaultedClient {
     }
 }
 
-/// Returns `None` if the call would have blocked, or was interrupted.
-fn unless_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {
-    match result {
-        Ok(n) => Ok(Some(n)),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
+/// Repeats a call that is interrupted. Returns `None` if it would have blocked.
+fn unless_blocked(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
+    loop {
+        match call() {
+            Ok(n) => return Ok(Some(n)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_call_is_repeated() {
+        use io::ErrorKind::{ConnectionReset, Interrupted, WouldBlock};
+        for (result, expected) in
+            [(Ok(7), Ok(Some(7))), (Err(WouldBlock), Ok(None)), (Err(ConnectionReset), Err(ConnectionReset))]
+        {
+            let mut results = [Err(Interrupted), Err(Interrupted), result].into_iter();
+            let call = || results.next().unwrap_or(Err(WouldBlock)).map_err(io::Error::from);
+            assert_eq!(unless_blocked(call).map_err(|error| error.kind()), expected);
+        }
     }
 }
