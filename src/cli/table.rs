@@ -430,14 +430,13 @@ pub(super) fn failed_thresholds(report: &Report) -> Vec<String> {
 }
 
 /// Returns a threshold with its measured value: `errors>0 (3)`.
-pub(super) fn threshold(ThresholdResult { expr, value, .. }: &ThresholdResult) -> String {
-    let is_time =
-        ["p", "max", "mean", "connect_", "lateness_", "longest_outage"].iter().any(|name| expr.starts_with(name));
+pub(super) fn threshold(result: &ThresholdResult) -> String {
+    let ThresholdResult { expr, value, .. } = result;
     let value = match value {
         None => "no data".to_owned(),
         Some(_) if expr == "schedule" => "not kept".to_owned(),
         Some(value) if expr.ends_with('%') => format!("{} %", number(*value)),
-        Some(value) if is_time => mean_time(*value),
+        Some(value) if result.is_time() => mean_time(*value),
         Some(value) => number(*value),
     };
     format!("{} ({value})", strip_control(expr))

@@ -130,6 +130,25 @@ fn held_connections_that_failed_otherwise_are_an_outcome() {
 }
 
 #[test]
+fn a_failed_threshold_has_the_unit_of_its_quantity() {
+    let row = |expr: &str, value: f64| json!({"expr": expr, "default": false, "value": value, "failed": true});
+    let table = table(&example_with(|json| {
+        json["verdict"] = "fail".into();
+        json["thresholds"] = json!([
+            row("server_cpu>0us", 2.56),
+            row("longest_outage>1s", 2e6),
+            row("p99[2]>1us", 80.0),
+            row("found_rate<40k", 39_000.0),
+        ]);
+    }));
+    let lines = [
+        "result       FAIL: server_cpu>0us (2.56 µs), longest_outage>1s (2.00 s),",
+        "             p99[2]>1us (80.0 µs), found_rate<40k (39,000)",
+    ];
+    assert_has(&table, &lines);
+}
+
+#[test]
 fn a_quantity_without_data_is_a_dash() {
     let report = example_with(|json| {
         json["generator"] = json!({"cpu_us_per_message": null, "cpu_percent": null, "turn_us_p99": null, "longest_gap_us": null, "saturated": null});

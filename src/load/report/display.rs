@@ -57,9 +57,12 @@ impl fmt::Display for Report {
             write!(formatter, "\nverify: {} findings of corruption", self.verify.findings.len())?;
         }
         for threshold in self.thresholds.iter().filter(|threshold| threshold.failed) {
+            write!(formatter, "\nfailed: {}", threshold.expr)?;
             match threshold.value {
-                Some(value) => write!(formatter, "\nfailed: {} ({value})", threshold.expr)?,
-                None => write!(formatter, "\nfailed: {} (no value)", threshold.expr)?,
+                Some(value) if threshold.is_time() => write!(formatter, " ({value} µs)")?,
+                Some(value) if threshold.expr.ends_with('%') => write!(formatter, " ({value} %)")?,
+                Some(value) => write!(formatter, " ({value})")?,
+                None => write!(formatter, " (no value)")?,
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ mod metric;
 use std::str::FromStr;
 use std::{fmt, io};
 
-use self::metric::{Distribution, Metric, Statistic};
+use self::metric::{Distribution, Metric, Statistic, Unit};
 use super::document::{Ended, Mode, Report, ThresholdResult, Verdict};
 use crate::error::ValueError;
 use crate::units::parse_count;
@@ -114,6 +114,15 @@ impl FromStr for Threshold {
         let or_percentage = if metric.has_percentage() { ", or a percentage such as 0.1%" } else { "" };
         let bound = bound.ok_or_else(|| format!("{name} requires {}{or_percentage}", unit.expected()))?;
         Ok(Self { text: text.to_owned(), quantity, comparison, bound })
+    }
+}
+
+impl ThresholdResult {
+    /// Returns whether the value is a time, in microseconds.
+    #[must_use]
+    pub fn is_time(&self) -> bool {
+        let name = self.expr.split(['<', '>']).next().unwrap_or_default();
+        Quantity::from_name(name.trim()).is_ok_and(|quantity| quantity.metric.unit() == Unit::Duration)
     }
 }
 

@@ -281,6 +281,22 @@ fn a_schedule_that_is_not_kept_fails_its_threshold() {
     }
 }
 
+#[test]
+fn a_failed_threshold_has_the_unit_of_its_metric() {
+    let mut report = example();
+    report.latency_us.mean = Some(71.2);
+    let requested = ["server_cpu>0us", "mean > 1us", "rate>0", "rate>0%"];
+    evaluate(&mut report, &requested.iter().map(|text| threshold(text)).collect::<Vec<_>>());
+    let results = &report.thresholds[report.thresholds.len() - 4..];
+    assert_eq!(results.iter().map(ThresholdResult::is_time).collect::<Vec<_>>(), [true, true, false, false]);
+    // A default threshold whose metric has no name.
+    assert!(report.thresholds.iter().all(|result| result.expr != "verified<1" || !result.is_time()));
+    let text = report.to_string();
+    for line in ["server_cpu>0us (5 µs)", "mean > 1us (71.2 µs)", "rate>0 (2000)", "rate>0% (100 %)"] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
 fn value(report: &Report, name: &str) -> Option<f64> {
     threshold(&format!("{name}>0")).quantity.value(report)
 }
