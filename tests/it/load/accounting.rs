@@ -2,34 +2,42 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use ecoloop::load::report::Verdict;
-use ecoloop::load::{Close, Config, Mode};
+use ecoloop::load::{ArrivalProcess, Close, Config, Interrupt, Mode, ProgressCell, RateStage, Report, Session};
 use ecoloop::transport::AnyAddress;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::faulty_server::{echo, end_with_reset, faulty_server};
-use super::run;
+use super::{assert_sums, run};
+use crate::support::TIMEOUT;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn each_message_is_accounted_for_with_any_server_behavior(
-        config in configs(), scripts in vec(vec(actions(), 0..12), 1..6)
+        config in configs(), windows in 1..3_usize, scripts in vec(vec(actions(), 0..12), 1..6)
     ) {
         let mut config = config;
         config.targets = vec![vec![faulty_server(move |number, stream| play(stream, &scripts[number % scripts.len()])).into()]];
-        // `run` asserts the sums, and that the run ends.
-        let report = run(config);
-        prop_assert!(report.connections.held <= report.connections.verified);
-        prop_assert!(report.connections.verified <= report.connections.established);
-        prop_assert!(report.connections.established <= report.connections.opened_total);
-        let bad = !report.errors.is_empty() || !report.verify.findings.is_empty() || report.messages.unanswered > 0;
-        prop_assert!(!bad || report.verdict == Verdict::Fail);
+        let reports = if windows > 1 && config.mode == Mode::Echo && !config.reconnect {
+            measure(config, windows)
+        } else {
+            vec![run(config)]
+        };
+        for report in reports {
+            assert_sums(&report);
+            prop_assert!(report.connections.held <= report.connections.verified);
+            prop_assert!(report.connections.verified <= report.connections.established);
+            prop_assert!(report.connections.established <= report.connections.opened_total);
+            let bad = !report.errors.is_empty() || !report.verify.findings.is_empty() || report.messages.unanswered > 0;
+            prop_assert!(!bad || report.verdict == Verdict::Fail);
+        }
     }
 }
 
@@ -91,23 +99,54 @@ fn play(stream: &mut TcpStream, actions: &[Action]) -> std::io::Result<()> {
 
 fn configs() -> impl Strategy<Value = Config> {
     let mode = prop::sample::select(&[Mode::Echo, Mode::Echo, Mode::Hold, Mode::Churn]);
-    let rate = prop::option::of(100.0..5000.0_f64);
+    let pace = prop_oneof![
+        2 => Just((None, Vec::new())),
+        2 => (100.0..5000.0_f64).prop_map(|rate| (Some(rate), Vec::new())),
+        1 => (0.0..5000.0_f64, 1.0..5000.0_f64).prop_map(|(from, to)| (None, vec![stage(from, to), stage(to, to)])),
+    ];
+    let arrivals = prop::sample::select(&[ArrivalProcess::Even, ArrivalProcess::Poisson]);
     let messages = prop::option::of(1..60_u64);
     let close = prop::sample::select(&[Close::Fin, Close::Rst]);
-    let shape = (1..6_u32, prop::option::of(1..9_u32), 1..200_usize, 0..80_u64);
-    (mode, rate, messages, close, shape).prop_map(|(mode, rate, messages, close, shape)| {
-        let mut config = Config::new(Vec::<AnyAddress>::new());
-        config.mode = mode;
-        config.rate = rate.filter(|_| mode != Mode::Churn);
-        config.messages_per_connection = messages.filter(|_| mode != Mode::Hold);
-        config.close = close;
-        config.connections = shape.0;
-        config.pipeline = shape.1;
-        config.size = shape.2;
-        config.warmup = Duration::from_millis(shape.3);
-        config.duration = Duration::from_millis(150);
-        config.timeout = Duration::from_millis(150);
-        config.connect_timeout = Duration::from_secs(1);
-        config
-    })
+    let shape = (1..6_u32, prop::option::of(1..9_u32), 1..200_usize, prop::option::of(0..200_usize), 0..80_u64);
+    (mode, pace, arrivals, messages, close, shape, any::<bool>()).prop_map(
+        |(mode, (rate, stages), arrivals, messages, close, shape, reconnect)| {
+            let mut config = Config::new(Vec::<AnyAddress>::new());
+            config.mode = mode;
+            config.rate = rate;
+            config.stages = if mode == Mode::Hold { Vec::new() } else { stages };
+            let has_stages = !config.stages.is_empty();
+            let is_open_loop = mode != Mode::Hold && (rate.is_some() || has_stages);
+            config.arrivals = if is_open_loop { arrivals } else { ArrivalProcess::Even };
+            config.messages_per_connection =
+                messages.filter(|_| mode == Mode::Churn || mode == Mode::Echo && !has_stages);
+            config.reconnect = reconnect && mode != Mode::Churn && config.messages_per_connection.is_none();
+            config.close = close;
+            config.connections = shape.0;
+            config.pipeline = shape.1;
+            config.size = shape.2;
+            config.size_max = shape.3.map(|more| shape.2 + more);
+            config.warmup = Duration::from_millis(if has_stages { 0 } else { shape.4 });
+            config.duration = Duration::from_millis(150);
+            config.timeout = Duration::from_millis(150);
+            config.connect_timeout = Duration::from_secs(1);
+            config
+        },
+    )
+}
+
+fn stage(from: f64, to: f64) -> RateStage {
+    RateStage { from, to, duration: Duration::from_millis(75) }
+}
+
+/// Measures windows over the same connections within [`TIMEOUT`], and returns the report of each.
+fn measure(config: Config, windows: usize) -> Vec<Report> {
+    let (sender, reports) = mpsc::channel();
+    thread::spawn(move || {
+        let mut session = Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap();
+        for _ in 0..windows {
+            sender.send(session.measure().unwrap()).unwrap();
+        }
+        session.close().unwrap();
+    });
+    (0..windows).map(|_| reports.recv_timeout(TIMEOUT).expect("the window has not ended")).collect()
 }
