@@ -22,7 +22,7 @@ impl Interrupt {
         // Before the wake: a run looks for it after its wait.
         self.0.is_set.store(true, Ordering::Release);
         for waker in self.wakers().iter().filter_map(Weak::upgrade) {
-            // If it fails, the run sees the flag at its next event: it looks for timeouts at least every 0.25 s.
+            // If it fails, the run sees the flag when it next wakes up, after at most 0.1 s.
             let _ = waker.wake();
         }
     }
