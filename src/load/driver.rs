@@ -68,7 +68,7 @@ pub(super) struct Driver {
     pub(super) window: Window,
     pub(super) schedule: Option<SendSchedule>,
     /// No connection was there when the window began: all of its messages are unsent, and it ends at once.
-    pub(super) reaches_nobody: bool,
+    pub(super) has_no_connection: bool,
     /// The keys of the connections that are still to send their first messages of a closed loop.
     pub(super) starting: Range<usize>,
     pub(super) pauses: Pauses,
@@ -109,7 +109,7 @@ impl Driver {
             step: Step::Connect,
             window: Window { start: 0, end: u64::MAX },
             schedule: None,
-            reaches_nobody: false,
+            has_no_connection: false,
             starting: 0..0,
             pauses: Pauses::new(nanoseconds(config.connect_timeout.max(config.timeout))),
             workload,
@@ -149,12 +149,16 @@ impl Driver {
     /// Returns whether the window is over.
     pub(super) fn is_over(&self) -> bool {
         let status = self.status();
-        self.workload.is_over(&status) || self.reaches_nobody && !status.has_due
+        self.workload.is_over(&status) || self.has_no_connection && !status.has_due
     }
 
-    /// Returns when a window ends that is over: now, or if it reached nobody with its last message.
+    /// Returns when a window ends that is over: now, or without a connection with its last message.
     pub(super) fn end_of_traffic(&self) -> u64 {
-        if self.reaches_nobody { self.schedule.as_ref().map_or(u64::MAX, SendSchedule::end) } else { self.clock.now() }
+        if self.has_no_connection {
+            self.schedule.as_ref().map_or(u64::MAX, SendSchedule::end)
+        } else {
+            self.clock.now()
+        }
     }
 
     /// Returns when the next message of the schedule is due.
@@ -301,8 +305,8 @@ impl Driver {
     /// Records the latency of the lost messages, because the measurement has ended.
     pub(super) fn end_measurement(&mut self) {
         let end = self.measurement_end();
-        // The messages of a window that reached nobody have the ages that they would have at its end.
-        self.totals.end_measurement(if self.reaches_nobody { end } else { end.min(self.clock.now()) });
+        // The messages of a window without a connection have the ages that they would have at its end.
+        self.totals.end_measurement(if self.has_no_connection { end } else { end.min(self.clock.now()) });
     }
 
     /// Returns when the measurement ends: with the window, or after the last messages that follow it, which is not known before.

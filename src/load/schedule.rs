@@ -39,7 +39,7 @@ pub(super) struct SendSchedule {
     /// Slots that have a connection.
     occupied: usize,
     /// No slot ever had a connection: nothing waits for its time.
-    reaches_nobody: bool,
+    has_no_connection: bool,
     window: Window,
 }
 
@@ -54,7 +54,7 @@ impl SendSchedule {
             None => (window.end, u64::MAX),
         };
         let occupied = slots.iter().flatten().count();
-        Self { events, slots, end, left, occupied, reaches_nobody: occupied == 0, window }
+        Self { events, slots, end, left, occupied, has_no_connection: occupied == 0, window }
     }
 
     /// Returns when message `message` of `slot` is due, if messages follow each other evenly.
@@ -64,7 +64,7 @@ impl SendSchedule {
 
     /// Returns when the next message is due, or `None` after the last.
     pub(super) fn next_due(&self) -> Option<u64> {
-        self.has_next().then(|| if self.reaches_nobody { 0 } else { self.events.due() })
+        self.has_next().then(|| if self.has_no_connection { 0 } else { self.events.due() })
     }
 
     /// Ends the schedule before the messages that are due from `time` on.
@@ -85,7 +85,7 @@ impl SendSchedule {
     /// Takes the next message if it is due by `now`. If no slot has a connection, takes those of a [`TICK`].
     pub(super) fn take_due(&mut self, now: u64) -> Option<Due> {
         if self.occupied == 0 {
-            let now = if self.reaches_nobody { u64::MAX } else { now };
+            let now = if self.has_no_connection { u64::MAX } else { now };
             return self.take_unsent(now);
         }
         let due = self.events.due();
@@ -109,7 +109,7 @@ impl SendSchedule {
 
     /// Lets messages wait for their time though no slot has a connection: one will have.
     pub(super) fn await_connections(&mut self) {
-        self.reaches_nobody = false;
+        self.has_no_connection = false;
     }
 
     /// Gives `slot`, which is empty, to the connection `key`, and returns which of the slot's messages is its next.
@@ -269,8 +269,7 @@ mod tests {
         assert_eq!(schedule.take_due(2_250_000_000), Some(Due::Unsent { due: 2_250_000_000, count: 1 }));
         assert_eq!(schedule.occupy(1, 3), 1);
         assert_eq!(schedule.occupy(0, 4), 1);
-        let expected = [(schedule.due(0, 1), Some(4)), (schedule.due(1, 1), Some(3))];
-        assert_eq!(due_times(&mut schedule), expected);
+        assert_eq!(due_times(&mut schedule), [(2_500_000_000, Some(4)), (2_750_000_000, Some(3))]);
     }
 
     #[test]

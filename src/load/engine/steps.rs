@@ -27,8 +27,8 @@ impl Engine {
         }
         let traffic = self.driver.workload.traffic();
         let mut slots = self.assign_slots(traffic);
-        self.driver.reaches_nobody = self.config.unresolved > 0 || slots.is_empty() && self.config.is_scheduled();
-        if self.driver.reaches_nobody {
+        self.driver.has_no_connection = self.config.unresolved > 0 || slots.is_empty() && self.config.is_scheduled();
+        if self.driver.has_no_connection {
             // Every message of the window is due, and stays unsent.
             slots = vec![None; self.config.connections as usize];
         }
@@ -43,7 +43,7 @@ impl Engine {
         self.windows += 1;
         self.enter(Step::Warmup);
         self.start_traffic(traffic, slots);
-        if self.driver.reaches_nobody {
+        if self.driver.has_no_connection {
             self.end_arrivals(self.driver.window.end);
         }
         // Without a warm-up the window begins now.

@@ -354,10 +354,10 @@ fn a_generator_that_has_used_up_its_cpu_quota_is_saturated() {
     assert!((0..5).any(|_| is_saturated()));
 }
 
-// ---- an open loop that reaches nobody ----
+// ---- an open loop without a connection ----
 
 #[test]
-fn an_open_loop_that_reaches_nobody_leaves_every_message_unsent() {
+fn an_open_loop_without_a_connection_leaves_every_message_unsent() {
     let (_port, address) = reserve_port();
     for (messages, due) in [(None, 36_000), (Some(7), 2 * 7)] {
         let mut config = config(address);
