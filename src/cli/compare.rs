@@ -40,7 +40,7 @@ Exit status:
   0    pass: no condition failed
   1    fail: a condition failed; or runtime error, such as reports of different settings
   2    usage error
-  3    inconclusive: nothing failed, but a condition cannot be told
+  3    inconclusive: nothing failed, but a condition cannot be told, or no window could be compared
   130  interrupted: no condition is evaluated
 
 Examples:
@@ -193,9 +193,27 @@ fn result(comparison: &Comparison) -> Option<String> {
         Verdict::Pass if comparison.thresholds.is_empty() => None,
         Verdict::Pass => Some(format!("PASS ({})", plural(comparison.thresholds.len(), "threshold", "thresholds"))),
         Verdict::Fail => Some(format!("FAIL: {}", list(Some(true)))),
-        Verdict::Inconclusive => Some(format!("INCONCLUSIVE: cannot tell {}", list(None))),
+        Verdict::Inconclusive => Some(format!(
+            "INCONCLUSIVE: {}",
+            nothing_compared(comparison).unwrap_or_else(|| format!("cannot tell {}", list(None)))
+        )),
         Verdict::Interrupted | Verdict::Running => Some("INTERRUPTED".to_owned()),
     }
+}
+
+/// Returns why no metric has a ratio, if none has.
+fn nothing_compared(comparison: &Comparison) -> Option<String> {
+    let Comparison { old, new, metrics, .. } = comparison;
+    if metrics.iter().any(|metric| metric.ratio.is_some()) {
+        return None;
+    }
+    let reason = if old.windows > 0 && new.windows > 0 {
+        "no metric has data on both sides".to_owned()
+    } else {
+        let left_out = count((old.left_out + new.left_out) as u64);
+        format!("{} old, {} new, and {left_out} left out: interrupted or not on schedule", old.windows, new.windows)
+    };
+    Some(format!("no window could be compared ({reason})"))
 }
 
 fn threshold(threshold: &RelativeResult) -> String {

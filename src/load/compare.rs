@@ -35,7 +35,7 @@ pub struct Comparison {
     pub schema: &'static str,
     /// The version of this crate.
     pub version: &'static str,
-    /// Whether a threshold failed, or could not be evaluated.
+    /// Whether a threshold failed. Inconclusive if one could not be evaluated, or if no metric has a value on both sides.
     pub verdict: Verdict,
     /// The windows that the others are compared with.
     pub old: Side,
@@ -136,7 +136,7 @@ pub fn compare(
     Ok(Comparison {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION"),
-        verdict: threshold::verdict(&thresholds),
+        verdict: threshold::verdict(&metrics, &thresholds),
         old: Side::new(old, windows[0].len()),
         new: Side::new(new, windows[1].len()),
         metrics,

@@ -64,6 +64,46 @@ fn one_report_on_each_side_cannot_tell() {
     assert_eq!(compare(&[old.path(), new.path()]).status.code(), Some(0));
 }
 
+/// Asserts that nothing is compared, for `reason`, in words and in JSON.
+#[track_caller]
+fn assert_nothing_compared(arguments: &[&str], reason: &str) {
+    let ended = compare(arguments);
+    assert_eq!(ended.status.code(), Some(3), "{ended:?}");
+    let expected = format!("result       INCONCLUSIVE: no window could be compared ({reason})");
+    assert_eq!(ended.stdout.last().unwrap(), &expected, "{ended:?}");
+    let ended = compare(&[arguments, &["--json", "-"]].concat());
+    let document: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
+    assert_eq!((ended.status.code(), &document["verdict"]), (Some(3), &json!("inconclusive")), "{document}");
+}
+
+#[test]
+fn without_a_window_to_compare_the_result_is_inconclusive() {
+    let late = |report: &mut Value| report["schedule"]["kept"] = false.into();
+    let no_latency = |report: &mut Value| {
+        report["server"] = Value::Null;
+        report["latency_us"]["p50"] = Value::Null;
+    };
+    let (old, new) = (windows("old", 7, 1000, |_| ()), windows("new", 6, 1000, |_| ()));
+    let (late_old, late_new) = (windows("late-old", 7, 1000, late), windows("late-new", 6, 1000, late));
+    let left_out = "left out: interrupted or not on schedule";
+    assert_nothing_compared(&[late_old.path(), late_new.path()], &format!("0 old, 0 new, and 13 {left_out}"));
+    assert_nothing_compared(&[old.path(), late_new.path()], &format!("7 old, 0 new, and 6 {left_out}"));
+    let empty = windows("empty", 6, 0, no_latency);
+    assert_nothing_compared(&[old.path(), empty.path()], "no metric has data on both sides");
+    assert_eq!(compare(&[old.path(), new.path()]).status.code(), Some(0));
+}
+
+/// More messages a second than any generator sends.
+#[test]
+fn live_windows_that_are_all_left_out_are_inconclusive() {
+    let [old, new] = [(), ()].map(|()| serve(Config::default()));
+    let addresses = [&old, &new].map(|server| server.local_addr().to_string());
+    let live = ["--live", "-s", "1", "-r", "50M", "-d", "50ms", "--windows", "2"];
+    let ended = compare(&[&live[..], &[&addresses[0], &addresses[1]]].concat());
+    let expected = "result       INCONCLUSIVE: no window could be compared (0 old, 0 new, and 4 left out: interrupted or not on schedule)";
+    assert_eq!((ended.status.code(), &ended.stdout.last().unwrap()[..]), (Some(3), expected), "{ended:?}");
+}
+
 #[test]
 fn the_comparison_is_written_as_json() {
     let (old, new) = (windows("old", 10, 1000, |_| ()), windows("new", 10, 1200, |_| ()));

@@ -61,11 +61,13 @@ impl RelativeThreshold {
     }
 }
 
-/// Returns the verdict of a comparison with these thresholds.
-pub(super) fn verdict(thresholds: &[RelativeResult]) -> Verdict {
+/// Returns the verdict of a comparison with these metrics and thresholds.
+pub(super) fn verdict(metrics: &[MetricRatio], thresholds: &[RelativeResult]) -> Verdict {
     if thresholds.iter().any(|threshold| threshold.failed == Some(true)) {
         Verdict::Fail
-    } else if thresholds.iter().any(|threshold| threshold.failed.is_none()) {
+    } else if metrics.iter().all(|metric| metric.ratio.is_none())
+        || thresholds.iter().any(|threshold| threshold.failed.is_none())
+    {
         Verdict::Inconclusive
     } else {
         Verdict::Pass
