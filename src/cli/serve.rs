@@ -437,7 +437,7 @@ struct Service {
 /// Starts a thread for signals: the first drains the server, and the next stops it. Until the server binds its addresses, a signal ends
 /// the process. SIGUSR1 logs the counts since the start, and SIGHUP is ignored.
 fn handle_signals(stage: Arc<Stage>, language: Language, logs_shutdown: bool) -> Result<(), String> {
-    let requests = Requests::new(&[SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
+    let requests = Requests::new(&[SIGINT, SIGTERM], &[SIGHUP, SIGUSR1])?;
     let handle_each = move || {
         for signal in requests {
             if signal == SIGHUP {

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
-use signal_hook::consts::SIGUSR1;
 #[cfg(feature = "load")]
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::backend::{PollResult, SignalDelivery, SignalIterator};
@@ -14,8 +13,8 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use super::hints::with_descriptor_hint;
 
-/// A repeat of a signal within this time is the same request: timeout(1), or Ctrl-C through a wrapper, sends it to the process and
-/// once more to its group.
+/// A second signal within this time is the same request, whichever it is: timeout(1) sends one to the process and once more to its group,
+/// and a wrapper turns Ctrl-C into SIGTERM for its child, which had SIGINT from the terminal.
 const REPEAT_INTERVAL: Duration = Duration::from_millis(300);
 /// Pause after a failed read of the pipe that announces signals.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -36,30 +35,37 @@ pub(crate) fn set_mask() -> io::Result<()> {
 /// The signals that the process receives from now on. An iterator that waits.
 pub(super) struct Requests {
     signals: Signals,
-    last: Option<(i32, Instant)>,
+    /// Those that ask the process to end.
+    ending: &'static [i32],
+    /// When the last of them came that was a request of its own.
+    last: Option<Instant>,
 }
 
 impl Requests {
-    pub(super) fn new(signals: &[i32]) -> Result<Self, String> {
+    /// Receives the signals that are requests to end, and `others`.
+    pub(super) fn new(ending: &'static [i32], others: &[i32]) -> Result<Self, String> {
         let deliver = || {
             let (read, write) = UnixStream::pair()?;
-            SignalDelivery::with_pipe(read, write, SignalOnly, signals)
+            SignalDelivery::with_pipe(read, write, SignalOnly, ending.iter().chain(others))
         };
         let signals = deliver().map_err(|error| format!("cannot handle signals: {}", with_descriptor_hint(error)))?;
-        Ok(Self { signals, last: None })
+        Ok(Self { signals, ending, last: None })
     }
 
     /// Receives the signals that end a load or a grading. Under nohup(1), which ignores SIGHUP, it outlives its terminal.
     #[cfg(feature = "load")]
     pub(super) fn to_end_a_run() -> Result<Self, String> {
-        Self::new(if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] })
+        Self::new(if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] }, &[])
     }
 
-    /// Records a signal, and returns whether it is a request of its own.
+    /// Records a signal, and returns whether it is a request of its own. Each of those that do not end the process is one.
     fn is_new(&mut self, signal: i32, now: Instant) -> bool {
-        let is_repeat = self.last.is_some_and(|(last, at)| last == signal && now - at < REPEAT_INTERVAL);
+        if !self.ending.contains(&signal) {
+            return true;
+        }
+        let is_repeat = self.last.is_some_and(|last| now - last < REPEAT_INTERVAL);
         if !is_repeat {
-            self.last = Some((signal, now));
+            self.last = Some(now);
         }
         !is_repeat
     }
@@ -75,8 +81,7 @@ impl Iterator for Requests {
                 PollResult::Closed => return None,
                 PollResult::Pending | PollResult::Err(_) => continue,
             };
-            // Each request for figures counts, and none is between two requests to end.
-            if signal == SIGUSR1 || self.is_new(signal, Instant::now()) {
+            if self.is_new(signal, Instant::now()) {
                 return Some(signal);
             }
         }
@@ -108,22 +113,25 @@ fn is_ignored(signal: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
     use super::*;
 
     #[test]
     #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    fn a_repeat_within_the_interval_is_the_same_request() {
-        let mut requests = Requests::new(&[]).unwrap();
+    fn a_second_signal_within_the_interval_is_the_same_request() {
+        let mut requests = Requests::new(&[SIGINT, SIGTERM], &[]).unwrap();
         let start = Instant::now();
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
         assert!(requests.is_new(SIGTERM, start));
         assert!(!requests.is_new(SIGTERM, after(1)));
         // The interval starts at the request, not at its last repeat.
-        assert!(!requests.is_new(SIGTERM, after(299)));
-        assert!(requests.is_new(SIGTERM, after(300)));
-        assert!(requests.is_new(SIGINT, after(301)));
-        assert!(requests.is_new(SIGTERM, after(302)));
+        assert!(!requests.is_new(SIGINT, after(299)));
+        assert!(requests.is_new(SIGINT, after(300)));
+        assert!(!requests.is_new(SIGTERM, after(301)));
+        // A signal that does not end the process is no repeat, and starts no interval.
+        assert!(requests.is_new(SIGHUP, after(302)));
+        assert!(requests.is_new(SIGHUP, after(700)));
+        assert!(requests.is_new(SIGTERM, after(701)));
     }
 }

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{
     Process, Scratch, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close,
-    is_listening, reserve_port,
+    reserve_port,
 };
 
 /// A repeat within this time is one for the server too, whose interval begins after the test's.
@@ -42,16 +42,38 @@ fn a_repeat_of_a_signal_is_the_same_request_and_a_later_one_stops_the_server() {
     assert!(server.wait().summary().contains("1 closed (1 stopped)"));
 }
 
-/// Two signals are two requests at any interval.
+/// A wrapper turns Ctrl-C, which its child has received too, into SIGTERM for the child.
 #[test]
-fn another_signal_stops_the_server() {
+fn another_signal_within_the_interval_is_the_same_request() {
+    eventually("another signal in time", || {
+        let (server, address) = Process::serve(&["--drain-timeout", "1h"]);
+        let mut client = connect(address);
+        assert_echoes(&mut client, b"hola");
+        let start = Instant::now();
+        server.signal(Signal::INT);
+        assert_ended(&mut client);
+        server.signal(Signal::TERM);
+        if start.elapsed() > REPEAT {
+            return false;
+        }
+        // The drain goes on, until the client's FIN.
+        half_close(&client);
+        assert!(server.wait().summary().contains("1 closed (1 drained)"));
+        true
+    });
+}
+
+/// SIGHUP is ignored, and starts no interval in which another signal would be ignored too.
+#[test]
+fn a_signal_right_after_sighup_is_a_request() {
     let (server, address) = Process::serve(&["--drain-timeout", "1h"]);
+    server.signal(Signal::HUP);
     let mut client = connect(address);
     assert_echoes(&mut client, b"hola");
-    server.signal(Signal::INT);
-    eventually("the drain", || !is_listening(address));
     server.signal(Signal::TERM);
-    assert!(server.wait().summary().contains("1 closed (1 stopped)"));
+    assert_ended(&mut client);
+    drop(client);
+    assert!(server.wait().summary().contains("1 closed (1 drained)"));
 }
 
 #[test]
@@ -179,13 +201,15 @@ mod load {
     fn a_repeat_of_a_signal_does_not_cost_the_report() {
         let server = serve(Config::default());
         let address = server.local_addr().to_string();
-        for _ in 0..10 {
+        for (first, second) in
+            [(Signal::INT, Signal::INT), (Signal::INT, Signal::TERM), (Signal::HUP, Signal::TERM)].repeat(4)
+        {
             let before = server.handle().stats().bytes_in;
             let process = Process::start(ecoloop(&["load", "-c", "50", "-d", "1h", "--json", "-", &address]));
             eventually("traffic", || server.handle().stats().bytes_in > before + 10_000);
-            process.signal(Signal::INT);
+            process.signal(first);
             thread::yield_now();
-            process.signal(Signal::INT);
+            process.signal(second);
             let ended = process.wait();
             assert_eq!(ended.status.code(), Some(130), "{ended:?}");
             assert_eq!(Report::from_json(&ended.stdout[0]).unwrap().verdict, Verdict::Interrupted);
@@ -227,9 +251,9 @@ mod load {
         process.wait();
         assert_eq!(files(), 0);
 
-        let process = start();
+        let mut process = start();
         process.signal(Signal::INT);
-        process.signal(Signal::TERM);
+        process.signal_until_ended(Signal::TERM);
         process.wait();
         // The second may come before or after the report.
         assert_eq!(files(), usize::from(path.exists()));
