@@ -54,6 +54,8 @@ mod strip;
 mod systemd;
 #[cfg(feature = "load")]
 mod table;
+#[cfg(feature = "load")]
+mod thresholds;
 mod trace;
 mod trace_observer;
 mod values;

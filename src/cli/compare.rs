@@ -93,7 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let json = arguments.json.as_deref().map(Output::open).transpose()?;
     let names = [&arguments.old, &arguments.new];
     let live::Windows { sides: [old, new], is_interrupted } = if arguments.live.is_live() {
-        arguments.live.measure(names, arguments.quiet)?
+        arguments.live.measure(names, &arguments.thresholds, arguments.quiet)?
     } else {
         live::Windows {
             sides: [reports(Path::new(names[0]), arguments.quiet)?, reports(Path::new(names[1]), arguments.quiet)?],

@@ -39,6 +39,10 @@ impl Arguments {
         !self.goal.is_empty()
     }
 
+    pub(super) fn goal(&self) -> &[Threshold] {
+        &self.goal
+    }
+
     /// Returns a usage error that the parser cannot see.
     pub(super) fn conflict(&self, load: &LoadOptions) -> Option<String> {
         if !self.is_search() {

@@ -29,6 +29,7 @@ use super::ranked_run;
 use super::ranks;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::Requests;
+use super::thresholds::{self, HOLD};
 use super::values::{Address, Endpoint, duration, time};
 use super::{exit_status, print_error, table, usage_error};
 
@@ -247,6 +248,21 @@ impl Arguments {
         self.load.conflict().or_else(|| self.load.reconnect_conflict().filter(|_| self.reconnect))
     }
 
+    /// Returns a usage error of a condition whose metric cannot have a value.
+    fn threshold_conflict(&self) -> Option<String> {
+        let given = [
+            ("--rate", self.load.has_rate()),
+            (HOLD, self.load.is_hold()),
+            ("--find-rate", self.search.is_search()),
+            // It can be the option of another generator, on the server's machine.
+            ("--server-pid", self.server_pid.is_some() || self.ranks.has_rank()),
+            ("--reconnect", self.reconnect),
+        ];
+        let given: Vec<_> = given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name).collect();
+        let goal = || thresholds::conflict("--find-rate", self.search.goal(), &given);
+        thresholds::conflict("--fail-if", &self.thresholds, &given).or_else(goal)
+    }
+
     fn config(&self) -> Config {
         let mut config = self.load.config("load", &self.addresses);
         config.start_at = self.start_at;
@@ -274,7 +290,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(conflict) = arguments.conflict() {
         usage_error("load", conflict);
     }
-    if let Some(conflict) = arguments.search.conflict(&arguments.load) {
+    if let Some(conflict) = arguments.search.conflict(&arguments.load).or_else(|| arguments.threshold_conflict()) {
         usage_error("load", &conflict);
     }
     let interrupt = Interrupt::default();

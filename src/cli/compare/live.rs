@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
+use ecoloop::load::compare::RelativeThreshold;
 use ecoloop::load::report::Ended;
 use ecoloop::load::{Config, Interrupt, ProgressCell, Report, Session};
 
@@ -14,6 +15,7 @@ use crate::cli::advice::{advise, warn_of_limits};
 use crate::cli::load::{handle_signals, with_hint};
 use crate::cli::load_options::LoadOptions;
 use crate::cli::progress::ProgressDisplay;
+use crate::cli::thresholds::{NO_SCHEDULE, metric};
 use crate::cli::values::{Endpoint, count};
 use crate::cli::{descriptors, print_error, table, usage_error};
 
@@ -57,7 +59,12 @@ impl Arguments {
     }
 
     /// Measures the windows of both addresses.
-    pub(super) fn measure(&self, addresses: [&String; 2], quiet: bool) -> Result<Windows, Box<dyn Error>> {
+    pub(super) fn measure(
+        &self,
+        addresses: [&String; 2],
+        thresholds: &[RelativeThreshold],
+        quiet: bool,
+    ) -> Result<Windows, Box<dyn Error>> {
         if !self.load.is_echo() {
             usage_error(COMPARE, "--live needs --mode echo: in the other modes no connection outlasts a window");
         }
@@ -66,6 +73,14 @@ impl Arguments {
         }
         if let Some(conflict) = self.load.conflict() {
             usage_error(COMPARE, conflict);
+        }
+        for condition in thresholds.iter().map(ToString::to_string) {
+            if metric(&condition) == "server_cpu" && self.server_pids.is_empty() {
+                usage_error(COMPARE, format!("--fail-if {condition} needs --server-pids"));
+            }
+            if metric(&condition).starts_with("lateness_") && !self.load.has_rate() {
+                usage_error(COMPARE, format!("--fail-if {condition} needs --rate{NO_SCHEDULE}"));
+            }
         }
         let interrupt = Interrupt::default();
         let (requests, _requested) = mpsc::sync_channel(1);

@@ -1,5 +1,6 @@
 //! The conditions that make a comparison fail.
 
+use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
@@ -71,6 +72,12 @@ pub(super) fn verdict(metrics: &[MetricRatio], thresholds: &[RelativeResult]) ->
         Verdict::Inconclusive
     } else {
         Verdict::Pass
+    }
+}
+
+impl fmt::Display for RelativeThreshold {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
     }
 }
 

@@ -53,6 +53,63 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
+fn a_condition_that_cannot_have_a_value_is_a_usage_error_that_names_the_option() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    for (options, condition, missing) in [
+        (&[][..], "found_rate<5", "--find-rate"),
+        (&[], "server_cpu>5us", "--server-pid"),
+        (&[], "longest_outage>1s", "--reconnect"),
+        (&[], "outages>0", "--reconnect"),
+        (&[], "hold_silent>1", "--mode hold"),
+        (&["--mode", "churn"], "hold_alive<100%", "--mode hold"),
+        (&[], "rate<5%", "--rate, of which its percentage is"),
+        (&["--mode", "hold"], "rate < 5%", "--rate, of which its percentage is"),
+        (&[], "lateness_p99>1ms", "--rate: a closed loop has no schedule"),
+        (&["--mode", "churn"], "schedule", "--rate: a closed loop has no schedule"),
+    ] {
+        let ended =
+            run_command(&[options, &["--fail-if", "p99>1h", "--fail-if", condition, "-j", "2", &address]].concat());
+        let expected = format!("error: --fail-if {condition} needs {missing}");
+        assert_eq!((ended.status.code(), &ended.stderr[0]), (Some(2), &expected), "{ended:?}");
+    }
+    let ended = run_command(&["-r", "1..2", "--find-rate", "server_cpu<5us", &address]);
+    let expected = "error: --find-rate server_cpu<5us needs --server-pid";
+    assert_eq!((ended.status.code(), &ended.stderr[0][..]), (Some(2), expected), "{ended:?}");
+    assert_eq!(server.handle().stats().accepted, 0);
+    // With its option, each has a value.
+    let pid = std::process::id().to_string();
+    let of_hold = ["--fail-if", "hold_silent>1", "--fail-if", "lateness_p99>1h", "--mode", "hold", "-d", "10ms"];
+    let of_echo = ["-r", "1k", "-d", "2s", "--fail-if", "rate<0%", "--fail-if", "lateness_p99>1h"];
+    let of_options = ["--server-pid", &pid, "--fail-if", "server_cpu>1h", "--reconnect", "--fail-if", "outages>0"];
+    for arguments in
+        [&of_hold[..], &[&of_echo[..], &of_options].concat(), &[&of_echo[..], &["-j", "2", "-c", "2"]].concat()]
+    {
+        let ended = run_command(&[arguments, &["--json", "-", &address]].concat());
+        let (_, report) = document(&ended);
+        let requested: Vec<_> = report.thresholds.iter().filter(|threshold| !threshold.default).collect();
+        assert!(requested.len() >= 2, "{requested:?}");
+        assert!(requested.iter().all(|threshold| threshold.value.is_some() && !threshold.failed), "{requested:?}");
+    }
+}
+
+/// The server may be on the machine of another generator.
+#[test]
+fn a_rank_and_merge_take_conditions_on_what_another_generator_measures() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let condition = ["--fail-if", "server_cpu>5us"];
+    let rank = ["--rank", "0/2", "-c", "2", "-m", "1", "--json", "-", &address];
+    let ended = run_command(&[&rank[..], &condition].concat());
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    let file = Scratch::new("rank");
+    fs::write(file.path(), &ended.stdout[0]).unwrap();
+    let merged = Process::start(ecoloop(&[&["merge", "--partial", file.path()], &condition[..]].concat())).wait();
+    assert_eq!(merged.status.code(), Some(1), "{merged:?}");
+    assert!(merged.stdout.last().unwrap().ends_with("FAIL: server_cpu>5us (no data)"), "{merged:?}");
+}
+
+#[test]
 fn usage_errors_found_after_parsing_print_the_usage_of_the_subcommand() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
