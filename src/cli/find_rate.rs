@@ -10,6 +10,7 @@ use ecoloop::load::{self, Config, Interrupt, ProgressCell, Search, Threshold};
 use super::format::{NO_DATA, number, round_time, strip_control, time};
 use super::load_options::LoadOptions;
 use super::output;
+use super::thresholds::meant_goal;
 use super::values::percentage;
 
 const HEADING: &str = "Search";
@@ -52,7 +53,11 @@ impl Arguments {
         if load.rate_range().is_none() {
             return Some("--find-rate needs --rate LOW..HIGH".to_owned());
         }
-        load.not_searchable().map(|option| format!("--find-rate and {option} cannot be combined"))
+        if let Some(option) = load.not_searchable() {
+            return Some(format!("--find-rate and {option} cannot be combined"));
+        }
+        let meant = self.goal.iter().find_map(meant_goal)?;
+        Some(format!("--find-rate states what must hold: did you mean {meant}?"))
     }
 
     /// Returns the search, if there is one.
@@ -73,11 +78,12 @@ pub(super) fn run(
     prints: bool,
 ) -> io::Result<Report> {
     let mut is_first = true;
+    let goal: Vec<_> = search.goal.iter().map(ToString::to_string).collect();
     load::find_rate(config, search, interrupt, progress, |probe| {
         let head = if mem::take(&mut is_first) { heading() } else { String::new() };
         if prints {
             // A reader that is gone is an error of the table, at the end.
-            let _ = output::print((head + &line(probe)).as_bytes());
+            let _ = output::print((head + &line(probe, &goal)).as_bytes());
         }
     })
 }
@@ -88,9 +94,9 @@ fn heading() -> String {
 }
 
 /// Returns a window as a line.
-fn line(probe: &Probe) -> String {
+fn line(probe: &Probe, goal: &[String]) -> String {
     let [rate, answers, p50, p99, window] = cells(probe);
-    format!("{rate:>12}{answers:>12}{p50:>10}{p99:>10}{window:>10}  {}\n", outcome(probe))
+    format!("{rate:>12}{answers:>12}{p50:>10}{p99:>10}{window:>10}  {}\n", outcome(probe, goal))
 }
 
 /// Returns the figures of a window, as [`HEADS`] names them.
@@ -101,13 +107,19 @@ pub(super) fn cells(probe: &Probe) -> [String; HEADS.len()] {
     [rate(Some(probe.rate)), rate(probe.rate_per_s), value(probe.p50_us), value(probe.p99_us), window]
 }
 
-/// Returns whether a window passed, and why not.
-pub(super) fn outcome(probe: &Probe) -> String {
+/// Returns whether a window passed, and why not: which conditions of the goal it missed, and which default thresholds failed.
+pub(super) fn outcome(probe: &Probe, goal: &[String]) -> String {
     match probe {
         Probe { schedule_kept: false, .. } => "does not count: the generator was too slow".to_owned(),
         Probe { passed: true, confirming: true, .. } => "confirmed".to_owned(),
         Probe { passed: true, .. } => "passed".to_owned(),
-        Probe { failed, .. } => format!("failed: {}", strip_control(&failed.join(", "))),
+        Probe { failed, .. } => {
+            let (missed, failed): (Vec<_>, Vec<_>) =
+                failed.iter().cloned().partition(|condition| goal.contains(condition));
+            let parts = [("missed ", missed), ("failed: ", failed)].into_iter().filter(|(_, list)| !list.is_empty());
+            let parts = parts.map(|(word, list)| format!("{word}{}", strip_control(&list.join(", "))));
+            parts.collect::<Vec<_>>().join("; ")
+        }
     }
 }
 

@@ -205,7 +205,8 @@ fn probes(body: &mut String, search: &SearchReport) {
             Probe { passed: true, .. } => "pass",
             Probe { .. } => "fail",
         };
-        let _ = writeln!(body, "<td class=\"words {class}\">{}</td></tr>", text(&find_rate::outcome(probe)));
+        let _ =
+            writeln!(body, "<td class=\"words {class}\">{}</td></tr>", text(&find_rate::outcome(probe, &search.goal)));
     }
     body.push_str("</table>\n");
     if left_out > 0 {

@@ -1,4 +1,4 @@
-//! Conditions that are wrong before a run: their metric cannot have a value.
+//! Conditions that are wrong before a run: their metric cannot have a value, or they say the opposite of what was meant.
 
 use ecoloop::load::Threshold;
 
@@ -28,6 +28,28 @@ fn needed(condition: &str, given: &[&str]) -> Option<(&'static str, &'static str
         }
         _ => None,
     }
+}
+
+/// Returns the goal of a search that was meant by a condition in the sense of `--fail-if`.
+pub(super) fn meant_goal(condition: &Threshold) -> Option<String> {
+    let condition = condition.to_string();
+    let at = condition.find(['<', '>'])?;
+    let value = condition[at + 1..].trim_start_matches('=');
+    let is_above = condition[at..].starts_with('>');
+    let includes_value = condition[at + 1..].starts_with('=');
+    let is_better_higher = ["rate", "connections"].contains(&metric(&condition));
+    if is_above == is_better_higher {
+        return None;
+    }
+    // No count is below 0.
+    let is_count = value.trim_end().ends_with(|last: char| last.is_ascii_digit() || "%kM".contains(last));
+    let sign = match (is_above, is_count && !includes_value) {
+        (true, false) => "<",
+        (true, true) => "<=",
+        (false, false) => ">",
+        (false, true) => ">=",
+    };
+    Some(format!("{}{sign}{}", condition[..at].trim_end(), value.trim_start()))
 }
 
 /// Returns the metric of a condition, without the number of a stage.

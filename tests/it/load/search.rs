@@ -114,6 +114,33 @@ fn a_rate_that_nothing_reaches_ends_its_window_early() {
 }
 
 #[test]
+fn a_window_that_misses_the_goal_says_so_apart_from_the_thresholds_that_failed() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let search = ["-r", "10..10", "--find-rate", "p50<1us", "--find-rate", "errors<=1", "--window", "200ms", &address];
+    let ended = run_command(&search);
+    let counted: Vec<_> = ended
+        .stdout
+        .iter()
+        .filter(|line| line.starts_with("  ") && line.contains("/s") && !line.contains("does not count"))
+        .collect();
+    assert!(ended.status.code() == Some(3) || !counted.is_empty(), "{ended:?}");
+    assert!(counted.iter().all(|line| line.ends_with("  missed p50<1us")), "{ended:?}");
+    // A connection that ends fails a default threshold.
+    let one_message = faulty_server(|_, stream| {
+        let message = read_message(stream)?;
+        stream.write_all(&message)?;
+        read_message(stream).map(drop)
+    });
+    let address = one_message.to_string();
+    let ended = run_command(&["-r", "10..10", "--find-rate", "p50<1us", "--window", "200ms", &address]);
+    assert!(
+        ended.stdout.iter().any(|line| line.contains("  missed p50<1us; failed: connections<1, errors>0")),
+        "{ended:?}"
+    );
+}
+
+#[test]
 fn a_generator_that_is_too_slow_is_the_limit() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
@@ -181,6 +208,30 @@ fn options_of_a_search_need_each_other() {
         assert_eq!(ended.status.code(), Some(2), "{ended:?}");
         assert!(ended.stderr.iter().any(|line| line.contains(reason)), "{reason}: {ended:?}");
     }
+}
+
+#[test]
+fn a_goal_in_the_sense_of_fail_if_is_refused_with_the_one_that_was_meant() {
+    for (goal, meant) in [
+        ("p99>50ms", "p99<50ms"),
+        ("p99.9 >= 50ms", "p99.9<50ms"),
+        ("connect_max>1s", "connect_max<1s"),
+        ("errors>0", "errors<=0"),
+        ("errors>=1", "errors<1"),
+        ("unanswered>0.1%", "unanswered<=0.1%"),
+        ("unsent>10k", "unsent<=10k"),
+        ("rate<99%", "rate>=99%"),
+        ("connections<=50", "connections>50"),
+    ] {
+        let ended = run_command(&["-r", "1..2", "--find-rate", "p50<1h", "--find-rate", goal, ":9"]);
+        let expected = format!("error: --find-rate states what must hold: did you mean {meant}?");
+        assert_eq!((ended.status.code(), &ended.stderr[0]), (Some(2), &expected), "{goal}: {ended:?}");
+    }
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let goal = ["--find-rate", "rate>1%", "--find-rate", "connections>=1"];
+    let ended = run_command(&[&["-r", "10..10", "--window", "100ms", &address], &goal[..]].concat());
+    assert!(matches!(ended.status.code(), Some(0 | 3)), "{ended:?}");
 }
 
 /// Nothing else would end the search soon: no rate passes, and each step down fails.
