@@ -146,14 +146,12 @@ struct Outputs {
 impl Outputs {
     fn open(arguments: &Arguments) -> Result<Self, String> {
         let open = |path: &Option<PathBuf>| path.as_deref().map(Output::open).transpose();
-        let outputs = Self { json: open(&arguments.json)?, junit: open(&arguments.junit)?, table: true };
-        let name = match (&outputs.json, &outputs.junit) {
-            (Some(Output::Stdout), Some(Output::Stdout)) => "-".to_owned(),
-            (Some(Output::File(one)), Some(Output::File(other))) if one == other => one.display().to_string(),
-            (Some(Output::Stdout), _) | (_, Some(Output::Stdout)) => return Ok(Self { table: false, ..outputs }),
-            _ => return Ok(outputs),
-        };
-        Err(format!("cannot create {name}: two outputs have this name"))
+        let (json, junit) = (open(&arguments.json)?, open(&arguments.junit)?);
+        if let Some(conflict) = output::conflict(&[("--json", json.as_ref()), ("--junit", junit.as_ref())]) {
+            usage_error("check", conflict);
+        }
+        let table = ![&json, &junit].into_iter().flatten().any(|output| matches!(output, Output::Stdout));
+        Ok(Self { json, junit, table })
     }
 
     /// Writes both documents, even if the first fails.

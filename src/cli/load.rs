@@ -308,7 +308,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         let display = ranked_run::Display { interval: arguments.interval, metrics: arguments.bind_metrics()? };
         return ranked_run::run(config, rank, &place, (&arguments.output, display), &interrupt);
     }
-    let outputs = arguments.output.open(config.rank)?;
+    let outputs = arguments.output.open("load", config.rank)?;
     let metrics = arguments.bind_metrics()?;
     let descriptor_limit = descriptors::raise_limit(print_error);
     if let Some(late) = config.start_at.and_then(|time| SystemTime::now().duration_since(time).ok()) {

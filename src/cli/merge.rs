@@ -52,7 +52,7 @@ pub(super) struct Arguments {
 
 /// Reads, merges and writes reports, and returns the exit status of the merged run.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let outputs = arguments.output.open(None)?;
+    let outputs = arguments.output.open("merge", None)?;
     let mut reports = Vec::new();
     for path in &arguments.files {
         let name = path.display().to_string();

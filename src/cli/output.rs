@@ -72,6 +72,19 @@ pub(super) enum Output {
     File(PathBuf),
 }
 
+/// Returns a usage error of two options whose outputs, open now, are the same.
+pub(super) fn conflict(outputs: &[(&str, Option<&Output>)]) -> Option<String> {
+    let open: Vec<_> = outputs.iter().filter_map(|&(option, output)| Some((option, output?))).collect();
+    open.iter().enumerate().find_map(|(at, (option, output))| {
+        let (first, _) = open[..at].iter().find(|(_, earlier)| earlier.is_same(output))?;
+        let name = match output {
+            Output::File(target) => target.display().to_string(),
+            _ => "standard output".to_owned(),
+        };
+        Some(format!("{first} and {option} cannot both write to {name}"))
+    })
+}
+
 /// A document that could not be put in place, and what of it is in a temporary file.
 struct Unwritten {
     error: io::Error,
@@ -110,6 +123,15 @@ impl Output {
                 Self::open_file(&directory.join(name)).map_err(failed)
             }
             Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Returns whether a document here would replace or follow another one there. A device takes several.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Stdout, Self::Stdout) => true,
+            (Self::File(one), Self::File(other)) => one == other,
+            _ => false,
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) fn run(
     interrupt: &Interrupt,
 ) -> Result<ExitCode, Box<dyn Error>> {
     let is_first = rank.index == 0;
-    let outputs = if is_first { Some(output.open(Some(rank))?) } else { None };
+    let outputs = if is_first { Some(output.open("load", Some(rank))?) } else { None };
     let descriptor_limit = descriptors::raise_limit(print_error);
     if config.unresolved == 0 {
         warn_of_limits(&config.clone().share(), descriptor_limit);
@@ -139,5 +139,5 @@ fn fault(ending: Option<Ending>) -> Result<(), Box<dyn Error>> {
 
 /// Writes the results of this rank alone, if it has any, because rank 0 cannot write those of all.
 fn keep(report: &Report, rank: Rank, output: &result_files::Arguments) -> Result<(), String> {
-    if report.phases_s.measure > 0.0 { output.of_rank(rank).open(Some(rank))?.write(report) } else { Ok(()) }
+    if report.phases_s.measure > 0.0 { output.of_rank(rank).open("load", Some(rank))?.write(report) } else { Ok(()) }
 }

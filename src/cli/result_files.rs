@@ -1,8 +1,7 @@
 //! The outputs of a result, which are opened before the run and written at its end.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use ecoloop::load::{Histogram, Rank, Report};
@@ -11,6 +10,7 @@ use super::output::{self, Output};
 use super::page::page;
 use super::plot::plot;
 use super::table::table;
+use super::usage_error;
 
 /// Steps in each halving of the distance to 100 %, as in wrk2.
 const HGRM_TICKS: u32 = 5;
@@ -81,8 +81,17 @@ impl Arguments {
         Self { json, hgrm, plot, html, quiet: self.quiet }
     }
 
+    /// Opens the outputs of a subcommand. Two that are the same are a usage error.
+    pub(super) fn open(&self, subcommand: &str, rank: Option<Rank>) -> Result<Outputs, String> {
+        let outputs = self.open_each(rank)?;
+        if let Some(conflict) = outputs.conflict() {
+            usage_error(subcommand, conflict);
+        }
+        Ok(outputs)
+    }
+
     /// Opens every output, so that a run is not lost for a file that cannot be created. The names of the files of a rank have its number.
-    pub(super) fn open(&self, rank: Option<Rank>) -> Result<Outputs, String> {
+    fn open_each(&self, rank: Option<Rank>) -> Result<Outputs, String> {
         let named = |path: &PathBuf| match (path.to_str(), rank) {
             (Some(path), Some(rank)) => path.replace(RANK, &rank.index.to_string()).into(),
             _ => path.clone(),
@@ -95,23 +104,22 @@ impl Arguments {
             html: open(&self.html)?,
             table: false,
         };
-        let mut targets = HashSet::new();
-        for output in outputs.documents() {
-            let target = match output {
-                Output::Stdout => Path::new("-"),
-                Output::File(target) => target,
-                Output::Stderr | Output::Device(..) => continue,
-            };
-            if !targets.insert(target) {
-                return Err(format!("cannot create {}: two outputs have this name", target.display()));
-            }
-        }
-        let table = !targets.contains(Path::new("-")) && !self.quiet;
+        let table = !self.quiet && !outputs.documents().any(|output| matches!(output, Output::Stdout));
         Ok(Outputs { table, ..outputs })
     }
 }
 
 impl Outputs {
+    /// Returns a usage error of two options with one output.
+    pub(super) fn conflict(&self) -> Option<String> {
+        output::conflict(&[
+            ("--json", self.json.as_ref()),
+            ("--hgrm", self.hgrm.as_ref()),
+            ("--plot", self.plot.as_ref()),
+            ("--html", self.html.as_ref()),
+        ])
+    }
+
     fn documents(&self) -> impl Iterator<Item = &Output> {
         [&self.json, &self.hgrm, &self.plot, &self.html].into_iter().flatten()
     }
@@ -185,16 +193,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_outputs_with_one_name_are_refused() {
-        let directory = TempDir::new().unwrap();
-        let [plain, dotted] = ["twice", "./twice"].map(|name| Some(directory.path().join(name)));
-        let files = Arguments { json: plain, hgrm: dotted, plot: None, html: None, quiet: true };
-        let error = files.open(None).err().unwrap();
-        assert!(error.ends_with("/twice: two outputs have this name"), "{error}");
-        assert!(names(&directory).is_empty());
-    }
-
-    #[test]
     fn every_output_is_written() {
         let directory = TempDir::new().unwrap();
         let paths @ [json, hgrm, plot, html] =
@@ -202,7 +200,7 @@ mod tests {
         let [json_path, hgrm_path, plot_path, html_path] = paths.clone().map(Some);
         let files = Arguments { json: json_path, hgrm: hgrm_path, plot: plot_path, html: html_path, quiet: true };
         let report = example();
-        files.open(None).unwrap().write(&report).unwrap();
+        files.open("load", None).unwrap().write(&report).unwrap();
         assert_eq!(Report::from_json(&fs::read_to_string(json).unwrap()).unwrap(), report);
         assert!(fs::read_to_string(hgrm).unwrap().contains("TotalCount"));
         let plot = fs::read_to_string(plot).unwrap();

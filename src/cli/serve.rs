@@ -387,10 +387,9 @@ impl Arguments {
     fn open_outputs(&self) -> Result<(Option<Output>, Option<Tracing>), String> {
         let report = self.report.as_deref().map(Output::open).transpose()?;
         let tracing = self.trace.as_ref().map(Tracing::open).transpose()?;
-        if let (Some(Output::File(report)), Some(tracing)) = (&report, &tracing)
-            && tracing.is_in(report)
-        {
-            return Err(format!("cannot create {}: two outputs have this name", report.display()));
+        let traced = tracing.as_ref().map(Tracing::output);
+        if let Some(conflict) = output::conflict(&[("--report", report.as_ref()), ("--trace", traced)]) {
+            usage_error("serve", conflict);
         }
         Ok((report, tracing))
     }

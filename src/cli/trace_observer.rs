@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process;
 use std::time::Instant;
 
@@ -31,9 +30,8 @@ impl Tracing {
         Ok(Self { output, format: file.format, document: String::new() })
     }
 
-    /// Returns whether the trace is written to this file.
-    pub(super) fn is_in(&self, file: &Path) -> bool {
-        matches!(&self.output, Output::File(target) if target == file)
+    pub(super) fn output(&self) -> &Output {
+        &self.output
     }
 
     /// Writes what the file has if the server is killed, records what it does while `serve` runs, and keeps the document for

@@ -625,8 +625,8 @@ fn the_trace_and_the_report_are_two_files() {
     let file = directory.path().join("both.json");
     let name = file.to_str().unwrap();
     let refused = Process::start(ecoloop(&["127.0.0.1:0", "--trace", name, "--report", name])).wait();
-    let reason = "both.json: two outputs have this name";
-    assert!(refused.status.code() == Some(1) && refused.stderr[0].ends_with(reason), "{refused:?}");
+    let reason = format!("error: --report and --trace cannot both write to {name}");
+    assert_eq!((refused.status.code(), &refused.stderr[0]), (Some(2), &reason), "{refused:?}");
     assert!(!file.exists());
 }
 

@@ -157,6 +157,26 @@ fn an_output_file_that_cannot_be_created_is_an_error_before_the_first_connect() 
 }
 
 #[test]
+fn two_outputs_with_one_name_are_a_usage_error_that_names_both_options() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let plain = directory.path().join("twice.svg").to_str().unwrap().to_owned();
+    let dotted = directory.path().join("./twice.svg").to_str().unwrap().to_owned();
+    for options in [["--json", "--html"], ["--json", "--hgrm"], ["--plot", "--html"]] {
+        let outputs = [options[0], &plain, options[1], &dotted];
+        for arguments in
+            [&["load", "-m", "1", &address][..], &["load", "-j", "2", "-c", "2", &address], &["merge", "one.json"]]
+        {
+            let ended = Process::start(ecoloop(&[arguments, &outputs].concat())).wait();
+            let expected = format!("error: {} and {} cannot both write to {plain}", options[0], options[1]);
+            assert_eq!((ended.status.code(), &ended.stderr[0]), (Some(2), &expected), "{ended:?}");
+        }
+    }
+    assert_eq!((fs::read_dir(&directory).unwrap().count(), server.handle().stats().accepted), (0, 0));
+}
+
+#[test]
 fn an_interrupted_run_reports_its_results() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let server = serve(ServerConfig::default());
