@@ -28,7 +28,7 @@ pub fn parse_rate(text: &str) -> Option<f64> {
     parse_count(text.strip_suffix("/s").unwrap_or(text))
 }
 
-/// Parses a size in bytes: `1024`, `1.5kB`, `64KiB`, `1MiB`.
+/// Parses a size in bytes: `1024`, `64KiB`, `1MiB`, `1GiB`.
 ///
 /// # Examples
 ///
@@ -36,17 +36,17 @@ pub fn parse_rate(text: &str) -> Option<f64> {
 /// use ecoloop::units::parse_size;
 ///
 /// assert_eq!(parse_size("64KiB"), Some(65_536));
-/// assert_eq!(parse_size("64 bytes"), None);
+/// // Is it 64,000 or 65,536?
+/// assert_eq!(parse_size("64k"), None);
 /// ```
 #[must_use]
 pub fn parse_size(text: &str) -> Option<u64> {
-    let units =
-        [("KiB", 1024.0), ("MiB", 1_048_576.0), ("GiB", 1_073_741_824.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)];
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
     let split = |&(unit, factor)| text.strip_suffix(unit).map(|digits| (digits, factor));
-    let (digits, factor) = units.iter().find_map(split).unwrap_or((text.strip_suffix('B').unwrap_or(text), 1.0));
-    let bytes = parse_plain(digits, factor)?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and exact up to 2^53")]
-    (bytes.fract() == 0.0 && bytes < 9e15).then_some(bytes as u64)
+    let (digits, factor) = units.iter().find_map(split).unwrap_or((text, 1));
+    // `u64` also parses a sign.
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse::<u64>().ok().filter(|_| is_plain)?.checked_mul(factor)
 }
 
 /// Parses a duration, which has a unit: `300us`, `5ms`, `1.5s`, `1m`, `2h`.
@@ -81,11 +81,14 @@ mod tests {
 
     #[test]
     fn a_size_is_in_bytes_and_whole() {
-        for (text, size) in [("0", 0), ("1024", 1024), ("7B", 7), ("1.5KiB", 1536), ("2kB", 2000), ("1GiB", 1 << 30)] {
+        for (text, size) in [("0", 0), ("1024", 1024), ("64KiB", 65_536), ("2MiB", 1 << 21), ("1GiB", 1 << 30)] {
             assert_eq!(parse_size(text), Some(size), "{text}");
         }
-        for text in ["", "B", "KiB", "-1", "1.5", "1e3", "5ms", "1 KiB", "1kib", "99999999GiB"] {
+        for text in ["", "B", "KiB", "-1", "+1", "1.5", "1.5KiB", "1e3", "5ms", "1 KiB", "1kib", "99999999999GiB"] {
             assert_eq!(parse_size(text), None, "{text}");
+        }
+        for text in ["4k", "4K", "4kB", "4KB", "1M", "1MB", "1GB", "7B"] {
+            assert_eq!(parse_size(text), None, "{text}: thousands are not what a size has");
         }
     }
 

@@ -8,7 +8,6 @@ use std::time::Duration;
 #[cfg(feature = "load")]
 use std::time::SystemTime;
 
-use bytesize::ByteSize;
 use clap::Args;
 use ecoloop::address::ScopedIp;
 #[cfg(feature = "load")]
@@ -16,7 +15,7 @@ use ecoloop::load::RateStage;
 #[cfg(feature = "load")]
 use ecoloop::transport::AnyAddress;
 use ecoloop::transport::UnixAddress;
-use ecoloop::units::{parse_count, parse_rate};
+use ecoloop::units::{parse_count, parse_rate, parse_size};
 use ecoloop::{IpNet, SourceLimit};
 use humantime::DurationError;
 
@@ -276,11 +275,24 @@ pub(super) struct SocketArguments {
 
 /// Parses a size in bytes, from 1 to 1 GiB: `1024`, `64KiB`.
 pub(super) fn size(text: &str) -> Result<usize, String> {
-    let bytes = text.parse::<ByteSize>().map_err(|_| "expected a size such as 1024 or 64KiB")?.as_u64();
+    let bytes = parse_size(text).ok_or_else(|| expected_size(text))?;
     match usize::try_from(bytes) {
         Ok(bytes @ 1..=0x4000_0000) => Ok(bytes),
         _ => Err("it must be from 1 to 1GiB".to_owned()),
     }
+}
+
+/// Returns what is wrong with a size. One in thousands, `4k` or `4KB`, may be meant in either way.
+fn expected_size(text: &str) -> String {
+    let units = [("k", "KiB", 1000_u64), ("m", "MiB", 1_000_000), ("g", "GiB", 1_000_000_000)];
+    let lower = text.to_ascii_lowercase();
+    let short = lower.trim_end_matches("ib").trim_end_matches('b').trim_end();
+    let meant = units.iter().find_map(|(letter, unit, thousands)| {
+        let digits = short.strip_suffix(letter)?.trim_end();
+        let (binary, decimal) = (format!("{digits}{unit}"), parse_size(digits)?.checked_mul(*thousands)?);
+        Some(format!("write {binary} ({} bytes) or {decimal}", parse_size(&binary)?))
+    });
+    meant.unwrap_or_else(|| "expected a size such as 1024 or 64KiB".to_owned())
 }
 
 /// Parses a size, or a range of sizes: `64..4KiB`.
@@ -447,6 +459,7 @@ pub(super) fn fuzz(data: &[u8]) {
     let _ = text.parse::<Endpoint>();
     assert!(mode(text).unwrap_or_default() <= 0o777, "{text}");
     assert!((1..=1 << 30).contains(&size(text).unwrap_or(1)), "{text}");
+    assert!(size(text).is_err() || text.ends_with("iB") || is_number(text), "{text}");
     assert!(count(text).unwrap_or(1) > 0, "{text}");
     let _ = duration(text);
     assert!(timeout(text) != Ok(Duration::ZERO), "{text}");

@@ -240,6 +240,31 @@ fn an_unknown_flag_subcommand_or_language_is_a_usage_error() {
 }
 
 #[test]
+fn a_size_in_thousands_is_a_usage_error_that_offers_both_meanings() {
+    for (size, meant) in [
+        ("4k", "write 4KiB (4096 bytes) or 4000"),
+        ("4KB", "write 4KiB (4096 bytes) or 4000"),
+        ("64kB", "write 64KiB (65536 bytes) or 64000"),
+        ("64 KiB", "write 64KiB (65536 bytes) or 64000"),
+        ("2M", "write 2MiB (2097152 bytes) or 2000000"),
+        ("1GB", "write 1GiB (1073741824 bytes) or 1000000000"),
+        ("1.5k", "expected a size such as 1024 or 64KiB"),
+        ("64B", "expected a size such as 1024 or 64KiB"),
+    ] {
+        for option in ["--buffer-size", "--recv-buffer", "--send-buffer"] {
+            assert_usage_error(&["127.0.0.1:0", option, size], &format!("'{size}' for '{option} <SIZE>': {meant}"));
+        }
+        #[cfg(feature = "load")]
+        for sizes in [size.to_owned(), format!("1..{size}")] {
+            assert_usage_error(&["load", "-s", &sizes, ":9"], &format!("'{sizes}' for '--size <SIZE>': {meant}"));
+        }
+    }
+    for rule in ["rate=64k", "chunk=4kB", "stall=1MB", "mute=4K", "reset=4k", "delay=5ms,hold=64k"] {
+        assert_usage_error(&["127.0.0.1:0", "--fault", rule], "such as");
+    }
+}
+
+#[test]
 fn help_names_every_option_and_version_the_version() {
     for arguments in [&["--help"][..], &["serve", "--help"]] {
         let ended = run(arguments);

@@ -244,7 +244,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 /// Rules of time, which change no byte.
 fn timing() -> impl Strategy<Value = Vec<&'static str>> {
     let delay = prop_oneof![Just(""), Just("delay=1ms"), Just("delay=0us..3ms,hold=20"), Just("delay=2ms,hold=1")];
-    let rate = prop_oneof![Just(""), Just("rate=50"), Just("rate=20kB")];
+    let rate = prop_oneof![Just(""), Just("rate=50"), Just("rate=20000")];
     let chunk = prop_oneof![Just(""), Just("chunk=3"), Just("chunk=7,gap=500us")];
     let stall = prop_oneof![Just(""), Just("stall,for=3ms"), Just("stall=30,for=2ms")];
     (delay, rate, chunk, stall).prop_map(|(delay, rate, chunk, stall)| {
@@ -391,7 +391,7 @@ fn a_rate_is_at_most_that_and_smooth() {
 
 #[test]
 fn a_rate_is_kept_though_the_server_is_late_and_its_buffer_small() {
-    let mut play = Play::new(&["rate=100kB"], 1000);
+    let mut play = Play::new(&["rate=100000"], 1000);
     play.act(Action::Receive(usize::MAX / 2));
     play.act(Action::Send(400_000));
     for step in 1..=400 {
