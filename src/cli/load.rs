@@ -312,7 +312,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let metrics = arguments.bind_metrics()?;
     let descriptor_limit = descriptors::raise_limit(print_error);
     if let Some(late) = config.start_at.and_then(|time| SystemTime::now().duration_since(time).ok()) {
-        let late = humantime::format_duration(Duration::from_secs(late.as_secs().max(1)));
+        let late = humantime::format_duration(Duration::from_secs(late.as_secs().max(1))).to_string();
+        let late = late.split(' ').take(2).collect::<Vec<_>>().join(" ");
         print_error(&format!("--start-at is {late} in the past: the run starts now"));
     }
     if config.unresolved == 0 {

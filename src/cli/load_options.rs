@@ -8,7 +8,7 @@ use ecoloop::load::{ArrivalProcess, Close, Config, Mode, ProxyVersion, RateStage
 use ecoloop::transport::AnyAddress;
 
 use super::advice::warn_of_unpaired;
-use super::values::{Endpoint, Rates, SocketArguments, TargetArguments, count, duration, rate, sizes};
+use super::values::{Endpoint, Rates, SocketArguments, TargetArguments, count, duration, rate, sizes, timeout};
 use super::{print_error, usage_error};
 
 pub(super) const CONNECTIONS: &str = "Connections";
@@ -41,7 +41,7 @@ pub(super) struct LoadOptions {
     max_connecting: u32,
 
     /// Timeout of a connect
-    #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = timeout)]
     connect_timeout: Duration,
 
     /// Close with FIN or RST: fin or rst
@@ -73,7 +73,7 @@ pub(super) struct LoadOptions {
     messages_per_connection: Option<u32>,
 
     /// Timeout of a reply, from its scheduled time
-    #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    #[arg(long, help_heading = MESSAGES, value_name = "DURATION", default_value = "10s", value_parser = timeout)]
     timeout: Duration,
 
     /// Seed of the payload, of sizes and of arrivals
@@ -81,7 +81,7 @@ pub(super) struct LoadOptions {
     seed: u64,
 
     /// Length of the measured window; not with stages [default: 10s]
-    #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = duration)]
+    #[arg(short, long, help_heading = TIME, value_name = "DURATION", value_parser = timeout)]
     pub(super) duration: Option<Duration>,
 
     /// Traffic before the measured window

@@ -10,7 +10,7 @@ use clap::Args;
 use ecoloop::load::Rank;
 
 use super::usage_error;
-use super::values::{Address, count};
+use super::values::{Address, count, timeout};
 
 /// The heading of their options in the help.
 pub(super) const GENERATORS: &str = "Several generators";
@@ -41,7 +41,7 @@ pub(super) struct Arguments {
 
     /// Time for which ranks wait for each other
     #[arg(long, help_heading = GENERATORS, value_name = "DURATION", default_value = "60s", requires = "barrier",
-        value_parser = humantime::parse_duration)]
+        value_parser = timeout)]
     barrier_timeout: Duration,
 }
 

@@ -15,9 +15,8 @@ use ecoloop::load::RateStage;
 #[cfg(feature = "load")]
 use ecoloop::transport::AnyAddress;
 use ecoloop::transport::UnixAddress;
-use ecoloop::units::{parse_count, parse_rate, parse_size};
+use ecoloop::units::{parse_count, parse_duration, parse_rate, parse_size};
 use ecoloop::{IpNet, SourceLimit};
-use humantime::DurationError;
 
 /// An address: `IP:PORT`, `[IPv6]:PORT`, `NAME:PORT` or `:PORT`.
 #[derive(Clone, Debug)]
@@ -320,12 +319,12 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
 
 /// Parses a duration: `500us`, `5s`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| match &error {
-        DurationError::UnknownUnit { unit, .. } if unit.is_empty() => {
+    parse_duration(text).ok_or_else(|| {
+        if is_number(text) {
             format!("the unit is missing: {text}s, or {text}ms")
+        } else {
+            "expected a number and us, ms, s, m or h, such as 500ms".to_owned()
         }
-        DurationError::UnknownUnit { .. } | DurationError::NumberOverflow => error.to_string(),
-        _ => "expected a duration such as 500us, 20ms, 5s or 1m".to_owned(),
     })
 }
 

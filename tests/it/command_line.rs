@@ -232,7 +232,7 @@ fn an_unknown_flag_subcommand_or_language_is_a_usage_error() {
         (&["-q", "-v"], "-q"),
         (&["-v", "--log-connections", "none"], "-v logs what connections do"),
         (&["--log-connections", "some"], "--log-connections"),
-        (&["--spin", "forever"], "expected a duration such as 500us, 20ms, 5s or 1m"),
+        (&["--spin", "forever"], "expected a number and us, ms, s, m or h, such as 500ms"),
         (&["--idle-timeout", "5"], "the unit is missing: 5s, or 5ms"),
     ] {
         assert_usage_error(arguments, named);
@@ -261,6 +261,25 @@ fn a_size_in_thousands_is_a_usage_error_that_offers_both_meanings() {
     }
     for rule in ["rate=64k", "chunk=4kB", "stall=1MB", "mute=4K", "reset=4k", "delay=5ms,hold=64k"] {
         assert_usage_error(&["127.0.0.1:0", "--fault", rule], "such as");
+    }
+}
+
+#[test]
+fn a_malformed_duration_is_answered_with_the_units() {
+    let expected = "expected a number and us, ms, s, m or h, such as 500ms";
+    for duration in ["5S", "5M", "1y", "1d", "1m 30s", "1m30s", "5 s", "s", "1e3s", "-5s"] {
+        assert_usage_error(&["127.0.0.1:0", "--idle-timeout", duration], expected);
+        #[cfg(feature = "load")]
+        for option in ["--duration", "--timeout", "--warmup", "--interval", "--window"] {
+            assert_usage_error(&["load", option, duration, ":9"], expected);
+        }
+    }
+    #[cfg(feature = "load")]
+    for option in ["--duration", "--connect-timeout", "--timeout", "--window"] {
+        assert_usage_error(
+            &["load", option, "0s", ":9"],
+            &format!("'0s' for '{option} <DURATION>': it must be above zero"),
+        );
     }
 }
 

@@ -5,7 +5,7 @@ use super::super::histogram::Histogram;
 use super::super::stages::StageFigures;
 use super::super::summary::Summary;
 use super::{SCHEDULE, float};
-use crate::units::{parse_count, parse_rate};
+use crate::units::{parse_count, parse_duration, parse_rate};
 
 /// The metrics, in the words of a message.
 pub(super) const METRICS: &str = "p50 (any percentile: p99.99), mean and max, each also with connect_ or lateness_ before it, rate, \
@@ -275,7 +275,7 @@ impl Unit {
     #[expect(clippy::cast_precision_loss, reason = "exact below a hundred days")]
     pub(super) fn parse(self, text: &str) -> Option<f64> {
         match self {
-            Self::Duration => Some(humantime::parse_duration(text).ok()?.as_nanos() as f64 / 1000.0),
+            Self::Duration => Some(parse_duration(text)?.as_nanos() as f64 / 1000.0),
             Self::Rate => parse_rate(text),
             Self::Count => parse_count(text),
         }
