@@ -82,6 +82,10 @@ pub(super) fn advise(report: &Report) {
             _ => continue,
         };
         let times = plural(error.count, "time", "times");
-        print_error(&format!("{} {} {times}: {remedy}", error.phase.name(), error.error.name()));
+        let name = match (error.error, &error.errno) {
+            (ErrorName::Other, Some(errno)) => errno,
+            (name, _) => name.name(),
+        };
+        print_error(&format!("{} {name} {times}: {remedy}", error.phase.name()));
     }
 }

@@ -49,7 +49,15 @@ impl FromStr for Address {
             return Err("a Unix socket cannot be used here".to_owned());
         }
         if let Some((scheme, rest)) = text.split_once("://") {
-            return Err(format!("write {rest} without {scheme}://"));
+            // A server of bytes has no paths.
+            let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+            return Err(match host.parse::<Self>() {
+                Ok(_) => format!("write {host} without {scheme}://"),
+                Err(_) if !host.is_empty() && format!("{host}:1").parse::<Self>().is_ok() => {
+                    format!("write {host}:PORT without {scheme}://")
+                }
+                Err(_) => EXPECTED.to_owned(),
+            });
         }
         if text.contains(',') {
             return Err("write several addresses with spaces between them, not commas".to_owned());
@@ -58,7 +66,12 @@ impl FromStr for Address {
             return bracketed(rest);
         }
         if is_ipv6(text) {
-            return Err(format!("an IPv6 address is written in brackets, with a port: [{text}]:PORT"));
+            // Its last group may be meant as the port.
+            let (ip, port) = match text.rsplit_once(':') {
+                Some((ip, port)) if is_ipv6(ip) && parse_port(port).is_ok() => (ip, port),
+                _ => (text, "PORT"),
+            };
+            return Err(format!("an IPv6 address is written in brackets, with a port: [{ip}]:{port}"));
         }
         let Some((host, port)) = text.rsplit_once(':') else {
             return Err(match text {
@@ -67,10 +80,10 @@ impl FromStr for Address {
                 _ => EXPECTED.to_owned(),
             });
         };
+        let port = parse_port(port)?;
         if is_ipv6(host) {
             return Err(format!("an IPv6 address with a port is written in brackets: [{host}]:{port}"));
         }
-        let port = parse_port(port)?;
         if host.is_empty() {
             return Ok(Self::Port(port));
         }

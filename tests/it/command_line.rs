@@ -239,6 +239,34 @@ fn an_unknown_flag_subcommand_or_language_is_a_usage_error() {
     }
 }
 
+/// Asserts that the address is refused with `hint`, and that what the hint says to write is an address.
+#[track_caller]
+fn assert_hint(address: &str, hint: &str, written: &str) {
+    assert!(hint.contains(written), "{hint}");
+    assert_usage_error(&["serve", address], &format!("'{address}' for '[ADDR]...': {hint}"));
+    let line = refusal(ecoloop(&["serve", &written.replace("PORT", "1"), "--report", "/proc/none/report"]));
+    assert!(line.starts_with("cannot create /proc/none/report"), "{line}");
+}
+
+#[test]
+fn the_hint_for_a_malformed_address_is_itself_an_address() {
+    let in_brackets = "an IPv6 address is written in brackets, with a port:";
+    for (address, hint, written) in [
+        ("http://127.0.0.1:5911/", "write 127.0.0.1:5911 without http://", "127.0.0.1:5911"),
+        ("tcp://127.0.0.1:5911", "write 127.0.0.1:5911 without tcp://", "127.0.0.1:5911"),
+        ("https://a.invalid/path?x=1", "write a.invalid:PORT without https://", "a.invalid:PORT"),
+        ("http://[::1]/#x", "write [::1]:PORT without http://", "[::1]:PORT"),
+        ("http://a.invalid:5911?x", "write a.invalid:5911 without http://", "a.invalid:5911"),
+        ("::1:5000", &format!("{in_brackets} [::1]:5000"), "[::1]:5000"),
+        ("::1", &format!("{in_brackets} [::1]:PORT"), "[::1]:PORT"),
+        ("2001:db8:0:0:0:0:0:5", &format!("{in_brackets} [2001:db8:0:0:0:0:0:5]:PORT"), "[2001:db8:0:0:0:0:0:5]:PORT"),
+    ] {
+        assert_hint(address, hint, written);
+    }
+    assert_usage_error(&["serve", "http://"], "expected IP:PORT");
+    assert_usage_error(&["serve", "fe80::1:70000"], "the port must be a number from 0 to 65535");
+}
+
 #[test]
 fn a_size_in_thousands_is_a_usage_error_that_offers_both_meanings() {
     for (size, meant) in [

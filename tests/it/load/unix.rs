@@ -143,7 +143,7 @@ fn a_connect_fails_at_once_where_nobody_listens() {
     let has = |lines: &[String], words: &str| lines.iter().any(|line| line.contains(words));
     let ended = load();
     assert!(has(&ended.stdout, "connect other (ENOENT): 2,"), "{ended:?}");
-    assert!(has(&ended.stderr, "connect other 2 times: there is no such file; start the server first"), "{ended:?}");
+    assert!(has(&ended.stderr, "connect ENOENT 2 times: there is no such file; start the server first"), "{ended:?}");
     // A file that a killed server has left.
     drop(UnixListener::bind(&path).unwrap());
     let ended = load();

@@ -82,14 +82,16 @@ impl Metric {
             "hold_silent" => Self::Hold(HoldOutcome::Silent),
             "hold_unasked" => Self::Hold(HoldOutcome::Unasked),
             _ => {
-                let (distribution, statistic) = match name.split_once('_') {
-                    Some(("connect", statistic)) => (Distribution::Connect, statistic),
-                    Some(("lateness", statistic)) => (Distribution::Lateness, statistic),
+                let (distribution, word) = match name.split_once('_') {
+                    Some(("connect", word)) => (Distribution::Connect, word),
+                    Some(("lateness", word)) => (Distribution::Lateness, word),
                     _ => (Distribution::Latency, name),
                 };
-                let statistic = Statistic::from_name(statistic);
-                let unknown = || format!("unknown metric {name:?}; the metrics are {METRICS}");
-                Self::Duration(distribution, statistic.ok_or_else(unknown)?)
+                let unknown = || match Statistic::with_point(word) {
+                    Some(meant) => format!("unknown metric {name:?}: did you mean {}?", name.replace(word, &meant)),
+                    None => format!("unknown metric {name:?}; the metrics are {METRICS}"),
+                };
+                Self::Duration(distribution, Statistic::from_name(word).ok_or_else(unknown)?)
             }
         };
         Ok(metric)
@@ -224,6 +226,15 @@ impl Statistic {
         quantile
             .filter(|&quantile| whole.len() <= 2 && is_number(whole) && is_number(fraction) && quantile > 0.0)
             .map(Self::Quantile)
+    }
+
+    /// Returns a percentile that was written without its point: `p99.9` for `p999`.
+    fn with_point(name: &str) -> Option<String> {
+        let digits = name.strip_prefix('p').filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))?;
+        let (whole, fraction) = digits.split_at_checked(2).filter(|(_, fraction)| !fraction.is_empty())?;
+        let meant = format!("p{whole}.{fraction}");
+        // p100 has none.
+        whole.starts_with('9').then_some(meant)
     }
 
     /// Returns the statistic in microseconds.

@@ -134,6 +134,8 @@ fn an_invalid_threshold_is_rejected_with_the_reason() {
         ("p99>5%", DURATION),
         ("p99>1s 500ms", DURATION),
         ("p99>5M", DURATION),
+        ("p999>5ms", "unknown metric \"p999\": did you mean p99.9?"),
+        ("lateness_p9999>5ms", "unknown metric \"lateness_p9999\": did you mean lateness_p99.99?"),
         ("schedule<1", "schedule takes no comparison: it fails if the schedule was not kept"),
         ("rate<5k/m", "rate requires a rate such as 2000, 10k or 10k/s, or a percentage such as 0.1%"),
     ] {
