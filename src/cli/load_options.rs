@@ -185,6 +185,9 @@ impl LoadOptions {
             ModeName::Hold if self.messages_per_connection.is_some() => Some(
                 "--messages-per-connection has no effect in --mode hold: each connection sends a first and a last message",
             ),
+            ModeName::Hold if self.pipeline.is_some() => {
+                Some("--pipeline has no effect in --mode hold: each connection sends a first and a last message")
+            }
             ModeName::Churn if self.connect_rate.is_some() => {
                 Some("--connect-rate has no effect in --mode churn: use -r, --rate, which counts connections there")
             }

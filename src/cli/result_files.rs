@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     hgrm: Option<PathBuf>,
 
     /// Draw latency percentiles and the timeline
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_parser = svg)]
     plot: Option<PathBuf>,
 
     /// Write the report as one page for a browser, with the plot
@@ -149,6 +149,17 @@ impl Outputs {
         ];
         let failures: Vec<_> = results.into_iter().flatten().filter_map(Result::err).collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+}
+
+/// Parses the name of a plot. A device, such as a pipe of the shell, has any name.
+fn svg(name: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(name);
+    let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+    if is_svg || output::is_stdout(&path) || path.starts_with("/dev") || path.starts_with("/proc") {
+        Ok(path)
+    } else {
+        Err("a plot is an SVG picture: the name must end in .svg")
     }
 }
 

@@ -356,9 +356,15 @@ pub(super) fn keepalive(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses a network: `10.0.0.0/8`, `2001:db8::/32`, or a single address.
-pub(super) fn network(text: &str) -> Result<IpNet, &'static str> {
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().map(IpNet::from);
-    text.parse().or_else(|_| address()).map_err(|_| "expected a network such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7")
+    let expected = |_| "expected a network such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7";
+    let network = text.parse::<IpNet>().or_else(|_| address()).map_err(expected)?;
+    let (address, truncated) = (network.addr(), network.trunc());
+    if truncated != network {
+        return Err(format!("{address} is one address of the network {truncated}: write {truncated} or {address}"));
+    }
+    Ok(network)
 }
 
 /// Parses a number of connections from one source, and the bits of a network that is one: `50`, `50/24`, `50/24:48`.

@@ -183,7 +183,9 @@ fn range(text: &str) -> Option<Range<Duration>> {
 }
 
 fn network(text: &str) -> Option<IpNet> {
-    text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
+    // An address with the bits of a host may be meant as one address, or as its network.
+    (network.trunc() == network).then_some(network)
 }
 
 /// Parses a percentage without its sign: digits and a fraction.

@@ -202,6 +202,16 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
     for value in ["", "x", "10.0.0.0/33", "10.0.0/8", "::/129", "10.0.0.0/-1", "localhost"] {
         assert_usage_error(&["127.0.0.1:0", "--allow", value], "--allow");
     }
+    for (value, network, address) in [
+        ("10.0.0.1/8", "10.0.0.0/8", "10.0.0.1"),
+        ("192.0.2.255/31", "192.0.2.254/31", "192.0.2.255"),
+        ("2001:db8::1/32", "2001:db8::/32", "2001:db8::1"),
+    ] {
+        let hint = format!("{address} is one address of the network {network}: write {network} or {address}");
+        assert_usage_error(&["127.0.0.1:0", "--allow", value], &format!("'{value}' for '--allow <NETWORK>': {hint}"));
+        let from = format!("mute,from={value}");
+        assert_usage_error(&["127.0.0.1:0", "--fault", &from], &format!("from={value}: expected a value such as"));
+    }
     for value in ["", "0", "x", "1/", "1/33", "1/24:", "1/24:129", "1/:64", "1/+8", "1:64"] {
         assert_usage_error(&["127.0.0.1:0", "--max-per-source", value], "--max-per-source");
     }

@@ -12,10 +12,11 @@ use crate::support::{Process, Scratch, ecoloop, eventually, join, reserve_port, 
 
 #[test]
 fn usage_errors_exit_with_2() {
-    let invalid: [&[&str]; 28] = [
+    let invalid: [&[&str]; 32] = [
         &[],
         &["-d", "1s", "-m", "1"],
         &["--mode", "hold", "-m", "1"],
+        &["--mode", "hold", "-p", "3"],
         &["--mode", "churn", "--connect-rate", "1"],
         &["--mode", "echoes"],
         &["--rate", "0"],
@@ -35,6 +36,9 @@ fn usage_errors_exit_with_2() {
         &["--interval", "0s"],
         &["--rate", "1001M"],
         &["--connect-rate", "999999999999999999999999M"],
+        &["--plot", "plot.png"],
+        &["--plot", "svg"],
+        &["--plot", "plot.svg.html"],
         &["--repeat"],
         &["--repeat", "--json", "file.json"],
         &["--repeat", "--json", "-", "--plot", "file.svg"],
