@@ -61,6 +61,7 @@ mod trace_observer;
 mod values;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -154,7 +155,12 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     let cli = match matches {
         Ok(cli) => cli,
         Err(help) if !help.use_stderr() => return print_help(&help).map(|()| ExitCode::SUCCESS),
-        Err(error) => suggest_subcommand(error).exit(),
+        Err(error) => match with_subcommand_first() {
+            Some(line) => {
+                Cli::command().error(ErrorKind::ArgumentConflict, format!("the subcommand comes first: {line}")).exit()
+            }
+            None => suggest_subcommand(error).exit(),
+        },
     };
     match cli.command {
         None => serve::run(&cli.serve),
@@ -199,6 +205,28 @@ fn accept_hyphen_values(command: clap::Command) -> clap::Command {
             argument.get_value_names().is_some_and(|names| names.iter().any(|name| NUMBERS.contains(&name.as_str())));
         argument.allow_hyphen_values(is_number)
     })
+}
+
+/// Returns the command line with its subcommand in the first place, if it is not there and the line is one then.
+fn with_subcommand_first() -> Option<String> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let command = command();
+    let is_subcommand = |name: &OsString| command.get_subcommands().any(|subcommand| name == subcommand.get_name());
+    let at = arguments.iter().position(is_subcommand).filter(|&at| at > 0)?;
+    let mut ordered = vec![OsString::from("ecoloop"), arguments[at].clone()];
+    ordered
+        .extend(arguments.iter().enumerate().filter(|&(place, _)| place != at).map(|(_, argument)| argument.clone()));
+    if command.clone().try_get_matches_from(&ordered).is_err_and(|error| error.use_stderr()) {
+        return None;
+    }
+    let words = ordered.iter().map(|word| quoted(&word.to_string_lossy()));
+    Some(format::strip_control(&words.collect::<Vec<_>>().join(" ")))
+}
+
+/// Returns a word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=,@%+[]".contains(&byte);
+    if word.bytes().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// Adds a tip to a usage error if the first argument, which is taken for an address, resembles a subcommand.

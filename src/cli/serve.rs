@@ -163,11 +163,11 @@ pub(super) struct Arguments {
     log_connections: LogConnections,
 
     /// Log each message; with -vv also why each connection closed
-    #[arg(short, help_heading = OUTPUT, action = ArgAction::Count)]
+    #[arg(short, long, help_heading = OUTPUT, action = ArgAction::Count)]
     verbose: u8,
 
     /// Log only warnings and errors
-    #[arg(short, help_heading = OUTPUT, conflicts_with = "verbose")]
+    #[arg(short, long, help_heading = OUTPUT, conflicts_with = "verbose")]
     quiet: bool,
 }
 

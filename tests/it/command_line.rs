@@ -351,8 +351,8 @@ fn help_names_every_option_and_version_the_version() {
             "--metrics <ADDR>",
             "--lang <LANG>",
             "--log-connections <LOG_CONNECTIONS>",
-            "-v...",
-            "-q",
+            "-v, --verbose...",
+            "-q, --quiet",
             "--help",
         ] {
             assert!(help.contains(option), "{option} is missing of {arguments:?}: {help}");
@@ -433,6 +433,29 @@ fn a_misspelled_subcommand_suggests_the_right_one() {
         let ended = run(arguments);
         assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
         assert!(!ended.stderr.iter().any(|line| line.contains("did you mean")), "{arguments:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn options_before_the_subcommand_are_answered_with_the_subcommand_first() {
+    for (arguments, line) in [
+        (&["-vv", "serve", "127.0.0.1:6001"][..], "ecoloop serve -vv 127.0.0.1:6001"),
+        (&["--quiet", "serve"], "ecoloop serve --quiet"),
+        (&["127.0.0.1:0", "serve"], "ecoloop serve 127.0.0.1:0"),
+        (&["--lang", "en", "serve", "[::1]:0", "--report", "a b"], "ecoloop serve --lang en [::1]:0 --report 'a b'"),
+        (&["-o", "notes.html", "strip", "notes.strace"], "ecoloop strip -o notes.html notes.strace"),
+        #[cfg(feature = "load")]
+        (&["-c", "10", "load", ":9", "--fail-if", "p99>5ms"], "ecoloop load -c 10 :9 --fail-if 'p99>5ms'"),
+    ] {
+        let ended = run(arguments);
+        let expected = format!("error: the subcommand comes first: {line}");
+        assert_eq!((ended.status.code(), &ended.stderr[0]), (Some(2), &expected), "{ended:?}");
+    }
+    // In the first place too, these are errors, or the word is the value of an option.
+    for arguments in [&["-vv", "serve", "nope"][..], &["--report", "check", "nope"], &["-x", "serve"]] {
+        let ended = run(arguments);
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(!ended.stderr[0].contains("comes first"), "{ended:?}");
     }
 }
 
