@@ -108,6 +108,39 @@ enum Command {
     Man(manual::ManArguments),
 }
 
+/// Options of the server that `-h` shows. `--help` shows all.
+const COMMON: [&str; 11] = [
+    "addresses",
+    "max_connections",
+    "allow",
+    "drain_timeout",
+    "idle_timeout",
+    "rules",
+    "report",
+    "metrics",
+    "log_connections",
+    "verbose",
+    "quiet",
+];
+
+#[cfg(feature = "load")]
+const SHORT_HELP: &str = "\
+ecoloop --help lists every option of the server, and ecoloop load -h the common ones of a load.
+
+Examples:
+  ecoloop -v :7000                     echo on port 7000, and log each message
+  ecoloop load -c 50 127.0.0.1:7000    latency and throughput of 50 connections for 10 s";
+#[cfg(not(feature = "load"))]
+const SHORT_HELP: &str = "\
+ecoloop --help lists every option of the server.
+
+Examples:
+  ecoloop                echo on every IPv4 address, port 5000
+  ecoloop -v :7000       echo on port 7000, and log each message";
+
+const SHORT_HELP_OF_SERVE: &str = "\
+ecoloop serve --help lists every option, the forms of the values, exit statuses and examples.";
+
 /// Similarity above which an unknown first argument is taken for a misspelled subcommand. clap uses the same.
 const SIMILARITY_MIN: f64 = 0.7;
 
@@ -145,12 +178,7 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
     signals::set_mask().map_err(|error| format!("cannot set the signal mask: {error}"))?;
     let parser = command();
     // clap's own short help would make --help three times as long: two lines and a blank one for each option.
-    #[cfg(feature = "load")]
-    let parser = if std::env::args_os().any(|argument| argument == "-h") {
-        parser.mut_subcommand("load", load::shorten_help)
-    } else {
-        parser
-    };
+    let parser = if std::env::args_os().any(|argument| argument == "-h") { shorten_helps(parser) } else { parser };
     let matches = parser.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match matches {
         Ok(cli) => cli,
@@ -187,6 +215,23 @@ fn command() -> clap::Command {
     #[cfg(feature = "load")]
     let command = command.mut_subcommand("compare", compare::hide_load_options);
     command
+}
+
+/// Leaves the common options in the helps that are longer than a screen.
+fn shorten_helps(command: clap::Command) -> clap::Command {
+    let command = shorten_help(command, &COMMON, SHORT_HELP);
+    let command = command.mut_subcommand("serve", |serve| shorten_help(serve, &COMMON, SHORT_HELP_OF_SERVE));
+    #[cfg(feature = "load")]
+    let command = command.mut_subcommand("load", |load| shorten_help(load, &load::COMMON, load::SHORT_HELP));
+    command
+}
+
+fn shorten_help(command: clap::Command, common: &[&str], after: &'static str) -> clap::Command {
+    let shorten = |argument: clap::Arg| {
+        let is_hidden = argument.is_hide_set() || !common.contains(&argument.get_id().as_str());
+        argument.hide(is_hidden)
+    };
+    command.mut_args(shorten).after_help(after)
 }
 
 /// Prints the help or the version. The parser itself would ignore that it cannot.

@@ -49,7 +49,7 @@ RATE      COUNT per second: 0.5, 2000, 10k/s; with --find-rate a range: 1k..100k
           in churn, of connections; in stages, each with its length: 0..10k@30s,10k@2m,10k..0@30s
 DURATION  500us, 20ms, 5s, 1m, 1h
 SOURCE    IP, IP-IP or IPv4/LEN
-MODE      echo: exchange messages until the window ends
+--mode    echo: exchange messages until the window ends
           hold: send a first message, stay idle for the window, send a last message
           churn: connect, exchange messages, close, and again until the window ends
 RULE      rate=SIZE (a slow reader), stall[=SIZE], reset=SIZE|DURATION or fin=SIZE|DURATION;
@@ -95,7 +95,7 @@ Examples:
       100,000 connections from four addresses, idle for ten minutes: which of them survive?";
 
 /// Options and arguments that `-h` shows. `--help` shows all.
-const COMMON: [&str; 24] = [
+pub(super) const COMMON: [&str; 24] = [
     "addresses",
     "barrier",
     "connections",
@@ -122,7 +122,7 @@ const COMMON: [&str; 24] = [
     "window",
 ];
 
-const SHORT_HELP: &str = "\
+pub(super) const SHORT_HELP: &str = "\
 EXPR  METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
 
 ecoloop load --help lists every option, the forms of the values, exit statuses and examples.";
@@ -274,15 +274,6 @@ impl Arguments {
         config.thresholds.clone_from(&self.thresholds);
         config
     }
-}
-
-/// Leaves the common options in the help.
-pub(super) fn shorten_help(command: clap::Command) -> clap::Command {
-    let shorten = |argument: clap::Arg| {
-        let is_hidden = argument.is_hide_set() || !COMMON.contains(&argument.get_id().as_str());
-        argument.hide(is_hidden)
-    };
-    command.mut_args(shorten).after_help(SHORT_HELP)
 }
 
 /// Runs, writes the results, and returns the exit status.

@@ -24,8 +24,8 @@ pub(super) struct LoadOptions {
     #[arg(short, long, help_heading = CONNECTIONS, value_name = "COUNT", default_value = "1", value_parser = count)]
     connections: u32,
 
-    /// What each connection does: echo, hold or churn
-    #[arg(long, help_heading = CONNECTIONS, default_value = "echo", hide_possible_values = true)]
+    /// What each connection does
+    #[arg(long, help_heading = CONNECTIONS, value_name = "echo|hold|churn", default_value = "echo", hide_possible_values = true)]
     mode: ModeName,
 
     /// Source addresses, each with all its free ports (repeatable)
@@ -44,12 +44,12 @@ pub(super) struct LoadOptions {
     #[arg(long, help_heading = CONNECTIONS, value_name = "DURATION", default_value = "5s", value_parser = timeout)]
     connect_timeout: Duration,
 
-    /// Close with FIN or RST: fin or rst
-    #[arg(long, help_heading = CONNECTIONS, default_value = "fin", hide_possible_values = true)]
+    /// Close with FIN or RST
+    #[arg(long, help_heading = CONNECTIONS, value_name = "fin|rst", default_value = "fin", hide_possible_values = true)]
     close: CloseName,
 
-    /// Begin each connection with a PROXY header, v1 or v2
-    #[arg(long, help_heading = CONNECTIONS, value_name = "VERSION", hide_possible_values = true)]
+    /// Begin each connection with a PROXY header
+    #[arg(long, help_heading = CONNECTIONS, value_name = "v1|v2", hide_possible_values = true)]
     proxy_protocol: Option<ProxyVersionName>,
 
     /// Message size, or a uniform range: 64..4KiB
@@ -64,8 +64,8 @@ pub(super) struct LoadOptions {
     #[arg(short, long, help_heading = MESSAGES, value_name = "RATE")]
     rate: Option<Rates>,
 
-    /// Spacing of messages of -r: even or poisson
-    #[arg(long, help_heading = MESSAGES, value_name = "PROCESS", default_value = "even", hide_possible_values = true)]
+    /// Spacing of messages of -r
+    #[arg(long, help_heading = MESSAGES, value_name = "even|poisson", default_value = "even", hide_possible_values = true)]
     arrivals: ArrivalName,
 
     /// Messages per connection, instead of -d [churn default: 1]

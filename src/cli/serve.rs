@@ -81,12 +81,12 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = TIMING, value_name = "COUNT", default_value = "4096", value_parser = count)]
     backlog: u32,
 
-    /// Maximum number of open connections [default: descriptor limit - 64]
+    /// Maximum number of open connections [default: descriptor limit - 64, with --metrics - 128]
     #[arg(long, help_heading = TIMING, value_name = "COUNT", value_parser = count)]
     max_connections: Option<u32>,
 
     /// At --max-connections, let further clients wait in the backlog, or accept and reset them
-    #[arg(long, help_heading = TIMING, default_value = "wait")]
+    #[arg(long, help_heading = TIMING, value_name = "wait|reset", default_value = "wait", hide_possible_values = true)]
     when_full: WhenFullName,
 
     /// Serve only clients in this network, and reset others (repeatable) [default: all]
@@ -155,11 +155,11 @@ pub(super) struct Arguments {
     metrics: Option<Address>,
 
     /// Language of the log [default: from the locale]
-    #[arg(long, help_heading = OUTPUT)]
+    #[arg(long, help_heading = OUTPUT, value_name = "en|es", hide_possible_values = true)]
     lang: Option<Language>,
 
     /// Log the connections, or none: probes of a load balancer then cost no lines
-    #[arg(long, help_heading = OUTPUT, default_value = "all")]
+    #[arg(long, help_heading = OUTPUT, value_name = "none|all", default_value = "all", hide_possible_values = true)]
     log_connections: LogConnections,
 
     /// Log each message; with -vv also why each connection closed

@@ -333,7 +333,8 @@ fn help_names_every_option_and_version_the_version() {
             "--buffer-size <SIZE>",
             "--backlog <COUNT>",
             "--max-connections <COUNT>",
-            "--when-full <WHEN_FULL>",
+            "[default: descriptor limit - 64, with --metrics - 128]",
+            "--when-full <wait|reset>",
             "--allow <NETWORK>",
             "--max-per-source <COUNT[/V4LEN[:V6LEN]]>",
             "--accept-rate <RATE>",
@@ -349,8 +350,8 @@ fn help_names_every_option_and_version_the_version() {
             "--proxy-protocol",
             "--report <FILE>",
             "--metrics <ADDR>",
-            "--lang <LANG>",
-            "--log-connections <LOG_CONNECTIONS>",
+            "--lang <en|es>",
+            "--log-connections <none|all>",
             "-v, --verbose...",
             "-q, --quiet",
             "--help",
@@ -414,6 +415,27 @@ fn help_for_load_testers_fits_on_a_screen() {
     assert!(short.is_subset(&full) && short.contains("--find-rate") && short.contains("--help"), "{short:?}");
     let rare = ["--ipv4", "--connect-timeout", "--seed", "--start-at", "--nagle", "--tolerance", "--ranks", "--hgrm"];
     assert!(rare.iter().all(|&option| full.contains(option) && !short.contains(option)), "{full:?}");
+}
+
+#[test]
+fn the_short_help_of_the_server_has_the_common_options() {
+    let options = |lines: &[String]| -> BTreeSet<String> {
+        let words = lines.iter().filter(|line| line.starts_with("  ")).flat_map(|line| line.split_whitespace().take(2));
+        words.filter(|word| word.starts_with("--")).map(|word| word.trim_end_matches('.').to_owned()).collect()
+    };
+    for subcommand in [&[][..], &["serve"]] {
+        let [short, full] = ["-h", "--help"].map(|help| run(&[subcommand, &[help]].concat()).stdout);
+        assert!(short.len() <= 50 && full.len() > short.len(), "{} lines: {short:#?}", short.len());
+        let (short, full) = (options(&short), options(&full));
+        assert!(short.is_subset(&full) && short.len() < full.len() / 2 + 1, "{short:?}");
+        assert!(["--max-connections", "--metrics", "--quiet", "--help"].iter().all(|&option| short.contains(option)));
+        assert!(!short.contains("--unix-mode") && full.contains("--unix-mode"), "{short:?}");
+    }
+    let short = run(&["-h"]).stdout;
+    for subcommand in ["serve", "strip", "completions"] {
+        assert!(short.iter().any(|line| line.starts_with(&format!("  {subcommand} "))), "{short:#?}");
+    }
+    assert_eq!(short.iter().skip_while(|line| *line != "Examples:").skip(1).count(), 2, "{short:#?}");
 }
 
 #[test]
