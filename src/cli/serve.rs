@@ -223,7 +223,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let addresses = if passed.is_empty() { arguments.resolve()? } else { Vec::new() };
     let metrics = arguments.bind_metrics()?;
     stage.is_binding.store(true, Ordering::Release);
-    let start = Start { language, stage, log_writer, metrics, outputs };
+    let start = Start { language, stage, log_writer, max_connections: config.max_connections, metrics, outputs };
     let hinted = |error| with_bind_hint(error, &addresses);
     if !unix.is_empty() {
         start.run(sockets::bind(&addresses, &unix, config).map_err(hinted)?, arguments)
@@ -239,6 +239,7 @@ struct Start {
     language: Language,
     stage: Arc<Stage>,
     log_writer: Writer,
+    max_connections: usize,
     metrics: Option<Vec<TcpListener>>,
     outputs: (Option<Output>, Option<Tracing>),
 }
@@ -249,14 +250,15 @@ impl Start {
     where
         L: Listen<Address: Into<AnyAddress>>,
     {
-        let Self { language, stage, log_writer, metrics, outputs: (report_output, mut tracing) } = self;
+        let Self { language, stage, log_writer, max_connections, metrics, outputs: (report_output, mut tracing) } =
+            self;
         if let Some(output) = &report_output {
             output.clear()?;
         }
         let handle = server.handle();
         log_start(language, server.local_addrs().iter().cloned().map(Into::into));
-        let timer =
-            metrics.map(|listeners| metrics::start(listeners, language, handle.clone(), log_writer.lost_lines()));
+        let limited = (handle.clone(), max_connections);
+        let timer = metrics.map(|listeners| metrics::start(listeners, language, limited, log_writer.lost_lines()));
         let timer = timer.transpose().map_err(|error| format!("cannot start --metrics: {error}"))?;
         let notifier = Notifier::start(handle.clone())
             .map_err(|error| format!("cannot start the thread that sends to systemd: {error}"))?;

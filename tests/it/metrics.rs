@@ -80,6 +80,7 @@ fn the_metrics_are_what_the_server_has_done() {
     let (server, metrics) = used();
     for (name, value) in [
         ("ecoloop_connections", 2.0),
+        ("ecoloop_max_connections", 2.0),
         ("ecoloop_connections_accepted_total", 4.0),
         ("ecoloop_connections_closed_total{reason=\"end_of_stream\"}", 1.0),
         ("ecoloop_connections_closed_total{reason=\"reset\"}", 1.0),
@@ -118,6 +119,34 @@ fn the_metrics_are_what_the_server_has_done() {
     for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"] {
         assert!(sample(metrics, name) >= 0.0, "{name}");
     }
+}
+
+/// A load balancer that stopped sending clients to a full server would send them all to the next one.
+#[test]
+fn a_full_server_is_healthy_and_its_metrics_show_that_it_is_full() {
+    let (_server, address, metrics) = serve(&["--max-connections", "1"]);
+    let is_full = || sample(metrics, "ecoloop_connections") >= sample(metrics, "ecoloop_max_connections");
+    assert!(!is_full());
+    let mut client = connect(address);
+    assert_echoes(&mut client, b"hola");
+    // The loop stores its counts after the client may have received the echo.
+    eventually("a full server", is_full);
+    assert!(get(metrics, "/healthz").0.starts_with("HTTP/1.1 200 OK"));
+    half_close(&client);
+    eventually("the close", || !is_full());
+}
+
+/// The default is what the descriptor limit leaves for connections.
+#[test]
+fn the_maximum_without_the_option_leaves_descriptors_for_the_metrics() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 500 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ecoloop")]);
+    command.args(["127.0.0.1:0", "--metrics", "127.0.0.1:0", "--lang", "en"]);
+    let mut server = Process::start(command);
+    server.listening();
+    let line = server.line_with("/metrics");
+    let metrics = line.split("http://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
+    assert_eq!(sample(metrics, "ecoloop_max_connections").to_bits(), (500.0_f64 - 128.0).to_bits());
 }
 
 #[test]

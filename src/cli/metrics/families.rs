@@ -24,13 +24,15 @@ const TURN_BOUNDS_US: [u64; 19] = [
 #[derive(Debug)]
 pub(super) struct Families {
     handle: Handle,
+    max_connections: u64,
     lost_lines: LostLines,
     turns: Arc<Turns>,
 }
 
 impl Families {
-    pub(super) fn new(handle: Handle, lost_lines: LostLines, turns: Arc<Turns>) -> Self {
-        Self { handle, lost_lines, turns }
+    /// Creates those of the server behind `handle`, which has at most `max_connections` open.
+    pub(super) fn new((handle, max_connections): (Handle, usize), lost_lines: LostLines, turns: Arc<Turns>) -> Self {
+        Self { handle, max_connections: max_connections as u64, lost_lines, turns }
     }
 
     /// Returns a registry that reads the values each time it is encoded.
@@ -46,6 +48,8 @@ impl Collector for Families {
         let mut encoder = Encoder::new(encoder);
         let stats = self.handle.stats();
         encoder.gauge("ecoloop_connections", "Open connections", &stats.open())?;
+        let help = "Maximum number of open connections";
+        encoder.gauge("ecoloop_max_connections", help, &self.max_connections)?;
         encoder.counter("ecoloop_connections_accepted", "Connections accepted", &stats.accepted)?;
         let closed = stats.closed.by_reason();
         encoder.counters("ecoloop_connections_closed", "Connections closed, by reason", "reason", closed)?;
