@@ -5,7 +5,7 @@ use ecoloop::load::report::{ErrorName, Phase, Report, Verdict};
 use ecoloop::load::{Config, count_pairs, unpaired};
 
 use super::descriptors;
-use super::format::{abbreviate, plural};
+use super::format::{abbreviate, plural, time};
 use super::hints::{DESCRIPTOR_HINT, hint_of_address};
 use super::{print_error, table};
 
@@ -47,9 +47,11 @@ pub(super) fn warn_of_limits(config: &Config, descriptor_limit: Option<u64>) {
 /// Prints what restricts the figures, and a remedy for each error that has one.
 pub(super) fn advise(report: &Report) {
     if report.schedule.kept == Some(false) {
-        print_error(
-            "the schedule was not kept: this generator sent messages late, so the figures are not the server's alone",
-        );
+        let lateness = report.lateness_us.p99.map(|lateness| format!(" p99 {}", time(lateness))).unwrap_or_default();
+        print_error(&format!(
+            "the schedule was not kept: lateness{lateness}, over 1 ms and a tenth of the latency; give the generator a free \
+             core, lower --rate, or start it with chrt --fifo 10"
+        ));
     }
     if report.generator.saturated == Some(true) {
         print_error(

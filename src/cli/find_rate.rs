@@ -123,6 +123,11 @@ pub(super) fn outcome(probe: &Probe, goal: &[String]) -> String {
     }
 }
 
+/// Returns whether the generator was fast enough in any window.
+pub(super) fn has_counted(search: &SearchReport) -> bool {
+    search.probes.iter().any(|probe| probe.schedule_kept)
+}
+
 /// Returns the result of a search.
 pub(super) fn result(search: &SearchReport) -> String {
     let goal = strip_control(&search.goal.join(" and "));
@@ -133,6 +138,9 @@ pub(super) fn result(search: &SearchReport) -> String {
     }
     let found = match search.found_rate {
         Some(rate) => format!("{}/s, the highest rate with {goal}", number(rate.round())),
+        None if !has_counted(search) && search.limited_by == Some(LimitedBy::Generator) => {
+            "no rate, because no window counted".to_owned()
+        }
         None => format!("no rate with {goal}"),
     };
     let limit = match search.limited_by {

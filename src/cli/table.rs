@@ -389,7 +389,12 @@ pub(super) fn verdict(report: &Report) -> String {
         }
         Verdict::Fail => "FAIL: no rate was found".to_owned(),
         Verdict::Inconclusive if is_limited_by_generator(report) => {
-            "INCONCLUSIVE: the generator was too slow for a higher rate".to_owned()
+            let reason = match &report.search {
+                Some(search) if search.found_rate.is_some() => "the generator was too slow for a higher rate",
+                Some(search) if find_rate::has_counted(search) => "the generator was too slow in too many windows",
+                _ => "no window counted; the generator was too slow for the lowest rate",
+            };
+            format!("INCONCLUSIVE: {reason}")
         }
         Verdict::Inconclusive => {
             let reasons = [

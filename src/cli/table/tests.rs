@@ -363,6 +363,12 @@ fn a_search_says_what_it_found_and_what_limits_it() {
         "result       INCONCLUSIVE: the generator was too slow for a higher rate",
     ];
     assert_has(&table_of(Some(41_200.0), "generator", "inconclusive"), &generator);
+    let nothing = [
+        "found        no rate, because no window counted;",
+        "result       INCONCLUSIVE: no window counted;",
+        "             the generator was too slow for the lowest rate",
+    ];
+    assert_has(&table_of(None, "generator", "inconclusive"), &nothing);
 }
 
 #[test]

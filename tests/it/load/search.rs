@@ -149,12 +149,9 @@ fn a_generator_that_is_too_slow_is_the_limit() {
     assert_eq!(ended.status.code(), Some(3), "{ended:?}");
     let spoiled = ended.stdout.iter().filter(|line| line.ends_with("does not count: the generator was too slow"));
     assert_eq!(spoiled.count(), 3, "{ended:?}");
-    assert!(
-        ended
-            .stdout
-            .iter()
-            .any(|line| line.ends_with("result       INCONCLUSIVE: the generator was too slow for a higher rate"))
-    );
+    let result: Vec<_> = ended.stdout.iter().skip_while(|line| !line.starts_with("result ")).collect();
+    assert!(result[0].contains("INCONCLUSIVE: no window counted;"), "{ended:?}");
+    assert!(result[1].ends_with("the generator was too slow for the lowest rate"), "{ended:?}");
 }
 
 #[test]
@@ -182,10 +179,10 @@ fn a_quiet_search_without_a_rate_prints_why() {
     let reason = match ended.status.code() {
         Some(1) => "ecoloop: FAIL: no rate was found",
         // On a machine that is too slow for 10 messages a second.
-        Some(3) => "ecoloop: INCONCLUSIVE: the generator was too slow for a higher rate",
+        Some(3) => "ecoloop: INCONCLUSIVE: ",
         _ => panic!("{ended:?}"),
     };
-    assert_eq!(ended.stderr.last().unwrap(), reason, "{ended:?}");
+    assert!(ended.stderr.last().unwrap().starts_with(reason), "{ended:?}");
 }
 
 #[test]

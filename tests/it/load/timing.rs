@@ -29,12 +29,17 @@ fn the_time_in_which_the_generator_is_stopped_is_its_lateness() {
     let process = Process::start(ecoloop(&[&["load"], &arguments[..]].concat()));
     eventually("traffic", || server.handle().stats().bytes_in > 100 * SIZE as u64);
     stop_for(&process, Duration::from_secs(1));
-    let (json, report) = document(&process.wait());
+    let ended = process.wait();
+    let (json, report) = document(&ended);
     // A third of the messages became due during the stop, with a lateness of up to a second.
     let lateness = &report.lateness_us;
     assert_eq!((report.messages.due, lateness.count), (3000, 3000));
     assert!(lateness.p90.unwrap() > 400 * MILLISECOND, "{lateness:?}");
     assert_eq!(report.schedule.kept, Some(false));
+    let warning =
+        ended.stderr.iter().find(|line| line.starts_with("ecoloop: the schedule was not kept: lateness p99 "));
+    let way_out = "give the generator a free core, lower --rate, or start it with chrt --fifo 10";
+    assert!(warning.is_some_and(|line| line.contains("over 1 ms and a tenth") && line.ends_with(way_out)), "{ended:?}");
     assert!(json["generator"]["longest_gap_us"].as_u64().unwrap() > 850 * MILLISECOND, "{}", json["generator"]);
 }
 
