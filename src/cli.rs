@@ -11,6 +11,7 @@ mod compare;
 mod descriptors;
 #[cfg(feature = "load")]
 mod doctor;
+mod escape;
 mod faults;
 #[cfg(feature = "load")]
 mod find_rate;
