@@ -22,7 +22,19 @@ impl Display for Printable<'_> {
     }
 }
 
-fn write_printable(character: char, is_first: bool, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// Escapes the text that is written through it as [`Printable`] does.
+pub(super) struct Escaped<W>(pub(super) W);
+
+impl<W: Write> Write for Escaped<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return self.0.write_str(text);
+        }
+        text.chars().try_for_each(|character| write_printable(character, false, &mut self.0))
+    }
+}
+
+fn write_printable(character: char, is_first: bool, formatter: &mut impl Write) -> fmt::Result {
     match character {
         // `escape_debug` escapes quotes and backslashes for Rust's literals: on a terminal they are harmless.
         '"' | '\'' | '\\' | ' '..='~' => formatter.write_char(character),

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use super::escape::Escaped;
 use super::output::write_whole;
 
 /// The name in brackets on each line.
@@ -19,7 +20,7 @@ pub(super) const TARGET: &str = "ecoloop";
 
 /// Bytes of each half of the queue: one is filled while the other is written. 1 MiB together.
 const HALF_BYTES: usize = 1 << 19;
-/// Ends each line of a half. No line contains it: data from a peer is escaped.
+/// Ends each line of a half. No line contains it: control characters are escaped.
 const SEPARATOR: char = '\x1e';
 /// How long the process waits at its end for standard output, then for standard error: together a second.
 const STDOUT_TIMEOUT: Duration = Duration::from_millis(900);
@@ -129,8 +130,7 @@ impl Log for Logger {
         self.0.offered_lines.fetch_add(1, Ordering::Relaxed);
         let lines = &mut self.0.lock().lines;
         let start = lines.len();
-        let level = record.level() as u8;
-        if write!(Bounded(lines), "{level}{}{SEPARATOR}", record.args()).is_err() {
+        if write_line(&mut Bounded(lines), record).is_err() {
             lines.truncate(start);
             self.0.lost_lines.fetch_add(1, Ordering::Relaxed);
         } else if start == 0 {
@@ -139,6 +139,13 @@ impl Log for Logger {
     }
 
     fn flush(&self) {}
+}
+
+/// Queues a line. Paths and names in it may have any character, and must not act on a terminal or begin another line.
+fn write_line(half: &mut Bounded<'_>, record: &Record<'_>) -> fmt::Result {
+    write!(half, "{}", record.level() as u8)?;
+    write!(Escaped(&mut *half), "{}", record.args())?;
+    half.write_char(SEPARATOR)
 }
 
 impl Queue {

@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
-use crate::support::{Event, Process, Recorder, TIMEOUT, assert_echoes, connect, ecoloop, pattern};
+use crate::support::{Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, connect, ecoloop, pattern};
 
 /// A directory with the path of a socket that is not there yet.
 pub(crate) fn new_path() -> (TempDir, PathBuf) {
@@ -346,6 +346,33 @@ fn serve_listens_on_tcp_and_on_unix_sockets_together() {
     let ended = process.terminate();
     assert!(ended.summary().contains("3 connections accepted"), "{ended:?}");
     assert!(!path.exists());
+}
+
+/// A path may have any byte but NUL: it must neither end a log line nor act on a terminal.
+#[test]
+fn control_characters_of_a_path_are_escaped_in_the_log_and_replaced_in_an_error() {
+    let (directory, _) = new_path();
+    let path = directory.path().join("x\u{1e}\n3\u{1b}[2J\u{202e}\u{1e}");
+    // The library logs that it replaces it.
+    drop(UnixListener::bind(&path).unwrap());
+    let (address, report) = (format!("unix:{}", path.display()), Scratch::new("escaped"));
+    let mut process = Process::start(ecoloop(&[&address, "-v", "--report", report.path()]));
+    let escaped = "/x\\u{1e}\\n3\\u{1b}[2J\\u{202e}\\u{1e}";
+    process.line_with(&format!("{escaped}: no server listens on this socket"));
+    let start = process.line_with("Starting server on unix:");
+    assert!(start.ends_with(escaped), "{start:?}");
+    process.line_with("Waiting for connections...");
+    assert_unix_echoes(&mut connect_unix(&path), b"hola");
+    process.line_with("] Received hola");
+    let ended = process.terminate();
+    assert!(ended.status.success() && ended.summary().contains("1 connection accepted"), "{ended:?}");
+    assert_eq!(report.json()["log_lines_lost"], 0);
+
+    fs::write(&path, "").unwrap();
+    let refused = Process::start(ecoloop(&[&address])).wait();
+    assert_eq!(refused.stderr.len(), 1, "{refused:?}");
+    assert!(refused.stderr[0].contains("the file exists and is not a socket"), "{refused:?}");
+    assert!(!refused.stderr[0].contains(char::is_control), "{refused:?}");
 }
 
 #[test]
