@@ -120,6 +120,8 @@ impl Server {
     /// # Errors
     ///
     /// - `InvalidInput`: a field of `config` is zero or above its limit, or the socket does not listen (Linux, Android and FreeBSD).
+    /// - `InvalidInput`: rules of `faults` exclude each other, or one is `connect=hang` or `connect=refuse`. Those need sockets that
+    ///   [`bind`](Self::bind) has opened.
     /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
     /// - The socket's options cannot be set, or the process is out of descriptors.
     pub fn from_listener(listener: std::net::TcpListener, config: Config) -> io::Result<Self> {
@@ -137,11 +139,12 @@ impl Server {
         if listeners.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no socket to listen on"));
         }
+        check_keeps_listeners(&config)?;
         for listener in &listeners {
             let name = || listener.local_addr().map_or("a socket".to_owned(), |address| address.to_string());
             listen::adopt(listener, &config).map_err(|error| cannot(format_args!("serve {}", name()), error))?;
         }
-        Self::new(listeners.into_iter().map(TcpListener::from_std).collect(), config, Some(Open::TCP))
+        Self::new(listeners.into_iter().map(TcpListener::from_std).collect(), config, None)
     }
 }
 
@@ -189,8 +192,9 @@ impl<L: Listen> Server<(), L> {
     ///
     /// # Errors
     ///
-    /// - `InvalidInput`: `listeners` is empty, or a field of `config` is zero or above its limit, or a rule is `connect=hang` or
-    ///   `connect=refuse`: they need a TCP server, which [`bind`](Server::bind) has opened.
+    /// - `InvalidInput`: `listeners` is empty, or a field of `config` is zero or above its limit.
+    /// - `InvalidInput`: rules of `faults` exclude each other, or one is `connect=hang` or `connect=refuse`. Those need sockets that
+    ///   [`bind`](Server::bind) has opened.
     /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
     /// - The process is out of descriptors.
     pub fn from_transport(listeners: Vec<L>, config: Config) -> io::Result<Self> {
@@ -198,10 +202,7 @@ impl<L: Listen> Server<(), L> {
         if listeners.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no socket to listen on"));
         }
-        if config.faults.iter().any(Fault::changes_listeners) {
-            let reason = "connect=hang and connect=refuse need a server that listens on TCP alone";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
-        }
+        check_keeps_listeners(&config)?;
         Self::new(listeners, config, None)
     }
 
@@ -417,6 +418,15 @@ impl<O: Observer, L: Listen> Server<O, L> {
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Turn> {
         self.event_loop_mut().turn(timeout)
     }
+}
+
+/// Refuses rules that close or filter listening sockets: the server does not know how to open those of a caller again.
+fn check_keeps_listeners(config: &Config) -> io::Result<()> {
+    if config.faults.iter().any(Fault::changes_listeners) {
+        let reason = "connect=hang and connect=refuse need listening sockets that Server::bind has opened";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    Ok(())
 }
 
 /// Opens the listening sockets of a TCP server.

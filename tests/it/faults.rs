@@ -3,10 +3,11 @@
 #[cfg(feature = "load")]
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use ecoloop::fault::{Connect, Effect, Fault, Kind, Moment};
+use ecoloop::transport::bind_tcp;
 use ecoloop::{CloseReason, Config, Observer, Peer, Running, Server};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
@@ -392,6 +393,27 @@ fn connects_are_refused_in_their_time_and_open_connections_are_not_concerned() {
     eventually("a connect", || TcpStream::connect(server.local_addr()).is_ok());
     assert_echoes(&mut connect(server.local_addr()), b"hola");
     assert_echoes(&mut before, b"adios");
+}
+
+/// The server could not open a socket of the embedder's again as it was: on both IP versions, say, or kept open by a copy.
+#[test]
+fn rules_that_close_or_filter_the_listening_sockets_need_a_server_that_opened_them() {
+    for rule in ["connect=refuse", "connect=hang"] {
+        let config = faulty(&[rule]);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, copy) = (listener.local_addr().unwrap(), listener.try_clone().unwrap());
+        let error = Server::from_listener(listener, config.clone()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{rule}");
+        assert_eq!(
+            error.to_string(),
+            "connect=hang and connect=refuse need listening sockets that Server::bind has opened"
+        );
+        // It is as it was.
+        drop(TcpStream::connect(address).unwrap());
+        drop(copy);
+        let listeners = bind_tcp(&["127.0.0.1:0".parse().unwrap()], &config).unwrap();
+        assert_eq!(Server::from_transport(listeners, config).unwrap_err().to_string(), error.to_string());
+    }
 }
 
 #[test]
