@@ -255,12 +255,16 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
         if self.is_stalled() || self.is_blocked {
             return Ok(());
         }
-        match self.stream.flush() {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_blocked = true,
-            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
-            _ => {}
+        loop {
+            match self.stream.flush() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.is_blocked = true;
+                    return Ok(());
+                }
+                flushed => return flushed,
+            }
         }
-        Ok(())
     }
 
     /// Returns how many bytes may be sent before something else is due.

@@ -1,6 +1,6 @@
 //! The orderly end of a server: no new connections, FIN to each silent one, and a deadline for the rest.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Instant;
 
 use super::connection::Connection;
@@ -45,14 +45,100 @@ impl From<Lifecycle> for Turn {
     }
 }
 
+/// Ends the direction of the output of a stream. An interrupted call is made again.
+pub(super) fn shutdown(stream: &mut impl Stream) -> io::Result<()> {
+    loop {
+        match stream.shutdown() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            ended => return ended,
+        }
+    }
+}
+
 /// Sends FIN to a silent connection.
 ///
 /// What it sends after that is read and discarded until its own FIN: closing a socket with unread input sends RST, which destroys
 /// the echo that is on its way (RFC 1122, 4.2.2.13).
 pub(super) fn send_fin(connection: &mut Connection<impl Stream>) {
     // ENOTCONN: the peer has gone, and the read that follows returns how.
-    if connection.get_mut().shutdown().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+    if shutdown(connection.get_mut()).is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
         connection.expect_flush();
     }
     connection.discard();
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::os::unix::net::UnixStream;
+
+    use mio::event::Source;
+    use mio::{Interest, Registry, Token};
+
+    use super::*;
+
+    /// A stream whose first calls of `shutdown` are interrupted.
+    #[derive(Debug)]
+    struct Interrupted {
+        socket: UnixStream,
+        interrupts: u32,
+    }
+
+    impl Stream for Interrupted {
+        fn shutdown(&mut self) -> io::Result<()> {
+            if self.interrupts > 0 {
+                self.interrupts -= 1;
+                return Err(ErrorKind::Interrupted.into());
+            }
+            self.socket.shutdown(Shutdown::Write)
+        }
+    }
+
+    impl Read for Interrupted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.socket.read(buffer)
+        }
+    }
+
+    impl Write for Interrupted {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.socket.write(data)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.socket.flush()
+        }
+    }
+
+    impl AsFd for Interrupted {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+    }
+
+    impl Source for Interrupted {
+        fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn reregister(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn deregister(&mut self, _: &Registry) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_interrupted_shutdown_is_made_again() {
+        let (socket, mut peer) = UnixStream::pair().unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let mut connection = Connection::new(Interrupted { socket, interrupts: 2 });
+        send_fin(&mut connection);
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the peer reads the end of the stream");
+    }
 }

@@ -106,8 +106,8 @@ impl<S: Stream> Entry<S> {
     fn shutdown(&mut self) {
         // The peer may have gone.
         let _ = match self {
-            Self::Connection { connection, .. } => connection.get_mut().shutdown(),
-            Self::Faulted(faulted) => faulted.stream_mut().shutdown(),
+            Self::Connection { connection, .. } => drain::shutdown(connection.get_mut()),
+            Self::Faulted(faulted) => drain::shutdown(faulted.stream_mut()),
             Self::Listener(_) | Self::AwaitingHeader(_) => Ok(()),
         };
     }

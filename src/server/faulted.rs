@@ -7,6 +7,7 @@ use std::time::Instant;
 use socket2::SockRef;
 
 use super::connection::{Connection, Outcome, Sink};
+use super::drain;
 use super::echo::{Act, Echo, EchoReactor, Entry, Tally, reset_on_close};
 use super::idle::Watched;
 use super::observer::{CloseReason, Observer};
@@ -193,7 +194,7 @@ impl<S: Stream> Faulted<S> {
     /// Sends FIN. What is received from then on is discarded.
     pub(super) fn send_fin(&mut self) {
         // ENOTCONN: the connection has ended, and the read that follows returns how.
-        let _ = self.stream_mut().shutdown();
+        let _ = drain::shutdown(self.stream_mut());
         self.connection.get_mut().discard();
         self.connection.discard();
     }

@@ -34,6 +34,9 @@ struct Scripted {
     room: usize,
     write_max: usize,
     interrupts: usize,
+    /// Flushes to interrupt, and whether something was written and not flushed.
+    flush_interrupts: usize,
+    is_unflushed: bool,
     /// Every write, and when it was.
     writes: Vec<(Duration, Vec<u8>)>,
     now: Rc<Cell<Duration>>,
@@ -76,11 +79,17 @@ impl Write for Scripted {
             return Err(ErrorKind::WouldBlock.into());
         }
         self.room -= length;
+        self.is_unflushed = true;
         self.writes.push((self.now.get(), data[..length].to_vec()));
         Ok(length)
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if self.flush_interrupts > 0 {
+            self.flush_interrupts -= 1;
+            return Err(ErrorKind::Interrupted.into());
+        }
+        self.is_unflushed = false;
         Ok(())
     }
 }
@@ -437,6 +446,15 @@ fn a_call_makes_few_writes_and_says_that_more_can_be_sent() {
     assert_eq!((play.output().len(), play.stream.can_send()), (WRITES_MAX, true));
     play.serve(false);
     assert_eq!((play.output().len(), play.stream.can_send()), (5000, false));
+}
+
+#[test]
+fn an_interrupted_flush_is_made_again() {
+    let mut play = play(&["delay=1ms"], &[Action::Send(10)]);
+    play.stream.get_mut().flush_interrupts = 3;
+    play.act(Action::Pass(1000));
+    assert_eq!(play.output().len(), 10);
+    assert!(!play.stream.get_ref().is_unflushed);
 }
 
 #[test]
