@@ -113,6 +113,7 @@ impl UnixListener {
     ///
     /// - `AddrInUse`: a server listens on the address.
     /// - `AlreadyExists`: the path has a file that is not a socket.
+    /// - `PermissionDenied` and the other errors of connect(2): the path has a socket, and whether a server listens on it is not known.
     /// - The other errors of bind(2), chmod(2) and listen(2); the text names the address.
     pub fn bind(address: &UnixAddress, config: &Config) -> io::Result<Self> {
         bind(address, config).map_err(|error| cannot(format_args!("listen on {address}"), error))
@@ -188,11 +189,18 @@ fn remove_stale(address: &SockAddr, path: &Path) -> io::Result<()> {
             fs::remove_file(path)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // EACCES, say: whether a server listens is not known.
+        Err(error) if !is_pending(&error) => Err(cannot("connect to the socket that is there", error)),
         Ok(()) | Err(_) => {
             let reason = "a server listens on it; end that server, or choose another path";
             Err(io::Error::new(io::ErrorKind::AddrInUse, reason))
         }
     }
+}
+
+/// Returns whether a connect waits for a server whose backlog is full: `EAGAIN` on Linux (connect(2)).
+fn is_pending(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::EINPROGRESS)
 }
 
 impl SocketFile {

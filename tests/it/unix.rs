@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -158,6 +158,19 @@ fn a_full_backlog_is_a_live_server() {
     listener.listen(0).unwrap();
     let _waits = connect_unix(&path);
     assert_eq!(Server::bind_unix(&path, Config::default()).unwrap_err().kind(), ErrorKind::AddrInUse);
+    assert!(is_socket(&path));
+}
+
+/// The probe of the socket fails, so nothing is known of a server.
+#[test]
+fn a_socket_that_cannot_be_probed_is_left_alone_with_the_error_of_the_probe() {
+    let (_directory, path) = new_path();
+    let _datagrams = UnixDatagram::bind(&path).unwrap();
+    let error = Server::bind_unix(&path, Config::default()).unwrap_err();
+    let text = error.to_string();
+    let expected = format!("cannot listen on unix:{}: cannot connect to the socket that is there: ", path.display());
+    assert!(text.starts_with(&expected) && text.contains("Protocol wrong type for socket"), "{text}");
+    assert_ne!(error.kind(), ErrorKind::AddrInUse);
     assert!(is_socket(&path));
 }
 
