@@ -309,8 +309,8 @@ impl<T> Reactor<T> {
         Ok(self.events_left || !self.run_queue.is_empty())
     }
 
-    /// Serves every reported key, and up to `passes` times what the run queue holds when the pass begins. If the last wait took as many
-    /// events as it could, there is one pass, over as many queued keys at most.
+    /// Serves every reported key, and up to `passes` times what the run queue holds when the pass begins; 0 is taken for 1. If the last
+    /// wait took as many events as it could, there is one pass, over as many queued keys at most.
     ///
     /// Keys that are queued during a pass, by [`Next::Again`] or [`resume`](Self::resume), are served in the next pass, or in the next
     /// call. If the handler panics, the keys that it was not called for are left for the next call.
@@ -347,14 +347,15 @@ impl<T> Reactor<T> {
     /// Serves the first `queued` keys of the run queue in the first pass, and in each pass that follows all that are there.
     #[inline(never)]
     fn serve_queued<H: Handler<T>>(&mut self, mut queued: usize, passes: usize, handler: &mut H) {
-        let mut calls = self.events_served;
-        for pass in 0..passes {
+        let mut calls = self.events_served + queued;
+        self.serve_pass(queued, handler);
+        for _ in 1..passes {
+            queued = self.run_queue.len();
             calls += queued;
-            if pass > 0 && (queued == 0 || self.batch_full || calls > CALLS_MAX) {
+            if queued == 0 || self.batch_full || calls > CALLS_MAX {
                 return;
             }
             self.serve_pass(queued, handler);
-            queued = self.run_queue.len();
         }
     }
 

@@ -149,6 +149,16 @@ fn passes_bound_how_often_a_key_is_served_and_the_rest_is_left_to_the_next_turn(
 }
 
 #[test]
+fn a_queued_key_is_served_even_with_no_passes() {
+    let mut reactor = reactor();
+    let key = insert(&mut reactor, ());
+    reactor.resume(key);
+    assert!(poll(&mut reactor));
+    assert_eq!(serve(&mut reactor, 0, |_| Next::Wait), [(key, Ready::NONE)]);
+    assert!(!reactor.has_pending());
+}
+
+#[test]
 fn a_key_that_is_resumed_while_another_is_served_is_served_in_the_next_pass() {
     let mut reactor = reactor();
     let (one, other) = (insert(&mut reactor, ()), insert(&mut reactor, ()));
