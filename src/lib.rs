@@ -90,9 +90,10 @@
 //!
 //! # Stopping
 //!
-//! [`Handle::drain`] shuts down gracefully: the server accepts no new connections, keeps echoing, closes each connection once it is
-//! silent, and the rest at [`Config::drain_timeout`]. [`Handle::stop`] closes every connection immediately. [`Running::shutdown`]
-//! drains, waits, and returns the counters and the observer. Each connection is closed for a [`CloseReason`], which is counted.
+//! [`Handle::drain`] shuts down gracefully: the server accepts the connections that wait already and no more, keeps echoing, closes
+//! each connection once it is silent, and the rest at [`Config::drain_timeout`]. [`Handle::stop`] closes every connection immediately.
+//! [`Running::shutdown`] drains, waits, and returns the counters and the observer. Each connection is closed for a [`CloseReason`],
+//! which is counted.
 //!
 //! # Limits
 //!

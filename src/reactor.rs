@@ -113,6 +113,22 @@ pub trait Handler<T> {
 /// The key of a removed value is used again after the next [`wait`](Self::wait) or [`shrink_to_fit`](Self::shrink_to_fit) at the
 /// earliest, so an event that was reported for the old value cannot reach a new one.
 ///
+/// That holds for a removed value whose source is dropped, or deregistered, before that wait. One that stays registered calls the
+/// handler for the next value of its key:
+///
+/// ```
+/// # use ecoloop::{INTEREST, Reactor};
+/// # use mio::net::UnixStream;
+/// # let mut reactor = Reactor::new(64)?;
+/// # let (stream, _peer) = UnixStream::pair()?;
+/// # let key = reactor.insert(stream, INTEREST, |stream| stream)?;
+/// if let Some(mut stream) = reactor.remove(key) {
+///     reactor.deregister(&mut stream)?;
+///     // The stream is yours, and the key is free.
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
 /// # Examples
 ///
 /// Accepts every connection that waits:
@@ -251,7 +267,9 @@ impl<T> Reactor<T> {
 
     /// Takes the value out, and frees its key at the next [`wait`](Self::wait).
     ///
-    /// Dropping a socket closes its descriptor, which takes it out of the poll.
+    /// Its source stays registered. Drop it, which closes its descriptor and so takes it out of the poll, or
+    /// [`deregister`](Self::deregister) it first if you keep it or a duplicate of its descriptor (dup(2)): until then, what it is ready
+    /// for is reported for its old key.
     pub fn remove(&mut self, key: usize) -> Option<T> {
         let value = self.slots.get_mut(key)?.value.take()?;
         self.freed.push(key);

@@ -102,7 +102,9 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// - `InvalidInput`: a field of `config` is zero or above its limit, or `address` resolves to nothing.
+    /// - `InvalidInput`: a field of `config` is zero or above its limit, rules of `faults` exclude each other, or `address` resolves to
+    ///   nothing.
+    /// - `Unsupported`: a rule is `connect=hang`, and the system is not Linux.
     /// - The address does not resolve.
     /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
     /// - `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and the other errors of bind(2) and listen(2); the text names the address.
@@ -247,7 +249,8 @@ impl<L: Listen> Server<(), L> {
         Ok(Self { event_loop: Some(EventLoop { reactor, echo }) })
     }
 
-    /// Sets the observer of connection events.
+    /// Sets the observer of connection events. Call it before the first turn: of a connection that is open already, the observer gets
+    /// the events that follow, and no [`opened`](Observer::opened).
     pub fn with_observer<O: Observer>(mut self, observer: O) -> Server<O, L> {
         let event_loop = self.event_loop.take();
         Server {

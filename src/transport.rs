@@ -87,7 +87,8 @@ pub trait Stream: Read + Write + Source + AsFd + Debug + Sized {
     ///
     /// # Errors
     ///
-    /// - `WouldBlock`: the stream still has bytes to send. The server flushes it when the socket is writable.
+    /// - `WouldBlock`: the stream still has bytes to send. In a drain, the server flushes it when the socket is writable. Before a
+    ///   close it does not: the stream is dropped, and those bytes are lost.
     /// - The connection has ended.
     fn shutdown(&mut self) -> io::Result<()> {
         SockRef::from(&*self).shutdown(Shutdown::Write)

@@ -57,8 +57,9 @@ impl Handle {
         }))
     }
 
-    /// Shuts down gracefully: the server accepts no new connections, keeps echoing, and sends FIN to each connection once it is
-    /// silent. At [`Config::drain_timeout`](crate::Config::drain_timeout) it closes the rest.
+    /// Shuts down gracefully: the server accepts the connections that wait in its backlogs, up to
+    /// [`Config::max_connections`](crate::Config::max_connections), and closes its listening sockets. It keeps echoing, and sends FIN
+    /// to each connection once it is silent. At [`Config::drain_timeout`](crate::Config::drain_timeout) it closes the rest.
     pub fn drain(&self) {
         self.send(Command::Drain);
     }
