@@ -82,7 +82,7 @@ pub(super) fn run(
     load::find_rate(config, search, interrupt, progress, |probe| {
         let head = if mem::take(&mut is_first) { heading() } else { String::new() };
         if prints {
-            // A reader that is gone is an error of the table, at the end.
+            // An error is that of the table too, at the end.
             let _ = output::print((head + &line(probe, &goal)).as_bytes());
         }
     })

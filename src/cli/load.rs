@@ -441,10 +441,10 @@ fn measure_repeatedly(
     Ok(worst.max(verdict_of_rest))
 }
 
-/// Writes to standard output. Once the run is interrupted, waits at most `PRINT_TIMEOUT` for a reader.
+/// Writes a document to standard output. Once the run is interrupted, waits at most `PRINT_TIMEOUT` for a reader.
 fn print_unless_interrupted(text: String, interrupt: &Interrupt) -> Result<(), Box<dyn Error>> {
     let (sender, printed) = mpsc::channel();
-    let print = move || sender.send(output::print(text.as_bytes()));
+    let print = move || sender.send(output::print_document(text.as_bytes()));
     thread::Builder::new().name("print".to_owned()).spawn(print)?;
     let mut waited = Duration::ZERO;
     loop {

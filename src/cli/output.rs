@@ -51,9 +51,21 @@ pub(super) fn write_whole(to: impl AsFd, bytes: &mut &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes to standard output.
+/// Writes a text for people to standard output. A reader that is gone, such as a pager, has read enough.
 pub(super) fn print(mut text: &[u8]) -> Result<(), String> {
-    write_whole(io::stdout(), &mut text).map_err(|error| format!("cannot write to standard output: {error}"))
+    match write_whole(io::stdout(), &mut text) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| cannot_print(&error)),
+    }
+}
+
+/// Writes a document to standard output, or returns why it is not delivered.
+pub(super) fn print_document(mut text: &[u8]) -> Result<(), String> {
+    write_whole(io::stdout(), &mut text).map_err(|error| cannot_print(&error))
+}
+
+fn cannot_print(error: &io::Error) -> String {
+    format!("cannot write to standard output: {error}")
 }
 
 /// Returns whether a name is that of standard output.
@@ -159,7 +171,7 @@ impl Output {
     /// Writes the document. If that fails, keeps what is written of it in a temporary file, which the error names.
     pub(super) fn write(&self, text: &str) -> Result<(), String> {
         match self {
-            Self::Stdout => print(text.as_bytes()),
+            Self::Stdout => print_document(text.as_bytes()),
             Self::Stderr => write_whole(io::stderr(), &mut text.as_bytes())
                 .map_err(|error| format!("cannot write to standard error: {error}")),
             Self::Device(path, file) => write_whole(file, &mut text.as_bytes())

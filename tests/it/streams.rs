@@ -35,44 +35,61 @@ fn report() -> Scratch {
     report
 }
 
+/// A reader of a text for people, such as a pager, may leave early. One of a document has lost it.
 #[test]
-fn a_standard_output_that_is_full_or_gone_ends_every_subcommand_with_one_line() {
+fn a_full_standard_output_is_an_error_and_a_reader_that_is_gone_only_for_a_document() {
     let server = serve(Config::default());
     let address = server.local_addr().to_string();
     let file = report();
     let (_reserved, serving) = reserve_port();
     let serving_at = serving.to_string();
-    let commands: [&[&str]; 9] = [
+    let texts: [&[&str]; 11] = [
         &["--help"],
         &["--version"],
         &["load", "--help"],
+        &["--help-faults"],
+        &["completions", "bash"],
         &["doctor", "-c", "1"],
         &["load", "-m", "1", &address],
+        &["load", "-m", "1", "--fail-if", "p99>1us", &address],
+        &["merge", file.path()],
+        &["compare", file.path(), file.path()],
+        &["check", "--level", "1", &address],
+    ];
+    let documents: [&[&str]; 7] = [
         &["load", "-m", "1", "--json", "-", &address],
         &["load", "-m", "1", "--plot", "/dev/stdout", &address],
-        &["merge", file.path()],
+        &["merge", "--json", "-", file.path()],
+        &["compare", "--json", "-", file.path(), file.path()],
+        &["check", "--level", "1", "--json", "-", &address],
+        &["check", "--level", "1", "--junit", "-", &address],
         &["serve", "-q", "--reuse-port", "--report", "-", &serving_at],
     ];
-    for arguments in commands {
-        for (is_full, reason) in [(true, "No space left on device (os error 28)"), (false, "Broken pipe (os error 32)")]
-        {
-            let mut command = ecoloop(arguments);
-            if is_full {
-                command.stdout(OpenOptions::new().write(true).open("/dev/full").unwrap());
-            } else {
-                let (reader, writer) = pipe().unwrap();
-                drop(reader);
-                command.stdout(writer);
-            }
-            command.stderr(Stdio::piped());
-            let process = Process::adopt(command);
-            if arguments[0] == "serve" {
-                eventually("the server", || is_listening(serving));
-                process.signal(Signal::TERM);
-            }
-            let ended = process.wait();
-            let line = format!("ecoloop: cannot write to standard output: {reason}");
-            assert_eq!((ended.status.code(), ended.stderr), (Some(1), vec![line]), "{arguments:?}");
+    let end = |arguments: &[&str], stdout: Stdio| {
+        let mut command = ecoloop(arguments);
+        command.stdout(stdout).stderr(Stdio::piped());
+        let process = Process::adopt(command);
+        if arguments[0] == "serve" {
+            eventually("the server", || is_listening(serving));
+            process.signal(Signal::TERM);
+        }
+        let ended = process.wait();
+        (ended.status.code(), ended.stderr)
+    };
+    let error = |reason| (Some(1), vec![format!("ecoloop: cannot write to standard output: {reason}")]);
+    for (arguments, is_text) in texts.iter().map(|text| (text, true)).chain(documents.iter().map(|text| (text, false)))
+    {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert_eq!(end(arguments, full.into()), error("No space left on device (os error 28)"), "{arguments:?}");
+        let (reader, writer) = pipe().unwrap();
+        drop(reader);
+        let gone = end(arguments, writer.into());
+        if is_text {
+            // The status is that of the result.
+            let whole = end(arguments, Stdio::null());
+            assert_eq!(gone, whole, "{arguments:?}");
+        } else {
+            assert_eq!(gone, error("Broken pipe (os error 32)"), "{arguments:?}");
         }
     }
 }
