@@ -36,8 +36,6 @@ use ipnet::IpNet;
 use crate::ValueError;
 use crate::network;
 
-#[cfg(test)]
-pub(crate) use self::draw::mix;
 pub(crate) use self::draw::{Drawn, Rules};
 pub(crate) use self::stream::{End, FaultyStream};
 

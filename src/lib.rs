@@ -239,6 +239,7 @@ mod server;
 #[cfg(all(any(test, fuzzing), target_os = "linux"))]
 mod simulation;
 mod socket;
+mod splitmix;
 mod timers;
 pub mod transport;
 // Of the binary, which parses its options with it.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Connect, Effect, Fault, Kind, Selector};
 use crate::clock;
 use crate::network;
+use crate::splitmix::splitmix64;
 
 /// The rules of a server.
 #[derive(Clone, Debug)]
@@ -86,7 +87,7 @@ impl Rules {
 
     /// Returns a seed for what is random on connection `number`.
     fn connection_seed(&self, number: u64) -> u64 {
-        mix(self.seed ^ mix(number))
+        splitmix64(self.seed ^ splitmix64(number))
     }
 
     fn listening_rule(&self, elapsed: Duration) -> Option<(usize, &Fault)> {
@@ -106,19 +107,11 @@ impl Rules {
 
     /// Returns a hash of the seed, the rule and the connection, from 0 to less than 100.
     fn percentile(&self, rule: usize, number: u64) -> f64 {
-        let hash = mix(self.connection_seed(number) ^ mix(rule as u64 + 1));
+        let hash = splitmix64(self.connection_seed(number) ^ splitmix64(rule as u64 + 1));
         #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
         let fraction = (hash >> 11) as f64 / (1_u64 << 53) as f64;
         fraction * 100.0
     }
-}
-
-/// Mixes the bits of a number: the finalizer of `SplitMix64` (Steele, Lea, Flood, 2014).
-pub(crate) fn mix(number: u64) -> u64 {
-    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
 }
 
 #[cfg(test)]

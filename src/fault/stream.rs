@@ -7,10 +7,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use super::bytes::ByteFaults;
-use super::draw::mix;
 use super::held::Held;
 use super::pace::Pace;
 use super::{Effect, Fault, Kind, Moment};
+use crate::splitmix::splitmix64;
 
 /// Most writes after one call of [`FaultyStream::advance`]: others wait while a large piece leaves in small chunks.
 const WRITES_MAX: usize = 8;
@@ -314,7 +314,7 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
 
     fn draw_delay(&mut self) -> Duration {
         let Some(Delay { least, most, .. }) = self.delay else { return Duration::ZERO };
-        self.random = mix(self.random);
+        self.random = splitmix64(self.random);
         let range = most.saturating_sub(least).as_nanos() + 1;
         let nanos = (u128::from(self.random) * range) >> 64;
         least + Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))

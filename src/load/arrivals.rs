@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::pattern::splitmix64;
+use crate::splitmix::splitmix64;
 
 /// Number of the random numbers that are drawn, of 53 bits.
 const DRAWS: f64 = 9_007_199_254_740_992.0;

@@ -1,5 +1,7 @@
 //! The bytes that the connections of a run send. A word identifies its connection and its place there.
 
+use crate::splitmix::{mix, splitmix64};
+
 /// Size of a word in bytes.
 pub(crate) const WORD: u64 = size_of::<Word>() as u64;
 
@@ -136,19 +138,6 @@ fn split_at_word(offset: u64, length: usize) -> (usize, usize) {
 
 fn common_prefix(left: &[u8], right: &[u8]) -> usize {
     left.iter().zip(right).take_while(|(left, right)| left == right).count()
-}
-
-/// Returns the first output of splitmix64 with the seed `value`: a random number that is the same each time.
-pub(crate) fn splitmix64(value: u64) -> u64 {
-    mix(value.wrapping_add(0x9e37_79b9_7f4a_7c15))
-}
-
-/// Returns the finalizer of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators"): every bit of the
-/// result depends on every bit of the argument.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Inverts [`mix`], with the inverses of its multipliers modulo 2^64.

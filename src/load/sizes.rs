@@ -1,6 +1,6 @@
 //! The sizes of messages, and where each message begins in the stream of its connection.
 
-use super::pattern::splitmix64;
+use crate::splitmix::splitmix64;
 
 /// Sizes from `min` to `max`, uniform and seeded.
 ///

@@ -19,10 +19,10 @@ pub use self::ranges::SourceRange;
 pub(crate) use self::socket::{ConnectFailure, SocketOptions, connect_unix};
 use self::socket::{NO_PORTS, bound_failure, open, open_unix, unbound_failure};
 use super::error::{ErrorName, Phase};
-use super::pattern::splitmix64;
 use super::rank::Rank;
 use crate::address::ScopedIp;
 use crate::host::local_ports;
+use crate::splitmix::splitmix64;
 use crate::transport::AnyAddress;
 
 /// A socket that is connecting or connected, or a Unix socket that is to connect.

@@ -5,15 +5,15 @@ use std::env;
 use std::panic;
 
 use super::simulate;
-use crate::fault::mix;
+use crate::splitmix::splitmix64;
 
 /// Attempts to shorten a script.
 const ATTEMPTS_MAX: usize = 3000;
 
 /// Returns the script of a seed.
 fn script(seed: u64) -> Vec<u8> {
-    let numbers = (1..).map(|place| mix(mix(seed) ^ place));
-    let length = 40 + usize::try_from(mix(seed) % 1200).unwrap();
+    let numbers = (1..).map(|place| splitmix64(splitmix64(seed) ^ place));
+    let length = 40 + usize::try_from(splitmix64(seed) % 1200).unwrap();
     numbers.flat_map(u64::to_le_bytes).take(length).collect()
 }
 
