@@ -4,12 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::config::{ACCEPT_RETRY, WARN_INTERVAL, WhenFull};
+use super::config::{ACCEPT_RETRY, WhenFull};
 use super::stats::AcceptErrorCounters;
 use super::token_bucket::TokenBucket;
 use crate::clock;
 use crate::fault::Connect;
-use crate::log_target::LOG_TARGET;
+use crate::log_target::warn_rate_limited;
 use crate::transport::Listen;
 
 /// A listening socket, registered under `key`.
@@ -279,14 +279,6 @@ fn accept<L: Listen>(listener: &L) -> Accepted<L::Stream> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Accepted::Blocked,
         Err(error) if is_one_connections_own(&error) => Accepted::Skipped(error),
         Err(error) => Accepted::Failed(error),
-    }
-}
-
-/// Logs a warning, unless one of its kind was logged less than a minute ago.
-pub(super) fn warn_rate_limited(logged_at: &mut Option<Instant>, now: Instant, message: std::fmt::Arguments<'_>) {
-    if logged_at.is_none_or(|at| now.duration_since(at) >= WARN_INTERVAL) {
-        *logged_at = Some(now);
-        log::warn!(target: LOG_TARGET, "{message}");
     }
 }
 

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::accept::warn_rate_limited;
 use super::config::{Config, SourceLimit};
 use super::observer::Peer;
 use super::stats::RefusedCounters;
 use crate::clock;
+use crate::log_target::warn_rate_limited;
 use crate::network;
 
 /// Decides which sources may connect, and counts and logs the refused ones.

@@ -11,8 +11,6 @@ use crate::reactor::EVENTS_MAX;
 
 /// How long accepting backs off after a failure that is not one connection's own.
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// Shortest time between two warnings of one kind.
-pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the hand takes for a round while a server drains.
 pub(super) const DRAIN_PERIOD: Duration = Duration::from_millis(50);
 /// How long a connection may take to send its PROXY header: the protocol's specification asks for at least 3 s (2.), so that a lost

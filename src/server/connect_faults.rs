@@ -7,11 +7,12 @@ use mio::Interest;
 use mio::net::TcpListener;
 use socket2::{SockRef, Socket};
 
-use super::accept::{Listener, warn_rate_limited};
+use super::accept::Listener;
 use super::config::{ACCEPT_RETRY, Config};
 use super::echo::{Echo, EchoReactor, Entry, remove_listener};
 use super::listen;
 use crate::fault::Connect;
+use crate::log_target::{LOG_TARGET, warn_rate_limited};
 use crate::transport::Listen;
 
 /// What holds for the listening sockets.
@@ -59,7 +60,7 @@ impl<O, L: Listen> Echo<O, L> {
         let is_hanging = wanted == Some(Connect::Hang);
         for listener in self.core.acceptor.listeners() {
             if let Err(error) = drop_packets(&SockRef::from(&listener.socket), is_hanging) {
-                log::warn!(target: crate::log_target::LOG_TARGET, "cannot filter packets to {}: {error}", listener.address);
+                log::warn!(target: LOG_TARGET, "cannot filter packets to {}: {error}", listener.address);
             }
         }
         self.core.acceptor.set_fault(wanted);
