@@ -198,19 +198,24 @@ impl<L: Listen> Acceptor<L> {
         let now = clock::now();
         self.paused = true;
         self.retry_at = Some(now + ACCEPT_RETRY);
-        let address = &self.listeners[index].address;
-        let message =
-            format_args!("cannot accept on {address}: {error}; accepting again when a connection closes, or in 100 ms");
-        if !is_exhaustion(error) {
-            warn_rate_limited(&mut self.failure_logged_at, now, message);
+        let logged_at = if !is_exhaustion(error) {
+            &mut self.failure_logged_at
         } else if !std::mem::replace(&mut self.exhausted, true) {
-            warn_rate_limited(&mut self.exhaustion_logged_at, now, message);
-        }
+            &mut self.exhaustion_logged_at
+        } else {
+            return;
+        };
+        let address = &self.listeners[index].address;
+        let next = "accepting again when a connection closes, or in 100 ms";
+        warn_rate_limited(logged_at, now, format_args!("cannot accept on {address}: {error}; {next}"));
     }
 
     fn warn_dropped(&mut self, address: SocketAddr, error: &io::Error) {
-        let message = format_args!("cannot serve {address}: {error}; the connection is dropped");
-        warn_rate_limited(&mut self.failure_logged_at, clock::now(), message);
+        warn_rate_limited(
+            &mut self.failure_logged_at,
+            clock::now(),
+            format_args!("cannot serve {address}: {error}; the connection is dropped"),
+        );
     }
 
     /// Logs that `max_connections` connections are open.
@@ -220,8 +225,11 @@ impl<L: Listen> Acceptor<L> {
             WhenFull::Wait => "more wait in the backlog until one closes",
             WhenFull::Reset => "more are reset until one closes",
         };
-        let message = format_args!("{max_connections} {noun} open, the maximum: {others}");
-        warn_rate_limited(&mut self.full_logged_at, clock::now(), message);
+        warn_rate_limited(
+            &mut self.full_logged_at,
+            clock::now(),
+            format_args!("{max_connections} {noun} open, the maximum: {others}"),
+        );
     }
 
     /// Returns when to accept again, if no connection closes before.

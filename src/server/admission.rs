@@ -46,8 +46,11 @@ impl Admission {
         let ip = address.ip().to_canonical();
         if !self.allowed.is_empty() && !self.allowed.iter().any(|network| network.contains(&ip)) {
             refused.not_allowed.add(1);
-            let message = format_args!("reset the connection from {address}: it is in no network that is allowed");
-            warn_rate_limited(&mut self.not_allowed_logged_at, clock::now(), message);
+            warn_rate_limited(
+                &mut self.not_allowed_logged_at,
+                clock::now(),
+                format_args!("reset the connection from {address}: it is in no network that is allowed"),
+            );
             return false;
         }
         if let Some(limit) = self.limit {
@@ -55,9 +58,11 @@ impl Admission {
             if self.open.get(&source).is_some_and(|&open| open >= limit.connections) {
                 refused.per_source.add(1);
                 let most = limit.connections;
-                let message =
-                    format_args!("reset the connection from {address}: {source} has {most} open, the maximum");
-                warn_rate_limited(&mut self.per_source_logged_at, clock::now(), message);
+                warn_rate_limited(
+                    &mut self.per_source_logged_at,
+                    clock::now(),
+                    format_args!("reset the connection from {address}: {source} has {most} open, the maximum"),
+                );
                 return false;
             }
         }

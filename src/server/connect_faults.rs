@@ -90,8 +90,11 @@ impl<O, L: Listen> Echo<O, L> {
             let listening = socket.and_then(|socket| self.listen(reactor, address.clone(), socket, wrap));
             if let Err(error) = listening {
                 let faults = &mut self.core.connect_faults;
-                let message = format_args!("cannot listen on {address}: {error}; trying again in 100 ms");
-                warn_rate_limited(&mut faults.failure_logged_at, now, message);
+                warn_rate_limited(
+                    &mut faults.failure_logged_at,
+                    now,
+                    format_args!("cannot listen on {address}: {error}; trying again in 100 ms"),
+                );
                 faults.refusing.push((address, None));
                 faults.next_at = [faults.next_at, Some(now + ACCEPT_RETRY)].into_iter().flatten().min();
             }
