@@ -98,3 +98,28 @@ mod calls {
         stream.write(data)
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpStream};
+    use std::time::Duration;
+
+    use crate::{Config, Server};
+
+    /// With the feature `raw-syscalls` and without: the test program of the other tests always has it.
+    #[test]
+    fn a_server_echoes_and_sees_the_end_with_either_kind_of_calls() {
+        let server = Server::bind("127.0.0.1:0", Config::default()).unwrap().spawn().unwrap();
+        let mut client = TcpStream::connect(server.local_addr()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.write_all(b"hola").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut echo = String::new();
+        client.read_to_string(&mut echo).unwrap();
+        assert_eq!(echo, "hola");
+        let report = server.shutdown().unwrap().0;
+        assert_eq!(report.stats.closed.end_of_stream, 1);
+    }
+}
