@@ -233,6 +233,8 @@ pub mod load;
 mod log_target;
 mod memory;
 mod network;
+#[cfg(test)]
+mod profiles;
 mod reactor;
 mod ready;
 mod server;
