@@ -58,8 +58,8 @@ pub use self::observer::{CloseReason, Observer, Peer};
 pub use self::running::Running;
 pub use self::stats::{AcceptErrorStats, ClosedStats, FaultStats, RefusedStats, Report, Stats};
 
-/// An echo server on one readiness loop. It listens on TCP, or on another [transport](crate::transport). It is bound and listening, and serves while [`run`](Self::run) or [`turn`](Self::turn) is
-/// called.
+/// An echo server on one readiness loop. It listens on TCP, or on another [transport](crate::transport). It is bound and listening,
+/// and serves while [`run`](Self::run) or [`turn`](Self::turn) is called.
 ///
 /// Dropping it closes every connection, with the reason [`CloseReason::Stopped`].
 ///

@@ -5,10 +5,10 @@ use super::attempt::{Attempt, Outcome};
 use super::crowd::gather;
 use super::words::{self, Words};
 
-/// Clients of `thousand`, `burst` and `ten-thousand`.
 /// The check of the accept queue, which is about SYNs.
 pub(super) const OF_SYNS: &str = "burst";
 
+/// Clients of `thousand`, `burst` and `ten-thousand`.
 const THOUSAND: u32 = 1000;
 const BURST: u32 = 2000;
 const TEN_THOUSAND: u32 = 10_000;

@@ -49,7 +49,8 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Pairs `sources` with `targets`. Each rank begins with another pair, and with another port. Without sources, the system chooses the local address and port of each connection.
+    /// Pairs `sources` with `targets`. Each rank begins with another pair, and with another port. Without sources, the system chooses
+    /// the local address and port of each connection.
     ///
     /// # Errors
     ///

@@ -13,6 +13,7 @@ const EVIDENCE: usize = 4 << 10;
 const EXCERPT: usize = 16;
 /// Maximum bytes of evidence.
 const EVIDENCE_MAX: usize = 64 << 10;
+
 /// Compares the bytes that come back on a connection with those sent.
 ///
 /// Every connection has one, so the memory for a mismatch is allocated only when there is one.
