@@ -1,4 +1,4 @@
-//! Faults on purpose: rules, the connections that they choose, and the stream on which they act.
+//! Fault injection: rules, the connections that they choose, and the stream on which they act.
 //!
 //! A [`Fault`] is an [`Effect`] and a [`Selector`]. It is written `KIND[=VALUE][,KEY=VALUE]...`, as `ecoloop serve --fault` takes it:
 //!

@@ -1,4 +1,4 @@
-//! Options for faults on purpose, and the page of `--help-faults`.
+//! Options for fault injection, and the page of `--help-faults`.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use clap::Args;
 use ecoloop::fault::Fault;
 
 #[derive(Args)]
-#[command(next_help_heading = "Faults on purpose")]
+#[command(next_help_heading = "Fault injection")]
 pub(super) struct FaultArguments {
     /// Misbehave as in delay=5ms..20ms or reset=4KiB,p=5% (repeatable; --help-faults lists the rules) [default: none]
     #[arg(long = "fault", value_name = "RULE")]

@@ -87,7 +87,7 @@ struct Open {
     serial: Option<u32>,
     /// Bytes that were received and not sent.
     pending: u32,
-    /// Faults on purpose decide when it sends, and how much: what it has not sent is not what the client has not read.
+    /// Injected faults decide when it sends, and how much: what it has not sent is not what the client has not read.
     is_faulted: bool,
 }
 

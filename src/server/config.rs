@@ -92,7 +92,7 @@ pub struct Config {
     pub send_buffer: Option<usize>,
     /// Sends small segments without delay (`TCP_NODELAY`, tcp(7)). Default on.
     pub nodelay: bool,
-    /// Rules of faults on purpose: see [`fault`](crate::fault). Default none.
+    /// Rules of fault injection: see [`fault`](crate::fault). Default none.
     pub faults: Vec<Fault>,
     /// Determines which connections a rule with a percentage chooses, and what is random in faults. Default 1.
     pub fault_seed: u64,

@@ -1,4 +1,4 @@
-//! Faults on purpose: what clients see, what is counted, and how such connections end.
+//! Fault injection: what clients see, what is counted, and how such connections end.
 
 #[cfg(feature = "load")]
 use std::collections::BTreeSet;
