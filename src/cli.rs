@@ -100,7 +100,7 @@ enum Command {
     Compare(Box<compare::Arguments>),
     /// Draw the steps of a server as a page, from the output of strace
     Strip(strip::Arguments),
-    /// Grade an echo server, anyone's
+    /// Grade any echo server
     #[cfg(feature = "load")]
     Check(check::Arguments),
     /// Print the completion script of a shell

@@ -158,7 +158,7 @@
 //!
 //! # Check
 //!
-//! With the same feature, [`check`] grades an echo server, anyone's, and [`host`] lists the limits of this machine that prevent a
+//! With the same feature, [`check`] grades any echo server, and [`host`] lists the limits of this machine that prevent a
 //! number of connections.
 //!
 //! ```

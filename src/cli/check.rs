@@ -1,4 +1,4 @@
-//! `ecoloop check`: grades an echo server, anyone's.
+//! `ecoloop check`: grades any echo server.
 
 use std::error::Error;
 use std::io;
@@ -215,9 +215,9 @@ fn row(graded: &Graded, language: Language) -> String {
         Grade::Ok => return row + "ok\n",
         Grade::Skipped => return row + language.pick("skipped", "omitida") + " (" + &came + ")\n",
         Grade::Fails => language.pick("FAILS\n", "FALLA\n"),
-        Grade::Late => language.pick("late\n", "tarde\n"),
+        Grade::Late => language.pick("late\n", "con retraso\n"),
     };
-    let labels = language.pick(["sent", "came", "why", "read"], ["se envió", "pasó", "por qué", "leer"]);
+    let labels = language.pick(["sent", "received", "why", "read"], ["se envió", "pasó", "por qué", "leer"]);
     let texts = [graded.sent(words), &came, check.matters().get(words), &check.read(words)];
     let paragraphs = labels.into_iter().zip(texts).map(|(label, text)| paragraph(label, text));
     [row, result.to_owned()].into_iter().chain(paragraphs).collect()
@@ -239,7 +239,7 @@ fn summary(report: &Report, language: Language) -> String {
             format!("{}: {ok} ok, {fails} failed, {late} late, {skipped} skipped\n", plural(checks, "check", "checks"))
         }
         Language::Es => format!(
-            "{}: {ok} ok, {}, {late} tarde, {}\n",
+            "{}: {ok} ok, {}, {late} con retraso, {}\n",
             plural(checks, "prueba", "pruebas"),
             plural(fails, "falla", "fallan"),
             plural(skipped, "omitida", "omitidas"),
