@@ -1,4 +1,4 @@
-//! The server of the notes, call by call. In `broken` the client breaks the connection off. In `fixed` it closes it.
+//! The server of the notes, call by call. In `broken` the client resets the connection. In `fixed` it closes it.
 //!
 //!     cargo run --example notes_server -- fixed
 
