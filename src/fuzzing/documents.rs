@@ -79,7 +79,7 @@ fn replace(value: &mut Value, path: usize, input: &mut Input<'_>) {
         2 => json!(f64::from_bits(input.word())),
         3 => json!(input.word().cast_signed()),
         4 => json!(input.byte()),
-        5 => (0..input.byte()).fold(Value::Null, |inner, _| json!([inner])),
+        5 => (0..input.byte()).fold(Value::Null, |inner, _| Value::Array(vec![inner])),
         6 => json!("a".repeat(usize::from(input.byte()))),
         _ => json!(input.byte() & 1 == 0),
     };

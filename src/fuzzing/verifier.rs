@@ -19,7 +19,7 @@ fn altered(connection: u64, sent: &[u8], input: &mut Input<'_>) -> Vec<u8> {
         match input.below(8) {
             // It is lost, is doubled, or comes with a wrong byte.
             0 => {}
-            1 => out.extend(part.iter().chain(part)),
+            1 => out.extend(part.repeat(2)),
             2 => {
                 out.extend(part);
                 let last = out.len() - 1;
@@ -64,8 +64,10 @@ pub fn verifier(data: &[u8]) {
         }
     }
     let found = found.or_else(|| verifier.conclude(&PATTERN, sent.len() as u64, CONNECTIONS, End::Fin));
-    let right = received.iter().zip(&sent).take_while(|(one, other)| one == other).count();
-    assert_eq!(verifier.verified(), right as u64);
+    let right = usize::try_from(verifier.verified()).unwrap();
+    assert_eq!(received[..right], sent[..right]);
+    let next = (received.get(right), sent.get(right));
+    assert!(next.0 != next.1 || next == (None, None), "byte {right} is right, and not verified");
     assert_eq!(found.is_some(), received != sent);
     let (expected, came) = verifier.excerpts(&PATTERN, sent.len() as u64);
     assert!(sent[right..].starts_with(&expected) && received[right..].starts_with(&came));
