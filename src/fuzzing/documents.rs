@@ -27,6 +27,8 @@ const REPEATED_MAX: usize = 1 << 18;
 const TEXT_MAX: usize = 64 << 10;
 /// The first bytes of a compressed V2 histogram.
 const COMPRESSED_COOKIE: [u8; 4] = 0x1c84_9314_u32.to_be_bytes();
+/// Bytes of the header of a histogram that is not compressed.
+const HEADER_BYTES: usize = 40;
 
 /// Merges documents: the input as it is, or a valid one with values that the input chooses, beside the valid one.
 pub fn merge(data: &[u8]) {
@@ -85,14 +87,24 @@ fn replace(value: &mut Value, path: usize, input: &mut Input<'_>) {
     };
 }
 
-/// Decodes a histogram: the input compressed, once or repeated, or not compressed.
+/// Decodes a histogram: the input compressed, once or repeated, as it is or with the length that its header should announce, or not
+/// compressed.
 pub fn histogram(data: &[u8]) {
     let Some((&first, rest)) = data.split_first() else { return };
     let mut bytes = rest.to_vec();
-    if first & 1 == 0 {
-        let times = if first & 2 == 0 { 1 } else { REPEATED_MAX / rest.len().max(1) };
-        let inner = rest.repeat(times);
-        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+    if first & 3 != 1 {
+        // What is as long as the input costs least if it is stored.
+        let (times, level) = if first & 3 == 2 {
+            (REPEATED_MAX / rest.len().max(1), Compression::fast())
+        } else {
+            (1, Compression::none())
+        };
+        let mut inner = rest.repeat(times);
+        if first & 3 == 3 && inner.len() >= HEADER_BYTES {
+            let length = u32::try_from(inner.len() - HEADER_BYTES).unwrap();
+            inner[4..8].copy_from_slice(&length.to_be_bytes());
+        }
+        let mut encoder = ZlibEncoder::new(Vec::new(), level);
         encoder.write_all(&inner).unwrap();
         let compressed = encoder.finish().unwrap();
         bytes = [&COMPRESSED_COOKIE[..], &u32::try_from(compressed.len()).unwrap().to_be_bytes(), &compressed].concat();
