@@ -50,6 +50,8 @@ pub(crate) struct FaultyStream<S, C> {
     is_discarding: bool,
     /// The stream took no more output.
     is_blocked: bool,
+    /// The stream has bytes of its own that a flush did not send.
+    is_unflushed: bool,
     /// How many more writes may follow the last call of `advance`, and whether there is output for more.
     writes_left: usize,
     can_send: bool,
@@ -143,6 +145,7 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
             end: None,
             is_discarding: false,
             is_blocked: false,
+            is_unflushed: false,
             writes_left: WRITES_MAX,
             can_send: false,
             has_ended: false,
@@ -252,19 +255,19 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
                 Err(error) => return Err(error),
             }
         }
-        if self.is_stalled() || self.is_blocked {
-            return Ok(());
-        }
-        loop {
+        while !self.is_stalled() && !self.is_blocked {
             match self.stream.flush() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.is_blocked = true;
-                    return Ok(());
+                    (self.is_blocked, self.is_unflushed) = (true, true);
                 }
-                flushed => return flushed,
+                result => {
+                    self.is_unflushed = false;
+                    return result;
+                }
             }
         }
+        Ok(())
     }
 
     /// Returns how many bytes may be sent before something else is due.
@@ -306,9 +309,8 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
     /// Puts a byte that waits for a next one into the queue: there is none.
     fn finish_input(&mut self, now: Instant) {
         if self.bytes.is_waiting() && !self.is_discarding {
-            let (delay, before) = (self.draw_delay(), self.held.len());
+            let delay = self.draw_delay();
             self.held.push(now, delay, |output| self.bytes.finish(output));
-            self.queued += (self.held.len() - before) as u64;
         }
     }
 
@@ -323,7 +325,7 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
     /// Returns how many bytes the queue takes.
     fn room(&self) -> usize {
         match self.delay {
-            _ if self.is_discarding || self.mute.is_some_and(|mute| self.queued >= mute) => usize::MAX,
+            _ if self.mute.is_some_and(|mute| self.queued >= mute) => usize::MAX,
             Some(delay) => delay.hold.saturating_sub(self.held.len()),
             None if self.held.is_empty() => usize::MAX,
             None => 0,
@@ -332,7 +334,7 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
 
     /// Throws away what is written from now on, and what is in the queue.
     pub(crate) fn discard(&mut self) {
-        self.is_discarding = true;
+        (self.is_discarding, self.is_unflushed) = (true, false);
         self.stall = Stall::Never;
         self.held.clear();
     }
@@ -367,9 +369,8 @@ impl<S, C> FaultyStream<S, C> {
     /// Returns whether a read that was refused can be made now.
     pub(crate) fn can_resume(&self) -> bool {
         let has_room = match self.delay {
-            _ if self.is_discarding => true,
             Some(delay) if !self.has_ended => self.held.len() < delay.hold,
-            _ => self.held.is_empty(),
+            _ => !self.has_output(),
         };
         self.is_suspended && !self.is_stalled() && has_room
     }
@@ -396,7 +397,12 @@ impl<S, C> FaultyStream<S, C> {
 
     /// Returns whether there is output that the stream does not take.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.is_blocked && !self.held.is_empty()
+        self.is_blocked && self.has_output()
+    }
+
+    /// Returns whether there is output that was not sent.
+    fn has_output(&self) -> bool {
+        self.is_unflushed || !self.held.is_empty()
     }
 
     /// Returns whether a fault keeps back output, or the end of the stream.
@@ -408,7 +414,7 @@ impl<S, C> FaultyStream<S, C> {
 impl<S: Read + Write, C: Fn() -> Instant> Read for FaultyStream<S, C> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let room = self.room().min(buffer.len());
-        if self.is_stalled() || room == 0 || self.has_ended && !self.held.is_empty() {
+        if self.is_stalled() || room == 0 || self.has_ended && self.has_output() {
             self.is_suspended = true;
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -423,7 +429,7 @@ impl<S: Read + Write, C: Fn() -> Instant> Read for FaultyStream<S, C> {
         let now = (self.clock)();
         self.finish_input(now);
         self.send_due(now)?;
-        self.is_suspended = !self.held.is_empty();
+        self.is_suspended = self.has_output();
         if self.is_suspended { Err(ErrorKind::WouldBlock.into()) } else { Ok(0) }
     }
 }

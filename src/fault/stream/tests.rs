@@ -34,9 +34,9 @@ struct Scripted {
     room: usize,
     write_max: usize,
     interrupts: usize,
-    /// Flushes to interrupt, and whether something was written and not flushed.
-    flush_interrupts: usize,
-    is_unflushed: bool,
+    /// How the next flushes fail, and how many there were.
+    flush_errors: VecDeque<ErrorKind>,
+    flushes: usize,
     /// Every write, and when it was.
     writes: Vec<(Duration, Vec<u8>)>,
     now: Rc<Cell<Duration>>,
@@ -79,18 +79,13 @@ impl Write for Scripted {
             return Err(ErrorKind::WouldBlock.into());
         }
         self.room -= length;
-        self.is_unflushed = true;
         self.writes.push((self.now.get(), data[..length].to_vec()));
         Ok(length)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.flush_interrupts > 0 {
-            self.flush_interrupts -= 1;
-            return Err(ErrorKind::Interrupted.into());
-        }
-        self.is_unflushed = false;
-        Ok(())
+        self.flushes += 1;
+        self.flush_errors.pop_front().map_or(Ok(()), |kind| Err(kind.into()))
     }
 }
 
@@ -449,15 +444,6 @@ fn a_call_makes_few_writes_and_says_that_more_can_be_sent() {
 }
 
 #[test]
-fn an_interrupted_flush_is_made_again() {
-    let mut play = play(&["delay=1ms"], &[Action::Send(10)]);
-    play.stream.get_mut().flush_interrupts = 3;
-    play.act(Action::Pass(1000));
-    assert_eq!(play.output().len(), 10);
-    assert!(!play.stream.get_ref().is_unflushed);
-}
-
-#[test]
 fn a_stall_of_no_bytes_counts_from_the_accept_and_later_ones_from_the_last_byte() {
     let mut now = play(&["stall,for=2ms"], &[Action::Pass(1500), Action::Send(10)]);
     assert_eq!((now.received, now.output().len()), (0, 0));
@@ -493,4 +479,75 @@ fn lifting_sends_what_is_delayed_and_throws_away_what_a_stall_withholds() {
     stalled.stream.lift();
     stalled.serve(false);
     assert_eq!((stalled.output().len(), stalled.received, stalled.stream.is_withholding()), (4, 20, false));
+}
+
+#[test]
+fn a_flush_is_repeated_after_an_interrupt_and_when_the_stream_is_writable_again() {
+    let mut play = play(&["chunk=64"], &[]);
+    let flushes_of = |play: &mut Play, is_writable, errors: &[ErrorKind]| {
+        let scripted = play.stream.get_mut();
+        (scripted.flushes, scripted.flush_errors) = (0, errors.iter().copied().collect());
+        let result = play.stream.advance(is_writable).map_err(|error| error.kind());
+        (result, play.stream.get_ref().flushes)
+    };
+    assert_eq!(flushes_of(&mut play, false, &[ErrorKind::Interrupted]), (Ok(()), 2));
+    assert_eq!(flushes_of(&mut play, false, &[ErrorKind::WouldBlock]), (Ok(()), 1));
+    assert_eq!(flushes_of(&mut play, false, &[]), (Ok(()), 0));
+    assert_eq!(flushes_of(&mut play, true, &[]), (Ok(()), 1));
+    assert_eq!(flushes_of(&mut play, false, &[ErrorKind::BrokenPipe]), (Err(ErrorKind::BrokenPipe), 1));
+}
+
+#[test]
+fn what_a_flush_has_not_sent_is_pending_output_and_comes_before_the_end_of_the_stream() {
+    let mut play = play(&["chunk=64"], &[]);
+    play.stream.get_mut().flush_errors.push_back(ErrorKind::WouldBlock);
+    play.act(Action::Send(5));
+    assert!(play.stream.is_blocked());
+    play.stream.get_mut().has_ended = true;
+    play.serve(false);
+    assert!(!play.has_ended);
+    play.act(Action::Receive(1));
+    assert!(play.has_ended && !play.stream.is_blocked());
+}
+
+#[test]
+fn a_read_that_the_queue_cuts_short_can_be_resumed_and_no_other() {
+    let mut play = play(&["delay=1ms,hold=4"], &[]);
+    for (sent, buffer_size, can_resume) in [(3, 8, false), (6, 4, false), (6, 8, true)] {
+        let scripted = play.stream.get_mut();
+        scripted.incoming.clear();
+        scripted.send(sent);
+        assert_eq!(play.stream.read(&mut vec![0; buffer_size]).unwrap(), sent.min(4));
+        assert_eq!(play.stream.can_resume(), can_resume);
+    }
+    // There is room for two more.
+    play.stream.write_all(b"ab").unwrap();
+    assert!(play.stream.can_resume() && play.stream.is_withholding() && !play.stream.is_blocked());
+}
+
+#[test]
+fn a_muted_stream_is_read_though_its_queue_is_full() {
+    assert_eq!(play(&["mute=4", "delay=1s,hold=4"], &[Action::Send(20)]).received, 20);
+}
+
+#[test]
+fn without_a_delay_a_blocked_stream_holds_one_buffer() {
+    let mut play = Play::new(&["chunk=64"], 10);
+    play.act(Action::Send(100));
+    assert_eq!(play.received, 10);
+}
+
+#[test]
+fn a_byte_that_waits_for_the_next_is_thrown_away_with_the_rest() {
+    let mut play = play(&["swap=2", "fin=1ms"], &[Action::Send(2), Action::Pass(1000)]);
+    assert_eq!(play.end, Some((Duration::from_millis(1), End::Fin)));
+    play.stream.get_mut().has_ended = true;
+    assert_eq!(play.stream.read(&mut [0; 8]).unwrap(), 0);
+    assert_eq!(play.output(), &play.input()[..1]);
+}
+
+#[test]
+fn what_is_lost_is_not_delayed() {
+    let hits = play(&["lose=1", "delay=1ms"], &[Action::Send(3)]).hits;
+    assert_eq!(hits, BTreeMap::from([("lose", 3)]));
 }
