@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 
+use super::checks::ACCEPT_RETRY;
 use super::client::Verdict;
 use super::kernel::{Kernel, SOURCES};
 use crate::fault::{Connect, Effect};
@@ -67,6 +68,8 @@ impl Kernel {
         }
         let (accepts, is_draining) = (self.backlogs[index].accepts, self.drain_began_at.is_some());
         self.check(is_draining || accepts <= self.config.accepts_per_turn, |_| format!("{accepts} accepts in a turn"));
+        let is_early = !is_draining && self.backs_off_until.is_some_and(|until| self.now < until);
+        self.check(!is_early, |_| "it accepts while it must back off".to_owned());
         let (errno, calls) = self.accept_failures;
         if calls > 0 {
             self.accept_failures.1 -= 1;
@@ -78,8 +81,15 @@ impl Kernel {
                 };
                 self.live.retain(|&live| live != id);
             }
-            self.has_accept_failed = true;
             self.backlogs[index].failures += 1;
+            let has_failed = !is_clients_own || self.backlogs[index].failures == self.config.accepts_per_turn;
+            let has_rule = self.config.faults.iter().any(|fault| matches!(fault.effect, Effect::Connect(_)));
+            if has_failed && !has_rule {
+                self.backs_off_until = Some(self.now + ACCEPT_RETRY);
+            }
+            // A rate makes bursts shorter.
+            let is_short = self.config.accept_rate.is_some() || has_rule;
+            self.has_accept_failed = has_failed || is_short && self.backlogs[index].failures == accepts;
             self.books.accept_errors += 1;
             return Err(io::Error::from_raw_os_error(errno));
         }

@@ -11,7 +11,7 @@ use crate::{CloseReason, Peer, Stats, Turn};
 /// How long a PROXY header may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long accepting backs off.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long a connection is silent in a drain before it gets FIN.
 const DRAIN_SILENCE: Duration = Duration::from_millis(100);
 /// How late a timer may be apart from what made the process late.
@@ -58,8 +58,12 @@ impl Kernel {
             Ok(length) => {
                 self.books.bytes_out += *length as u64;
                 (client.moved_at, client.excess) = (self.now, self.excess);
+                client.is_kept = client.is_kept && client.pending() > 0;
             }
-            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                client.is_kept = client.is_plain() && client.pending() > 0
+            }
             Err(error) => client.last = Last::Failed(error.kind()),
         }
         let is_right = client.changes_bytes() || client.socket.is_faithful;
@@ -234,7 +238,11 @@ impl Kernel {
                 let is_late = has_been_silent(Some(HEADER_TIMEOUT));
                 is_awaiting && (client.header == Header::Bad || is_late || is_over && !client.has_whole_header())
             }
-            CloseReason::Failed(kind) => client.last == Last::Failed(kind),
+            CloseReason::Failed(kind) => {
+                let can_stall = config.stall_timeout.is_some() && client.is_plain() && !is_awaiting;
+                let is_stalled = can_stall && (config.keepalive.is_none() || client.is_kept);
+                client.last == Last::Failed(kind) && !(is_stalled && kind == ErrorKind::TimedOut)
+            }
             CloseReason::Idle => {
                 // Input that was not read is at most as old as the time between two visits.
                 let unread = client.unread_since.filter(|_| client.is_plain() && client.pending() == 0 && !is_awaiting);
@@ -245,7 +253,9 @@ impl Kernel {
             }
             CloseReason::Stalled => {
                 let is_pending = !client.is_plain() || client.pending() > 0;
-                let has_timed_out = client.last == Last::Failed(ErrorKind::TimedOut);
+                // At the error of keep-alive a peer that stalls has output to receive.
+                let has_timed_out =
+                    client.last == Last::Failed(ErrorKind::TimedOut) && (is_pending || config.keepalive.is_none());
                 let by_hand = is_pending && !is_draining && has_been_silent(config.stall_timeout);
                 config.stall_timeout.is_some() && (has_timed_out || by_hand)
             }

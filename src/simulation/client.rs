@@ -68,6 +68,8 @@ pub(super) struct Client {
     /// When a byte was last moved, and the excess then.
     pub(super) moved_at: Instant,
     pub(super) excess: Duration,
+    /// The server keeps output that a write has not taken.
+    pub(super) is_kept: bool,
     /// When the oldest input that was not read arrived.
     pub(super) unread_since: Option<Instant>,
     /// Bytes that had arrived when a drain began.
@@ -101,6 +103,7 @@ impl Client {
             accepted_at: now,
             moved_at: now,
             excess,
+            is_kept: false,
             unread_since: None,
             sent_before_drain: 0,
             reads: 0,

@@ -127,8 +127,10 @@ pub(super) struct Kernel {
     /// Actions, and the number of calls of the server after which each happens.
     deferred: Vec<(usize, Action)>,
     pub(super) accept_failures: (i32, usize),
-    /// The last accept failed for want of something.
+    /// The last accept failed for want of something, or was the last one of a burst in which all failed.
     pub(super) has_accept_failed: bool,
+    /// Until when accepting must pause, if no connection closes before.
+    pub(super) backs_off_until: Option<Instant>,
     registration_failures: usize,
     poll_interrupts: usize,
     /// The next wait does not block: the server's handle was used.
@@ -182,6 +184,7 @@ impl Kernel {
             deferred: Vec::new(),
             accept_failures: (0, 0),
             has_accept_failed: false,
+            backs_off_until: None,
             registration_failures: 0,
             poll_interrupts: 0,
             is_woken: false,
@@ -461,6 +464,7 @@ impl Kernel {
         self.freed.extend(self.clients[id].token.take());
         self.held.retain(|&held| held != id);
         self.live.retain(|&live| live != id);
+        self.backs_off_until = None;
     }
 
     /// Returns the client that is registered under `key`.
