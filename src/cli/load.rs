@@ -29,7 +29,7 @@ use super::ranked_run;
 use super::ranks;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::Requests;
-use super::thresholds::{self, HOLD};
+use super::thresholds;
 use super::values::{Address, Endpoint, duration, time};
 use super::{exit_status, print_error, table, usage_error};
 
@@ -248,11 +248,9 @@ impl Arguments {
         self.load.conflict().or_else(|| self.load.reconnect_conflict().filter(|_| self.reconnect))
     }
 
-    /// Returns a usage error of a condition whose metric cannot have a value.
+    /// Returns a usage error of a condition whose metric needs an option that is missing.
     fn threshold_conflict(&self) -> Option<String> {
         let given = [
-            ("--rate", self.load.has_rate()),
-            (HOLD, self.load.is_hold()),
             ("--find-rate", self.search.is_search()),
             // It can be the option of another generator, on the server's machine.
             ("--server-pid", self.server_pid.is_some() || self.ranks.has_rank()),

@@ -126,14 +126,6 @@ impl LoadOptions {
         matches!(self.mode, ModeName::Churn)
     }
 
-    pub(super) fn is_hold(&self) -> bool {
-        matches!(self.mode, ModeName::Hold)
-    }
-
-    pub(super) fn has_rate(&self) -> bool {
-        self.rate.is_some()
-    }
-
     /// Returns the range of rates of a search.
     pub(super) fn rate_range(&self) -> Option<(f64, f64)> {
         match self.rate {

@@ -1,31 +1,23 @@
-//! Conditions that are wrong before a run: their metric cannot have a value, or they say the opposite of what was meant.
+//! Conditions that are wrong before a run: their metric needs an option, or they say the opposite of what was meant.
 
 use ecoloop::load::Threshold;
 
-pub(super) const HOLD: &str = "--mode hold";
-/// Why lateness needs --rate.
-pub(super) const NO_SCHEDULE: &str = ": a closed loop has no schedule";
 
-/// Returns a usage error of the first of the conditions of `option` whose metric has no value with the options that are `given`.
+/// Returns a usage error of the first of the conditions of `option` that needs an option which is not `given`.
 pub(super) fn conflict(option: &str, conditions: &[Threshold], given: &[&str]) -> Option<String> {
     conditions.iter().map(ToString::to_string).find_map(|condition| {
-        let (needed, reason) = needed(&condition, given)?;
-        (!given.contains(&needed)).then(|| format!("{option} {condition} needs {needed}{reason}"))
+        let needed = needed(&condition).filter(|needed| !given.contains(needed))?;
+        Some(format!("{option} {condition} needs {needed}"))
     })
 }
 
-/// Returns the option that gives the metric of a condition its value, and why it does if the name does not say so.
-fn needed(condition: &str, given: &[&str]) -> Option<(&'static str, &'static str)> {
+/// Returns the option without which nothing measures the metric of a condition. A metric of the mode or of the loop needs none, so that
+/// one set of conditions serves several kinds of runs: where it has no value, it fails.
+fn needed(condition: &str) -> Option<&'static str> {
     match metric(condition) {
-        "found_rate" => Some(("--find-rate", "")),
-        "server_cpu" => Some(("--server-pid", "")),
-        "outages" | "longest_outage" => Some(("--reconnect", "")),
-        name if name.starts_with("hold_") => Some((HOLD, "")),
-        "rate" if condition.ends_with('%') => Some(("--rate", ", of which its percentage is")),
-        // The last messages of hold have a schedule without --rate.
-        name if (name == "schedule" || name.starts_with("lateness_")) && !given.contains(&HOLD) => {
-            Some(("--rate", NO_SCHEDULE))
-        }
+        "found_rate" => Some("--find-rate"),
+        "server_cpu" => Some("--server-pid"),
+        "outages" | "longest_outage" => Some("--reconnect"),
         _ => None,
     }
 }

@@ -15,7 +15,7 @@ use crate::cli::advice::{advise, warn_of_limits};
 use crate::cli::load::{handle_signals, with_hint};
 use crate::cli::load_options::LoadOptions;
 use crate::cli::progress::ProgressDisplay;
-use crate::cli::thresholds::{NO_SCHEDULE, metric};
+use crate::cli::thresholds::metric;
 use crate::cli::values::{Endpoint, count};
 use crate::cli::{descriptors, print_error, table, usage_error};
 
@@ -77,9 +77,6 @@ impl Arguments {
         for condition in thresholds.iter().map(ToString::to_string) {
             if metric(&condition) == "server_cpu" && self.server_pids.is_empty() {
                 usage_error(COMPARE, format!("--fail-if {condition} needs --server-pids"));
-            }
-            if metric(&condition).starts_with("lateness_") && !self.load.has_rate() {
-                usage_error(COMPARE, format!("--fail-if {condition} needs --rate{NO_SCHEDULE}"));
             }
         }
         let interrupt = Interrupt::default();

@@ -57,23 +57,16 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
-fn a_condition_that_cannot_have_a_value_is_a_usage_error_that_names_the_option() {
+fn a_condition_that_needs_an_option_is_a_usage_error_that_names_it() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
-    for (options, condition, missing) in [
-        (&[][..], "found_rate<5", "--find-rate"),
-        (&[], "server_cpu>5us", "--server-pid"),
-        (&[], "longest_outage>1s", "--reconnect"),
-        (&[], "outages>0", "--reconnect"),
-        (&[], "hold_silent>1", "--mode hold"),
-        (&["--mode", "churn"], "hold_alive<100%", "--mode hold"),
-        (&[], "rate<5%", "--rate, of which its percentage is"),
-        (&["--mode", "hold"], "rate < 5%", "--rate, of which its percentage is"),
-        (&[], "lateness_p99>1ms", "--rate: a closed loop has no schedule"),
-        (&["--mode", "churn"], "schedule", "--rate: a closed loop has no schedule"),
+    for (condition, missing) in [
+        ("found_rate<5", "--find-rate"),
+        ("server_cpu>5us", "--server-pid"),
+        ("longest_outage>1s", "--reconnect"),
+        ("outages>0", "--reconnect"),
     ] {
-        let ended =
-            run_command(&[options, &["--fail-if", "p99>1h", "--fail-if", condition, "-j", "2", &address]].concat());
+        let ended = run_command(&["--fail-if", "p99>1h", "--fail-if", condition, "-j", "2", &address]);
         let expected = format!("error: --fail-if {condition} needs {missing}");
         assert_eq!((ended.status.code(), &ended.stderr[0]), (Some(2), &expected), "{ended:?}");
     }

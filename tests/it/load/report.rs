@@ -137,7 +137,9 @@ fn only_a_failed_threshold_fails_the_run() {
     for threshold in ["p99>1h", "max<0us", "connections<1", "rate>100M/s", "unanswered>0", "p99.99>=1h"] {
         assert!(matches!(run_with(threshold), (Verdict::Pass, Some(_))), "{threshold}");
     }
-    // Where nothing was due there is no latency, and a threshold without a value fails.
+    // A closed loop has no lateness, and a threshold without a value fails.
+    assert_eq!(run_with("lateness_p99>1h"), (Verdict::Fail, None));
+    // Where nothing was due there is no latency either.
     let (_port, refused) = reserve_port();
     let (_, report) = document(&run_command(&["-m", "1", "--fail-if", "p99>1h", "--json", "-", &refused.to_string()]));
     let row = report.thresholds.iter().find(|row| !row.default).unwrap();
