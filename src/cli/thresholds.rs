@@ -2,7 +2,6 @@
 
 use ecoloop::load::Threshold;
 
-
 /// Returns a usage error of the first of the conditions of `option` that needs an option which is not `given`.
 pub(super) fn conflict(option: &str, conditions: &[Threshold], given: &[&str]) -> Option<String> {
     conditions.iter().map(ToString::to_string).find_map(|condition| {

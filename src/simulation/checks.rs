@@ -62,7 +62,7 @@ impl Kernel {
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                client.is_kept = client.is_plain() && client.pending() > 0
+                client.is_kept = client.is_plain() && client.pending() > 0;
             }
             Err(error) => client.last = Last::Failed(error.kind()),
         }
