@@ -137,7 +137,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     load: LoadOptions,
 
-    /// Open connections anew that end, and report outages; not in churn
+    /// Reconnect connections that end, and report outages; not in churn
     #[arg(long, help_heading = CONNECTIONS)]
     reconnect: bool,
 

@@ -187,7 +187,7 @@ impl LoadOptions {
         }
     }
 
-    /// Returns a usage error of a run that opens connections anew.
+    /// Returns a usage error of a run that reconnects connections.
     pub(super) fn reconnect_conflict(&self) -> Option<&'static str> {
         match self.mode {
             ModeName::Churn => {
