@@ -51,9 +51,9 @@ RATE      2000, 10k, 0.5/s
 DURATION  500us, 20ms, 5s, 1m
 NETWORK   IP, or IP/LEN: 192.0.2.7, 10.0.0.0/8, 2001:db8::/32
 
-SIGINT and SIGTERM shut down gracefully: ecoloop accepts no new connections, keeps echoing, and closes each connection
-once it is idle. A second signal, at least 0.3 s later, ends the process immediately. SIGUSR1 logs the counts since
-the start. SIGHUP is ignored.
+SIGINT and SIGTERM shut down gracefully: ecoloop accepts the connections that already wait, and no more, keeps echoing,
+and closes each connection once it is idle. A second signal, at least 0.3 s later, ends the process immediately.
+SIGUSR1 logs the counts since the start. SIGHUP is ignored.
 
 Exit status:
   0  ended by a signal
