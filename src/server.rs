@@ -423,7 +423,7 @@ impl<O: Observer, L: Listen> Server<O, L> {
     }
 }
 
-/// Refuses rules that close or filter listening sockets: the server does not know how to open those of a caller again.
+/// Refuses rules that close or filter listening sockets: the server cannot open a caller's sockets again.
 fn check_keeps_listeners(config: &Config) -> io::Result<()> {
     if config.faults.iter().any(Fault::changes_listeners) {
         let reason = "connect=hang and connect=refuse need listening sockets that Server::bind has opened";

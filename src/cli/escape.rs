@@ -57,7 +57,7 @@ fn is_bidi_control(character: char) -> bool {
     matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Returns whether a character shows nothing and `escape_debug` does not escape it after others: those of
+/// Returns whether a character shows nothing and `escape_debug` does not escape it after others: the characters of
 /// `Default_Ignorable_Code_Point` (Unicode Standard Annex 44), the blank Braille pattern and the null notehead.
 fn is_invisible(character: char) -> bool {
     matches!(

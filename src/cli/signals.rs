@@ -35,9 +35,9 @@ pub(crate) fn set_mask() -> io::Result<()> {
 /// The signals that the process receives from now on. An iterator that waits.
 pub(super) struct Requests {
     signals: Signals,
-    /// Those that ask the process to end.
+    /// The signals that ask the process to end.
     ending: &'static [i32],
-    /// When the last of them came that was a request of its own.
+    /// When the last request to end was received.
     last: Option<Instant>,
 }
 
@@ -58,7 +58,7 @@ impl Requests {
         Self::new(if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] }, &[])
     }
 
-    /// Records a signal, and returns whether it is a request of its own. Each of those that do not end the process is one.
+    /// Records a signal, and returns whether it is a request of its own. A signal that does not end the process always is.
     fn is_new(&mut self, signal: i32, now: Instant) -> bool {
         if !self.ending.contains(&signal) {
             return true;
