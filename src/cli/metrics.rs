@@ -50,12 +50,13 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, String>
 pub(super) fn start(
     listeners: Vec<TcpListener>,
     language: Language,
-    (handle, max_connections): (Handle, usize),
+    handle: Handle,
+    max_connections: usize,
     lost_lines: LostLines,
 ) -> io::Result<TurnTimer> {
     let addresses = local_addresses(&listeners)?;
     let turns = Arc::<Turns>::default();
-    let registry = Families::new((handle.clone(), max_connections), lost_lines, Arc::clone(&turns)).into_registry();
+    let registry = Families::new(handle.clone(), max_connections, lost_lines, Arc::clone(&turns)).into_registry();
     let exporter = Exporter::new(listeners, move || handle.is_ending(), registry)?;
     for address in addresses {
         log_metrics(language, address);

@@ -257,8 +257,9 @@ impl Start {
         }
         let handle = server.handle();
         log_start(language, server.local_addrs().iter().cloned().map(Into::into));
-        let limited = (handle.clone(), max_connections);
-        let timer = metrics.map(|listeners| metrics::start(listeners, language, limited, log_writer.lost_lines()));
+        let timer = metrics.map(|listeners| {
+            metrics::start(listeners, language, handle.clone(), max_connections, log_writer.lost_lines())
+        });
         let timer = timer.transpose().map_err(|error| format!("cannot start --metrics: {error}"))?;
         let notifier = Notifier::start(handle.clone())
             .map_err(|error| format!("cannot start the thread that sends to systemd: {error}"))?;

@@ -31,7 +31,7 @@ pub(super) struct Families {
 
 impl Families {
     /// Creates the metrics of the server behind `handle`, which has at most `max_connections` open.
-    pub(super) fn new((handle, max_connections): (Handle, usize), lost_lines: LostLines, turns: Arc<Turns>) -> Self {
+    pub(super) fn new(handle: Handle, max_connections: usize, lost_lines: LostLines, turns: Arc<Turns>) -> Self {
         Self { handle, max_connections: max_connections as u64, lost_lines, turns }
     }
 
