@@ -228,6 +228,7 @@ pub mod fault;
 pub mod fuzzing;
 #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod host;
+mod interrupted;
 #[cfg(all(feature = "load", any(target_os = "linux", target_os = "android")))]
 pub mod load;
 mod log_target;

@@ -10,6 +10,7 @@ use super::bytes::ByteFaults;
 use super::held::Held;
 use super::pace::Pace;
 use super::{Effect, Fault, Kind, Moment};
+use crate::interrupted::retry_interrupted;
 use crate::splitmix::splitmix64;
 
 /// Most writes after one call of [`FaultyStream::advance`]: others wait while a large piece leaves in small chunks.
@@ -255,19 +256,19 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
                 Err(error) => return Err(error),
             }
         }
-        while !self.is_stalled() && !self.is_blocked {
-            match self.stream.flush() {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    (self.is_blocked, self.is_unflushed) = (true, true);
-                }
-                result => {
-                    self.is_unflushed = false;
-                    return result;
-                }
+        if self.is_stalled() || self.is_blocked {
+            return Ok(());
+        }
+        match retry_interrupted(|| self.stream.flush()) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                (self.is_blocked, self.is_unflushed) = (true, true);
+                Ok(())
+            }
+            result => {
+                self.is_unflushed = false;
+                result
             }
         }
-        Ok(())
     }
 
     /// Returns how many bytes may be sent before something else is due.

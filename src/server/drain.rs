@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind};
 use std::time::Instant;
 
 use super::connection::Connection;
+use crate::interrupted::retry_interrupted;
 use crate::transport::Stream;
 
 /// Where a server is in its life.
@@ -45,14 +46,9 @@ impl From<Lifecycle> for Turn {
     }
 }
 
-/// Ends the direction of the output of a stream. An interrupted call is made again.
+/// Ends the direction of the output of a stream.
 pub(super) fn shutdown(stream: &mut impl Stream) -> io::Result<()> {
-    loop {
-        match stream.shutdown() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            ended => return ended,
-        }
-    }
+    retry_interrupted(|| stream.shutdown())
 }
 
 /// Sends FIN to a silent connection.

@@ -7,6 +7,7 @@ use proxy_header::{Error, ParseConfig, Protocol, ProxiedAddress, ProxyHeader};
 use socket2::SockRef;
 
 use super::observer::CloseReason;
+use crate::interrupted::retry_interrupted;
 use crate::ready::Ready;
 use crate::transport::Stream;
 
@@ -44,16 +45,11 @@ impl<S: Stream> AwaitingHeader<S> {
     /// Bytes stay in the kernel until the header is complete, so a connection needs no buffer for it.
     pub(super) fn take_header(&mut self, ready: Ready) -> Result<Option<SocketAddr>, CloseReason> {
         let mut bytes = [0; HEADER_MAX];
-        let received = loop {
-            match self.stream.peek(&mut bytes) {
-                Ok(0) => return Err(BAD_HEADER),
-                Ok(received) => break received,
-                Err(error) => match error.kind() {
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock => return Ok(None),
-                    kind => return Err(kind.into()),
-                },
-            }
+        let received = match retry_interrupted(|| self.stream.peek(&mut bytes)) {
+            Ok(0) => return Err(BAD_HEADER),
+            Ok(received) => received,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error.kind().into()),
         };
         match parse(&bytes[..received]) {
             Parsed::Complete { length, source } => {
