@@ -10,7 +10,6 @@ use ecoloop::load::{self, Config, Interrupt, ProgressCell, Search, Threshold};
 use super::format::{NO_DATA, number, round_time, strip_control, time};
 use super::load_options::LoadOptions;
 use super::output;
-use super::thresholds::meant_goal;
 use super::values::percentage;
 
 const HEADING: &str = "Search";
@@ -53,11 +52,7 @@ impl Arguments {
         if load.rate_range().is_none() {
             return Some("--find-rate needs --rate LOW..HIGH".to_owned());
         }
-        if let Some(option) = load.not_searchable() {
-            return Some(format!("--find-rate and {option} cannot be combined"));
-        }
-        let meant = self.goal.iter().find_map(meant_goal)?;
-        Some(format!("--find-rate states what must hold: did you mean {meant}?"))
+        load.not_searchable().map(|option| format!("--find-rate and {option} cannot be combined"))
     }
 
     /// Returns the search, if there is one.

@@ -115,7 +115,7 @@ pub fn compare(
         check_settings(run, first).map_err(invalid)?;
     }
     for threshold in thresholds {
-        let quantity = Quantity::from_name(threshold.name()).map_err(invalid)?;
+        let quantity = Quantity::from_name(threshold.metric()).map_err(invalid)?;
         quantity.check_stage(threshold.text(), first.1.stages.len())?;
     }
     let windows = [old, new].map(|side| side.iter().map(|(_, run)| run).filter(|run| counts(run)).collect::<Vec<_>>());
@@ -124,7 +124,7 @@ pub fn compare(
         let metric = Quantity::from_name(name).ok()?;
         let values = |side: &Vec<&Report>| side.iter().filter_map(|run| metric.value(run)).collect();
         let [old, new] = windows.each_ref().map(|side| -> Vec<f64> { values(side) });
-        let is_requested = thresholds.iter().any(|threshold| threshold.name() == *name);
+        let is_requested = thresholds.iter().any(|threshold| threshold.metric() == *name);
         (is_requested || !(old.is_empty() && new.is_empty())).then_some((*name, metric, old, new))
     });
     let samples: Vec<_> = samples.collect();
@@ -158,7 +158,7 @@ fn metric_names<'a>(run: &Report, thresholds: &'a [RelativeThreshold]) -> Vec<&'
     let rate = (run.r#loop == Loop::Closed && run.mode != Mode::Hold).then_some("rate");
     let names = rate.into_iter().chain(["mean", "p50", "p99", "server_cpu"]);
     let mut seen = BTreeSet::new();
-    names.chain(thresholds.iter().map(RelativeThreshold::name)).filter(|&name| seen.insert(name)).collect()
+    names.chain(thresholds.iter().map(RelativeThreshold::metric)).filter(|&name| seen.insert(name)).collect()
 }
 
 impl Side {

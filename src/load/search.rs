@@ -46,16 +46,18 @@ impl Search {
     ///
     /// - `InvalidInput`: a setting is out of its range, or one of `config` does not apply.
     pub fn validate(&self, config: &Config) -> io::Result<()> {
-        let reason = if self.goal.is_empty() || !self.goal.iter().all(Threshold::is_goal) {
-            "a search needs a goal, on latency, lateness, rate, connections, errors, unanswered, unsent or deferred"
+        let reason: String = if self.goal.is_empty() || !self.goal.iter().all(Threshold::is_goal) {
+            "a search needs a goal, on latency, lateness, rate, connections, errors, unanswered, unsent or deferred".into()
+        } else if let Some(meant) = self.goal.iter().find_map(Threshold::meant_goal) {
+            format!("a goal states what must hold: did you mean {meant}?")
         } else if !(self.low > 0.0 && self.low <= self.high) {
-            "the lowest rate must be above 0, and at most the highest"
+            "the lowest rate must be above 0, and at most the highest".into()
         } else if !(self.tolerance >= 0.001 && self.tolerance <= 1.0) {
-            "the tolerance must be from 0.1 % to 100 %"
+            "the tolerance must be from 0.1 % to 100 %".into()
         } else if self.window.is_zero() {
-            "the window must be above 0"
+            "the window must be above 0".into()
         } else if !config.warmup.is_zero() || config.messages_per_connection.is_some() || config.rank.is_some() {
-            "a search has no warm-up, no number of messages per connection, and no ranks"
+            "a search has no warm-up, no number of messages per connection, and no ranks".into()
         } else {
             return Ok(());
         };

@@ -15,7 +15,6 @@ use crate::cli::advice::{advise, warn_of_limits};
 use crate::cli::load::{handle_signals, with_hint};
 use crate::cli::load_options::LoadOptions;
 use crate::cli::progress::ProgressDisplay;
-use crate::cli::thresholds::metric;
 use crate::cli::values::{Endpoint, count};
 use crate::cli::{descriptors, print_error, table, usage_error};
 
@@ -74,8 +73,8 @@ impl Arguments {
         if let Some(conflict) = self.load.conflict() {
             usage_error(COMPARE, conflict);
         }
-        for condition in thresholds.iter().map(ToString::to_string) {
-            if metric(&condition) == "server_cpu" && self.server_pids.is_empty() {
+        for condition in thresholds {
+            if condition.metric() == "server_cpu" && self.server_pids.is_empty() {
                 usage_error(COMPARE, format!("--fail-if {condition} needs --server-pids"));
             }
         }

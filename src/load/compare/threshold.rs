@@ -39,7 +39,9 @@ pub struct RelativeResult {
 }
 
 impl RelativeThreshold {
-    pub(super) fn name(&self) -> &str {
+    /// Returns the name of the metric, such as `p99`.
+    #[must_use]
+    pub fn metric(&self) -> &str {
         &self.name
     }
 

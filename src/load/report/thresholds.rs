@@ -35,6 +35,22 @@ impl Threshold {
         Self { text, quantity: Quantity { metric, stage: None }, comparison, bound: Bound::Value(float(bound)) }
     }
 
+    /// Returns the name of the metric, such as `p99`, without the number of a stage.
+    #[must_use]
+    pub fn metric(&self) -> &str {
+        self.text.split(['<', '>', '[']).next().unwrap_or_default().trim_end()
+    }
+
+    /// Returns the opposite condition if this one, as the goal of a search, would hold where a server is worse.
+    pub(in crate::load) fn meant_goal(&self) -> Option<String> {
+        let is_above = matches!(self.comparison, Comparison::More | Comparison::AtLeast);
+        if is_above == self.quantity.metric.is_better_higher() {
+            return None;
+        }
+        let (name, bound) = self.text.split_once(self.comparison.sign())?;
+        Some(format!("{}{}{}", name.trim_end(), self.comparison.opposite().sign(), bound.trim_start()))
+    }
+
     /// Returns whether the condition can be the goal of a search: it is on what a window of an open loop measures.
     pub(in crate::load) fn is_goal(&self) -> bool {
         let Quantity { metric, stage } = self.quantity;
@@ -252,6 +268,15 @@ impl Comparison {
             Self::More => ">",
             Self::AtMost => "<=",
             Self::AtLeast => ">=",
+        }
+    }
+
+    fn opposite(self) -> Self {
+        match self {
+            Self::Less => Self::AtLeast,
+            Self::More => Self::AtMost,
+            Self::AtMost => Self::More,
+            Self::AtLeast => Self::Less,
         }
     }
 

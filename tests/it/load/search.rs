@@ -210,9 +210,9 @@ fn options_of_a_search_need_each_other() {
 #[test]
 fn a_goal_in_the_sense_of_fail_if_is_refused_with_the_one_that_was_meant() {
     for (goal, meant) in [
-        ("p99>50ms", "p99<50ms"),
+        ("p99>50ms", "p99<=50ms"),
         ("p99.9 >= 50ms", "p99.9<50ms"),
-        ("connect_max>1s", "connect_max<1s"),
+        ("connect_max>1s", "connect_max<=1s"),
         ("errors>0", "errors<=0"),
         ("errors>=1", "errors<1"),
         ("unanswered>0.1%", "unanswered<=0.1%"),
@@ -221,7 +221,7 @@ fn a_goal_in_the_sense_of_fail_if_is_refused_with_the_one_that_was_meant() {
         ("connections<=50", "connections>50"),
     ] {
         let ended = run_command(&["-r", "1..2", "--find-rate", "p50<1h", "--find-rate", goal, ":9"]);
-        let expected = format!("error: --find-rate states what must hold: did you mean {meant}?");
+        let expected = format!("error: a goal states what must hold: did you mean {meant}?");
         assert_eq!((ended.status.code(), &ended.stderr[0]), (Some(2), &expected), "{goal}: {ended:?}");
     }
     let server = serve(ServerConfig::default());

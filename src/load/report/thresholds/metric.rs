@@ -173,7 +173,7 @@ impl Metric {
 
     /// Returns whether a higher value is a better one.
     pub(in crate::load) fn is_better_higher(self) -> bool {
-        self == Self::Rate
+        matches!(self, Self::Rate | Self::Connections)
     }
 
     /// Returns whether the ratio of two values says how much faster one of two servers is.
