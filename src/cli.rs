@@ -188,7 +188,7 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
             Some(line) => {
                 Cli::command().error(ErrorKind::ArgumentConflict, format!("the subcommand comes first: {line}")).exit()
             }
-            None => suggest_subcommand(error).exit(),
+            None => suggest_subcommand(without_control(error)).exit(),
         },
     };
     match cli.command {
@@ -273,6 +273,21 @@ fn with_subcommand_first() -> Option<String> {
 fn quoted(word: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=,@%+[]".contains(&byte);
     if word.bytes().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+/// Replaces control characters in the arguments that a usage error names: a terminal would obey them.
+fn without_control(mut error: clap::Error) -> clap::Error {
+    let arguments: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(argument) => Some((kind, format::strip_control(argument))),
+            _ => None,
+        })
+        .collect();
+    for (kind, argument) in arguments {
+        error.insert(kind, ContextValue::String(argument));
+    }
+    error
 }
 
 /// Adds a tip to a usage error if the first argument, which is taken for an address, resembles a subcommand.

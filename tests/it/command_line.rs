@@ -459,6 +459,23 @@ fn a_misspelled_subcommand_suggests_the_right_one() {
 }
 
 #[test]
+fn a_usage_error_prints_no_control_character() {
+    for arguments in [
+        &["--\u{1b}[31mred"][..],
+        &["a\u{7}:5000"],
+        &["--max-connections", "1\u{9b}2"],
+        &["serve", "--lang", "e\rn"],
+        &["--report", "a\u{1b}b", "--trace", "a\u{1b}b"],
+        &["--quiet", "--report", "a\u{1b}b", "serve"],
+    ] {
+        let ended = run(arguments);
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(ended.stderr[0].contains('\u{fffd}'), "{ended:?}");
+        assert!(!ended.stderr.iter().any(|line| line.contains(char::is_control)), "{ended:?}");
+    }
+}
+
+#[test]
 fn options_before_the_subcommand_are_answered_with_the_subcommand_first() {
     for (arguments, line) in [
         (&["-vv", "serve", "127.0.0.1:6001"][..], "ecoloop serve -vv 127.0.0.1:6001"),
