@@ -295,7 +295,8 @@ fn suggest_subcommand(mut error: clap::Error) -> clap::Error {
     let first = std::env::args_os().nth(1).unwrap_or_default().to_string_lossy().into_owned();
     let command = Cli::command();
     let names = || command.get_subcommands().map(clap::Command::get_name);
-    let is_unknown = !names().any(|name| name == first) && first.parse::<values::Address>().is_err();
+    let is_word = !first.starts_with('-') && first.parse::<values::Address>().is_err();
+    let is_unknown = is_word && !names().any(|name| name == first);
     let similarity = |name: &str| strsim::jaro(&first, name);
     let best = names().max_by(|one, other| similarity(one).total_cmp(&similarity(other)));
     if let Some(name) = best.filter(|name| is_unknown && similarity(name) > SIMILARITY_MIN) {

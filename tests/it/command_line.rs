@@ -451,7 +451,13 @@ fn a_misspelled_subcommand_suggests_the_right_one() {
         let tip = format!("did you mean the subcommand '{subcommand}'?");
         assert!(ended.stderr.iter().any(|line| line.contains(&tip)), "{arguments:?}: {ended:?}");
     }
-    for arguments in [&["300.1.2.3:5000"][..], &["load:5000", "--nope"], &["load", "lode"], &["serve", "lode"]] {
+    for arguments in [
+        &["300.1.2.3:5000"][..],
+        &["load:5000", "--nope"],
+        &["load", "lode"],
+        &["serve", "lode"],
+        &["--max-connections", "0"],
+    ] {
         let ended = run(arguments);
         assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {ended:?}");
         assert!(!ended.stderr.iter().any(|line| line.contains("did you mean")), "{arguments:?}: {ended:?}");
