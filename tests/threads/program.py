@@ -96,6 +96,7 @@ def run():
     # In a drain with open connections.
     last = Run(*load, "--mode", "hold", "-d", "1h", target)
     while 'ecoloop_connections 20' not in scrape(of_server):
+        assert last.process.poll() is None, last.text()
         time.sleep(0.1)
     server.process.send_signal(signal.SIGTERM)
     server.expect(0)
