@@ -11,12 +11,13 @@ messages, divided by the difference in messages, which cancels startup and shutd
 `epoll_wait` returns a full batch. Where other work interrupts the client between two sends, the server waits more often and counts more;
 the least of several runs is the one that was not interrupted.
 
-Requires valgrind, a C compiler, and a release build of ecoloop.
+Requires taskset, valgrind, make, a C compiler, and a release build of ecoloop.
 """
 
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benches/instructions.json"
 FLOOR = ROOT / "benches/floor"
 RATIO_MAX = 1.05
+PROGRAMS = ("taskset", "valgrind", "make", "cc")
 CONNECTIONS = 500
 SIZES_BYTES = (64, 1024)
 MESSAGES = (10_000, 30_000)
@@ -99,6 +101,9 @@ def command_of(binary):
 
 
 def count():
+    for program in (*PROGRAMS, ROOT / "target/release/ecoloop"):
+        if shutil.which(program) is None:
+            sys.exit(f"instructions: requires {program}")
     build_floor()
     servers = {
         "ecoloop": command_of(ROOT / "target/release/ecoloop"),
