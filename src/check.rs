@@ -343,8 +343,7 @@ impl Grader {
         Some(match (outcome, aftermath) {
             (Err(Stop::Interrupted), _) | (_, Err(Stop::Interrupted)) => return None,
             (outcome, Err(Stop::Fail(_))) => {
-                let before = outcome.err().and_then(Stop::into_problem);
-                (Grade::Fails, Finding::NoLongerServes(Problem::no_longer_serves(before)))
+                (Grade::Fails, Finding::NoLongerServes(Problem::no_longer_serves(outcome)))
             }
             (Err(Stop::Fail(problem)), _) => (Grade::Fails, Finding::Problem(problem)),
             (Err(Stop::Slow), _) | (_, Err(Stop::Slow)) => (Grade::Late, Finding::Slow),

@@ -160,23 +160,26 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Sends FIN, and discards what comes until the server closes, or nothing comes for [`STALL`]: a close with unread input would send
-    /// RST, which is another check.
+    /// Sends FIN, and discards what comes until the server closes, nothing comes for [`STALL`], or the time is over: a close with
+    /// unread input would send RST, which is another check.
     pub(super) fn leave(mut self) -> Outcome {
         self.half_close();
         let mut buffer = vec![0; READ_MAX];
-        loop {
+        // A server that never stops sending must not keep the check.
+        while Instant::now() < self.attempt.deadline() {
+            self.attempt.check_interrupt()?;
             match self.stream.read(&mut buffer) {
                 Ok(1..) => {}
                 Err(error) if is_transient(&error) => {
                     let until = (Instant::now() + STALL).min(self.attempt.deadline());
                     if !self.attempt.wait(&self.stream, PollFlags::IN, until)? {
-                        return Ok(());
+                        break;
                     }
                 }
-                Ok(0) | Err(_) => return Ok(()),
+                Ok(0) | Err(_) => break,
             }
         }
+        Ok(())
     }
 
     /// Closes with RST. On a Unix socket it is a close, after which the server's next read or write may fail in the same way.
@@ -228,7 +231,7 @@ impl<'a> Client<'a> {
     fn wait(&self, flags: PollFlags, problem: impl FnOnce() -> Problem) -> Outcome {
         let start = Instant::now();
         if !self.attempt.wait(&self.stream, flags, self.attempt.deadline())? {
-            return Err(Attempt::expired(start, problem()));
+            return Err(self.attempt.expired(start, problem()));
         }
         self.attempt.record_wait(start.elapsed());
         Ok(())

@@ -69,6 +69,10 @@ impl Crowd {
             while number - self.served - self.failed >= waiting && Instant::now() < attempt.deadline() {
                 self.turn(attempt, reactor)?;
             }
+            // Connects that nobody waits for would stand in the way of the client that comes afterwards.
+            if Instant::now() >= attempt.deadline() {
+                break;
+            }
             let stream = attempt.begin_connect()?;
             let mut message = [0; MESSAGE];
             let _ = writeln!(&mut message[..], "{number:07x}");
@@ -94,7 +98,7 @@ impl Crowd {
         let limit = attempt.process().ok().and_then(|process| process.descriptor_limit()?.current);
         let problem = Problem::unserved(self.served, clients, self.example.as_ref(), limit);
         match self.progress {
-            Some(since) if self.failed == 0 => Err(Attempt::expired(since, problem)),
+            Some(since) if self.failed == 0 => Err(attempt.expired(since, problem)),
             _ => Err(problem.into()),
         }
     }

@@ -55,7 +55,7 @@ fn ping(attempt: &Attempt<'_>, client: &mut Client<'_>, mut pump: impl FnMut() -
     while !client.is_answered() {
         attempt.check_interrupt()?;
         if Instant::now() >= attempt.deadline() {
-            return Err(Attempt::expired(start, Problem::silent(0, HELLO.len())));
+            return Err(attempt.expired(start, Problem::silent(0, HELLO.len())));
         }
         pump()?;
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::attempt::{Outcome, Stop};
 use super::words::{Language, Words};
 
 /// What came instead of what was expected, in both languages.
@@ -156,9 +157,14 @@ impl Problem {
         Self::new("the process still runs after SIGTERM", "el proceso sigue vivo después de SIGTERM")
     }
 
-    /// A new client is not served after the check, which may have had a problem of its own.
-    pub(super) fn no_longer_serves(before: Option<Self>) -> Self {
-        let before = before.unwrap_or_else(|| Self::new("everything came back", "volvió todo"));
+    /// A new client is not served after the check, which ended so.
+    pub(super) fn no_longer_serves(outcome: Outcome) -> Self {
+        let before = match outcome {
+            Err(Stop::Fail(problem)) => problem,
+            Err(Stop::Slow) => Self::new(SLOW.get(Language::English), SLOW.get(Language::Spanish)),
+            Err(Stop::Skip(skip)) => Self::new(skip.words(Language::English), skip.words(Language::Spanish)),
+            Ok(()) | Err(Stop::Interrupted) => Self::new("everything came back", "volvió todo"),
+        };
         Self::new(
             format!("{}; afterwards a new client is not served", before.en),
             format!("{}; después, a un cliente nuevo no se le atiende", before.es),

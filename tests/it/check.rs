@@ -108,6 +108,15 @@ fn never_closing_is_found() {
 }
 
 #[test]
+fn silence_is_found_in_a_check_that_is_shorter_than_a_silence() {
+    let (_server, address) = Process::serve(&["--fault", "mute=0"]);
+    let mut grader = Grader::new(vec![address]).only(["echo"]).unwrap();
+    grader.check_timeout = Duration::from_secs(1);
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
+    assert_eq!(results[0].grade, Grade::Fails, "{results:?}");
+}
+
+#[test]
 fn a_server_that_ends_is_found_and_the_rest_skipped() {
     let mut grader = Grader::new(vec![faulty::serve(Fault::EndsOnReset)]);
     grader.checks.retain(|check| check.level() <= 5);
