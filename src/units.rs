@@ -14,12 +14,12 @@ use std::time::Duration;
 /// ```
 #[must_use]
 pub fn parse_count(text: &str) -> Option<f64> {
-    let (digits, factor) = match text.as_bytes().last()? {
-        b'k' => (&text[..text.len() - 1], 1e3),
-        b'M' => (&text[..text.len() - 1], 1e6),
-        _ => (text, 1.0),
+    let (digits, exponent) = match text.as_bytes().last()? {
+        b'k' => (&text[..text.len() - 1], 3),
+        b'M' => (&text[..text.len() - 1], 6),
+        _ => (text, 0),
     };
-    parse_plain(digits, factor)
+    parse_plain(digits, exponent)
 }
 
 /// Parses a rate per second, a count with or without `/s`: `2000`, `10k/s`.
@@ -63,16 +63,17 @@ pub fn parse_size(text: &str) -> Option<u64> {
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
-    let split = |&(unit, factor)| text.strip_suffix(unit).and_then(|digits| parse_plain(digits, factor));
+    let split = |&(unit, factor)| text.strip_suffix(unit).and_then(|digits| Some(parse_plain(digits, 0)? * factor));
     Duration::try_from_secs_f64(units.iter().find_map(split)?).ok()
 }
 
-/// Parses digits and a fraction, times `factor`.
-fn parse_plain(digits: &str, factor: f64) -> Option<f64> {
+/// Parses digits and a fraction, times ten to the power of `exponent`.
+fn parse_plain(digits: &str, exponent: u32) -> Option<f64> {
     // `f64` also parses signs, exponents and `inf`.
     let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let number = digits.parse::<f64>().ok().filter(|_| is_plain)? * factor;
-    number.is_finite().then_some(number)
+    // Part of the text, because 16.1 is rounded, and times 1000 is above 16100.
+    let number = format!("{digits}e{exponent}").parse::<f64>().ok();
+    number.filter(|number| is_plain && number.is_finite())
 }
 
 #[cfg(test)]
@@ -106,6 +107,9 @@ mod tests {
     fn a_count_is_digits_a_fraction_and_a_factor() {
         for (text, count) in [("0", 0.0), ("4096", 4096.0), ("0.5", 0.5), ("10k", 10_000.0), ("1.5M", 1_500_000.0)] {
             assert_eq!(parse_count(text), Some(count), "{text}");
+        }
+        for (text, count) in [("16.1k", 16_100.0), ("64.1k", 64_100.0), ("4.1M", 4_100_000.0), ("1.005k", 1005.0)] {
+            assert_eq!(parse_count(text), Some(count), "{text}: the nearest number, and not that times 1000");
         }
         let overflow = "9".repeat(400);
         for text in ["", "k", ".", "-1", "+1", "1e3", "inf", "NaN", "1 k", "1K", "1kk", "1.2.3", "5ms", &overflow] {
