@@ -57,7 +57,7 @@ pub struct Side {
     pub windows: usize,
     /// Number of windows that were not, because they were interrupted, or in an open loop not sent on schedule.
     pub left_out: usize,
-    /// Number of errors and findings of every window.
+    /// Number of errors of every window. A finding is one.
     pub errors: u64,
 }
 
@@ -165,12 +165,11 @@ impl Side {
     fn new(runs: &[(String, Report)], windows: usize) -> Self {
         let targets: BTreeSet<_> = runs.iter().flat_map(|(_, run)| run.config.targets.iter().cloned()).collect();
         let errors = runs.iter().flat_map(|(_, run)| run.errors.iter().map(|error| error.count));
-        let findings = runs.iter().map(|(_, run)| run.verify.connections_failed);
         Self {
             targets: targets.into_iter().collect(),
             windows,
             left_out: runs.len() - windows,
-            errors: errors.chain(findings).fold(0, u64::saturating_add),
+            errors: errors.fold(0, u64::saturating_add),
         }
     }
 }
@@ -190,7 +189,9 @@ impl MetricRatio {
             windows_needed: None,
         };
         let Some([low, high]) = result.interval else {
-            result.windows_needed = Some(SAMPLES_MIN as u64);
+            // Of enough windows it has none if too many values are 0.
+            let windows = old.len().min(new.len());
+            result.windows_needed = Some((windows + 1).max(SAMPLES_MIN) as u64);
             return result;
         };
         let (margin, difference) = (MARGIN.max(step), DIFFERENCE.max(step));
@@ -215,8 +216,12 @@ impl MetricRatio {
     reason = "an estimate; it saturates"
 )]
 fn windows_needed(windows: usize, [low, high]: [f64; 2]) -> u64 {
+    let more = windows as u64 + 1;
+    if low <= 0.0 {
+        return more;
+    }
     let to_either_side = (high / low).ln() / 2.0;
-    ((windows as f64 * (to_either_side / RESOLUTION).powi(2)).ceil() as u64).max(windows as u64 + 1)
+    ((windows as f64 * (to_either_side / RESOLUTION).powi(2)).ceil() as u64).max(more)
 }
 
 /// Checks that two runs have the same settings. Servers, sources, seeds and labels may differ.

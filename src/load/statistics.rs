@@ -74,7 +74,10 @@ impl Ratio {
             reason = "below the number of resamples"
         )]
         let tail = ((1.0 - confidence) / 2.0 * RESAMPLES as f64) as usize;
-        Some(Self { value, interval: Some([ratios[tail], ratios[RESAMPLES - 1 - tail]]) })
+        // A median of 0 in the denominator has no ratio.
+        let interval =
+            Some([ratios[tail], ratios[RESAMPLES - 1 - tail]]).filter(|ends| ends.iter().all(|end| end.is_finite()));
+        Some(Self { value, interval })
     }
 }
 

@@ -1,7 +1,7 @@
 use super::super::report::example_report;
 use super::*;
 use crate::load::ArrivalProcess;
-use crate::load::report::{Messages, StageFigures, Summary};
+use crate::load::report::{ErrorCount, ErrorName, Messages, Phase, StageFigures, Summary};
 
 /// Returns windows whose latency is `median` microseconds and scatters by `spread`, a share.
 fn windows(random: &mut fastrand::Rng, count: usize, median: f64, spread: f64) -> Vec<(String, Report)> {
@@ -132,6 +132,47 @@ fn one_window_on_each_side_tells_nothing() {
     let p50 = metric(comparison, "p50");
     assert_eq!((p50.verdict, p50.windows_needed), (Difference::CannotTell, Some(6)));
     assert_eq!((p50.ratio, p50.interval), (Some(2.0), None));
+}
+
+#[test]
+fn windows_in_which_nothing_came_back_have_no_infinite_ratio() {
+    let with_rates = |rates: [f64; 20]| {
+        rates.map(|rate| {
+            let mut report = example_report();
+            (report.r#loop, report.rate_per_s) = (Loop::Closed, Some(rate));
+            ("file".to_owned(), report)
+        })
+    };
+    let often = std::array::from_fn(|window| if window < 9 { 0.0 } else { 1000.0 });
+    for (old, new) in [(often, [1000.0; 20]), ([1000.0; 20], often)] {
+        let rate = metric(compare(&with_rates(old), &with_rates(new), &[]).unwrap(), "rate");
+        assert_eq!(
+            (rate.verdict, rate.ratio, rate.windows_needed),
+            (Difference::CannotTell, Some(1.0), Some(21)),
+            "{rate:?}"
+        );
+        assert!(rate.interval.is_none_or(|ends| ends.iter().all(|end| end.is_finite())), "{rate:?}");
+    }
+    // A server that hangs is slower.
+    let rate = metric(compare(&with_rates([1000.0; 20]), &with_rates([0.0; 20]), &[]).unwrap(), "rate");
+    assert_eq!((rate.verdict, rate.interval), (Difference::Slower, Some([0.0, 0.0])));
+}
+
+#[test]
+fn a_finding_is_one_error_of_its_side() {
+    let mut window = example_report();
+    window.errors = vec![ErrorCount {
+        phase: Phase::Verify,
+        error: ErrorName::BadBytes,
+        errno: None,
+        count: 1,
+        first_s: 0.5,
+        targets: Vec::new(),
+    }];
+    window.verify.connections_failed = 1;
+    let windows = [("file".to_owned(), window)];
+    let comparison = compare(&windows, &windows, &[]).unwrap();
+    assert_eq!((comparison.old.errors, comparison.new.errors), (1, 1));
 }
 
 #[test]
