@@ -7,7 +7,7 @@ use std::error::Error;
 use std::ops::Range;
 
 use ecoloop::load::report::{Loop, Sample, Verdict};
-use ecoloop::load::{Histogram, Report};
+use ecoloop::load::{Histogram, Mode, Report};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
 use plotters::prelude::*;
@@ -101,6 +101,7 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
 pub(super) fn title(report: &Report) -> String {
     let pace = match report.config.rate.filter(|_| report.r#loop == Loop::Open) {
         Some(_) if !report.stages.is_empty() => stages_in_words(report),
+        Some(rate) if report.mode == Mode::Churn => format!("{}/s", plural(number(rate), "connect", "connects")),
         Some(rate) => format!("{}/s", plural(number(rate), "message", "messages")),
         None => "closed loop".to_owned(),
     };

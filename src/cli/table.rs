@@ -174,7 +174,8 @@ fn work(table: &mut Table, report: &Report) {
     let throughput = report.rate_per_s.map_or(NO_DATA.to_owned(), |rate| {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "to three digits")]
         let each_way = HumanBytes((rate * mean_size(&report.config)) as u64);
-        match report.config.rate.filter(|_| report.r#loop == Loop::Open) {
+        let asked = report.config.rate.filter(|_| report.r#loop == Loop::Open);
+        match asked.map(|asked| asked * report.messages_per_arrival()) {
             Some(asked) if !report.stages.is_empty() => {
                 let [asked, had] = [asked, rate].map(number);
                 format!("asked {asked}/s on average, had {had}/s, {each_way}/s each way")

@@ -28,6 +28,7 @@ pub use self::faults::FaultFigures;
 pub use self::findings::{Excerpt, Finding, FindingKind, Verify};
 pub use self::histogram::{Histogram, Percentile};
 pub use self::merge::{merge, merge_ranks};
+pub(in crate::load) use self::merge::{merge_errors, merge_verify};
 pub use self::origin::{Options, Origin};
 pub use self::outages::Outages;
 #[doc(hidden)]

@@ -11,7 +11,9 @@ pub(super) use self::stop::StopRule;
 use super::config::Config;
 use super::interrupt::Interrupt;
 use super::progress::ProgressCell;
-use super::report::{Ended, LimitedBy, Probe, Report, SearchReport, Threshold, Verdict, evaluate};
+use super::report::{
+    Ended, LimitedBy, Probe, Report, SearchReport, Threshold, Verdict, evaluate, merge_errors, merge_verify,
+};
 use super::session::Session;
 
 /// A confirming window is this number of times longer than one of the search.
@@ -47,7 +49,8 @@ impl Search {
     /// - `InvalidInput`: a setting is out of its range, or one of `config` does not apply.
     pub fn validate(&self, config: &Config) -> io::Result<()> {
         let reason: String = if self.goal.is_empty() || !self.goal.iter().all(Threshold::is_goal) {
-            "a search needs a goal, on latency, lateness, rate, connections, errors, unanswered, unsent or deferred".into()
+            "a search needs a goal, on latency, lateness, rate, connections, errors, unanswered, unsent or deferred"
+                .into()
         } else if let Some(meant) = self.goal.iter().find_map(Threshold::meant_goal) {
             format!("a goal states what must hold: did you mean {meant}?")
         } else if !(self.low > 0.0 && self.low <= self.high) {
@@ -126,7 +129,10 @@ pub fn find_rate(
     (result.found_rate, result.limited_by) = (found_rate, limited_by);
     let rest = session.close()?;
     let mut report = match last {
-        Some(last) => Report { errors: [last.errors, rest.errors].concat(), ..last },
+        Some(last) => {
+            let both = [&last, &rest];
+            Report { errors: merge_errors(&both), verify: merge_verify(&both), ..last }
+        }
         None => rest,
     };
     report.search = Some(result);

@@ -217,11 +217,12 @@ impl Session {
         self.engine.begin_window();
         self.run_until(Step::Measure, reports)?;
         let memory = self.server.as_ref().and_then(Process::resident_bytes);
+        let open = self.engine.driver.connector.counts.at(Stage::Steady);
         let cpu_before = CpuTimes::now(self.server.as_ref());
         self.run_until(Step::Drain, reports)?;
         self.readings = Readings {
             cpu: CpuTimes::now(self.server.as_ref()).since(cpu_before),
-            memory: memory.zip(self.memory_before).map(|(now, before)| now.saturating_sub(before)),
+            memory: memory.zip(self.memory_before).map(|(now, before)| (now.saturating_sub(before), open)),
             sockets: SocketStatistics::read(),
         };
         self.run_until(Step::Idle, reports)
@@ -292,6 +293,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             pipeline: config.pipeline.or(if config.is_scheduled() { None } else { Some(1) }),
             rate: config.mean_rate().map(|rate| config.share_of_rate(rate)),
             arrivals: is_open_loop.then_some(config.arrivals),
+            messages_per_connection: config.messages_per_connection.or((config.mode == Mode::Churn).then_some(1)),
             proxy_protocol: config.proxy_protocol,
             seed: Some(config.seed),
             labels: config.labels.clone(),

@@ -49,16 +49,13 @@ impl Timeline {
     /// Adds a sample of the current second and begins the next one. Returns `None` if that second has a sample.
     pub(super) fn end_second(&mut self, now: u64, window: Window, totals: &mut Totals, open: u64) -> Option<&Sample> {
         // A whole second ends at the first turn after it. A second that the window cuts short is rounded up.
-        let t = if now >= self.next {
-            (now - window.start) / SECOND
-        } else {
-            (now.min(window.end) - window.start).div_ceil(SECOND)
-        };
+        let end = now.min(window.end);
+        let length = end - window.start;
+        let t = if end >= self.next { length / SECOND } else { length.div_ceil(SECOND) };
         if self.samples.last().is_some_and(|sample| sample.t >= t) {
             return None;
         }
         let (arrived, errors) = (totals.arrived_in_window, totals.error_count());
-        let end = now.min(window.end);
         self.samples.push(Sample {
             t,
             rate: rate(arrived - self.arrived, end.saturating_sub(self.since)),
@@ -95,6 +92,8 @@ mod tests {
             assert!(timeline.end_second(now, WINDOW, &mut totals, 1).is_some());
         }
         assert!(timeline.end_second(WINDOW.end, WINDOW, &mut totals, 1).is_none());
+        // A turn that is late by seconds belongs to the last one of the window.
+        assert!(timeline.end_second(WINDOW.end + 3 * SECOND, WINDOW, &mut totals, 1).is_none());
         let seconds: Vec<_> = timeline.samples().iter().map(|sample| (sample.t, sample.rate)).collect();
         assert_eq!(seconds, [(1, 1000), (2, 1000), (3, 1000)]);
     }

@@ -10,13 +10,16 @@ use ecoloop::load::report::Loop;
 pub(super) fn asked(report: &Report) -> Vec<(f64, f64)> {
     // A file can have any number.
     let is_rate = |rate: f64| report.r#loop == Loop::Open && (0.0..=1e9).contains(&rate);
+    let messages = report.messages_per_arrival();
     if report.stages.is_empty() {
-        let rate = report.config.rate.filter(|&rate| is_rate(rate));
+        let rate = report.config.rate.map(|rate| rate * messages).filter(|&rate| is_rate(rate));
         return rate.map(|rate| [(f64::MIN, rate), (f64::MAX, rate)]).into_iter().flatten().collect();
     }
     let starts = once(0.0).chain(boundaries(report));
     let ends = starts.zip(&report.stages).flat_map(|(start, stage)| {
-        [(start, stage.from), (start + stage.seconds, stage.to)].into_iter().filter(|&(_, rate)| is_rate(rate))
+        [(start, stage.from * messages), (start + stage.seconds, stage.to * messages)]
+            .into_iter()
+            .filter(|&(_, rate)| is_rate(rate))
     });
     ends.collect()
 }

@@ -66,7 +66,10 @@ impl Driver {
         if self.faults.chooses(client.verifier.connection()) {
             return ControlFlow::Break(Removal::Faulted);
         }
-        self.totals.connect.record(now.saturating_sub(client.connect_due()));
+        // Churn opens connections in the warm-up too. Before the first window, its start is 0.
+        if client.connect_due() >= self.window.start {
+            self.totals.connect.record(now.saturating_sub(client.connect_due()));
+        }
         client.enter(Stage::Opening, &mut self.connector.counts, now);
         // In an open loop of connections, the first message was due with its connection.
         let due = if self.connector.arrivals.is_some() { client.connect_due() } else { now };

@@ -73,6 +73,7 @@ impl Engine {
             Step::Warmup if driver.clock.now() >= driver.window.start => {
                 self.timeline.start(driver.window.start);
                 self.enter(Step::Measure);
+                self.begun[Step::Measure as usize] = self.driver.window.start;
             }
             Step::Measure if driver.is_over() => self.end_window(),
             Step::Drain if driver.workload.is_drained(&driver.status()) => {
@@ -158,6 +159,8 @@ impl Engine {
         self.end_second();
         self.timeline.stop();
         self.enter(Step::Drain);
+        // A late turn is no part of the window.
+        self.begun[Step::Drain as usize] = self.driver.clock.now().min(self.driver.window.end);
         let slots = self.assign_slots(last_traffic);
         self.driver.clock.read();
         self.start_traffic(last_traffic, slots);

@@ -65,8 +65,8 @@ pub(crate) struct Measured<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Readings {
     pub(crate) cpu: CpuTimes,
-    /// Growth of the server's resident memory since before the first connect, in bytes.
-    pub(crate) memory: Option<u64>,
+    /// Growth of the server's resident memory since before the first connect, in bytes, and the connections that were open then.
+    pub(crate) memory: Option<(u64, u64)>,
     pub(crate) sockets: Option<SocketStatistics>,
 }
 
@@ -96,7 +96,6 @@ impl CpuTimes {
 pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
     let Readings { cpu, memory, sockets } = measured.readings;
     let (arrived, seconds) = (measured.arrived_in_window, measured.phases_s.measure);
-    let connections_verified = measured.connections.verified;
     let per_message = |time: Duration| (arrived > 0).then(|| time.as_secs_f64() * 1e6 / float(arrived));
     let percent = |time: Duration| time.as_secs_f64() * 100.0 / seconds;
     let own = cpu.own.filter(|_| seconds >= SECONDS_MIN_FOR_CPU);
@@ -140,8 +139,8 @@ pub(crate) fn build(measured: Measured<'_>, requested: &[Threshold]) -> Report {
             pid,
             cpu_us_per_message: cpu.server.and_then(per_message),
             rss_bytes_per_connection: memory
-                .filter(|_| connections_verified >= CONNECTIONS_MIN_FOR_MEMORY && measured.mode != Mode::Churn)
-                .map(|bytes| bytes.div_ceil(connections_verified)),
+                .filter(|&(_, open)| open >= CONNECTIONS_MIN_FOR_MEMORY && measured.mode != Mode::Churn)
+                .map(|(bytes, open)| bytes.div_ceil(open)),
         }),
         sockstat: sockets.map(|sockets| Sockstat {
             scope: "namespace".to_owned(),

@@ -139,6 +139,14 @@ impl Report {
         (self.r#loop == Loop::Open).then(|| self.config.arrivals.unwrap_or_default())
     }
 
+    /// Returns how many messages [`Settings::rate`] asks for at each of its times: those of a connection in [`Mode::Churn`], and else 1.
+    #[must_use]
+    pub fn messages_per_arrival(&self) -> f64 {
+        let messages = self.config.messages_per_connection.filter(|_| self.mode == Mode::Churn);
+        #[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
+        messages.map_or(1.0, |messages| messages as f64)
+    }
+
     /// Returns the report as one line of JSON. It has [`start`](Self::start) in milliseconds, so the report that
     /// [`from_json`](Self::from_json) returns may differ.
     ///
@@ -232,6 +240,9 @@ pub struct Settings {
     /// How messages follow each other in an open loop; in [`Mode::Churn`], connections.
     #[serde(default)]
     pub arrivals: Option<ArrivalProcess>,
+    /// Messages of each connection, after which it ends; `None` without a limit, or if merged runs differ.
+    #[serde(default)]
+    pub messages_per_connection: Option<u64>,
     /// Version of the PROXY header that each connection began with; `None` without one, or if merged runs differ.
     pub proxy_protocol: Option<ProxyVersion>,
     /// Seed of the payload, of sizes and of arrivals; `None` if merged runs differ.

@@ -7,8 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::json;
 
 use super::document::{
-    ClosedAfter, Connections, Ended, ErrorCount, Figures, Generator, Hold, Messages, Phases, Report, SCHEMA, Sample,
-    ScheduleReport, ServerSide, Settings, SourceFigures, TargetCount, TargetFigures,
+    ClosedAfter, Connections, Ended, ErrorCount, Figures, Generator, Hold, Messages, Mode, Phases, Report, SCHEMA,
+    Sample, ScheduleReport, ServerSide, Settings, SourceFigures, TargetCount, TargetFigures,
 };
 use super::faults::FaultFigures;
 use super::findings::Verify;
@@ -54,7 +54,8 @@ pub fn merge(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<R
 pub fn merge_ranks(mut runs: Vec<(String, Report)>, requested: &[Threshold]) -> io::Result<Report> {
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
     let (first, others) = runs.split_first_mut().ok_or_else(|| invalid("there is no report to merge".to_owned()))?;
-    let before_window = |run: &Report| seconds_of(run.phases_s.connect) + seconds_of(run.phases_s.warmup);
+    // Added in floats, which no phase in a file can overflow.
+    let before_window = |run: &Report| seconds_of(run.phases_s.connect + run.phases_s.warmup);
     let start = first.1.start.checked_add(before_window(&first.1)).unwrap_or(first.1.start);
     for (name, run) in others {
         check_settings(run, first).map_err(|reason| invalid(format!("{name}: {reason}")))?;
@@ -97,8 +98,8 @@ fn combine(runs: &[(String, Report)], requested: &[Threshold]) -> io::Result<Rep
         stages: merge_stages(runs)?,
         targets: targets(runs)?,
         sources: sources(runs)?,
-        errors: errors(&reports),
-        verify: verify(&reports),
+        errors: merge_errors(&reports),
+        verify: merge_verify(&reports),
         generator: generator(&reports),
         server: server(&reports),
         // The counts may be of several machines, or several times of one.
@@ -127,6 +128,7 @@ fn check_settings(run: &Report, (first_name, first): &(String, Report)) -> Resul
             ("size", json!(run.config.size)),
             ("size_max", json!(run.config.size_max)),
             ("arrivals", json!(run.arrivals())),
+            ("messages_per_connection", json!(run.config.messages_per_connection.filter(|_| run.mode == Mode::Churn))),
             ("length of the stages", lengths(&run.stages)),
         ]
     };
@@ -189,13 +191,15 @@ fn seconds(run: &Report) -> f64 {
 
 fn settings(reports: &[&Report]) -> Settings {
     let mut merged = reports[0].config.clone();
-    for Settings { targets, sources, pipeline, proxy_protocol, seed, labels, .. } in
+    for Settings { targets, sources, pipeline, messages_per_connection, proxy_protocol, seed, labels, .. } in
         reports[1..].iter().map(|run| &run.config)
     {
         merged.targets.extend(targets.iter().cloned());
         merged.sources.extend(sources);
         // The deepest pipeline: `None` is unlimited.
         merged.pipeline = merged.pipeline.zip(*pipeline).map(|(ours, theirs)| ours.max(theirs));
+        merged.messages_per_connection =
+            merged.messages_per_connection.filter(|_| merged.messages_per_connection == *messages_per_connection);
         merged.proxy_protocol = merged.proxy_protocol.filter(|_| merged.proxy_protocol == *proxy_protocol);
         merged.seed = merged.seed.filter(|_| merged.seed == *seed);
         merged.labels.retain(|key, value| labels.get(key) == Some(value));
@@ -270,8 +274,10 @@ fn hold(runs: &[(String, Report)]) -> io::Result<Option<Hold>> {
 /// Adds the figures of each rule, in the order in which they first occur.
 fn faults(reports: &[&Report]) -> Vec<FaultFigures> {
     let mut merged: Vec<FaultFigures> = Vec::new();
+    let mut places = BTreeMap::new();
     for figures in reports.iter().flat_map(|run| &run.faults) {
-        match merged.iter_mut().find(|earlier| earlier.rule == figures.rule) {
+        let place = *places.entry(&figures.rule).or_insert(merged.len());
+        match merged.get_mut(place) {
             Some(earlier) => earlier.add(figures),
             None => merged.push(figures.clone()),
         }
@@ -305,8 +311,13 @@ pub(super) fn summary(
     field: &str,
     of: impl Fn(&Report) -> Option<&Summary>,
 ) -> io::Result<Summary> {
+    sum_up(field, runs.iter().filter_map(|(name, run)| Some((&name[..], of(run)?))))
+}
+
+/// Adds up the histograms of a field, each with the name of its file.
+fn sum_up<'a>(field: &str, summaries: impl Iterator<Item = (&'a str, &'a Summary)>) -> io::Result<Summary> {
     let mut merged = Histogram::new();
-    for (name, summary) in runs.iter().filter_map(|(name, run)| Some((name, of(run)?))) {
+    for (name, summary) in summaries {
         let histogram = Histogram::from_summary(summary)
             .map_err(|error| io::Error::new(error.kind(), format!("{name}: {field}: {error}")))?;
         merged.add(&histogram);
@@ -338,15 +349,20 @@ fn figures<A: Clone + Ord>(
     if runs.iter().any(|(_, run)| of(run).is_empty()) {
         return Ok(Vec::new());
     }
-    let mut addresses: Vec<A> = runs.iter().flat_map(|(_, run)| of(run)).map(|(address, _)| address).collect();
-    keep_first_of_each(&mut addresses);
-    let merge = |address: A| {
-        let parts = runs.iter().flat_map(|(_, run)| of(run)).filter(|(other, _)| *other == address);
-        let parts: Vec<_> = parts.map(|(_, figures)| figures).collect();
-        let sum = |of: fn(&Figures) -> u64| total(parts.iter().map(|figures| of(figures)));
-        let latency_us = summary(runs, field, |run| {
-            of(run).into_iter().find(|(other, _)| *other == address).map(|(_, figures)| &figures.latency_us)
-        })?;
+    let mut places = BTreeMap::new();
+    let mut parts_of: Vec<(A, Vec<(&str, &Figures)>)> = Vec::new();
+    for (name, run) in runs {
+        for (address, figures) in of(run) {
+            let place = *places.entry(address.clone()).or_insert(parts_of.len());
+            match parts_of.get_mut(place) {
+                Some((_, parts)) => parts.push((&name[..], figures)),
+                None => parts_of.push((address, vec![(&name[..], figures)])),
+            }
+        }
+    }
+    let merge = |(address, parts): (A, Vec<(&str, &Figures)>)| {
+        let sum = |of: fn(&Figures) -> u64| total(parts.iter().map(|(_, figures)| of(figures)));
+        let latency_us = sum_up(field, parts.iter().map(|&(name, figures)| (name, &figures.latency_us)))?;
         let figures = Figures {
             connections: sum(|figures| figures.connections),
             messages: sum(|figures| figures.messages),
@@ -357,10 +373,10 @@ fn figures<A: Clone + Ord>(
         };
         Ok((address, figures))
     };
-    addresses.into_iter().map(merge).collect()
+    parts_of.into_iter().map(merge).collect()
 }
 
-fn errors(reports: &[&Report]) -> Vec<ErrorCount> {
+pub(in crate::load) fn merge_errors(reports: &[&Report]) -> Vec<ErrorCount> {
     let start = reports.iter().map(|run| seconds(run)).fold(f64::INFINITY, f64::min);
     let mut merged: BTreeMap<_, (ErrorCount, BTreeMap<AnyAddress, u64>)> = BTreeMap::new();
     for (run, error) in reports.iter().flat_map(|run| run.errors.iter().map(move |error| (run, error))) {
@@ -383,7 +399,7 @@ fn errors(reports: &[&Report]) -> Vec<ErrorCount> {
     merged.into_values().map(with_targets).collect()
 }
 
-fn verify(reports: &[&Report]) -> Verify {
+pub(in crate::load) fn merge_verify(reports: &[&Report]) -> Verify {
     let sum = |of: fn(&Verify) -> u64| total(reports.iter().map(|run| of(&run.verify)));
     Verify {
         wrong_bytes: sum(|verify| verify.wrong_bytes),

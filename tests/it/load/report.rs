@@ -44,7 +44,10 @@ fn json_on_standard_output_is_one_document_with_the_documented_fields() {
     assert_eq!(keys(&json), expected.split_ascii_whitespace().collect());
     let summary = "count censored clipped mean p50 p90 p95 p99 p99_9 p99_99 max hdr_v2";
     let of = [
-        ("config", "targets sources size size_max pipeline rate arrivals proxy_protocol seed labels"),
+        (
+            "config",
+            "targets sources size size_max pipeline rate arrivals messages_per_connection proxy_protocol seed labels",
+        ),
         ("origin", "host kernel command options"),
         ("phases_s", "connect warmup measure drain close"),
         ("connections", "requested established verified held opened_total"),

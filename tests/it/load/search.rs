@@ -11,7 +11,7 @@ use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{ErrorName, LimitedBy, Phase, Probe, Verdict};
 use ecoloop::load::{Interrupt, ProgressCell, Report, Search, find_rate};
 
-use super::faulty_server::{faulty_server, read_message};
+use super::faulty_server::{echo, faulty_server, read_message};
 use super::{assert_sums, config, document, run_command};
 use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, join, reserve_port, reset, serve};
 
@@ -94,6 +94,22 @@ fn a_server_that_resets_is_the_limit_and_its_connections_are_opened_anew() {
     assert_eq!(search.reopened, resets as u64, "each reset ended the only connection");
     // The last window that passed is that of the report.
     assert_eq!((report.errors.len(), report.config.rate), (0, search.found_rate));
+}
+
+#[test]
+fn bytes_after_the_last_window_fail_the_search() {
+    let address = faulty_server(|_, stream| {
+        echo(stream)?;
+        stream.write_all(b"x")
+    });
+    let mut search = Search::new(vec!["p50<5s".parse().unwrap()], 50.0, 50.0);
+    search.window = Duration::from_millis(200);
+    let mut config = config(address);
+    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
+    config.thresholds = vec!["errors>100".parse().unwrap()];
+    let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), |_| ()).unwrap();
+    assert_eq!((report.verify.extra_bytes, report.verify.findings.len()), (1, 1), "{:?}", report.verify);
+    assert_eq!((report.errors.len(), report.verdict), (1, Verdict::Fail), "{:?}", report.errors);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
 use super::{SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
-use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, eventually, reserve_port, serve};
+use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, eventually, limited, reserve_port, serve};
 
 const MILLISECOND: u64 = 1000;
 
@@ -209,10 +209,13 @@ fn churn_at_a_rate_sends_the_other_messages_of_a_connection_as_it_answers() {
     config.duration = Duration::from_millis(200);
     config.messages_per_connection = Some(3);
     config.timeout = TIMEOUT;
+    config.thresholds = vec!["rate>200%".parse().unwrap()];
     let report = run(config);
     assert_clean(&report);
     // Connections of the warm-up are not reported, and at the end of the window a connection sends none of its remaining messages.
-    assert_eq!((report.connections.opened_total, report.lateness_us.count), (150, 100));
+    assert_eq!((report.connections.opened_total, report.lateness_us.count, report.connect_us.count), (150, 100, 100));
+    // 500 connections a second have 1,500 messages.
+    assert!(!report.thresholds.last().unwrap().failed, "{:?}", report.thresholds);
     assert!((200..=300).contains(&report.messages.due), "{:?}", report.messages);
 }
 
@@ -236,6 +239,18 @@ fn connect_rate_in_churn_is_a_usage_error_that_names_the_rate() {
 }
 
 // ---- pauses of the generator ----
+
+#[test]
+fn a_window_does_not_get_longer_because_the_generator_was_stopped_at_its_end() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    let process = Process::start(ecoloop(&["load", "-c", "4", "-d", "1s", "--json", "-", &address]));
+    eventually("traffic", || server.handle().stats().bytes_in > 100 * SIZE as u64);
+    stop_for(&process, Duration::from_millis(2500));
+    let (_, report) = document(&process.wait());
+    assert!((report.phases_s.measure - 1.0).abs() < 1e-6, "{:?}", report.phases_s);
+    assert_eq!(report.timeline.last().unwrap().t, 1);
+}
 
 #[test]
 fn no_timeout_expires_because_the_generator_was_stopped() {
@@ -391,6 +406,17 @@ fn an_open_loop_without_a_connection_leaves_every_message_unsent() {
     assert!(ended.stdout.iter().any(|line| line.contains("open loop at 10/s")), "{ended:?}");
     assert!(ended.stdout.iter().any(|line| line.contains("100 due: 0 verified")), "{ended:?}");
     assert!(!ended.stdout.iter().any(|line| line.contains("closed loop")), "{ended:?}");
+}
+
+/// An age of each of the seven billion messages would take 240 MB.
+#[test]
+fn a_long_open_loop_without_a_connection_needs_no_memory_for_its_messages() {
+    let (_port, address) = reserve_port();
+    let load = ecoloop(&["load", "-r", "1M", "-d", "2h", "--timeout", "1s", "--json", "-", &address.to_string()]);
+    let (_, report) = document(&Process::start(limited(200 << 10, &load)).wait());
+    assert_eq!((report.messages.due, report.messages.unsent), (7_200_000_000, 7_200_000_000));
+    assert_eq!(report.latency_us.count, 7_200_000_000);
+    assert!((1000..=1001).contains(&(report.latency_us.p50.unwrap() / MILLISECOND)), "{:?}", report.latency_us);
 }
 
 /// Stops a process for `time`.

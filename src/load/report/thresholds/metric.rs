@@ -184,7 +184,7 @@ impl Metric {
     /// Returns what a percentage is of: what was asked of the run, opened, or due.
     pub(super) fn whole(self, report: &Report) -> Option<f64> {
         let whole = match self {
-            Self::Rate => report.config.rate.filter(|_| report.r#loop == Loop::Open)?,
+            Self::Rate => report.config.rate.filter(|_| report.r#loop == Loop::Open)? * report.messages_per_arrival(),
             Self::Errors => float(report.connections.opened_total),
             Self::Unanswered | Self::Unsent | Self::Deferred => float(report.messages.due),
             _ => float(report.connections.requested),
@@ -194,7 +194,7 @@ impl Metric {
 
     pub(super) fn whole_of_stage(self, stage: &StageFigures, report: &Report) -> f64 {
         match self {
-            Self::Rate => f64::midpoint(stage.from, stage.to),
+            Self::Rate => f64::midpoint(stage.from, stage.to) * report.messages_per_arrival(),
             Self::Errors => float(report.connections.opened_total),
             _ => float(stage.messages.due),
         }
