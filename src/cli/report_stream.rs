@@ -16,6 +16,8 @@ use super::print_error;
 
 /// Maximum size of a report, with the other lines before it. One of a week has about 40 MiB: 70 bytes for each second.
 const REPORT_MIB_MAX: u64 = 64;
+/// Objects that are open at the same time: more than processes that log into one stream.
+const OPEN_MAX: usize = 1024;
 /// Bytes of a prefix that a report does not contain by chance.
 const TAG_MIN: usize = 8;
 /// How this program writes the beginning of a report.
@@ -163,6 +165,7 @@ impl Finder {
             if object.nesting.is_in_string {
                 self.drop_broken(&object)?;
             } else {
+                self.make_room()?;
                 self.open.push(object);
             }
             return Ok(None);
@@ -178,6 +181,18 @@ impl Finder {
             self.found.reports.push((object.line, report));
         }
         Ok(Some(length))
+    }
+
+    /// Drops the object that began first, if as many are open as there may be.
+    fn make_room(&mut self) -> Result<(), String> {
+        if self.open.len() < OPEN_MAX {
+            return Ok(());
+        }
+        let oldest = (0..self.open.len()).min_by_key(|&at| self.open[at].line);
+        oldest.map_or(Ok(()), |at| {
+            let object = self.open.swap_remove(at);
+            self.drop_broken(&object)
+        })
     }
 
     /// Drops an object that has not ended, or not as it began: an error if it is a report.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::Input;
 use crate::load::report::Summary;
-use crate::load::{Histogram, Report, Threshold, merge as merge_reports};
+use crate::load::{Histogram, Report, Threshold, merge as merge_reports, merge_ranks};
 
 /// A valid report, whose values an input replaces.
 static VALID: LazyLock<Value> =
@@ -51,10 +51,10 @@ pub fn merge(data: &[u8]) {
     };
     let reports: Vec<_> = reports.into_iter().enumerate().map(|(number, run)| (number.to_string(), run)).collect();
     let threshold: Threshold = "p99>5ms".parse().unwrap();
-    if let Ok(merged) = merge_reports(&reports, &[threshold])
-        && let Ok(text) = merged.to_json()
-    {
-        Report::from_json(&text).unwrap();
+    for merged in [merge_reports(&reports, &[threshold]), merge_ranks(reports, &[])] {
+        if let Ok(text) = merged.and_then(|merged| merged.to_json()) {
+            Report::from_json(&text).unwrap();
+        }
     }
 }
 
@@ -109,10 +109,11 @@ pub fn histogram(data: &[u8]) {
         let compressed = encoder.finish().unwrap();
         bytes = [&COMPRESSED_COOKIE[..], &u32::try_from(compressed.len()).unwrap().to_be_bytes(), &compressed].concat();
     }
-    let count = u64::from(first >> 2);
+    let count = if first >> 2 == 63 { u64::MAX } else { u64::from(first >> 2) };
     let summary = Summary { count, hdr_v2: Some(STANDARD.encode(bytes)), ..Summary::default() };
     if let Ok(histogram) = Histogram::from_summary(&summary) {
         assert_eq!(histogram.count(), count);
         assert_eq!(histogram.max().is_some(), count > 0);
+        assert_eq!(histogram.quantile(0.75).is_some(), count > 0);
     }
 }

@@ -117,6 +117,15 @@ fn many_kinds_of_errors_are_merged_in_time() {
 }
 
 #[test]
+fn many_rules_of_faults_are_merged_in_time() {
+    let rule = |number: u32| json!({"rule": format!("mute={number}"), "connections": 1, "open": 1, "closed": 0, "reset": 0, "own_end": 0});
+    let file = file("rules", |report| report["faults"] = (0..160_000).map(rule).collect());
+    let ended = merge(&["--json", "-", file.path()]);
+    let merged: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
+    assert_eq!(merged["faults"].as_array().unwrap().len(), 160_000);
+}
+
+#[test]
 fn text_of_a_file_cannot_write_to_the_terminal() {
     let escape = "\u{1b}[31mred\u{9b}2J\u{202e}";
     let directory = tempdir().unwrap();
@@ -256,7 +265,8 @@ fn a_file_without_a_report_is_refused() {
 
 #[test]
 fn text_after_text_without_a_report_is_read_in_time() {
-    for text in ["{\"a\":0}".repeat(1 << 17), "{\n".repeat(1 << 17), "{ ".repeat(1 << 17)] {
+    let requests = (0..1 << 17).map(|number| format!("{number:06} request {{")).collect::<Vec<_>>().join("\n");
+    for text in ["{\"a\":0}".repeat(1 << 17), "{\n".repeat(1 << 17), "{ ".repeat(1 << 17), requests] {
         let ended = merge_stream(&format!("{text}\n{}", rank(0, 1)), &["-q"]);
         assert!(ended.status.success(), "{:?}", ended.stderr);
     }

@@ -123,8 +123,8 @@ impl Histogram {
     ///
     /// # Errors
     ///
-    /// - `InvalidData`: `hdr_v2` is missing although there are values, cannot be decoded, has another range or precision, or
-    ///   does not have `count` values.
+    /// - `InvalidData`: `hdr_v2` is missing although there are values, cannot be decoded, has another range or precision, has
+    ///   over 2⁶³ values, or does not have `count`.
     pub fn from_summary(summary: &Summary) -> io::Result<Self> {
         let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
         let mut histogram = Self { censored: summary.censored, clipped: summary.clipped, ..Self::new() };
@@ -132,6 +132,9 @@ impl Histogram {
             let bytes = STANDARD.decode(text).map_err(|error| invalid(format!("hdr_v2 is not base64: {error}")))?;
             let values = decode(&bytes, histogram.values.distinct_values()).map_err(invalid)?;
             histogram.values = values;
+            if histogram.is_overflowing() {
+                return Err(invalid("hdr_v2 has over 2^63 values".to_owned()));
+            }
         }
         if histogram.count() != summary.count {
             let counts = (summary.count, histogram.count());
@@ -351,15 +354,20 @@ mod tests {
             Histogram::from_summary(&forged(length, digits, high, counts)).unwrap_err().to_string()
         };
         let digits = SIGNIFICANT_DIGITS.into();
-        let forged = "hdr_v2 is not a histogram: its length is not the one that it announces";
-        assert_eq!(error(u32::MAX, digits, MICROSECONDS_MAX, &[2]), forged);
+        let expected = "hdr_v2 is not a histogram: its length is not the one that it announces";
+        assert_eq!(error(u32::MAX, digits, MICROSECONDS_MAX, &[2]), expected);
         let other = "hdr_v2 has another range or precision";
         assert_eq!(error(1, 5, MICROSECONDS_MAX, &[2]), other);
         assert_eq!(error(1, digits, u64::MAX / 2, &[2]), other);
-        let forged = "hdr_v2 is not a histogram: it has more counts than its range";
-        assert_eq!(error(10 << 20, digits, MICROSECONDS_MAX, &vec![2; 10 << 20]), forged);
-        let forged = "hdr_v2 is not a histogram: a count is not possible";
-        assert_eq!(error(9, digits, MICROSECONDS_MAX, &[u8::MAX; 9]), forged);
+        let expected = "hdr_v2 is not a histogram: it has more counts than its range";
+        assert_eq!(error(10 << 20, digits, MICROSECONDS_MAX, &vec![2; 10 << 20]), expected);
+        // Three times 2^63 - 1: their sum is no longer counted.
+        let most = [&[0][..], &[[0xfe].as_slice(), &[u8::MAX; 8]].concat().repeat(3)].concat();
+        let length = u32::try_from(most.len()).unwrap();
+        let summary = Summary { count: u64::MAX, ..forged(length, digits, MICROSECONDS_MAX, &most) };
+        assert_eq!(Histogram::from_summary(&summary).unwrap_err().to_string(), "hdr_v2 has over 2^63 values");
+        let expected = "hdr_v2 is not a histogram: a count is not possible";
+        assert_eq!(error(9, digits, MICROSECONDS_MAX, &[u8::MAX; 9]), expected);
     }
 
     #[test]

@@ -33,6 +33,12 @@ fn merge_error(runs: &[(String, Report)]) -> String {
 }
 
 #[test]
+fn ranks_with_phases_of_any_length_are_merged() {
+    let endless = run("a", |run| (run.phases_s.connect, run.phases_s.warmup) = (1e19, 1e19));
+    assert_eq!(merge_ranks(vec![endless], &[]).unwrap().run_id, "a");
+}
+
+#[test]
 fn percentiles_are_of_all_values_and_not_averaged() {
     let a = run("a", |run| run.latency_us = histogram(1..=99).summary());
     let b = run("b", |run| run.latency_us = histogram(std::iter::once(1_000_000)).summary());
