@@ -30,14 +30,15 @@ pub(super) fn print_failure(report: &Report) {
     }
 }
 
-/// Warns about system limits below what the run needs.
-pub(super) fn warn_of_limits(config: &Config, descriptor_limit: Option<u64>) {
+/// Warns about system limits below what the run needs, whose connections `processes` share.
+pub(super) fn warn_of_limits(config: &Config, processes: u32, descriptor_limit: Option<u64>) {
     let (unused, _) = unpaired(&config.sources, &config.targets);
     let used = config.sources.iter().filter(|source| !unused.contains(source));
     let mut plan = Plan::new(config.connections, Purpose::Load);
     plan.sources = used.map(|source| source.ip()).collect();
     plan.targets = config.targets.concat();
     plan.pairs = count_pairs(&config.sources, &config.targets).unwrap_or(1);
+    plan.processes = processes;
     plan.other_descriptors = descriptor_limit.and_then(descriptors::count_open).map(|open| open + RUN_DESCRIPTORS);
     for warning in warnings(&plan) {
         print_error(&warning);

@@ -47,7 +47,7 @@ pub(super) struct Arguments {
     #[arg(short, long, help_heading = CONNECTIONS, value_name = "COUNT", value_parser = count)]
     connections: u32,
 
-    /// serve or load [default: load if no ADDR is of this machine, else both]
+    /// serve or load [default: load if every ADDR is remote, else both]
     #[arg(long = "for", help_heading = CONNECTIONS, value_name = "PURPOSE", hide_possible_values = true)]
     purpose: Option<For>,
 
@@ -88,7 +88,7 @@ impl Arguments {
             count_pairs(&sources, &targets)
         };
         let pairs = pairs.unwrap_or_else(|reason| usage_error("doctor", &reason));
-        let is_here = |target: &AnyAddress| target.tcp().is_none_or(|target| is_local(target.ip()));
+        let is_here = |target: &AnyAddress| target.tcp().is_none_or(is_local);
         let is_remote = !targets.is_empty() && !targets.iter().flatten().any(is_here);
         let purpose = match self.purpose {
             Some(For::Serve) => Purpose::Serve,

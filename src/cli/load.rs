@@ -306,7 +306,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         print_error(&format!("--start-at is {late} in the past: the run starts now"));
     }
     if config.unresolved == 0 {
-        warn_of_limits(&config.clone().share(), descriptor_limit);
+        warn_of_limits(&config.clone().share(), 1, descriptor_limit);
     }
     let progress = ProgressCell::default();
     let latest = progress.clone();

@@ -40,7 +40,11 @@ pub(super) fn run(
     let outputs = if is_first { Some(output.open("load", Some(rank))?) } else { None };
     let descriptor_limit = descriptors::raise_limit(print_error);
     if config.unresolved == 0 {
-        warn_of_limits(&config.clone().share(), descriptor_limit);
+        if place.has_jobs {
+            warn_of_limits(&config, rank.count, descriptor_limit);
+        } else {
+            warn_of_limits(&config.clone().share(), 1, descriptor_limit);
+        }
     }
     let Some(barrier) = Barrier::open(place, (&config, rank), interrupt)? else {
         return Ok(ExitCode::from(130));

@@ -48,7 +48,9 @@ pub struct Plan {
     pub targets: Vec<AnyAddress>,
     /// Number of source/target pairs, each with the whole port range; at least 1.
     pub pairs: u32,
-    /// Descriptors that the process uses for anything but connections. `None`: at most 64.
+    /// Number of processes that share the connections, each with its own descriptors; at least 1.
+    pub processes: u32,
+    /// Descriptors that each process uses for anything but connections. `None`: at most 64.
     pub other_descriptors: Option<u64>,
 }
 
@@ -56,14 +58,23 @@ impl Plan {
     /// Returns a plan for connections between addresses that are not known.
     #[must_use]
     pub fn new(connections: u32, purpose: Purpose) -> Self {
-        Self { connections, purpose, sources: Vec::new(), targets: Vec::new(), pairs: 1, other_descriptors: None }
+        Self {
+            connections,
+            purpose,
+            sources: Vec::new(),
+            targets: Vec::new(),
+            pairs: 1,
+            processes: 1,
+            other_descriptors: None,
+        }
     }
 }
 
-/// Returns whether an address is one of this machine, which a socket can be bound to.
+/// Returns whether an address is one of this machine, which a socket can be bound to. Its port does not matter, and its zone does.
 #[must_use]
-pub fn is_local(address: IpAddr) -> bool {
-    !UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
+pub fn is_local(mut address: SocketAddr) -> bool {
+    address.set_port(0);
+    !UdpSocket::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 /// Returns the address that the system would connect from.
@@ -138,7 +149,7 @@ struct Machine {
     descriptors: Option<(u64, u64)>,
     /// The root of the control groups.
     groups: PathBuf,
-    is_local: fn(IpAddr) -> bool,
+    is_local: fn(SocketAddr) -> bool,
     source_of: fn(SocketAddr) -> Option<IpAddr>,
 }
 
@@ -158,7 +169,7 @@ impl Machine {
         let is_both = match plan.purpose {
             Purpose::Serve => false,
             Purpose::Load => {
-                plan.targets.iter().any(|target| target.tcp().is_none_or(|target| (self.is_local)(target.ip())))
+                plan.targets.iter().any(|target| target.tcp().is_none_or(|target| (self.is_local)(target)))
             }
             Purpose::Both => true,
         };
@@ -282,8 +293,9 @@ fn descriptors(machine: &Machine, plan: &Plan) -> Vec<Limit> {
     const HARD: &str = "ulimit -Hn";
     const NR_OPEN: &str = "fs.nr_open";
     let kept = plan.other_descriptors.unwrap_or(DESCRIPTORS_KEPT);
-    let needed = u64::from(plan.connections) + kept;
-    let room = |limit: u64| limit.saturating_sub(kept);
+    let processes = plan.processes.max(1);
+    let needed = u64::from(plan.connections.div_ceil(processes)) + kept;
+    let room = |limit: u64| limit.saturating_sub(kept).saturating_mul(processes.into());
     let nr_open = machine.number("sys/fs/nr_open").map_or_else(
         || Limit::unknown(NR_OPEN),
         |most| {
@@ -360,7 +372,7 @@ fn ports(machine: &Machine, plan: &Plan) -> Limit {
 
 /// Checks that the sources are addresses of this machine: a connection from another one fails.
 fn sources(machine: &Machine, plan: &Plan) -> Option<Limit> {
-    let foreign: Vec<_> = plan.sources.iter().filter(|&&source| !(machine.is_local)(source)).collect();
+    let foreign: Vec<_> = plan.sources.iter().filter(|&&source| !(machine.is_local)((source, 0).into())).collect();
     let (count, first) = (plan.sources.len() as u64, plan.sources.first()?);
     let local = count - foreign.len() as u64;
     let value = match (&foreign[..], count) {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -91,6 +92,19 @@ fn without_a_window_to_compare_the_result_is_inconclusive() {
     let empty = windows("empty", 6, 0, no_latency);
     assert_nothing_compared(&[old.path(), empty.path()], "no metric has data on both sides");
     assert_eq!(compare(&[old.path(), new.path()]).status.code(), Some(0));
+}
+
+#[test]
+fn a_process_holds_the_connections_to_both_live_servers() {
+    let servers = [(), ()].map(|()| serve(Config::default()));
+    let addresses = servers.each_ref().map(|server| server.local_addr().to_string());
+    let live = ["compare", "--live", "-c", "60", "-d", "50ms", "--windows", "1", &addresses[0], &addresses[1]];
+    let plain = ecoloop(&live);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 100 && exec \"$0\" \"$@\""]).arg(plain.get_program()).args(plain.get_args());
+    let ended = Process::start(command).wait();
+    let forecast = |line: &String| line.contains("ulimit -Hn (100) allows ") && line.contains(" of 120 connections: ");
+    assert!(ended.stderr.iter().any(forecast), "{ended:?}");
 }
 
 /// More messages a second than any generator sends.

@@ -207,4 +207,8 @@ fn a_load_opens_as_many_connections_as_its_warning_says() {
             "{ended:?}"
         );
     }
+    // Each of the two processes opens half, and they share the ports.
+    let jobs = ["load", "-j", "2", "--json", "-", "-m", "2", "--close", "rst", "-c", "300", ADDRESS];
+    let ended = namespace.start(&jobs).wait();
+    assert!(ended.stderr.iter().any(|line| line.contains("200 ports) allows 200 of 300 connections")), "{ended:?}");
 }

@@ -277,7 +277,10 @@ mod load {
         for targets in [&[][..], &["127.0.0.1:5000"], &["127.0.0.1:5000", "192.0.2.1:5000"]] {
             assert!(last(&doctor(targets)).contains("for a server and its load on this machine"), "{targets:?}");
         }
+        // No interface has this address, and its zone is one of this machine.
+        assert!(last(&doctor(&["[fe80::dead%lo]:5000"])).contains("for a load"));
         assert!(last(&doctor(&["--for", "serve", "192.0.2.1:5000"])).contains("for a server"));
+        assert!(last(&doctor(&["--for", "load", "127.0.0.1:5000"])).contains("for a load"));
     }
 
     #[test]

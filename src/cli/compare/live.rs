@@ -83,9 +83,11 @@ impl Arguments {
         let configs = [self.config(addresses[0], 0)?, self.config(addresses[1], 1)?];
         handle_signals(Arc::new(AtomicBool::new(true)), interrupt.clone(), requests)?;
         let descriptor_limit = descriptors::raise_limit(print_error);
-        for config in &configs {
-            warn_of_limits(config, descriptor_limit);
-        }
+        // This process holds the connections to both.
+        let mut both = configs[0].clone();
+        both.connections = both.connections.saturating_mul(2);
+        both.targets.extend_from_slice(&configs[1].targets);
+        warn_of_limits(&both, 1, descriptor_limit);
         let progress = ProgressCell::default();
         let display = ProgressDisplay::start(progress.clone(), None, !quiet)?;
         let windows = self.alternate(configs, addresses, &interrupt, &progress);

@@ -34,7 +34,7 @@ fn machine(files: &Files, descriptors: Option<(u64, u64)>) -> Machine {
         proc: files.root().to_owned(),
         descriptors,
         groups: files.root().join("cgroup"),
-        is_local: |address| ["127.0.0.1", "10.0.0.1"].map(|own| own.parse().unwrap()).contains(&address),
+        is_local: |address| ["127.0.0.1", "10.0.0.1"].map(|own| own.parse().unwrap()).contains(&address.ip()),
         source_of: |_| "10.0.0.1".parse().ok(),
     }
 }
