@@ -41,8 +41,14 @@ pub(super) struct Arguments {
 
     /// Time for which ranks wait for each other
     #[arg(long, help_heading = GENERATORS, value_name = "DURATION", default_value = "60s", requires = "barrier",
-        value_parser = timeout)]
+        value_parser = barrier_timeout)]
     barrier_timeout: Duration,
+}
+
+/// Parses the time for which ranks wait for each other. A quarter of it is an interval of keep-alive, at most 32767 s.
+fn barrier_timeout(text: &str) -> Result<Duration, String> {
+    const MAX: Duration = Duration::from_secs(24 * 3600);
+    timeout(text).and_then(|time| if time <= MAX { Ok(time) } else { Err("it must be at most 24h".to_owned()) })
 }
 
 /// Where the ranks of a run meet, and how long they wait for each other.

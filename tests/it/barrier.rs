@@ -202,6 +202,14 @@ fn a_rank_that_never_comes_and_a_rank_0_that_never_comes_end_all() {
 }
 
 #[test]
+fn a_barrier_timeout_above_a_day_is_a_usage_error() {
+    let barrier = ["--rank", "0/2", "--barrier", "127.0.0.1:9", "--barrier-timeout", "25h", "127.0.0.1:9"];
+    let ended = Process::start(ecoloop(&[&["load"], &barrier[..]].concat())).wait();
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert!(ended.stderr[0].ends_with("it must be at most 24h"), "{ended:?}");
+}
+
+#[test]
 fn a_rank_that_is_not_ready_in_time_ends_all() {
     let run = Run::new(2, &["-c", "2", "-d", "60s", "--timeout", "60s", "--barrier-timeout", "1s"]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Ending;
 use super::wire::{self, Counts, FromRank, FromRankZero, GREETING_MAX, Hello, Line, REPORT_MAX};
+use crate::cli::hints::DESCRIPTOR_HINT;
 
 /// How often a waiting thread checks the time and the interrupt.
 const TICK: Duration = Duration::from_millis(50);
@@ -91,13 +92,15 @@ impl RankZero {
         let state = self.shared.state();
         let others: Vec<_> = state.ranks.values().filter_map(|peer| peer.progress).collect();
         let mut total = own;
-        total.open += others.iter().map(|counts| counts.open).sum::<u64>();
-        total.opened += others.iter().map(|counts| counts.opened).sum::<u64>();
+        // What a stranger says may not fit.
+        let sum = |own: u64, of: fn(&Counts) -> u64| others.iter().map(of).fold(own, u64::saturating_add);
+        total.open = sum(own.open, |counts| counts.open);
+        total.opened = sum(own.opened, |counts| counts.opened);
         for messages in others.iter().map(|counts| counts.messages) {
             total.messages += messages;
         }
-        total.errors += others.iter().map(|counts| counts.errors).sum::<u64>();
-        total.rate = own.rate.map(|rate| rate + others.iter().filter_map(|counts| counts.rate).sum::<u64>());
+        total.errors = sum(own.errors, |counts| counts.errors);
+        total.rate = own.rate.map(|rate| sum(rate, |counts| counts.rate.unwrap_or(0)));
         // Percentiles do not add up.
         (total.p50, total.p99) = (None, None);
         total
@@ -108,7 +111,9 @@ impl RankZero {
         let mut state = self.shared.state();
         if !state.ranks.contains_key(&index) {
             let reason = format!("job {index} of {} ended before the run: {status}", self.shared.hello.rank.count);
-            self.shared.end(&mut state, reason, true);
+            // Ctrl-C reaches every process of the terminal, and one that has not joined exits at once.
+            let is_interrupted = self.shared.interrupt.is_set() || status.code() == Some(130);
+            self.shared.end(&mut state, reason, !is_interrupted);
         }
     }
 
@@ -237,7 +242,20 @@ impl Shared {
             let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
             // An error of the wait is that of the next accept.
             let _ = poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout);
-            let Ok((stream, address)) = listener.accept() else { continue };
+            let (stream, address) = match listener.accept() {
+                Ok(newcomer) => newcomer,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    let reason = format!("rank 0 cannot accept another rank: {error}; {DESCRIPTOR_HINT}");
+                    return self.end(&mut self.state(), reason, true);
+                }
+                Err(error) => {
+                    // One that stays would have the poll return at once.
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        thread::sleep(TICK);
+                    }
+                    continue;
+                }
+            };
             self.state().newcomers += 1;
             let greeting = Arc::clone(self);
             let greet = move || greeting.serve(stream, address);
@@ -277,7 +295,10 @@ impl Shared {
         let index = hello.rank.index;
         if let Some(reason) = self.refusal(&state, &hello) {
             let _ = wire::write(&stream, &FromRankZero::Refused(reason.clone()));
-            state.refusals.insert(index, format!("rank {index} ({address}) was refused: {reason}"));
+            // What a stranger says is no rank of this run.
+            if index < self.hello.rank.count {
+                state.refusals.insert(index, format!("rank {index} ({address}) was refused: {reason}"));
+            }
             return None;
         }
         wire::write(&stream, &FromRankZero::Welcome { wants_progress: self.wants_progress }).ok()?;
