@@ -112,6 +112,19 @@ impl<S: Stream> Entry<S> {
         };
     }
 
+    /// Has the kernel wait for an acknowledgement as long as TCP does (tcp(7), `TCP_USER_TIMEOUT`).
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn lift_user_timeout(&self) {
+        let stream = match self {
+            Self::AwaitingHeader(awaiting) => Some(&awaiting.stream),
+            _ => self.stream(),
+        };
+        if let Some(stream) = stream {
+            // A Unix socket has none.
+            let _ = SockRef::from(stream).set_tcp_user_timeout(None);
+        }
+    }
+
     /// Returns the socket of a connection that is served.
     fn stream(&self) -> Option<&S> {
         match self {
@@ -357,14 +370,24 @@ impl<O: Observer, L: Listen> Echo<O, L> {
         let rounds = hand.rounds();
         // A drain has its own rule.
         let timeouts = self.core.timeouts.filter(|_| !self.core.lifecycle.is_draining());
-        let ended = hand.advance(now, reactor, |entry| match (entry, &timeouts) {
-            (Entry::Connection { connection, .. }, Some(timeouts)) => idle::visit(connection, timeouts, rounds),
-            (Entry::Connection { connection, .. }, None) => idle::visit_draining(connection, rounds),
-            (Entry::Faulted(faulted), Some(timeouts)) => idle::visit(&mut **faulted, timeouts, rounds),
-            (Entry::Faulted(faulted), None) => idle::visit_draining(&mut **faulted, rounds),
-            (Entry::AwaitingHeader(awaiting), Some(timeouts)) => idle::visit_awaiting(awaiting, timeouts, rounds),
-            (Entry::AwaitingHeader(awaiting), None) => idle::visit_awaiting_draining(awaiting, rounds),
-            (Entry::Listener(_), _) => Visit::Wait,
+        // That of the kernel too.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let has_user_timeout =
+            self.core.config.stall_timeout.is_some() && self.core.lifecycle.is_draining() && rounds == 1;
+        let ended = hand.advance(now, reactor, |entry| {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            if has_user_timeout {
+                entry.lift_user_timeout();
+            }
+            match (entry, &timeouts) {
+                (Entry::Connection { connection, .. }, Some(timeouts)) => idle::visit(connection, timeouts, rounds),
+                (Entry::Connection { connection, .. }, None) => idle::visit_draining(connection, rounds),
+                (Entry::Faulted(faulted), Some(timeouts)) => idle::visit(&mut **faulted, timeouts, rounds),
+                (Entry::Faulted(faulted), None) => idle::visit_draining(&mut **faulted, rounds),
+                (Entry::AwaitingHeader(awaiting), Some(timeouts)) => idle::visit_awaiting(awaiting, timeouts, rounds),
+                (Entry::AwaitingHeader(awaiting), None) => idle::visit_awaiting_draining(awaiting, rounds),
+                (Entry::Listener(_), _) => Visit::Wait,
+            }
         });
         for (key, reason) in ended {
             self.open(reactor, key, None);

@@ -160,6 +160,28 @@ fn draining_flushes_pending_output_before_closing() {
     assert_eq!((stats.closed.drained, stats.closed.end_of_stream, stats.discarded), (1, 1, 0));
 }
 
+/// Without a drain, a client that does not read for the stall timeout is reset: by the kernel, if the server has nothing pending.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_stall_timeout_ends_no_client_in_a_drain() {
+    let mut config = narrow();
+    (config.drain_timeout, config.stall_timeout) = (NEVER, Some(Duration::from_secs(3)));
+    let server = Server::bind(ADDRESS, config).unwrap().spawn().unwrap();
+    let mut other = connect(server.local_addr());
+    let mut client = connect_narrow(server.local_addr());
+    let message = pattern(2 << 20);
+    let sent = stall(&client, &message, &mut other, &server.handle());
+    half_close(&other);
+    server.handle().drain();
+    // No event tells that nothing happens.
+    std::thread::sleep(Duration::from_secs(5));
+    half_close(&client);
+    assert_receives(&mut client, &message[..sent]);
+    assert_ended(&mut client);
+    let closed = join(server).stats.closed;
+    assert_eq!((closed.stalled, closed.failed, closed.end_of_stream), (0, 0, 2));
+}
+
 /// Closing with unread input would send RST, and the client would lose what it has not read yet.
 #[test]
 fn input_after_the_servers_fin_is_discarded_and_no_output_is_lost() {
