@@ -67,11 +67,16 @@ impl<S: Source> Source for Socket<S> {
 }
 
 #[cfg(all(feature = "raw-syscalls", any(target_os = "linux", target_os = "android")))]
-mod calls {
+pub(crate) mod calls {
     use std::io;
     use std::os::fd::AsFd;
 
     use rustix::net::{RecvFlags, SendFlags};
+
+    pub(crate) fn peek(stream: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+        let (received, _) = rustix::net::recv(stream, buffer, RecvFlags::PEEK)?;
+        Ok(received)
+    }
 
     #[inline]
     pub(super) fn receive(stream: &mut impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
@@ -87,8 +92,14 @@ mod calls {
 }
 
 #[cfg(not(all(feature = "raw-syscalls", any(target_os = "linux", target_os = "android"))))]
-mod calls {
+pub(crate) mod calls {
     use std::io::{self, Read, Write};
+    use std::os::fd::AsFd;
+
+    pub(crate) fn peek(stream: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+        // For recv(2) all stream sockets are alike.
+        std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?).peek(buffer)
+    }
 
     pub(super) fn receive(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         stream.read(buffer)

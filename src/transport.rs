@@ -69,14 +69,13 @@ pub trait Stream: Read + Write + Source + AsFd + Debug + Sized {
     const IS_TCP_SOCKET: bool = false;
 
     /// Reads the next bytes of its socket, and leaves them there. The server looks for a PROXY header in this way. Default:
-    /// recv(2) with `MSG_PEEK`, through a duplicate of the descriptor.
+    /// recv(2) with `MSG_PEEK`; without the feature `raw-syscalls` through a duplicate of the descriptor.
     ///
     /// # Errors
     ///
-    /// - Those of recv(2) and dup(2).
+    /// - Those of recv(2), and of dup(2) for a duplicate.
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        // For recv(2) all stream sockets are alike.
-        std::net::TcpStream::from(self.as_fd().try_clone_to_owned()?).peek(buffer)
+        crate::socket::calls::peek(self, buffer)
     }
 
     /// Ends the direction of the output: the peer reads the end of the stream after what was written. Default: shutdown(2) of the

@@ -19,7 +19,11 @@ use rustix::process::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
-use crate::support::{Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, connect, ecoloop, pattern};
+#[cfg(target_os = "linux")]
+use crate::support::limit_descriptors;
+use crate::support::{
+    Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, assert_receives, connect, ecoloop, eventually, pattern,
+};
 
 /// A directory with the path of a socket that is not there yet.
 pub(crate) fn new_path() -> (TempDir, PathBuf) {
@@ -435,4 +439,18 @@ fn serve_refuses_what_unix_sockets_do_not_have() {
     assert_eq!(ended.status.code(), Some(1));
     assert!(ended.stderr[0].contains("is not a socket"), "{ended:?}");
     drop(directory);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_proxy_header_is_read_without_another_descriptor() {
+    let (_directory, path) = new_path();
+    let (server, address) = Process::serve(&["--proxy-protocol", &format!("unix:{}", path.display())]);
+    let before = server.descriptors().len();
+    let mut client = connect(address);
+    eventually("the accept", || server.descriptors().len() > before);
+    let open = server.descriptors();
+    limit_descriptors(&server, (0..1024).find(|number| !open.contains(number)));
+    client.write_all(b"PROXY UNKNOWN\r\nhola").unwrap();
+    assert_receives(&mut client, b"hola");
 }
