@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use proxy_header::{Error, ParseConfig, Protocol, ProxiedAddress, ProxyHeader};
 use socket2::SockRef;
 
-use super::observer::CloseReason;
+use super::observer::{CloseReason, Peer};
 use crate::interrupted::retry_interrupted;
 use crate::ready::Ready;
 use crate::transport::Stream;
@@ -52,6 +52,8 @@ impl<S: Stream> AwaitingHeader<S> {
             Err(error) => return Err(error.kind().into()),
         };
         match parse(&bytes[..received]) {
+            // The address of a client without one, which no limit applies to.
+            Parsed::Complete { source, .. } if source == Some(Peer::NO_ADDRESS) => Err(BAD_HEADER),
             Parsed::Complete { length, source } => {
                 (&*SockRef::from(&self.stream)).read_exact(&mut bytes[..length]).map_err(|error| error.kind())?;
                 Ok(Some(source.unwrap_or(self.address)))

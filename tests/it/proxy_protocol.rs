@@ -154,6 +154,7 @@ fn a_bad_or_missing_header_resets_the_connection() {
     for (bytes, ends) in [(&b"hola"[..], false), (b"PROXY TCP4 ", true), (LOCAL.split_at(15).0, true), (b"", true)]
         .into_iter()
         .chain([(&too_long[..16], false), (b"PROXY TCP4 1.2.3.4 5.6.7.8 9 65536\r\nhola", false)])
+        .chain([(&b"PROXY TCP4 0.0.0.0 1.2.3.4 0 80\r\nhola"[..], false)])
     {
         let client = connect_sending(server.local_addr(), bytes);
         if ends {
@@ -165,7 +166,7 @@ fn a_bad_or_missing_header_resets_the_connection() {
         assert_eq!(events_of_one(&recorder), (real, vec![Event::Opened, Event::Closed(BAD_HEADER)]), "{bytes:?}");
     }
     let stats = server.handle().stats();
-    assert_eq!((stats.accepted, stats.closed.failed, stats.bytes_in, stats.bytes_out), (6, 6, 0, 0));
+    assert_eq!((stats.accepted, stats.closed.failed, stats.bytes_in, stats.bytes_out), (7, 7, 0, 0));
 }
 
 #[test]
