@@ -94,7 +94,7 @@ impl<L: Listen> Acceptor<L> {
     pub(super) fn accept(
         &mut self,
         index: usize,
-        mut attempts: usize,
+        attempts: usize,
         mut room: usize,
         errors: &AcceptErrorCounters,
         mut admit: impl FnMut(&L, L::Stream, SocketAddr) -> io::Result<bool>,
@@ -102,21 +102,25 @@ impl<L: Listen> Acceptor<L> {
         if self.fault == Some(Connect::Hang) {
             return self.pause();
         }
-        match self.allowance() {
-            Ok(allowance) => attempts = attempts.min(allowance),
+        let mut allowance = match self.allowance() {
+            Ok(allowance) => allowance,
             Err(retry_at) => {
                 self.retry_at = Some(retry_at);
                 return self.pause();
             }
-        }
+        };
         let (mut accepted, mut skipped) = (false, None);
         for _ in 0..attempts {
+            if allowance == 0 {
+                break;
+            }
             if room == 0 {
                 return self.pause();
             }
             match accept(&self.listeners[index].socket) {
                 Accepted::Connection(stream, address) => {
                     self.spend_allowance();
+                    allowance -= 1;
                     self.exhausted = false;
                     self.first = (index + 1) % self.listeners.len();
                     accepted = true;
