@@ -27,7 +27,10 @@ const STDOUT_TIMEOUT: Duration = Duration::from_millis(900);
 const STDERR_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Ends the log.
-pub(super) struct Writer(Arc<Queue>);
+pub(super) struct Writer {
+    queue: Arc<Queue>,
+    is_finished: bool,
+}
 
 /// The number of lines that were lost so far.
 #[derive(Clone)]
@@ -82,26 +85,27 @@ pub(super) fn start(level: LevelFilter) -> std::io::Result<Writer> {
     thread::Builder::new().name("log".to_owned()).spawn(move || of_writer.write_lines())?;
     log::set_boxed_logger(Box::new(Logger(Arc::clone(&queue)))).map_err(std::io::Error::other)?;
     log::set_max_level(level);
-    Ok(Writer(queue))
+    Ok(Writer { queue, is_finished: false })
 }
 
 impl Writer {
     pub(super) fn lost_lines(&self) -> LostLines {
-        LostLines(Arc::clone(&self.0))
+        LostLines(Arc::clone(&self.queue))
     }
 
     /// Waits at most a second until all is written. If standard output does not show how many lines were lost, prints it on standard
     /// error.
-    pub(super) fn finish(self) -> Finished {
+    pub(super) fn finish(mut self) -> Finished {
+        self.is_finished = true;
         self.flush()
     }
 
     fn flush(&self) -> Finished {
         let (sender, answer) = mpsc::channel();
-        self.0.lock().finish = Some(sender);
-        self.0.filled.notify_one();
+        self.queue.lock().finish = Some(sender);
+        self.queue.filled.notify_one();
         let is_shown = answer.recv_timeout(STDOUT_TIMEOUT);
-        let lost = self.0.lost();
+        let lost = self.queue.lost();
         if lost > 0 && is_shown != Ok(true) {
             print_on_stderr(lost_lines(lost));
         }
@@ -110,9 +114,9 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// Writes what is queued if a panic ends the process: its message alone would not tell what led to it.
+    /// Writes what is queued if a panic or an error ends the process: its message alone would not tell what led to it.
     fn drop(&mut self) {
-        if thread::panicking() {
+        if !self.is_finished {
             self.flush();
         }
     }
@@ -155,7 +159,9 @@ impl Queue {
     }
 
     fn lost(&self) -> u64 {
-        self.offered_lines.load(Ordering::Relaxed) - self.written_lines.load(Ordering::Relaxed)
+        // In this order: a line may be offered and written between the two.
+        let written = self.written_lines.load(Ordering::Relaxed);
+        self.offered_lines.load(Ordering::Relaxed).saturating_sub(written)
     }
 
     fn write_lines(&self) {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -270,4 +270,16 @@ fn with_both_outputs_closed_full_or_unread_the_exit_status_is_0() {
     let ended = process.terminate();
     assert_eq!(lost_lines(&ended, &report), LINES);
     drop(unread);
+}
+
+#[test]
+fn the_lines_before_a_failed_start_are_written() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap().to_string();
+    for _ in 0..20 {
+        let options = ["--lang", "en", "--max-connections", "2000M", &taken];
+        let ended = Process::start(ecoloop(&options)).wait();
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(ended.stdout.iter().any(|line| line.contains("exceeds the descriptor limit")), "{ended:?}");
+    }
 }
