@@ -27,11 +27,16 @@ fn lock_files() -> MutexGuard<'static, ()> {
     WRITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the process with the status of one that SIGINT has ended. Neither a temporary file nor half of a file is left behind.
+/// Ends the process. Neither a temporary file nor half of a file is left behind.
+pub(super) fn exit(status: i32) -> ! {
+    let _files = lock_files();
+    std::process::exit(status);
+}
+
+/// Ends the process with the status of one that SIGINT has ended.
 #[cfg(feature = "load")]
 pub(super) fn exit_interrupted() -> ! {
-    let _files = lock_files();
-    std::process::exit(130);
+    exit(130)
 }
 
 /// Writes all of `bytes`, and waits where the descriptor is non-blocking and full. On an error `bytes` is what is not written.

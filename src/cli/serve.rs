@@ -8,7 +8,7 @@ use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{ArgAction, Args, ValueEnum};
 use ecoloop::transport::{AnyAddress, Listen, UnixAddress};
@@ -38,6 +38,9 @@ use super::values::{
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5000);
 /// Descriptors for what is not a connection: standard streams, the poll, listeners, the report, and a reserve.
 const DESCRIPTORS_KEPT: u64 = 64;
+
+/// A signal within this time after the end is a repeat of the request for it.
+const WRITING: Duration = Duration::from_millis(300);
 
 const TIMING: &str = "Limits and timing";
 const OUTPUT: &str = "Output";
@@ -270,6 +273,7 @@ impl Start {
         if let Some(notifier) = notifier {
             notifier.finish();
         }
+        let _ = stage.ended_at.set(Instant::now());
         let log = log_writer.finish();
         // Both are written, even if the first fails.
         let traced = tracing.map_or(Ok(()), |tracing| tracing.write());
@@ -428,6 +432,8 @@ struct Stage {
     /// From here on a client may have connected.
     is_binding: AtomicBool,
     service: OnceLock<Service>,
+    /// When the server had ended. Its results are then written, to a pipe for as long as its reader takes.
+    ended_at: OnceLock<Instant>,
 }
 
 /// What a signal has an effect on.
@@ -454,6 +460,8 @@ fn handle_signals(stage: Arc<Stage>, language: Language, logs_shutdown: bool) ->
             let Service { handle, notifier } = stage.service.wait();
             if signal == SIGUSR1 {
                 log_so_far(language, &handle.report());
+            } else if stage.ended_at.get().is_some_and(|ended| ended.elapsed() > WRITING) {
+                output::exit(1);
             } else if handle.is_ending() {
                 handle.stop();
             } else {

@@ -268,3 +268,21 @@ mod load {
         drop(reader);
     }
 }
+
+#[test]
+fn a_signal_ends_a_server_whose_trace_nobody_reads() {
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("trace.json");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let _reader = File::options().read(true).write(true).open(&fifo).unwrap();
+    let (mut server, address) = Process::serve(&["--trace", fifo.to_str().unwrap()]);
+    let mut client = connect(address);
+    // Their steps are more than a pipe holds.
+    for _ in 0..3000 {
+        assert_echoes(&mut client, b"hola");
+    }
+    half_close(&client);
+    assert_ended(&mut client);
+    server.signal_until_ended(Signal::TERM);
+    assert_eq!(server.wait().status.code(), Some(1));
+}
