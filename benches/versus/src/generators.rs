@@ -117,9 +117,10 @@ impl Generator {
         }))
     }
 
-    /// Closes the connections. Returns an error if the generator exits with one, such as bytes after the last window.
+    /// Closes the connections. Returns an error if the generator exits with one, such as bytes after the last window. An
+    /// inconclusive run is no error.
     pub(crate) fn finish(mut self) -> Result<(), String> {
-        self.coprocess.finish(CLOSE_TIMEOUT).map_err(|error| format!("load generator: {error}"))
+        self.coprocess.finish(CLOSE_TIMEOUT, &[INCONCLUSIVE]).map_err(|error| format!("load generator: {error}"))
     }
 }
 

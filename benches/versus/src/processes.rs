@@ -225,21 +225,21 @@ impl Coprocess {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.finish(timeout)?;
+                    self.finish(timeout, &[])?;
                     return Err("it exited".to_owned());
                 }
             }
         }
     }
 
-    /// Closes its input and waits until it exits.
-    pub(crate) fn finish(&mut self, timeout: Duration) -> Result<(), String> {
+    /// Closes its input and waits until it exits, with 0 or a status of `also`.
+    pub(crate) fn finish(&mut self, timeout: Duration, also: &[i32]) -> Result<(), String> {
         self.input = None;
         if !wait_until(timeout, || Ok(self.process.exit_status()?.is_some()))? {
             return Err(format!("not finished after {}", humantime::format_duration(timeout)));
         }
         match self.process.exit_status()? {
-            Some(status) if !status.success() => {
+            Some(status) if !status.success() && !status.code().is_some_and(|code| also.contains(&code)) => {
                 let errors = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
                 Err(exit_reason(status, &errors))
             }
@@ -298,7 +298,10 @@ mod tests {
             (coprocess.request(timeout).unwrap(), coprocess.request(timeout).unwrap()),
             ("1".to_owned(), "2".to_owned())
         );
-        assert_eq!(coprocess.finish(timeout).unwrap_err(), "exit status: 2: broken");
+        assert_eq!(coprocess.finish(timeout, &[3]).unwrap_err(), "exit status: 2: broken");
+        let late = || Coprocess::start(Command::new("sh").args(["-c", "read line; exit 3"])).unwrap();
+        assert_eq!(late().finish(timeout, &[3]), Ok(()));
+        assert_eq!(late().finish(timeout, &[]).unwrap_err(), "exit status: 3");
         let mut ended = Coprocess::start(&mut Command::new("true")).unwrap();
         assert_eq!(ended.request(timeout).unwrap_err(), "it exited");
     }
