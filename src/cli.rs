@@ -275,7 +275,7 @@ fn quoted(word: &str) -> String {
     if word.bytes().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
-/// Replaces control characters in the arguments that a usage error names: a terminal would obey them.
+/// Replaces control characters in the arguments that a usage error names: a terminal would execute them.
 fn without_control(mut error: clap::Error) -> clap::Error {
     let arguments: Vec<_> = error
         .context()

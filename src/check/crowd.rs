@@ -69,7 +69,7 @@ impl Crowd {
             while number - self.served - self.failed >= waiting && Instant::now() < attempt.deadline() {
                 self.turn(attempt, reactor)?;
             }
-            // Connects that nobody waits for would stand in the way of the client that comes afterwards.
+            // More connects would be ahead of the next client in the accept queue.
             if Instant::now() >= attempt.deadline() {
                 break;
             }

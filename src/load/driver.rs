@@ -248,7 +248,7 @@ impl Driver {
     /// Records `count` messages that are due from `due` on, within a tick, on connections that have ended or could not connect.
     pub(super) fn record_unsent(&mut self, due: u64, count: u64) {
         if self.has_no_connection {
-            // All of a window come at once, in order: those whose age is known now need no memory.
+            // All messages of a window come in one turn, in order: one whose age is known now needs no memory.
             self.totals.expire_lost(due);
         }
         // The first message of a connection is never on a schedule.

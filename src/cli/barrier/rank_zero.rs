@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Ending;
 use super::wire::{self, Counts, FromRank, FromRankZero, GREETING_MAX, Hello, Line, REPORT_MAX};
-use crate::cli::hints::DESCRIPTOR_HINT;
+use crate::cli::hints::with_descriptor_hint;
 
 /// How often a waiting thread checks the time and the interrupt.
 const TICK: Duration = Duration::from_millis(50);
@@ -111,7 +111,7 @@ impl RankZero {
         let mut state = self.shared.state();
         if !state.ranks.contains_key(&index) {
             let reason = format!("job {index} of {} ended before the run: {status}", self.shared.hello.rank.count);
-            // Ctrl-C reaches every process of the terminal, and one that has not joined exits at once.
+            // Ctrl-C reaches every process of the terminal, and one that has not joined exits with 130.
             let is_interrupted = self.shared.interrupt.is_set() || status.code() == Some(130);
             self.shared.end(&mut state, reason, !is_interrupted);
         }
@@ -245,11 +245,11 @@ impl Shared {
             let (stream, address) = match listener.accept() {
                 Ok(newcomer) => newcomer,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                    let reason = format!("rank 0 cannot accept another rank: {error}; {DESCRIPTOR_HINT}");
+                    let reason = format!("rank 0 cannot accept another rank: {}", with_descriptor_hint(error));
                     return self.end(&mut self.state(), reason, true);
                 }
                 Err(error) => {
-                    // One that stays would have the poll return at once.
+                    // While the error lasts, the poll does not wait.
                     if error.kind() != io::ErrorKind::WouldBlock {
                         thread::sleep(TICK);
                     }

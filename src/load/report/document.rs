@@ -139,7 +139,8 @@ impl Report {
         (self.r#loop == Loop::Open).then(|| self.config.arrivals.unwrap_or_default())
     }
 
-    /// Returns how many messages [`Settings::rate`] asks for at each of its times: those of a connection in [`Mode::Churn`], and else 1.
+    /// Returns how many messages [`Settings::rate`] asks for at each of its times: in [`Mode::Churn`] the messages of a connection,
+    /// and else 1.
     #[must_use]
     pub fn messages_per_arrival(&self) -> f64 {
         let messages = self.config.messages_per_connection.filter(|_| self.mode == Mode::Churn);
