@@ -100,8 +100,7 @@ pub struct UnixListener {
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    id: (u64, u64),
 }
 
 impl UnixListener {
@@ -111,7 +110,7 @@ impl UnixListener {
     ///
     /// # Errors
     ///
-    /// - `AddrInUse`: a server listens on the address.
+    /// - `AddrInUse`: a server listens on the address, or another that starts has taken the path.
     /// - `AlreadyExists`: the path has a file that is not a socket.
     /// - `PermissionDenied` and the other errors of connect(2): the path has a socket, and whether a server listens on it is not known.
     /// - The other errors of bind(2), chmod(2) and listen(2); the text names the address.
@@ -137,6 +136,12 @@ impl UnixListener {
 }
 
 fn bind(address: &UnixAddress, config: &Config) -> io::Result<UnixListener> {
+    let (socket, file) = bind_file(address, config)?;
+    listen(socket, file, address, config)
+}
+
+/// Binds the address. No client can connect yet.
+fn bind_file(address: &UnixAddress, config: &Config) -> io::Result<(socket2::Socket, Option<SocketFile>)> {
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     let mut file = None;
@@ -151,7 +156,20 @@ fn bind(address: &UnixAddress, config: &Config) -> io::Result<UnixListener> {
             }
         }
     }
+    Ok((socket, file))
+}
+
+fn listen(
+    socket: socket2::Socket,
+    file: Option<SocketFile>,
+    address: &UnixAddress,
+    config: &Config,
+) -> io::Result<UnixListener> {
     socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
+    // Until then another server that starts found this socket stale, and may have removed its file.
+    if file.as_ref().is_some_and(|file| !is_at(&file.path, file.id)) {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another server that starts has taken the path"));
+    }
     let socket = mio::net::UnixListener::from_std(socket.into());
     Ok(UnixListener { socket, address: address.clone(), file })
 }
@@ -170,8 +188,8 @@ fn bind_path(socket: &socket2::Socket, address: &UnixAddress, path: &Path) -> io
 
 /// Removes the file of a socket on which no server listens.
 fn remove_stale(address: &SockAddr, path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => {}
+    let found = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => id(&metadata),
         Ok(_) => {
             let reason = "the file exists and is not a socket; remove it, or choose another path";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, reason));
@@ -179,14 +197,14 @@ fn remove_stale(address: &SockAddr, path: &Path) -> io::Result<()> {
         // Its owner has removed it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
-    }
+    };
     let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // With a full backlog a connect would wait.
     probe.set_nonblocking(true)?;
     match probe.connect(address) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             log::debug!(target: LOG_TARGET, "remove {}: no server listens on this socket", path.display());
-            fs::remove_file(path)
+            remove(path, found)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // EACCES, say: whether a server listens is not known.
@@ -203,26 +221,32 @@ fn is_pending(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::EINPROGRESS)
 }
 
+/// Removes a file, if the path still has this one: another server may have its own there.
+fn remove(path: &Path, file: (u64, u64)) -> io::Result<()> {
+    if is_at(path, file) { fs::remove_file(path) } else { Ok(()) }
+}
+
+fn is_at(path: &Path, file: (u64, u64)) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| id(&found) == file)
+}
+
+/// Returns the device of a file, and its number there.
+fn id(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
 impl SocketFile {
     fn new(path: &Path) -> io::Result<Self> {
         // The process may change its directory before it removes the file.
         let path = std::path::absolute(path)?;
-        let metadata = fs::symlink_metadata(&path)?;
-        Ok(Self { path, device: metadata.dev(), inode: metadata.ino() })
-    }
-
-    fn is(&self, other: &Metadata) -> bool {
-        (self.device, self.inode) == (other.dev(), other.ino())
+        let id = id(&fs::symlink_metadata(&path)?);
+        Ok(Self { path, id })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Another server may have its own file there.
-        if !fs::symlink_metadata(&self.path).is_ok_and(|metadata| self.is(&metadata)) {
-            return;
-        }
-        if let Err(error) = fs::remove_file(&self.path) {
+        if let Err(error) = remove(&self.path, self.id) {
             log::warn!(target: LOG_TARGET, "cannot remove {}: {error}", self.path.display());
         }
     }
@@ -274,5 +298,25 @@ impl Source for UnixListener {
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         self.socket.deregister(registry)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// What happens between bind(2) and listen(2) of the first server cannot be timed from outside.
+    #[test]
+    fn of_two_servers_that_start_at_once_the_one_whose_file_is_there_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = UnixAddress::new(folder.path().join("echo.sock")).unwrap();
+        let config = Config::default();
+        let (socket, file) = bind_file(&address, &config).unwrap();
+        let second = UnixListener::bind(&address, &config).unwrap();
+        let error = listen(socket, file, &address, &config).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        std::os::unix::net::UnixStream::connect(address.path().unwrap()).unwrap();
+        second.accept().unwrap();
     }
 }
