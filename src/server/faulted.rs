@@ -106,6 +106,7 @@ impl<S: Stream> Faulted<S> {
 
     /// Serves it as [`Connection`] does, and counts what it has sent and what the faults have done.
     fn serve(&mut self, ready: Ready, buffer: &mut [u8], sink: &mut impl Sink, counters: &Counters) -> Step {
+        let was_blocked = self.is_blocked();
         let next = self.advance(ready, buffer, sink);
         let stream = self.connection.get_mut();
         let sent = stream.take_sent();
@@ -114,6 +115,9 @@ impl<S: Stream> Faulted<S> {
         }
         if sent > 0 {
             sink.sent(sent);
+        }
+        // The time for which a fault kept output back is no time for which the peer did not take it.
+        if sent > 0 || self.is_blocked() && !was_blocked {
             self.connection.reset_idle();
         }
         next
@@ -267,4 +271,39 @@ impl<S: Sink> Sink for Received<'_, S> {
     }
 
     fn sent(&mut self, _: usize) {}
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::io::Write;
+
+    use mio::net::UnixStream;
+
+    use super::*;
+    use crate::Peer;
+    use crate::server::connection::Served;
+    use crate::transport::Socket;
+
+    /// Whether the socket takes the bytes at their time cannot be chosen from outside.
+    #[test]
+    fn the_time_of_a_delay_does_not_count_towards_the_stall_timeout() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let drawn = Drawn { faults: vec!["delay=1ms".parse().unwrap()], seed: 0 };
+        let mut faulted = Faulted::new(Socket::new(near), Peer::NO_ADDRESS, &drawn);
+        for length in [4096, 1] {
+            while faulted.stream_mut().write(&vec![0; length]).is_ok() {}
+        }
+        far.write_all(b"a").unwrap();
+        let (mut buffer, counters) = ([0; 16], Counters::default());
+        let mut served = Served { received: 0, sent: 0, outcome: Outcome::Wait };
+        faulted.serve(Ready::READABLE, &mut buffer, &mut served, &counters);
+        assert_eq!([1, 2, 3], [(); 3].map(|()| faulted.tick_idle()));
+        while !faulted.is_blocked() {
+            faulted.serve(Ready::NONE, &mut buffer, &mut served, &counters);
+        }
+        assert_eq!(faulted.tick_idle(), 1);
+        faulted.serve(Ready::WRITABLE, &mut buffer, &mut served, &counters);
+        assert_eq!(faulted.tick_idle(), 2);
+    }
 }

@@ -187,7 +187,8 @@ impl Hand {
 
 /// Ends a connection on which no byte has moved for its timeout.
 ///
-/// Output that is pending shrinks with each byte that moves, and nothing is read before it is gone: one count serves both timeouts.
+/// Output that is pending shrinks with each byte that moves, and nothing is read before it is gone: one count serves both timeouts. A
+/// connection with faults restarts it when the system first refuses its output.
 pub(super) fn visit(connection: &mut impl Watched, timeouts: &Timeouts, rounds: u64) -> Visit {
     let is_pending = connection.is_pending();
     let timeout = if is_pending { timeouts.with_pending } else { timeouts.without_pending };
