@@ -1,8 +1,10 @@
 //! What systemd passes to a service, and what a service tells it.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use ecoloop::Handle;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::format::plural;
 use super::log::TARGET;
@@ -69,12 +72,10 @@ enum Message {
 impl Notifier {
     /// Starts the thread, and reports that the server listens. Returns `None` without `NOTIFY_SOCKET`.
     pub(super) fn start(handle: Handle) -> io::Result<Option<Self>> {
-        if std::env::var_os(NOTIFY_SOCKET).is_none_or(|path| path.is_empty()) {
-            return Ok(None);
-        }
+        let Some(path) = std::env::var_os(NOTIFY_SOCKET).filter(|path| !path.is_empty()) else { return Ok(None) };
         let watchdog = Watchdog::from_environment();
         let watch = watchdog.clone().map(Watch::new);
-        let reporter = Reporter { handle, watch, connections: 0, has_failed: false };
+        let reporter = Reporter { handle, watch, connections: 0, path, socket: None, has_failed: false };
         let (messages, receiver) = mpsc::channel();
         thread::Builder::new().name("systemd".to_owned()).spawn(move || reporter.run(&receiver))?;
         Ok(Some(Self { messages, watchdog }))
@@ -130,6 +131,9 @@ struct Reporter {
     watch: Option<Watch>,
     /// The number of connections in the last status.
     connections: u64,
+    path: OsString,
+    /// It is kept: a server without a free descriptor must be able to feed its watchdog.
+    socket: Option<Socket>,
     /// A message could not be sent, which is logged once.
     has_failed: bool,
 }
@@ -170,13 +174,37 @@ impl Reporter {
     }
 
     fn send(&mut self, state: &NotifyState<'_>) {
-        if let Err(error) = sd_notify::notify(std::slice::from_ref(state))
+        if let Err(error) = self.try_send(state)
             && !std::mem::replace(&mut self.has_failed, true)
         {
-            let path = std::env::var_os(NOTIFY_SOCKET).unwrap_or_default();
-            log::warn!(target: TARGET, "cannot send {state} to NOTIFY_SOCKET {}: {error}", path.display());
+            log::warn!(target: TARGET, "cannot send {state} to NOTIFY_SOCKET {}: {error}", self.path.display());
         }
     }
+
+    fn try_send(&mut self, state: &NotifyState<'_>) -> io::Result<()> {
+        let message = format!("{state}\n");
+        if let Some(socket) = &self.socket
+            && socket.send(message.as_bytes()).is_ok()
+        {
+            return Ok(());
+        }
+        // The first message, or the service manager has bound its socket anew.
+        let socket = connect(&self.path)?;
+        socket.send(message.as_bytes())?;
+        self.socket = Some(socket);
+        Ok(())
+    }
+}
+
+/// Connects to the socket of the service manager: a path, or `@` and a name of the abstract namespace (`sd_notify(3)`).
+fn connect(path: &OsStr) -> io::Result<Socket> {
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))?,
+        _ => SockAddr::unix(path)?,
+    };
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    socket.connect(&address)?;
+    Ok(socket)
 }
 
 /// Looks at the turns of the loop.

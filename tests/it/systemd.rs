@@ -12,7 +12,8 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::{
-    Process, TIMEOUT, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, half_close, reserve_port,
+    Process, TIMEOUT, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, half_close, limit_descriptors,
+    reserve_port,
 };
 
 /// Returns a command that runs the binary with two sockets passed, as systemd passes them (`sd_listen_fds(3)`).
@@ -203,6 +204,49 @@ fn an_idle_loop_feeds_the_watchdog_at_half_its_time() {
         manager.receive_line("WATCHDOG=1");
     }
     assert!(start.elapsed() >= Duration::from_millis(3 * 300), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_server_without_a_free_descriptor_feeds_its_watchdog() {
+    let manager = Manager::new();
+    let mut command = manager.service(&[]);
+    command.env("WATCHDOG_USEC", "600000");
+    let mut server = Process::start(command);
+    let address = server.listening();
+    manager.receive_line("WATCHDOG=1");
+    limit_descriptors(&server, Some(1));
+    let _waiting = connect(address);
+    server.line_with("cannot accept on");
+    manager.socket.set_nonblocking(true).unwrap();
+    while manager.socket.recv(&mut [0; 64]).is_ok() {}
+    manager.socket.set_nonblocking(false).unwrap();
+    manager.receive_line("WATCHDOG=1");
+    manager.receive_line("WATCHDOG=1");
+}
+
+#[test]
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn a_manager_with_an_abstract_name_or_that_starts_anew_is_told() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
+    let name = format!("ecoloop-test-notify-{}", std::process::id());
+    let bind = || {
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        Manager { socket, directory: TempDir::new().unwrap() }
+    };
+    let manager = bind();
+    let mut command = ecoloop(&["127.0.0.1:0", "-q"]);
+    command.env("NOTIFY_SOCKET", format!("@{name}"));
+    let server = Process::start(command);
+    manager.receive_line("READY=1");
+    manager.receive_line("STATUS=0 connections");
+    drop(manager);
+    let manager = bind();
+    server.signal(Signal::TERM);
+    manager.receive_line("STOPPING=1");
+    assert!(server.wait().status.success());
 }
 
 #[test]
