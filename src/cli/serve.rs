@@ -273,8 +273,8 @@ impl Start {
         if let Some(notifier) = notifier {
             notifier.finish();
         }
-        let _ = stage.ended_at.set(Instant::now());
         let log = log_writer.finish();
+        let _ = stage.ended_at.set(Instant::now());
         // Both are written, even if the first fails.
         let traced = tracing.map_or(Ok(()), |tracing| tracing.write());
         let reported = match report_output {
@@ -432,7 +432,7 @@ struct Stage {
     /// From here on a client may have connected.
     is_binding: AtomicBool,
     service: OnceLock<Service>,
-    /// When the server had ended. Its results are then written, to a pipe for as long as its reader takes.
+    /// When the log had ended. The results are then written, to a pipe for as long as its reader takes.
     ended_at: OnceLock<Instant>,
 }
 
