@@ -88,7 +88,7 @@ impl<L: Listen> Acceptor<L> {
     }
 
     /// Accepts from listener `index` until `WouldBlock`, with at most `attempts` calls, while there is `room` for connections. Calls
-    /// `admit` for each, which returns whether it is served; an error drops the connection. Counts the `errors` of accept(2).
+    /// `admit` for each, which returns whether it is served; an error drops the connection. Counts the errors of both.
     ///
     /// Backs off if every attempt failed: an error of single connections that lasts, such as `EPERM` of a filter, is the system's.
     pub(super) fn accept(
@@ -127,7 +127,10 @@ impl<L: Listen> Acceptor<L> {
                     match admit(&self.listeners[index].socket, stream, address) {
                         Ok(true) => room -= 1,
                         Ok(false) => {}
-                        Err(error) => self.warn_dropped(address, &error),
+                        Err(error) => {
+                            errors.add(&error);
+                            self.warn_dropped(address, &error);
+                        }
                     }
                 }
                 Accepted::Skipped(error) => {

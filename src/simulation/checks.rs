@@ -138,7 +138,8 @@ impl Kernel {
         }
         let (is_opened, closed) = (client.is_opened, client.closed);
         match verdict {
-            Verdict::Served | Verdict::Dropped => {}
+            Verdict::Served => {}
+            Verdict::Dropped => self.books.accept_errors += 1,
             Verdict::NotAllowed => self.books.not_allowed += 1,
             Verdict::PerSource => self.books.per_source += 1,
             Verdict::Full => self.books.full += 1,

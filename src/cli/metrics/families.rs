@@ -62,7 +62,12 @@ impl Collector for Families {
         let help = "What faults have touched, by kind: connections, or bytes for flip, lose, duplicate and swap";
         encoder.counters("ecoloop_faults", help, "kind", stats.faults.iter())?;
         let errors = stats.accept_errors.iter().map(|(errno, count)| (errno_name(errno), count));
-        encoder.counters("ecoloop_accept_errors", "Errors of accept(2), by errno", "errno", errors)?;
+        encoder.counters(
+            "ecoloop_accept_errors",
+            "Errors of accept(2), and of registering what it returned, by errno",
+            "errno",
+            errors,
+        )?;
         self.turns.encode(&mut encoder)?;
         let help = "Log lines that standard output did not take";
         encoder.counter("ecoloop_log_lines_lost", help, &self.lost_lines.count())?;
