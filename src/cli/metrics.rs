@@ -33,17 +33,21 @@ pub(super) use self::families::TurnTimer;
 
 /// Binds the addresses of `--metrics`: all of them, or none.
 pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, String> {
-    let bind = |address: &SocketAddr| {
-        TcpListener::bind(address).map_err(|error| {
+    let bind = |(place, address): (usize, &SocketAddr)| {
+        // A name may resolve to one address twice.
+        if address.port() != 0 && addresses[..place].contains(address) {
+            return None;
+        }
+        Some(TcpListener::bind(address).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => "; choose another port".to_owned(),
                 io::ErrorKind::AddrNotAvailable => format!("; {}", hint_of_address(address.ip())),
                 _ => String::new(),
             };
             format!("cannot serve --metrics on {address}: {error}{hint}")
-        })
+        }))
     };
-    addresses.iter().map(bind).collect()
+    addresses.iter().enumerate().filter_map(bind).collect()
 }
 
 /// Serves the metrics of the server behind `handle` until the process ends. Returns what times its turns.

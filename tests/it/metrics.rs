@@ -1,7 +1,7 @@
 //! `serve --metrics`: what Prometheus scrapes, and clients that harm nobody.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Process, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening,
+    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening,
     limit_descriptors, reserve_port, reset,
 };
 
@@ -25,6 +25,23 @@ fn serve(arguments: &[&str]) -> (Process, SocketAddr, SocketAddr) {
     let line = server.line_with("Metrics on http://");
     let metrics = line.split_once("http://").unwrap().1.strip_suffix("/metrics").unwrap();
     (server, address, metrics.parse().unwrap())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_name_that_resolves_to_one_address_twice_is_bound_once() {
+    let (port, reserved) = reserve_port();
+    drop(port);
+    let inner = ecoloop(&["127.0.0.1:0", "--metrics", &format!("twice.example:{}", reserved.port())]);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", "mount --bind /proc/self/fd/0 /etc/hosts && exec \"$0\" \"$@\""]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    let hosts = Scratch::new("hosts");
+    fs::write(hosts.path(), "127.0.0.1 twice.example\n127.0.0.1 twice.example\n").unwrap();
+    command.stdin(File::open(hosts.path()).unwrap());
+    let mut server = Process::start(command);
+    server.line_with("Metrics on http://127.0.0.1:");
+    assert!(request(reserved, "GET /metrics HTTP/1.0\r\n\r\n").0.contains(" 200 "));
 }
 
 /// Sends a request, and returns the head and the body of the response, which ends the connection.
@@ -249,7 +266,7 @@ fn lost_log_lines_are_counted() {
     let (reserved_metrics, metrics) = free_address();
     drop(reserved_metrics);
     let mut command = ecoloop(&["--reuse-port", &address.to_string(), "--metrics", &metrics.to_string()]);
-    command.stdout(fs::File::create("/dev/full").unwrap()).stderr(Stdio::piped());
+    command.stdout(File::create("/dev/full").unwrap()).stderr(Stdio::piped());
     let _server = Process::adopt(command);
     eventually("the server", || is_listening(address) && is_listening(metrics));
     // Two lines of the start, and that of the metrics.
