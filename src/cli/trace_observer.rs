@@ -1,6 +1,7 @@
 //! Records the steps of the server's loop.
 
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::process;
 use std::time::Instant;
@@ -20,6 +21,8 @@ const WOULD_BLOCK: &str = "EAGAIN";
 pub(super) struct Tracing {
     output: Output,
     format: Format,
+    /// Its steps have their memory before the server listens.
+    trace: Trace,
     document: String,
 }
 
@@ -27,7 +30,9 @@ impl Tracing {
     /// Opens the file. Its content stays until the server listens.
     pub(super) fn open(file: &TraceFile) -> Result<Self, String> {
         let output = Output::open(&file.path)?;
-        Ok(Self { output, format: file.format, document: String::new() })
+        let mut trace = Trace::new(String::new(), Source::Observer);
+        trace.reserve().map_err(|error| format!("cannot allocate the steps of the trace: {error}"))?;
+        Ok(Self { output, format: file.format, trace, document: String::new() })
     }
 
     pub(super) fn output(&self) -> &Output {
@@ -44,11 +49,14 @@ impl Tracing {
     ) -> Result<(io::Result<()>, Report), String> {
         let addresses: Vec<_> = server.local_addrs().iter().map(ToString::to_string).collect();
         let title = format!("ecoloop serve {}", addresses.join(" "));
+        let running = Trace::of_running_server(title.clone());
         // A pipe takes one document.
         if matches!(self.output, Output::File(_)) {
-            self.output.replace(&Trace::of_running_server(title.clone()).document(self.format))?;
+            self.output.replace(&running.document(self.format))?;
         }
-        let mut server = server.with_observer(TraceObserver::new(title, inner)?);
+        let mut trace = mem::replace(&mut self.trace, running);
+        trace.title = title;
+        let mut server = server.with_observer(TraceObserver::new(trace, inner));
         let result = serve(&mut server);
         let trace = &server.observer().trace;
         if trace.dropped > 0 {
@@ -101,16 +109,10 @@ enum Visit {
 
 impl TraceObserver {
     /// Returns an observer that passes everything on to `inner`.
-    ///
-    /// # Errors
-    ///
-    /// - The system has not enough memory for the steps.
-    fn new(title: String, inner: Box<dyn Observer>) -> Result<Self, String> {
-        let mut trace = Trace::new(title, Source::Observer);
-        trace.reserve().map_err(|error| format!("cannot allocate the steps of the trace: {error}"))?;
+    fn new(mut trace: Trace, inner: Box<dyn Observer>) -> Self {
         trace.add_thread(process::id());
         let (started, open) = (Instant::now(), Vec::new());
-        Ok(Self { inner, trace, started, mark_ns: 0, open, held: None, visit: Visit::Nothing })
+        Self { inner, trace, started, mark_ns: 0, open, held: None, visit: Visit::Nothing }
     }
 
     /// Starts the next step now. Reads no clock when there is no room for it.

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Ended, Process, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_reset, await_unread, chromium,
-    connect, connect_narrow, ecoloop, eventually, half_close, reset, server_end,
+    connect, connect_narrow, ecoloop, eventually, half_close, limited, reset, server_end,
 };
 
 /// Runs `ecoloop strip` on a file with this content, and returns its exit and the page.
@@ -597,6 +597,18 @@ fn a_trace_that_cannot_be_written_is_refused_before_the_server_listens() {
         assert_eq!(refused.status.code(), Some(2), "{refused:?}");
         assert!(refused.stderr[0].contains("must end in .html"), "{refused:?}");
     }
+}
+
+#[test]
+fn a_trace_without_memory_for_its_steps_is_refused_before_the_server_listens() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("trace.html");
+    fs::write(&file, "an earlier one").unwrap();
+    let command = ecoloop(&["127.0.0.1:0", "--trace", file.to_str().unwrap()]);
+    let refused = Process::start(limited(60_000, &command)).wait();
+    assert_eq!((refused.status.code(), &refused.stdout[..]), (Some(1), &[][..]), "{refused:?}");
+    assert!(refused.stderr[0].starts_with("ecoloop: cannot allocate the steps of the trace: "), "{refused:?}");
+    assert_eq!(fs::read_to_string(file).unwrap(), "an earlier one");
 }
 
 #[test]
