@@ -164,11 +164,8 @@ impl Output {
 
     /// Empties an existing file. A device or a pipe has nothing to empty.
     pub(super) fn clear(&self) -> Result<(), String> {
-        let Self::File(target) = self else { return Ok(()) };
-        match OpenOptions::new().write(true).truncate(true).open(target) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(format!("cannot truncate {}: {error}", target.display()))
-            }
+        match self {
+            Self::File(target) if target.exists() => self.replace(""),
             _ => Ok(()),
         }
     }
@@ -315,6 +312,23 @@ pub(super) mod tests {
         output.write("new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(names(&directory), ["report.json"]);
+    }
+
+    /// A file that its owner may not write can be replaced, if its directory can be written.
+    #[test]
+    fn an_existing_file_is_emptied_by_another_in_its_place_and_no_file_is_created() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("report.json");
+        let output = Output::open(&path).unwrap();
+        output.clear().unwrap();
+        assert!(names(&directory).is_empty());
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o444)).unwrap();
+        let old = File::open(&path).unwrap();
+        output.clear().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o444);
+        assert_eq!(io::read_to_string(old).unwrap(), "old");
     }
 
     #[test]
