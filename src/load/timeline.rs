@@ -80,6 +80,7 @@ fn rate(count: u64, nanoseconds: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::error::{ErrorName, Phase};
 
     const WINDOW: Window = Window { start: SECOND, end: 3 * SECOND + SECOND / 2 };
 
@@ -96,5 +97,24 @@ mod tests {
         assert!(timeline.end_second(WINDOW.end + 3 * SECOND, WINDOW, &mut totals, 1).is_none());
         let seconds: Vec<_> = timeline.samples().iter().map(|sample| (sample.t, sample.rate)).collect();
         assert_eq!(seconds, [(1, 1000), (2, 1000), (3, 1000)]);
+    }
+
+    #[test]
+    fn a_sample_has_the_latencies_and_the_errors_of_its_second_alone() {
+        let (mut timeline, mut totals) = (Timeline::new(), Totals::new(SECOND));
+        timeline.start(WINDOW.start);
+        let mut end_second = |now, latencies_us: &[(u64, usize)], errors: u64| {
+            for &(latency_us, count) in latencies_us {
+                (0..count).for_each(|_| totals.record_reply(now, latency_us * 1000, false));
+            }
+            totals.record_errors(Phase::Connect, ErrorName::Refused, None, errors, now);
+            let sample = timeline.end_second(now, WINDOW, &mut totals, 1).copied();
+            sample.map(|sample| (sample.p50, sample.p99, sample.errors))
+        };
+        // The 99th of 100 is the first slow one.
+        assert_eq!(end_second(2 * SECOND, &[(1000, 98), (2000, 2)], 2), Some((Some(1000), Some(2000), 2)));
+        assert_eq!(end_second(3 * SECOND, &[(500, 1)], 3), Some((Some(500), Some(500), 3)));
+        assert_eq!(end_second(WINDOW.end, &[], 0), Some((None, None, 0)));
+        assert_eq!((totals.latency.count(), totals.latency.max()), (101, Some(2000)));
     }
 }

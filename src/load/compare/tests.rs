@@ -180,6 +180,16 @@ fn percentiles_of_a_few_microseconds_differ_by_more_than_a_step() {
     let p50 = metric(compare(&exact([5; 20]), &exact([6; 20]), &[]).unwrap(), "p50");
     assert_eq!((p50.verdict, p50.interval), (Difference::NoDifference, Some([1.2, 1.2])));
     assert_eq!(metric(compare(&exact([5; 20]), &exact([7; 20]), &[]).unwrap(), "p50").verdict, Difference::Slower);
+    // A mean has a fraction.
+    let with_mean = |mean| {
+        let mut windows = exact([5; 20]);
+        for (_, run) in &mut windows {
+            run.latency_us.mean = Some(mean);
+        }
+        windows
+    };
+    let mean = metric(compare(&with_mean(5.0), &with_mean(6.0), &[]).unwrap(), "mean");
+    assert_eq!(mean.verdict, Difference::Slower);
 }
 
 fn stage(from: f64) -> StageFigures {

@@ -68,3 +68,50 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::document::tests::example;
+    use super::super::document::{ErrorCount, Mode, ThresholdResult};
+    use super::super::findings::{Excerpt, Finding, FindingKind};
+    use super::*;
+    use crate::load::error::{ErrorName, Phase};
+
+    #[test]
+    fn a_report_is_printed_with_what_failed_and_without_what_did_not() {
+        let mut report = example();
+        let messages = "messages: 20000 due, 20000 verified, 0 unsent, 0 unanswered, 0 failed";
+        let passed = format!("PASS: echo, 50 of 50 connections to 127.0.0.1:5000\n{messages}");
+        assert_eq!(report.to_string(), passed);
+        report.mode = Mode::Hold;
+        report.connections.held = 49;
+        report.errors = vec![ErrorCount {
+            phase: Phase::Receive,
+            error: ErrorName::Reset,
+            errno: Some("ECONNRESET".to_owned()),
+            count: 2,
+            first_s: 0.5,
+            targets: Vec::new(),
+        }];
+        report.verify.findings = vec![Finding {
+            kind: FindingKind::Lost,
+            connection: 7,
+            local: None,
+            peer: "127.0.0.1:5000".parse().unwrap(),
+            offset: 0,
+            at_s: 0.0,
+            expected: Excerpt::default(),
+            received: Excerpt::default(),
+        }];
+        let failed = ThresholdResult { expr: "errors>0".to_owned(), default: true, value: Some(2.0), failed: true };
+        (report.verdict, report.thresholds) = (Verdict::Fail, vec![failed]);
+        let expected = format!(
+            "FAIL: hold, 49 of 50 connections to 127.0.0.1:5000\n{messages}\n\
+             error: receive reset (ECONNRESET), 2 times\n\
+             verify: 1 findings of corruption\n\
+             failed: errors>0 (2)"
+        );
+        assert_eq!(report.to_string(), expected);
+    }
+}

@@ -561,6 +561,15 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_rate_keeps_its_value_with_a_fraction_and_beyond_the_integers() {
+        for rate in [0.5, 1999.75, 1e20] {
+            let mut report = example();
+            report.config.rate = Some(rate);
+            assert_eq!(Report::from_json(&report.to_json().unwrap()).unwrap().config.rate, Some(rate));
+        }
+    }
+
+    #[test]
     fn a_clock_before_1970_is_written_as_1970() {
         let mut report = example();
         report.start = SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1);
@@ -573,6 +582,9 @@ pub(super) mod tests {
             [Phase::Resolve, Phase::Bind, Phase::Connect, Phase::Send, Phase::Receive, Phase::Verify, Phase::Close];
         for phase in phases {
             assert_eq!(serde_json::to_value(phase).unwrap(), phase.name());
+        }
+        for mode in [Mode::Echo, Mode::Hold, Mode::Churn] {
+            assert_eq!(serde_json::to_value(mode).unwrap(), mode.name());
         }
         let names = "refused reset timeout unreachable not_local no_ports no_descriptors no_memory closed_early \
                      self_connect bad_bytes other";

@@ -75,6 +75,7 @@ mod tests {
         assert_eq!(sentence(&[(0, "a"), (1, "b")], 2), None);
         for (present, count, expected) in [
             (&[(0, "a"), (2, "b")][..], 3, "rank 1 of 3 is missing"),
+            (&[(0, "a"), (3, "b")], 4, "ranks 1-2 of 4 are missing"),
             (&[(1, "a"), (4, "b")], 8, "ranks 0, 2-3, 5-7 of 8 are missing"),
             (&[(1, "a")], u32::MAX, "ranks 0, 2-4294967294 of 4294967295 are missing"),
             (&[(0, "a"), (0, "b")], 2, "rank 1 of 2 is missing; rank 0 of 2 is there 2 times (a, b)"),

@@ -295,6 +295,7 @@ mod tests {
         assert_eq!(count_pairs(&sources(&["10.0.0.1"]), &far), Ok(2));
         assert_eq!(count_pairs(&sources(&["127.0.0.2", "10.0.0.1"]), &far), Ok(3));
         assert_eq!(unpaired(&near, &far), (vec![], vec![&far[0]]));
+        assert_eq!(count_pairs(&near, &targets(&["0.0.0.0:5"])), Ok(2), "an address that can be bound is local");
 
         let links = targets(&["[fe80::1%7]:5", "[fe80::1%8]:5", "[fd00::1]:5"]);
         assert_eq!(count_pairs(&sources(&["fe80::2%7"]), &links), Ok(2), "another link is out of reach");
@@ -304,13 +305,17 @@ mod tests {
 
     #[test]
     fn the_next_address_is_tried_from_a_source_that_reaches_it() {
-        let of = sources(&["127.0.0.2", "10.0.0.1", "10.0.0.2"]);
-        let mut pairs = Pairs::new(&of, &targets(&["127.0.0.1:5 198.51.100.1:5", "127.0.0.1:6"])).unwrap();
-        for pair in 0..pairs.count() {
-            let (_, address) = pairs.pair(pair);
-            if address.to_string() == "127.0.0.1:5" {
-                let next = pairs.next_address(pair).unwrap();
-                assert_eq!(pairs.pair(next), (Some(of[1]), &"198.51.100.1:5".parse().unwrap()));
+        for near in [1, 2, 3, 4] {
+            let near = ["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"].into_iter().take(near);
+            let of = sources(&near.chain(["10.0.0.1", "10.0.0.2"]).collect::<Vec<_>>());
+            let mut pairs = Pairs::new(&of, &targets(&["127.0.0.1:5 198.51.100.1:5", "127.0.0.1:6"])).unwrap();
+            for pair in 0..pairs.count() {
+                let (_, address) = pairs.pair(pair);
+                if address.to_string() == "127.0.0.1:5" {
+                    let next = pairs.next_address(pair).unwrap();
+                    let expected = (Some("10.0.0.1".parse().unwrap()), &"198.51.100.1:5".parse().unwrap());
+                    assert_eq!(pairs.pair(next), expected, "{of:?}");
+                }
             }
         }
     }
@@ -344,16 +349,17 @@ mod tests {
 
     #[test]
     fn the_next_address_may_be_of_another_family() {
-        let mut pairs =
-            Pairs::new(&sources(&["127.0.0.2", "127.0.0.3", "::1"]), &targets(&["[::1]:5 127.0.0.1:5"])).unwrap();
-        let first = (0..pairs.count()).find(|&pair| pairs.is_usable(pair)).unwrap();
-        assert_eq!(pairs.pair(first).1.to_string(), "[::1]:5");
-        let next = pairs.next_address(first).unwrap();
-        assert_eq!(
-            (pairs.pair(next).0, pairs.pair(next).1.to_string()),
-            (Some("127.0.0.2".parse().unwrap()), "127.0.0.1:5".to_owned())
-        );
-        assert_eq!((0..pairs.count()).filter(|&pair| pairs.is_usable(pair)).count(), 2);
+        let (v4, v6) = (("127.0.0.2", "127.0.0.1:5"), ("::1", "[::1]:5"));
+        // The sources of IPv4 are two.
+        for (first, next, usable) in [(v6, v4, 2), (v4, v6, 1)] {
+            let target = targets(&[&format!("{} {}", first.1, next.1)]);
+            let mut pairs = Pairs::new(&sources(&["127.0.0.2", "127.0.0.3", "::1"]), &target).unwrap();
+            let pair = (0..pairs.count()).find(|&pair| pairs.is_usable(pair)).unwrap();
+            assert_eq!(pairs.pair(pair).1.to_string(), first.1);
+            let pair = pairs.next_address(pair).unwrap();
+            assert_eq!(pairs.pair(pair), (Some(next.0.parse().unwrap()), &next.1.parse().unwrap()));
+            assert_eq!((0..pairs.count()).filter(|&pair| pairs.is_usable(pair)).count(), usable);
+        }
     }
 
     #[test]

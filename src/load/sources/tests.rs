@@ -175,6 +175,41 @@ fn a_source_that_is_not_local_is_reported() {
     for _ in 0..3 {
         assert_eq!(sources.connect(&OPTIONS).unwrap_err(), not_local);
     }
+    // Nor is its failure hidden by a source that is, or by the next address of the target.
+    let (_servers, targets) = servers(loopback::<1>()[0], 2);
+    let local = loopback::<1>()[0];
+    let ports = free_ports(&[local], 4);
+    let mut sources = Sources::with_ports(&[local, addresses[0]], &[targets.concat()], 3, ports).unwrap();
+    assert_eq!(sources.connect(&OPTIONS).map(|client| client.pair), Ok(0));
+    assert_eq!(sources.connect(&OPTIONS).unwrap_err(), not_local);
+}
+
+#[test]
+fn the_next_address_is_used_if_a_connect_fails_at_once() {
+    let (_servers, mut targets) = servers(loopback::<1>()[0], 1);
+    // TCP has no multicast.
+    let multicast: AnyAddress = "224.0.0.1:9".parse().unwrap();
+    let mut sources = Sources::new(&[], &[vec![multicast.clone()]], 3, Rank::ALONE).unwrap();
+    let failure = sources.connect(&OPTIONS).unwrap_err();
+    assert_eq!((failure.phase, failure.error), (Phase::Connect, ErrorName::Unreachable));
+
+    targets[0].insert(0, multicast);
+    let mut sources = Sources::new(&[], &targets, 3, Rank::ALONE).unwrap();
+    let pair = sources.connect(&OPTIONS).unwrap().pair;
+    assert_eq!(sources.pair(pair), (None, &targets[0][1]));
+}
+
+#[test]
+fn the_pairs_of_a_source_begin_with_different_ports_whatever_the_seed() {
+    for seed in [0, u64::MAX] {
+        let (_servers, targets) = servers(loopback::<1>()[0], 8);
+        let addresses = loopback::<1>();
+        let ports = free_ports(&addresses, 100);
+        let mut sources = Sources::with_ports(&addresses, &targets, seed, ports).unwrap();
+        let first = (0..8).map(|_| sources.connect(&OPTIONS).unwrap().port);
+        // Two of them may meet by chance.
+        assert!(distinct(first).len() >= 6, "seed {seed}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::super::document::tests::example;
@@ -36,6 +37,22 @@ fn merge_error(runs: &[(String, Report)]) -> String {
 fn ranks_with_phases_of_any_length_are_merged() {
     let endless = run("a", |run| (run.phases_s.connect, run.phases_s.warmup) = (1e19, 1e19));
     assert_eq!(merge_ranks(vec![endless], &[]).unwrap().run_id, "a");
+}
+
+#[test]
+fn the_windows_of_ranks_begin_together_whatever_their_clocks_say() {
+    let sample = Sample { t: 1, rate: 10, open: 50, errors: 0, p50: None, p99: None };
+    let first = run("a", |run| run.timeline = vec![sample]);
+    let other = run("b", |run| {
+        run.start += Duration::from_secs(3600);
+        (run.phases_s.connect, run.phases_s.warmup) = (2.5, 3.0);
+        run.timeline = vec![sample];
+    });
+    let merged = merge_ranks(vec![first, other], &[]).unwrap();
+    // 0.5 s and 1 s before the window, and 2.5 s and 3 s.
+    assert_eq!(merged.start, example().start - Duration::from_secs(4));
+    assert_eq!(merged.phases_s, Phases { connect: 4.5, ..example().phases_s });
+    assert_eq!(merged.timeline, [Sample { rate: 20, open: 100, ..sample }]);
 }
 
 #[test]
@@ -104,13 +121,46 @@ fn equal_errors_are_summed_and_all_findings_kept() {
     });
     let b = run("b", |run| {
         run.start += Duration::from_millis(100);
-        run.errors = vec![error(ErrorName::Refused, 3)];
+        run.errors = vec![error(ErrorName::Refused, 3), error(ErrorName::Reset, 4)];
         run.verify.findings = vec![finding(1)];
     });
     let merged = merge(&[a, b], &[]).unwrap();
-    assert_eq!(merged.errors, [error(ErrorName::Refused, 5), error(ErrorName::Timeout, 1)]);
+    // Since the start of the first run.
+    let later = ErrorCount { first_s: 0.6, ..error(ErrorName::Reset, 4) };
+    assert_eq!(merged.errors, [error(ErrorName::Refused, 5), later, error(ErrorName::Timeout, 1)]);
     assert_eq!(merged.verify.findings, [finding(1), finding(1)]);
     assert_eq!(merged.verdict, Verdict::Fail);
+
+    let exact = run("a", |run| run.errors = vec![ErrorCount { first_s: 0.123_456_789, ..error(ErrorName::Reset, 1) }]);
+    assert_eq!(merge(std::slice::from_ref(&exact), &[]).unwrap().errors, exact.1.errors);
+}
+
+#[test]
+fn the_figures_of_each_target_and_source_are_added_up() {
+    let figures = |values: &RangeInclusive<u64>| {
+        let latency_us = histogram(values.clone()).summary();
+        let count = latency_us.count;
+        let (connections, messages, errors) = (count, 2 * count, 3 * count);
+        Figures { connections, messages, errors, p50: latency_us.p50, p99: latency_us.p99, latency_us }
+    };
+    let targets = |parts: &[(u8, RangeInclusive<u64>)]| -> Vec<_> {
+        let target = |last| format!("10.0.0.{last}:5000").parse().unwrap();
+        parts.iter().map(|(last, values)| TargetFigures { target: target(last), figures: figures(values) }).collect()
+    };
+    let sources = |parts: &[(u8, RangeInclusive<u64>)]| -> Vec<_> {
+        let source = |last| format!("10.0.1.{last}").parse().unwrap();
+        parts.iter().map(|(last, values)| SourceFigures { source: source(last), figures: figures(values) }).collect()
+    };
+    let with_figures = |name, parts: [(u8, RangeInclusive<u64>); 2]| {
+        run(name, |run| (run.targets, run.sources) = (targets(&parts), sources(&parts)))
+    };
+    let a = with_figures("a", [(1, 1..=50), (2, 1..=10)]);
+    let merged = merge(&[a.clone(), with_figures("b", [(3, 7..=7), (2, 11..=30)])], &[]).unwrap();
+    let all = [(1, 1..=50), (2, 1..=30), (3, 7..=7)];
+    assert_eq!((merged.targets, merged.sources), (targets(&all), sources(&all)));
+    // A run with one target does not tell its figures.
+    let merged = merge(&[a, run("b", |_| ())], &[]).unwrap();
+    assert_eq!((merged.targets, merged.sources), (vec![], vec![]));
 }
 
 #[test]
@@ -298,9 +348,16 @@ fn one_late_run_makes_the_whole_inconclusive() {
 #[test]
 fn cpu_time_is_divided_by_the_replies_that_arrived_in_the_windows() {
     let busy = run("a", |run| (run.rate_per_s, run.messages.verified) = (Some(6000.0), 1));
-    let merged = merge(&[busy, run("b", |run| run.generator.cpu_us_per_message = Some(1.1))], &[]).unwrap();
-    // (60,000 of 5.1 us and 20,000 of 1.1 us) / 80,000.
-    assert_eq!(merged.generator.cpu_us_per_message, Some(4.1));
+    let short = run("b", |run| {
+        (run.rate_per_s, run.phases_s.measure) = (Some(4000.0), 9.0);
+        run.generator.cpu_us_per_message = Some(1.1);
+    });
+    let merged = merge(&[busy, short], &[]).unwrap();
+    // (60,000 of 5.1 us and 36,000 of 1.1 us) / 96,000.
+    assert_eq!(merged.generator.cpu_us_per_message, Some(3.6));
+    let silent = ["a", "b"].map(|name| run(name, |run| run.rate_per_s = Some(0.0)));
+    let merged = merge(&silent, &[]).unwrap();
+    assert_eq!((merged.generator.cpu_us_per_message, merged.server.unwrap().cpu_us_per_message), (None, None));
 }
 
 #[test]

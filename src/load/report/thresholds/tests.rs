@@ -277,6 +277,28 @@ fn a_percentage_is_of_what_was_asked_opened_or_due() {
 }
 
 #[test]
+fn in_churn_a_percentage_of_the_rate_is_of_the_messages_of_the_connections_due() {
+    let mut report = example();
+    report.config.messages_per_connection = Some(4);
+    report.rate_per_s = Some(4000.0);
+    report.stages = vec![StageFigures {
+        from: 150.0,
+        to: 250.0,
+        seconds: 1.0,
+        messages: Messages::default(),
+        rate_per_s: Some(400.0),
+        errors: 0,
+        latency_us: Summary::default(),
+        lateness_us: Summary::default(),
+    }];
+    let percent = |report: &Report| ["rate>0%", "rate[1]>0%"].map(|text| threshold(text).quantity.percent(report));
+    // Of 2000 messages a second, and of 200 in the stage.
+    assert_eq!(percent(&report), [Some(200.0); 2]);
+    report.mode = Mode::Churn;
+    assert_eq!(percent(&report), [Some(50.0); 2]);
+}
+
+#[test]
 fn a_schedule_that_is_not_kept_fails_its_threshold() {
     for (kept, has_failed) in [(Some(true), false), (Some(false), true), (None, true)] {
         let mut report = example();
