@@ -383,7 +383,7 @@ pub(in crate::load) fn merge_errors(reports: &[&Report]) -> Vec<ErrorCount> {
         // A file of one report keeps its digits.
         let shift = seconds(run) - start;
         let first_s = if shift > 0.0 { round_to_millionths(error.first_s + shift) } else { error.first_s };
-        let new = || (ErrorCount { count: 0, first_s, targets: Vec::new(), ..error.clone() }, BTreeMap::new());
+        let new = || (ErrorCount { count: 0, first_s, ..error.clone() }, BTreeMap::new());
         let (sum, targets) = merged.entry((error.phase, error.error, &error.errno)).or_insert_with(new);
         sum.count = sum.count.saturating_add(error.count);
         sum.first_s = sum.first_s.min(first_s);
