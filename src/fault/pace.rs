@@ -60,14 +60,15 @@ impl Pace {
             }
         }
         match &mut self.rate {
-            Some(rate) if allowed > 0 => {
+            // Also while a chunk waits for its gap: output ends the pause of the rate.
+            Some(rate) => {
                 let paid = rate.allow(allowed, now);
                 if paid < allowed {
                     hits.add_once(Kind::Rate);
                 }
                 paid
             }
-            _ => allowed,
+            None => allowed,
         }
     }
 

@@ -411,6 +411,16 @@ fn a_rate_is_kept_though_the_server_is_late_and_its_buffer_small() {
 }
 
 #[test]
+fn a_rate_is_kept_though_a_gap_delays_its_chunks() {
+    let mut play = Play::new(&["rate=1000", "chunk=10,gap=5ms"], 10);
+    play.act(Action::Receive(usize::MAX / 2));
+    play.act(Action::Send(100));
+    play.act(Action::Pass(1_000_000));
+    let expected: Vec<_> = (1..=10).flat_map(|chunk| [10_000 * chunk; 10]).collect();
+    assert_eq!(play.times(), expected);
+}
+
+#[test]
 fn a_rate_below_a_byte_in_a_tenth_of_a_second_sends_each_in_time() {
     let play = play(&["rate=2"], &[Action::Send(3), Action::Pass(10_000_000)]);
     assert_eq!(play.times(), [500_000, 1_000_000, 1_500_000]);
