@@ -59,17 +59,11 @@ impl Pace {
                 hits.add_once(Kind::Chunk);
             }
         }
-        match &mut self.rate {
-            // Also while a chunk waits for its gap: output ends the pause of the rate.
-            Some(rate) => {
-                let paid = rate.allow(allowed, now);
-                if paid < allowed {
-                    hits.add_once(Kind::Rate);
-                }
-                paid
-            }
-            None => allowed,
-        }
+        let Some(rate) = &mut self.rate else { return allowed };
+        // The first bytes of a connection always wait.
+        hits.add_once(Kind::Rate);
+        // Also while a chunk waits for its gap: output ends the pause of the rate.
+        rate.allow(allowed, now)
     }
 
     /// Returns when the first of `length` bytes may be written, if they must wait.

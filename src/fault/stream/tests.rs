@@ -383,6 +383,7 @@ fn a_rate_is_at_most_that_and_smooth() {
     let mut play = play(&["rate=1000"], &[Action::Send(5000), Action::Pass(3_500_000), Action::Pass(3_000_000)]);
     let times = play.times();
     assert_eq!(times.len(), 5000);
+    assert_eq!(play.hits, BTreeMap::from([("rate", 1)]));
     for (index, at) in (1..).zip(&times) {
         assert!(*at >= index * 1000, "byte {index} after {at} us");
         assert!(*at <= index * 1000 + 10_000, "byte {index} after {at} us");
