@@ -441,9 +441,11 @@ mod tests {
             assert_eq!(check(&[allowed]), Ok(()), "{allowed}");
         }
         for (refused, reason) in [
+            ("delay=20ms..5ms", "the range must begin with the shorter delay"),
             ("delay=0s..3601s", "at most 1h"),
             ("delay=5ms,hold=0", "hold must be from 1"),
             ("delay=5ms,hold=1025MiB", "to 1GiB"),
+            ("rate=0", "at least 1 byte a second must come back"),
             ("chunk=0", "the size must be at least 1"),
             ("chunk=1,gap=8761h", "gap must be at most"),
             ("stall,for=8761h", "for must be above zero, and at most"),
@@ -455,6 +457,8 @@ mod tests {
             ("swap=0", "the number of bytes must be at least 1"),
             ("connect=0s", "the time must be above zero"),
             ("connect=8761h", "the time must be above zero, and at most 8760h"),
+            ("mute,p=100.1%", "p must be from 0% to 100%"),
+            ("mute,first=0", "first must be at least 1"),
             ("mute,every=0", "every must be at least 1"),
             ("mute,at=1s..1s", "at must end after it begins"),
             ("mute,at=0s..8761h", "at must end within 8760h"),
@@ -473,6 +477,8 @@ mod tests {
         for (one, other) in [
             ("mute=1GiB", "swap=1"),
             ("mute=4", "stall=5"),
+            ("mute=4", "reset=5"),
+            ("stall=4", "fin=5"),
             ("stall=4", "mute=5"),
             ("stall", "flip=1"),
             ("stall", "rate=1KiB"),
@@ -497,6 +503,8 @@ mod tests {
             ("mute=4,first=1", "mute=8"),
             ("mute=1", "delay=1ms"),
             ("mute=4", "stall=4"),
+            ("mute", "reset=0"),
+            ("stall=4", "fin=4"),
             ("stall=4,for=1s", "mute=5"),
             ("stall=1", "flip=1"),
             ("reset=4", "stall=4"),

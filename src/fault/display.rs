@@ -115,6 +115,7 @@ mod tests {
         for rule in [
             "delay=5ms",
             "delay=0s..1500us,hold=1KiB",
+            "delay=0.005us..1.500us",
             "rate=64KiB",
             "chunk=7",
             "chunk=1MiB,gap=1ms",

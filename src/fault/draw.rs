@@ -159,10 +159,34 @@ mod tests {
         assert!((4500..5500).contains(&five.len()), "{}", five.len());
         assert_eq!(five, chosen(&rules(&["mute,p=5%"], 1), 100_000));
         assert_ne!(five, chosen(&rules(&["mute,p=5%"], 2), 100_000));
+        for seed in [0, u64::MAX] {
+            let five = chosen(&rules(&["mute,p=5%"], seed), 100_000);
+            assert!((4500..5500).contains(&five.len()), "{} with the seed {seed}", five.len());
+        }
         let both = rules(&["mute,p=20%", "delay=1ms,p=20%"], 1);
         let ip = "10.0.0.1".parse().unwrap();
         let count = (1..=100_000).filter(|&number| both.draw_at(number, ip, Duration::ZERO).faults.len() == 2).count();
         assert!((3500..4500).contains(&count), "{count} of 100,000 have both rules");
+    }
+
+    #[test]
+    fn a_seed_chooses_the_same_connections_in_every_version() {
+        // Computed with an implementation of `SplitMix64` in another language.
+        assert_eq!(chosen(&rules(&["mute,p=5%"], 1), 100), [3, 15, 41, 45, 58, 68, 73, 92]);
+        assert_eq!(chosen(&rules(&["rate=1,at=5s..6s", "mute,p=5%"], 1), 100), [58, 75], "the second rule");
+        // With this seed the hash of connection 1 is 0.
+        let least = 0x7201_eb68_e9b1_3d04;
+        assert_eq!(chosen(&rules(&["mute,p=0%"], least), 1), [0; 0]);
+        assert_eq!(chosen(&rules(&["mute,p=0.000000000000001%"], least), 1), [1]);
+    }
+
+    #[test]
+    fn a_connection_draws_its_rules_and_a_seed_of_its_own() {
+        let (rules, ip) = (rules(&["mute,first=1", "delay=1ms..2ms"], 1), "::1".parse().unwrap());
+        let (one, two) = (rules.draw(1, ip), rules.draw(2, ip));
+        assert_eq!((&one.faults, &two.faults), (&rules.faults, &rules.faults[1..].to_vec()));
+        assert_ne!(one.seed, two.seed);
+        assert_eq!(one.seed, rules.draw(1, ip).seed);
     }
 
     #[test]
@@ -181,12 +205,12 @@ mod tests {
     fn the_listening_sockets_change_at_the_times_of_their_rules() {
         let rules =
             rules(&["connect=hang,at=1s..2s", "mute,at=3s..4s", "connect=refuse,at=1500ms..5s", "delay=1ms"], 1);
-        let (mut now, mut states) = (Duration::ZERO, vec![rules.listening_at_start()]);
+        let (mut now, mut states) = (rules.started, vec![rules.listening_at_start()]);
         let mut times = Vec::new();
-        while let Some(next) = rules.next_change_after(now) {
+        while let Some(next) = rules.next_change(now) {
             now = next;
-            times.push(now.as_millis());
-            states.push(rules.listening_after(now));
+            times.push((now - rules.started).as_millis());
+            states.push(rules.listening(now));
         }
         assert_eq!(times, [1000, 1500, 2000, 5000]);
         let (hang, refuse) = (Some(Connect::Hang), Some(Connect::Refuse));
@@ -198,5 +222,12 @@ mod tests {
                 .iter()
                 .all(|fault| fault.kind() == Kind::Delay)
         );
+    }
+
+    #[test]
+    fn a_rule_of_the_first_moment_holds_before_the_listening_sockets_listen() {
+        let at_start = |rule| rules(&[rule], 1).listening_at_start();
+        assert_eq!(at_start("connect=refuse,at=0s..1s"), Some(Connect::Refuse));
+        assert_eq!(at_start("connect=hang"), Some(Connect::Hang));
     }
 }

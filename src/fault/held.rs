@@ -143,6 +143,10 @@ mod tests {
                 held.push(now, Duration::from_secs(60), |bytes| bytes.extend(std::iter::repeat_n(b'x', size)));
                 let memory = held.memory();
                 let peak = if memory == before { memory } else { memory + before };
+                if step < HOLD / size {
+                    let least = held.len() + (step + 1) * size_of::<Piece>();
+                    assert!(memory >= least, "{memory} bytes of memory, with {least} in use in step {step}");
+                }
                 if held.len() > 64 {
                     assert!(peak <= 32 * held.len(), "{peak} bytes of memory for {} in step {step}", held.len());
                 }
@@ -157,6 +161,18 @@ mod tests {
             held.consume(held.len());
             assert!(held.memory() <= CAPACITY_KEPT, "an empty queue keeps {}", held.memory());
         }
+    }
+
+    #[test]
+    fn a_queue_that_never_empties_reuses_the_memory_of_what_has_left() {
+        let now = Instant::now();
+        let mut held = Held::new(now);
+        held.push(now, Duration::ZERO, |bytes| bytes.extend([b'x'; 100]));
+        for _ in 0..10_000 {
+            held.push(now, Duration::ZERO, |bytes| bytes.push(b'x'));
+            held.consume(1);
+        }
+        assert!(held.memory() <= 32 * held.len(), "{} bytes of memory for {}", held.memory(), held.len());
     }
 
     #[test]

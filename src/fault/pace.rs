@@ -121,3 +121,66 @@ impl Rate {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// More output than leaves in a test.
+    const PLENTY: usize = 1 << 40;
+
+    /// Returns the pace of a rate whose first bytes wait since `start`.
+    fn waiting_since(start: Instant, bytes_per_second: u64) -> (Pace, Hits) {
+        let mut pace = Pace::new(&[Fault::new(Effect::Rate { bytes_per_second })]);
+        let mut hits = Hits::default();
+        assert_eq!(pace.allow(PLENTY, start, &mut hits), 0);
+        (pace, hits)
+    }
+
+    #[test]
+    fn a_rate_leaves_in_a_hundred_writes_a_second_or_byte_by_byte() {
+        for (bytes_per_second, writes, bytes) in
+            [(2, 2, 2), (125, 125, 125), (1000, 100, 1000), (12_345, 100, 12_300), (100_000_000, 100, 100_000_000)]
+        {
+            let start = Instant::now();
+            let (mut pace, mut hits) = waiting_since(start, bytes_per_second);
+            let mut written = Vec::new();
+            while let Some(now) = pace.next_at(PLENTY).filter(|&at| at <= start + Duration::from_secs(1)) {
+                let allowed = pace.allow(PLENTY, now, &mut hits);
+                assert!(allowed > 0, "nothing may leave at the deadline");
+                pace.wrote(allowed, true, || now);
+                written.push(allowed);
+            }
+            assert_eq!((written.len(), written.iter().sum()), (writes, bytes), "{bytes_per_second} bytes a second");
+        }
+    }
+
+    #[test]
+    fn a_late_rate_makes_up_for_100_ms_or_two_bytes_and_for_no_more() {
+        for (bytes_per_second, made_up) in [(1, 2), (2, 2), (19, 2), (1000, 100), (12_345, 1234)] {
+            let start = Instant::now();
+            let (mut pace, mut hits) = waiting_since(start, bytes_per_second);
+            let late = start + Duration::from_secs(10);
+            assert_eq!(pace.allow(PLENTY, late, &mut hits), made_up, "{bytes_per_second} bytes a second");
+            pace.wrote(made_up, true, || late);
+            assert_eq!(pace.allow(PLENTY, late, &mut hits), 0, "{bytes_per_second} bytes a second");
+        }
+    }
+
+    #[test]
+    fn the_time_of_a_short_pause_is_not_lost_to_a_rate() {
+        let millis = Duration::from_millis;
+        for (pause, next_after) in
+            [(PAUSE_MAX, millis(10)), (PAUSE_MAX + millis(1), PAUSE_MAX + millis(1) + millis(10))]
+        {
+            let start = Instant::now();
+            let (mut pace, mut hits) = waiting_since(start, 1000);
+            let written_at = pace.next_at(10).unwrap();
+            assert_eq!(pace.allow(10, written_at, &mut hits), 10);
+            pace.wrote(10, false, || written_at);
+            assert_eq!(pace.allow(10, written_at + pause, &mut hits), 0);
+            assert_eq!(pace.next_at(10), Some(written_at + next_after), "after a pause of {pause:?}");
+        }
+    }
+}

@@ -207,3 +207,66 @@ fn list(words: &[&str], conjunction: &str) -> String {
         words => words.concat(),
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn error(rule: &str) -> String {
+        rule.parse::<Fault>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_value_that_its_kind_does_not_have_is_answered_with_examples_that_parse() {
+        for name in Kind::ALL.iter().map(|kind| kind.name()) {
+            let error = error(&format!("{name}=x"));
+            let form = error.strip_prefix(&format!("{name}=x: expected ")).unwrap();
+            let words = form.split([' ', ',', ':']).filter(|word| word.starts_with(&format!("{name}=")));
+            let examples: Vec<_> = words.collect();
+            assert!(!examples.is_empty(), "{error}");
+            for example in examples {
+                assert_eq!(example.parse::<Fault>().map(drop), Ok(()), "{example}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_kind_that_needs_a_value_is_answered_with_its_form() {
+        assert_eq!(error("rate"), "rate needs a value: bytes a second, such as rate=64KiB");
+        assert_eq!(error("swap,p=5%"), "swap needs a value: every how many bytes, such as swap=1000");
+    }
+
+    #[test]
+    fn a_word_that_is_no_kind_is_answered_with_every_kind() {
+        assert_eq!(
+            error("dealy=5ms"),
+            "\"dealy\" is not a kind of fault: expected delay, rate, chunk, stall, mute, reset, fin, flip, lose, duplicate, swap \
+             or connect"
+        );
+    }
+
+    #[test]
+    fn a_key_that_a_kind_does_not_have_is_refused_with_those_that_it_has() {
+        for (rule, expected) in [
+            ("flip=8,hold=1KiB", "hold is a key of delay: flip takes p, first, after, every, from and at"),
+            ("delay=5ms,gap=1ms", "gap is a key of chunk: delay takes hold, p, first, after, every, from and at"),
+            ("mute,size=1", "\"size\" is not a key: mute takes p, first, after, every, from and at"),
+            ("mute,delay=5ms", "delay is a kind of fault, and a rule has one kind: write delay as a rule of its own"),
+        ] {
+            assert_eq!(error(rule), expected);
+        }
+    }
+
+    #[test]
+    fn a_number_of_connections_is_whole_and_exact() {
+        for (value, number) in [("1.5k", 1500), ("8999999999999999", 8_999_999_999_999_999)] {
+            let fault: Fault = format!("mute,first={value}").parse().unwrap();
+            assert_eq!(fault.selector.first, Some(number));
+        }
+        for value in ["1.5", "1.0005k", "9000000000000000", "9007199254740993"] {
+            let expected = format!("first={value}: expected a value such as first=3");
+            assert_eq!(error(&format!("mute,first={value}")), expected);
+        }
+    }
+}

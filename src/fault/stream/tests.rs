@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use proptest::collection::vec;
@@ -364,6 +364,18 @@ fn a_range_of_delays_is_uniform_and_keeps_the_order() {
 }
 
 #[test]
+fn both_ends_of_a_range_of_delays_are_drawn() {
+    let mut play = play(&["delay=0s..0.001us"], &[]);
+    for _ in 0..100 {
+        play.act(Action::Send(1));
+        play.act(Action::Pass(100));
+    }
+    // A nanosecond is rounded up to a microsecond.
+    let delays: BTreeSet<_> = play.times().iter().map(|at| at % 100).collect();
+    assert_eq!(delays, BTreeSet::from([0, 1]));
+}
+
+#[test]
 fn reading_goes_on_until_hold_bytes_are_delayed() {
     for size in [1, 7, 1024] {
         let mut play = play(&["delay=10ms,hold=100"], &[]);
@@ -538,7 +550,9 @@ fn a_read_that_the_queue_cuts_short_can_be_resumed_and_no_other() {
 
 #[test]
 fn a_muted_stream_is_read_though_its_queue_is_full() {
-    assert_eq!(play(&["mute=4", "delay=1s,hold=4"], &[Action::Send(20)]).received, 20);
+    assert_eq!(play(&["mute=4", "delay=1s,hold=4"], &[Action::Send(10), Action::Send(10)]).received, 20);
+    // Until it is muted, it is not.
+    assert_eq!(play(&["mute=100", "delay=1s,hold=4"], &[Action::Send(20)]).received, 4);
 }
 
 #[test]
