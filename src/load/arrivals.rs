@@ -69,6 +69,7 @@ mod tests {
     use crate::load::profile::RateStage;
     use crate::load::rank::Rank;
     use crate::load::schedule::{Events, Pace};
+    use crate::splitmix::splitmix64;
 
     const EVENTS: usize = 20_000;
 
@@ -153,6 +154,17 @@ mod tests {
         let gaps = differences(&times.iter().map(|&time| integral(time)).collect::<Vec<_>>());
         let statistic = kolmogorov_smirnov(gaps);
         assert!(statistic < CRITICAL_VALUE, "{statistic}");
+    }
+
+    #[test]
+    fn the_longest_inter_arrival_time_is_finite() {
+        // Of this seed, the first random number is 0.
+        const SEED: u64 = 0x54d4_c25c_bd4e_4134;
+        assert_eq!(splitmix64(splitmix64(SEED ^ splitmix64(1))), 0);
+        let times = times(Events::poisson(Pace::new(0, 1.0, Rank::ALONE), SEED, 1));
+        assert_eq!(times.len(), EVENTS);
+        // The smallest of 2^53 draws.
+        assert!((times[0] - 53.0 * std::f64::consts::LN_2).abs() < 1e-8, "{}", times[0]);
     }
 
     #[test]

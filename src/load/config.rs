@@ -330,3 +330,34 @@ pub enum Close {
     /// With RST.
     Rst,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_in_flight_have_no_limit_only_where_each_has_its_place_in_a_schedule() {
+        for (mode, rate, is_unlimited) in [
+            (Mode::Echo, Some(1.0), true),
+            (Mode::Echo, None, false),
+            // The rate is that of the connections.
+            (Mode::Churn, Some(1.0), false),
+            (Mode::Churn, None, false),
+            (Mode::Hold, Some(1.0), false),
+        ] {
+            let mut config = Config { mode, rate, ..Config::new(Vec::<AnyAddress>::new()) };
+            assert_eq!(config.in_flight_max(), if is_unlimited { u64::MAX } else { 1 }, "{mode:?} at {rate:?}");
+            config.pipeline = Some(8);
+            assert_eq!(config.in_flight_max(), 8);
+            // Even messages have theirs in the schedule.
+            assert_eq!(config.due_times_max(), Some(if is_unlimited { 1 } else { 8 }), "{mode:?} at {rate:?}");
+            config.arrivals = ArrivalProcess::Poisson;
+            assert_eq!(config.due_times_max(), (!is_unlimited).then_some(8), "{mode:?} at {rate:?}");
+            config.arrivals = ArrivalProcess::Even;
+            (config.connections, config.pipeline) = (1 << 20, Some(1 << 7));
+            assert!(config.validate().is_ok(), "{mode:?} at {rate:?}");
+            config.connections += 1;
+            assert_eq!(config.validate().is_ok(), is_unlimited, "{mode:?} at {rate:?}");
+        }
+    }
+}

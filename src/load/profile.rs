@@ -278,6 +278,19 @@ mod tests {
         assert_eq!(profile.time_of(30), u64::MAX);
     }
 
+    /// Rounding must not move an event to where another rate is.
+    #[test]
+    fn an_event_in_the_last_nanosecond_of_a_stage_stays_in_it() {
+        let stage = |from, to, nanoseconds| RateStage { from, to, duration: Duration::from_nanos(nanoseconds) };
+        // At 0, 3.33 and 6.67 ns; the next stage begins at 7 ns.
+        let level = Profile::new(&[stage(3e8, 3e8, 7), stage(1e9, 1e9, 10)]);
+        assert_eq!([0, 1, 2, 3].map(|event| level.time_of(event)), [0, 3, 6, 8]);
+        // After t ns the integral is t/2 - t^2/40, which is 2.49 after 9.37 ns, and 2.5 at the end.
+        let falling = Profile::new(&[stage(5e8, 0.0, 10)]);
+        assert_eq!(falling.time_of_fraction(2.49), 9);
+        assert_eq!(falling.time_of_fraction(2.499), 9);
+    }
+
     #[test]
     fn nothing_is_due_while_the_rate_is_0() {
         let second = Duration::from_secs(1);

@@ -207,7 +207,7 @@ mod tests {
 
     /// Returns when each message is due, with the key of its connection.
     fn due_times(schedule: &mut SendSchedule) -> Vec<(u64, Option<usize>)> {
-        let times = std::iter::from_fn(|| schedule.take_due(u64::MAX)).map(|due| match due {
+        let times = std::iter::from_fn(|| schedule.take_due(u64::MAX)).take(100).map(|due| match due {
             Due::Message { due, key } => (due, Some(key)),
             Due::Unsent { due, count } => {
                 assert_eq!(count, 1);
@@ -232,9 +232,10 @@ mod tests {
 
     #[test]
     fn a_number_of_messages_is_of_each_slot_and_after_the_warm_up() {
-        let mut schedule =
-            SendSchedule::new(Events::even(Pace::new(1_000_000_000, 4.0, Rank::ALONE)), slots(), Some(3), WINDOW);
-        assert_eq!(due_times(&mut schedule).len(), 4 + 2 * 3);
+        for slots in [slots(), vec![None; 2]] {
+            let events = Events::even(Pace::new(1_000_000_000, 4.0, Rank::ALONE));
+            assert_eq!(due_times(&mut SendSchedule::new(events, slots, Some(3), WINDOW)).len(), 4 + 2 * 3);
+        }
     }
 
     #[test]
@@ -339,5 +340,19 @@ mod tests {
         assert_eq!(arrivals.take_due(2_800_000_000), Some((2_500_000_000, true)));
         assert_eq!(arrivals.take_due(2_800_000_000), Some((2_750_000_000, false)));
         assert_eq!((arrivals.next_due(), arrivals.next_untimed()), (None, None));
+    }
+
+    #[test]
+    fn a_connection_that_never_begins_is_not_found_to_wait_afterwards() {
+        let mut arrivals = Arrivals::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), WINDOW);
+        // Two are found to wait, of which one never begins, and then neither does the other nor the one after it.
+        assert_eq!(arrivals.take_waiting(2_250_000_000), Some(2_000_000_000));
+        assert_eq!(arrivals.take_waiting(2_250_000_000), Some(2_250_000_000));
+        assert_eq!(arrivals.take_unsent(2_200_000_000), Some((2_000_000_000, 1)));
+        assert_eq!(arrivals.next_untimed(), Some(2_500_000_000));
+        assert_eq!(arrivals.take_unsent(2_500_000_000), Some((2_250_000_000, 1)));
+        assert_eq!(arrivals.take_unsent(2_500_000_000), Some((2_500_000_000, 1)));
+        assert_eq!(arrivals.take_unsent(2_500_000_000), None);
+        assert_eq!((arrivals.next_due(), arrivals.next_untimed()), (Some(2_750_000_000), Some(2_750_000_000)));
     }
 }

@@ -174,6 +174,29 @@ mod tests {
         assert!((3800..=3920).contains(&covered), "{covered} of 4000");
     }
 
+    /// The median of 15 values drawn from 1 to 15 is at most k with the probability that of 15 draws 8 or more are: 0.4%, 2.6%, 8.8%,
+    /// 21.3% and 39.6% for k from 3 to 7.
+    #[test]
+    fn interval_of_a_ratio_has_the_quantiles_of_resampled_medians() {
+        let samples: Vec<f64> = (1..=15).map(f64::from).collect();
+        let interval =
+            |confidence| Ratio::of_medians(&[1.0; 15], &samples, confidence).and_then(|ratio| ratio.interval);
+        for (confidence, low) in [(0.98, 4.0), (0.9, 5.0), (0.7, 6.0), (0.4, 7.0)] {
+            assert_eq!(interval(confidence), Some([low, 16.0 - low]), "{confidence}");
+        }
+        // Less than one of the resamples is outside: the interval has them all.
+        assert!(interval(0.9999).is_some_and(|[low, high]| low < 4.0 && high > 12.0));
+    }
+
+    #[test]
+    fn ratio_of_fewer_than_six_samples_has_no_interval() {
+        let has_interval =
+            |old: &[f64], new: &[f64]| Ratio::of_medians(old, new, 0.95).map(|ratio| ratio.interval.is_some());
+        assert_eq!(has_interval(&[1.0; 6], &[2.0; 6]), Some(true));
+        assert_eq!(has_interval(&[1.0; 5], &[2.0; 6]), Some(false));
+        assert_eq!(has_interval(&[1.0; 6], &[2.0; 5]), Some(false));
+    }
+
     #[test]
     fn ratios_skip_rounds_without_both_samples() {
         let ratios = ratios(&[Some(2.0), None, Some(3.0), Some(1.0)], &[Some(1.0), Some(1.0), None, Some(0.0)]);

@@ -88,6 +88,7 @@ mod tests {
     fn each_second_has_one_sample_whose_rate_is_per_second_even_if_it_is_cut_short() {
         let (mut timeline, mut totals) = (Timeline::new(), Totals::new(SECOND));
         timeline.start(WINDOW.start);
+        assert_eq!(timeline.next(), 2 * SECOND);
         for (now, replies) in [(2 * SECOND + 5, 1000), (3 * SECOND + 7, 1000), (WINDOW.end, 500)] {
             totals.arrived_in_window += replies;
             assert!(timeline.end_second(now, WINDOW, &mut totals, 1).is_some());

@@ -61,12 +61,8 @@ fn a_server_does_not_differ_from_itself_in_95_of_100_comparisons() {
 fn a_server_that_is_5_percent_slower_is_found_with_the_windows_that_are_needed() {
     let mut random = fastrand::Rng::with_seed(8);
     let mut compare_windows = |count| {
-        let mut sides = [500.0, 525.0].map(|median| windows(&mut random, count, median, 0.03));
-        for (_, window) in sides.iter_mut().flatten() {
-            // The mean alone, for the time that a test takes.
-            (window.rate_per_s, window.latency_us.p50, window.latency_us.p99, window.server) = (None, None, None, None);
-        }
-        let [old, new] = sides;
+        // The mean alone, for the time that a test takes.
+        let [old, new] = [500.0, 525.0].map(|median| with_mean_alone(windows(&mut random, count, median, 0.03)));
         let comparison = compare(&old, &new, &[]).unwrap();
         metric(comparison, "mean")
     };
@@ -82,6 +78,69 @@ fn a_server_that_is_5_percent_slower_is_found_with_the_windows_that_are_needed()
         }
     }
     assert!(found >= 11, "{found} of {untold}");
+}
+
+/// Returns windows that have no metric of a comparison but the mean.
+fn with_mean_alone(mut windows: Vec<(String, Report)>) -> Vec<(String, Report)> {
+    for (_, run) in &mut windows {
+        (run.rate_per_s, run.latency_us.p50, run.latency_us.p99, run.server) = (None, None, None, None);
+    }
+    windows
+}
+
+#[test]
+fn an_interval_of_the_windows_that_are_needed_has_the_resolution() {
+    let mut random = fastrand::Rng::with_seed(9);
+    for (count, spread) in [(6, 0.1), (10, 0.3), (25, 0.2)] {
+        let [old, new] = [(), ()].map(|()| with_mean_alone(windows(&mut random, count, 500.0, spread)));
+        let mean = metric(compare(&old, &new, &[]).unwrap(), "mean");
+        assert_eq!(mean.verdict, Difference::CannotTell);
+        let ([low, high], needed) = (mean.interval.unwrap(), mean.windows_needed.unwrap());
+        // Twice as wide an interval needs four times as many windows.
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand windows")]
+        let factor_to_either_side = |needed: u64| (high / low).powf((count as f64 / needed as f64).sqrt() / 2.0);
+        let resolution = 0.015_f64.exp();
+        assert!(factor_to_either_side(needed) <= resolution, "{mean:?}");
+        assert!(factor_to_either_side(needed - 1) > resolution, "{mean:?}");
+    }
+}
+
+#[test]
+fn the_intervals_of_more_metrics_are_wider() {
+    let mut random = fastrand::Rng::with_seed(10);
+    let [old, new] = [(), ()].map(|()| with_mean_alone(windows(&mut random, 20, 500.0, 0.1)));
+    let [old_means, new_means] =
+        [&old, &new].map(|side| side.iter().filter_map(|(_, run)| run.latency_us.mean).collect::<Vec<_>>());
+    let interval = |confidence| Ratio::of_medians(&old_means, &new_means, confidence).unwrap().interval.unwrap();
+    let (of_one, of_two) = (interval(0.95), interval(0.975));
+    assert!(of_two[0] < of_one[0] && of_one[1] < of_two[1], "{of_one:?}, {of_two:?}");
+    for (thresholds, expected) in [(&[][..], of_one), (&["max>+10%".parse().unwrap()], of_two)] {
+        let comparison = compare(&old, &new, thresholds).unwrap();
+        assert_eq!(comparison.metrics.len(), 1 + thresholds.len());
+        assert_eq!(metric(comparison, "mean").interval, Some(expected));
+    }
+}
+
+#[test]
+fn a_metric_is_listed_if_a_side_has_a_value_or_a_threshold_is_on_it() {
+    let names = |mode: Mode, r#loop: Loop, thresholds: &[RelativeThreshold]| -> Vec<_> {
+        let mut old = exact(1000..1006);
+        for (_, run) in &mut old {
+            (run.mode, run.r#loop, run.rate_per_s, run.server) = (mode, r#loop, Some(1000.0), None);
+            (run.latency_us.mean, run.latency_us.p99, run.latency_us.p99_9) = (Some(1000.0), None, None);
+        }
+        let mut new = old.clone();
+        for (_, run) in &mut new {
+            run.latency_us.p99 = Some(2000);
+        }
+        let comparison = compare(&old, &new, thresholds).unwrap();
+        comparison.metrics.into_iter().map(|metric| metric.metric).collect()
+    };
+    assert_eq!(names(Mode::Echo, Loop::Open, &[]), ["mean", "p50", "p99"]);
+    assert_eq!(names(Mode::Echo, Loop::Open, &["p99.9>+10%".parse().unwrap()]), ["mean", "p50", "p99", "p99.9"]);
+    // A schedule decides the rate of an open loop, and nothing is sent in the window of hold.
+    assert_eq!(names(Mode::Echo, Loop::Closed, &[]), ["rate", "mean", "p50", "p99"]);
+    assert_eq!(names(Mode::Hold, Loop::Closed, &[]), ["mean", "p50", "p99"]);
 }
 
 #[test]
@@ -113,6 +172,11 @@ fn a_threshold_fails_only_if_the_whole_interval_is_beyond() {
         ("p50>+10%", near(1000), (900..1300).step_by(40).collect(), None),
         ("p99.9>+10%", near(1000), near(1000), None),
         ("p50>+10%", vec![1000; 5], vec![2000; 5], None),
+        // The interval is too wide for a difference of 5 %, and all of it is within the bound.
+        ("p50>+50%", near(1000), (900..1300).step_by(40).collect(), Some(false)),
+        // A change of the bound itself is not beyond.
+        ("p50>+100%", vec![1000; 6], vec![2000; 6], Some(false)),
+        ("p50<-50%", vec![1000; 6], vec![500; 6], Some(false)),
     ];
     for (expr, old, new, failed) in cases {
         let comparison = compare(&exact(old), &exact(new), &[expr.parse().unwrap()]).unwrap();

@@ -116,7 +116,16 @@ mod tests {
         assert!(!churn.may_connect(&Status { step: Step::Ready, ..Status::measuring(&counts) }));
         counts.change(None, Some(Stage::Connecting));
         assert!(!churn.may_connect(&Status::measuring(&counts)));
+    }
+
+    #[test]
+    fn the_run_waits_for_the_close_of_each_connection() {
+        let mut counts = Counts::new(1);
+        let churn = churn(None, None);
+        counts.change(None, Some(Stage::Closing));
         assert!(!churn.is_drained(&Status::measuring(&counts)));
+        counts.change(Some(Stage::Closing), None);
+        assert!(churn.is_drained(&Status::measuring(&counts)));
     }
 
     #[test]

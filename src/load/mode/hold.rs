@@ -102,6 +102,17 @@ mod tests {
     }
 
     #[test]
+    fn the_latencies_of_the_first_messages_are_summarized() {
+        let hold = HoldMode::new(&Config::new(Vec::<AnyAddress>::new()));
+        let mut first = Histogram::new();
+        for milliseconds in [2, 1, 2] {
+            first.record(milliseconds * 1_000_000);
+        }
+        let of = hold.outcomes(&Counts::new(3), &first).unwrap().first_us;
+        assert_eq!((of.count, of.mean, of.p50, of.max), (3, Some(1666.7), Some(2000), Some(2000)));
+    }
+
+    #[test]
     fn the_idle_times_of_closed_and_reset_connections_are_summarized() {
         let mut hold = HoldMode::new(&Config::new(Vec::<AnyAddress>::new()));
         let outcomes = |hold: &HoldMode| hold.outcomes(&Counts::new(9), &Histogram::new()).unwrap().closed_after_s;

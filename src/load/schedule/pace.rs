@@ -251,13 +251,21 @@ mod tests {
             Events::even(Pace::of_stages(5, &stages, rank)),
             Events::poisson(Pace::of_stages(5, &stages, rank), 1, 1),
         ] {
-            let mut one_by_one = events.clone();
-            let mut passed = events;
-            for step in (1..40).map(|step| step * 31_000_000) {
-                let count = passed.advance_to(step, 200);
-                (0..count).for_each(|_| one_by_one.advance());
-                assert_eq!((passed.next(), passed.due()), (one_by_one.next(), one_by_one.due()));
-                assert!(passed.due() >= step || count == 200 || count == 1, "{count} to {step}: {}", passed.due());
+            let one_by_one = times(events.clone(), 3_000_000_000);
+            // Also to the times of events, which are not passed.
+            let mut steps: Vec<_> = (1..40).map(|step| step * 31_000_000).collect();
+            steps.extend(one_by_one.iter().step_by(25).filter(|&&time| time < 2_000_000_000));
+            steps.sort_unstable();
+            for most in [7, 30, u64::MAX] {
+                let mut events = events.clone();
+                for &step in &steps {
+                    let begin = events.next();
+                    let before = one_by_one.partition_point(|&time| time < step) as u64;
+                    let next = before.min(begin.saturating_add(most)).max(begin + 1);
+                    assert_eq!(events.advance_to(step, most), next - begin, "from {begin} to {step}");
+                    let due = usize::try_from(next).ok().and_then(|next| one_by_one.get(next)).copied();
+                    assert_eq!((events.next(), events.due()), (next, due.unwrap_or(u64::MAX)));
+                }
             }
         }
     }

@@ -189,6 +189,14 @@ mod tests {
     }
 
     #[test]
+    fn no_rate_is_found_if_the_lowest_is_not_confirmed() {
+        // The first window at 100 passes, each at a higher rate is repeated, and then the first one that confirms 100 fails.
+        let mut first = true;
+        let end = play(Plan::new(100.0, 200.0, 0.1), |_| Window { passed: std::mem::take(&mut first), ..VALID });
+        assert_eq!(end, (None, LimitedBy::Server, 1 + 2 * 4 + 1));
+    }
+
+    #[test]
     fn a_rate_that_is_not_confirmed_is_stepped_down() {
         let mut plan = Plan::new(100.0, 200.0, 0.1);
         for _ in 0..2 {
