@@ -1,5 +1,7 @@
 //! Medians of windows, their confidence intervals, and ratios.
 
+use std::f64::consts::LN_2;
+
 use serde::Serialize;
 
 /// A sample median, and how certain it is.
@@ -121,19 +123,19 @@ fn sorted(samples: &[f64]) -> Vec<f64> {
 /// Returns the rank of the order statistics, from below and from above, that bound the median with at least 95% confidence.
 /// The number of samples below the median is binomial with p = 0.5, so no distribution of the samples is assumed.
 fn interval_rank(count: usize) -> Option<usize> {
-    let mut probability = 0.5_f64.powi(i32::try_from(count).ok()?);
+    #[expect(clippy::cast_precision_loss, reason = "a count of samples")]
+    let number = |count: usize| count as f64;
+    // The logarithm of the probability of exactly `rank` samples below the median: a float has no 0.5^1075.
+    let mut log_probability = -number(count) * LN_2;
     let mut tail = 0.0;
     let mut rank = 0;
-    // `probability` is the probability of exactly `rank` samples below the median.
-    while rank < count {
-        tail += probability;
+    loop {
+        tail += log_probability.exp();
         if tail > 0.025 {
             break;
         }
         rank += 1;
-        #[expect(clippy::cast_precision_loss, reason = "a count of rounds")]
-        let step = (count + 1 - rank) as f64 / rank as f64;
-        probability *= step;
+        log_probability += (number(count + 1 - rank) / number(rank)).ln();
     }
     (rank > 0).then_some(rank)
 }
@@ -149,10 +151,12 @@ mod tests {
         assert_eq!(median(&[]), None);
     }
 
-    /// The expected ranks are from tables of the sign test.
+    /// The expected ranks are from tables of the sign test, and those above 100 from the exact sums of binomial coefficients.
     #[test]
     fn interval_has_the_ranks_of_the_sign_test() {
-        for (count, rank) in [(5, None), (6, Some(1)), (9, Some(2)), (15, Some(4)), (20, Some(6)), (100, Some(40))] {
+        let few = [(0, None), (5, None), (6, Some(1)), (9, Some(2)), (15, Some(4)), (20, Some(6)), (100, Some(40))];
+        let many = [(1074, Some(505)), (1075, Some(505)), (2000, Some(956)), (10_000, Some(4902))];
+        for (count, rank) in few.into_iter().chain(many) {
             assert_eq!(interval_rank(count), rank, "{count}");
         }
         let samples: Vec<f64> = (1..=15).map(f64::from).collect();
