@@ -149,6 +149,8 @@ fn unmix(mut z: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -232,9 +234,12 @@ mod tests {
             pattern.fill(connection, offset, &mut words);
             words
         };
-        assert_ne!(words(0, 0), words(0, BLOCK));
-        assert_ne!(words(1, 0), words(0, BLOCK), "the next connection begins with other words");
-        assert_ne!(words(0, 0), words(1 << CONNECTION_BITS, 0));
+        // The first words of two neighbors under each of nine keys.
+        let connections = (0..3).flat_map(|high| [high << CONNECTION_BITS, (high << CONNECTION_BITS) + 1]);
+        let places = connections.flat_map(|connection| (0..3).map(move |block| (connection, block * BLOCK)));
+        let sent: Vec<Word> =
+            places.flat_map(|(connection, offset)| words(connection, offset).as_chunks().0.to_vec()).collect();
+        assert_eq!(sent.iter().collect::<HashSet<_>>().len(), 6 * 3 * 8);
         assert_eq!(pattern.count_right(0, BLOCK - 32, &[words(0, BLOCK - 64), words(0, BLOCK)].concat()[32..]), 96);
     }
 }

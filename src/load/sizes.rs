@@ -80,16 +80,28 @@ mod tests {
     fn every_size_is_equally_likely() {
         const SIZES: usize = 16;
         const MESSAGES: u64 = 64_000;
-        let sizes = Sizes::new(64, 64 + SIZES as u64 - 1, 1);
-        for place in 0..2 {
-            let mut counts = [0; SIZES];
-            for index in (place..MESSAGES).step_by(2) {
-                let size = sizes.start(7, index + 1) - sizes.start(7, index);
-                counts[usize::try_from(size - 64).unwrap_or_default()] += 1;
+        // Numbers with few and with all bits set.
+        for (seed, connection) in [(1, 7), (u64::MAX, 7), (1, u64::MAX)] {
+            let sizes = Sizes::new(64, 64 + SIZES as u64 - 1, seed);
+            for place in 0..2 {
+                let mut counts = [0; SIZES];
+                for index in (place..MESSAGES).step_by(2) {
+                    let size = sizes.start(connection, index + 1) - sizes.start(connection, index);
+                    counts[usize::try_from(size - 64).unwrap_or_default()] += 1;
+                }
+                // The expected count is 2,000, and the bounds are five standard deviations from it.
+                assert!(counts.iter().all(|count| (1783..2217).contains(count)), "{counts:?}");
             }
-            // The expected count is 2,000, and the bounds are five standard deviations from it.
-            assert!(counts.iter().all(|count| (1783..2217).contains(count)), "{counts:?}");
         }
+    }
+
+    #[test]
+    fn messages_of_one_size_begin_at_its_multiples() {
+        let sizes = Sizes::new(64, 64, 1);
+        let starts = [0, 64, 128, 192, 256];
+        assert_eq!([0, 1, 2, 3, 4].map(|index| sizes.start(7, index)), starts);
+        assert_eq!(starts.map(|bytes| sizes.begun(7, bytes)), [0, 1, 2, 3, 4]);
+        assert_eq!([1, 63, 65, 257].map(|bytes| sizes.begun(7, bytes)), [1, 1, 2, 5]);
     }
 
     #[test]

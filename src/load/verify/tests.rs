@@ -364,8 +364,28 @@ proptest! {
 
 /// Returns a connection that sent one message of `length` bytes.
 fn one(length: usize) -> Sent {
-    let pattern = Pattern::new(1);
-    Sent { bytes: stream(&pattern, 7, 0, length), pattern: Rc::new(pattern), connection: 7, size: length }
+    one_where(length, |_| true)
+}
+
+/// Returns a connection that sent one message of `length` bytes, with the first seed for which `holds`.
+fn one_where(length: usize, holds: impl Fn(&Sent) -> bool) -> Sent {
+    let sent = |seed| {
+        let pattern = Pattern::new(seed);
+        Sent { bytes: stream(&pattern, 7, 0, length), pattern: Rc::new(pattern), connection: 7, size: length }
+    };
+    (1..10_000).map(sent).find(holds).unwrap()
+}
+
+/// Returns the kind of the corruption, and its wrong, lost and extra bytes, if `came` comes in one read and nothing follows.
+fn found(sent: &Sent, came: &[u8]) -> (FindingKind, u64, u64, u64) {
+    let echo = Echo { sent: sent.clone(), came: came.to_vec(), reads: vec![usize::MAX], end: End::Cut };
+    let Corruption { kind, wrong_bytes, lost_bytes, extra_bytes, .. } = echo.corruption().unwrap();
+    (kind, wrong_bytes, lost_bytes, extra_bytes)
+}
+
+/// Returns how many bytes differ from those sent in their place.
+fn count_wrong(sent: &Sent, came: &[u8]) -> u64 {
+    sent.bytes.iter().zip(came).filter(|(sent, came)| sent != came).count() as u64
 }
 
 fn kind_of(sent: &Sent, came: Vec<u8>, reads: &[usize]) -> FindingKind {
@@ -383,7 +403,9 @@ fn bytes_that_come_later_are_waited_for() {
     let sent = one(200_000);
     let mut swapped = sent.bytes.clone();
     swapped[1000..41_000].rotate_left(20_000);
-    assert_eq!(kind_of(&sent, swapped, &[1000]), FindingKind::Reordered);
+    for read in [1, 1000] {
+        assert_eq!(kind_of(&sent, swapped.clone(), &[read]), FindingKind::Reordered);
+    }
     let mut lost = sent.bytes.clone();
     lost.drain(1000..21_000);
     assert_eq!(kind_of(&sent, lost, &[1000]), FindingKind::Lost);
@@ -399,6 +421,14 @@ fn a_corruption_is_decided_within_a_limit() {
         matches!(checked, Checked::Wrong(Corruption { kind: FindingKind::Unknown, wrong_bytes: 4000.., .. })),
         "{checked:?}"
     );
+
+    let mut verifier = Verifier::new(0);
+    let garbage = stream(&Pattern::new(2), 0, 0, 2 * EVIDENCE_MAX);
+    let expected = stream(&pattern, 0, 0, EVIDENCE_MAX);
+    let wrong_bytes = garbage.iter().zip(&expected).filter(|(came, sent)| came != sent).count() as u64;
+    assert_eq!(verifier.receive(&pattern, &garbage[..1000], 1 << 30, OPENED), Checked::Undecided);
+    let unknown = Corruption { wrong_bytes, ..Corruption::new(FindingKind::Unknown, 0) };
+    assert_eq!(verifier.receive(&pattern, &garbage[1000..], 1 << 30, OPENED), Checked::Wrong(unknown));
 
     let mut verifier = Verifier::new(0);
     let far = stream(&pattern, 0, 1 << 29, EVIDENCE_MAX);
@@ -430,16 +460,10 @@ fn a_repeated_reply_in_place_of_the_next_is_duplicated() {
 
 #[test]
 fn a_foreign_word_may_begin_with_a_right_byte() {
-    let (sent, mut came, foreign) = (0..10_000)
-        .find_map(|seed| {
-            let pattern = Pattern::new(seed);
-            let bytes = stream(&pattern, 7, 0, 64);
-            let foreign = stream(&pattern, 8, 8, 8);
-            let sent = Sent { pattern: Rc::new(pattern), connection: 7, size: 64, bytes };
-            (foreign[0] == sent.bytes[8]).then(|| (sent.clone(), sent.bytes, foreign))
-        })
-        .unwrap();
-    came[8..16].copy_from_slice(&foreign);
+    let foreign = |sent: &Sent| stream(&sent.pattern, 8, 8, 8);
+    let sent = one_where(64, |sent| foreign(sent)[0] == sent.bytes[8]);
+    let mut came = sent.bytes.clone();
+    came[8..16].copy_from_slice(&foreign(&sent));
     assert_eq!(kind_of(&sent, came, &[64]), FindingKind::Foreign);
 }
 
@@ -458,7 +482,9 @@ fn bytes_after_the_stream_are_classified() {
     let and = |more: &[u8]| [&sent.bytes[..], more].concat();
     // The continuation of the stream, which is not sent.
     let next = stream(&sent.pattern, sent.connection, 100, 64);
-    assert_eq!(kind_of(&sent, and(&next), &[200]), FindingKind::Extra);
+    for read in [60, 200] {
+        assert_eq!(kind_of(&sent, and(&next), &[read]), FindingKind::Extra);
+    }
     assert_eq!(kind_of(&sent, and(&sent.bytes[..64]), &[200]), FindingKind::Duplicated);
     assert_eq!(kind_of(&sent, and(&sent.bytes[3..11]), &[200]), FindingKind::Duplicated);
     assert_eq!(kind_of(&sent, and(&sent.bytes[3..10]), &[200]), FindingKind::Extra);
@@ -497,6 +523,144 @@ fn a_word_of_a_connection_never_opened_is_not_foreign() {
     assert_eq!(kind_of(&sent, came.clone(), &[200]), FindingKind::Flipped);
     came[32..64].copy_from_slice(&stream(&sent.pattern, OPENED - 1, 32, 32));
     assert_eq!(kind_of(&sent, came, &[200]), FindingKind::Foreign);
+}
+
+#[test]
+fn a_word_of_a_connection_that_cannot_have_sent_as_much_is_not_foreign() {
+    let sent = one(128);
+    let kind = |offset| {
+        let mut came = sent.bytes.clone();
+        came[32..64].copy_from_slice(&stream(&sent.pattern, 8, offset, 32));
+        kind_of(&sent, came, &[200])
+    };
+    let bytes_max = 16 * 128 + (1 << 20);
+    assert_eq!(kind(bytes_max - 8), FindingKind::Foreign);
+    assert_eq!(kind(bytes_max), FindingKind::Flipped);
+    assert_eq!(kind(4 * bytes_max), FindingKind::Flipped);
+}
+
+#[test]
+fn a_lost_word_may_begin_as_the_next_does() {
+    let sent = one_where(64, |sent| sent.bytes[8] == sent.bytes[16] && sent.bytes[9] != sent.bytes[17]);
+    assert_eq!(found(&sent, &[&sent.bytes[..8], &sent.bytes[16..]].concat()), (FindingKind::Lost, 0, 8, 0));
+}
+
+#[test]
+fn an_own_word_after_foreign_bytes_may_begin_as_they_continue() {
+    let foreign = |sent: &Sent| stream(&sent.pattern, 8, 16, 9);
+    let sent = one_where(24, |sent| foreign(sent)[8] == sent.bytes[16] && foreign(sent)[0] != sent.bytes[16]);
+    let came = [&sent.bytes[..16], &foreign(&sent)[..8], &sent.bytes[16..]].concat();
+    assert_eq!(found(&sent, &came), (FindingKind::Foreign, 0, 0, 8));
+}
+
+#[test]
+fn every_byte_of_a_swap_is_wrong() {
+    let sent = one(64);
+    let mut came = sent.bytes.clone();
+    let (left, right) = came.split_at_mut(56);
+    left[..8].swap_with_slice(right);
+    let wrong = count_wrong(&sent, &came);
+    assert!(wrong > 8);
+    assert_eq!(found(&sent, &came), (FindingKind::Reordered, wrong, 0, 0));
+}
+
+#[test]
+fn an_end_without_a_whole_word_that_comes_too_early_is_reordered() {
+    let sent = one(60);
+    let mut came = sent.bytes.clone();
+    came[24..].rotate_right(11);
+    assert_eq!(found(&sent, &came), (FindingKind::Reordered, count_wrong(&sent, &came), 0, 0));
+}
+
+#[test]
+fn earlier_bytes_in_place_of_others_are_duplicated() {
+    let sent = one(64);
+    let mut came = sent.bytes.clone();
+    came.copy_within(8..24, 32);
+    assert_eq!(found(&sent, &came), (FindingKind::Duplicated, count_wrong(&sent, &came), 0, 0));
+}
+
+#[test]
+fn a_loss_is_no_reordering_if_what_came_before_it_comes_again() {
+    let sent = one(64);
+    let came = [&sent.bytes[..16], &sent.bytes[24..48], &sent.bytes[8..16]].concat();
+    assert_eq!(found(&sent, &came), (FindingKind::Lost, 0, 8, 0));
+}
+
+#[test]
+fn wrong_bytes_before_a_loss_are_not_lost() {
+    let sent = one(64);
+    let wrong = [16, 17, 18, 19].map(|at| !sent.bytes[at]);
+    let came = [&sent.bytes[..16], &wrong, &sent.bytes[32..]].concat();
+    assert_eq!(found(&sent, &came), (FindingKind::Lost, 4, 12, 0));
+}
+
+#[test]
+fn bytes_inserted_before_the_end_are_extra_even_if_they_are_the_end_reversed() {
+    let sent = one(12);
+    let [.., left, right] = sent.bytes[..] else { unreachable!() };
+    let came = [&sent.bytes[..10], &[right, left, !left, left, right]].concat();
+    assert_eq!(found(&sent, &came), (FindingKind::Extra, 0, 0, 3));
+}
+
+#[test]
+fn a_flipped_byte_before_an_equal_one_is_flipped() {
+    let sent = one_where(12, |sent| sent.bytes[10] == sent.bytes[11]);
+    let mut came = sent.bytes.clone();
+    came[10] ^= 1;
+    assert_eq!(found(&sent, &came), (FindingKind::Flipped, 1, 0, 0));
+}
+
+#[test]
+fn a_single_byte_is_that_of_a_neighbor_or_flipped() {
+    let sent = one(64);
+    let found = |byte| found(&sent, &[&sent.bytes[..10], &[byte]].concat());
+    assert_eq!(found(sent.bytes[11]), (FindingKind::Lost, 0, 1, 0));
+    assert_eq!(found(sent.bytes[9]), (FindingKind::Duplicated, 0, 0, 1));
+    assert_eq!(found(sent.bytes[12]), (FindingKind::Flipped, 1, 0, 0));
+    assert_eq!(found(sent.bytes[8]), (FindingKind::Flipped, 1, 0, 0));
+}
+
+#[test]
+fn two_bytes_swapped_are_reordered_and_three_rotated_are_shifted() {
+    let sent = one(12);
+    let mut came = sent.bytes.clone();
+    came[10..].rotate_right(1);
+    assert_eq!(found(&sent, &came), (FindingKind::Reordered, 2, 0, 0));
+    came.clone_from(&sent.bytes);
+    came[9..].rotate_right(1);
+    assert_eq!(found(&sent, &came), (FindingKind::Extra, 0, 0, 1));
+}
+
+#[test]
+fn one_right_byte_is_evidence_after_one_inserted_but_not_after_more() {
+    let sent = one(64);
+    let inserted = |count: usize, right: usize| {
+        let extra: Vec<u8> = sent.bytes[10..10 + count].iter().map(|byte| !byte).collect();
+        found(&sent, &[&sent.bytes[..10], &extra, &sent.bytes[10..10 + right]].concat())
+    };
+    assert_eq!(inserted(1, 1), (FindingKind::Extra, 0, 0, 1));
+    assert_eq!(inserted(2, 1), (FindingKind::Unknown, 3, 0, 0));
+    assert_eq!(inserted(3, 2), (FindingKind::Extra, 0, 0, 3));
+}
+
+#[test]
+fn excerpts_begin_with_the_first_wrong_byte() {
+    let sent = one(64);
+    let excerpts = |came: &[u8], sent_bytes: u64| {
+        let mut verifier = Verifier::new(sent.connection);
+        let _undecided = verifier.receive(&sent.pattern, came, sent_bytes, OPENED);
+        verifier.excerpts(&sent.pattern, sent_bytes)
+    };
+    let mut came = sent.bytes.clone();
+    came[20] ^= 1;
+    came[60] ^= 1;
+    assert_eq!(excerpts(&came, 64), (sent.bytes[20..36].to_vec(), came[20..36].to_vec()));
+    // Fewer came.
+    assert_eq!(excerpts(&came[..25], 64), (sent.bytes[20..36].to_vec(), came[20..25].to_vec()));
+    // Fewer were sent.
+    assert_eq!(excerpts(&came[..40], 25), (sent.bytes[20..25].to_vec(), came[20..36].to_vec()));
+    assert_eq!(excerpts(&came[..20], 20), (vec![], vec![]));
 }
 
 #[test]
