@@ -126,16 +126,19 @@ impl Diagnosis<'_> {
             let wrong_bytes = first.place.start - self.offset;
             return Corruption { wrong_bytes, lost_bytes: first.ahead(), ..self.corruption(FindingKind::Lost) };
         }
-        self.classify_inserted(first, own().find(|run| run.sources().contains(&self.offset)))
+        self.classify_inserted(first, own().find(|run| run.behind() > 0 && run.sources().end > self.offset))
     }
 
-    /// Classifies inserted bytes: `first` has earlier bytes, or continues the stream too late; `next` continues it.
+    /// Classifies inserted bytes: `first` has earlier bytes, or continues the stream too late; `next` continues it,
+    /// perhaps after wrong bytes.
     fn classify_inserted(&self, first: &Run, next: Option<&Run>) -> Corruption {
         let extra_bytes = next.map_or(first.place.end - self.offset, Run::behind);
+        let wrong_bytes = next.map_or(0, |run| self.count_wrong(run.source.max(self.offset)));
         let repeated = first.place.end.min(self.offset + extra_bytes).saturating_sub(first.place.start);
         // An inserted byte equals the one before it once in 256.
         let is_repetition = first.place.start == self.offset || repeated >= WORD;
         Corruption {
+            wrong_bytes,
             extra_bytes,
             ..self.corruption(if is_repetition { FindingKind::Duplicated } else { FindingKind::Extra })
         }

@@ -596,6 +596,31 @@ fn wrong_bytes_before_a_loss_are_not_lost() {
 }
 
 #[test]
+fn wrong_bytes_before_an_insertion_are_not_extra() {
+    let sent = one(64);
+    let garbage = stream(&Pattern::new(2), 7, 0, 16);
+    // 16 bytes came in place of 8.
+    let came = [&sent.bytes[..16], &garbage, &sent.bytes[24..]].concat();
+    assert_eq!(found(&sent, &came), (FindingKind::Extra, 8, 0, 8));
+    // A flipped byte came before three inserted ones, and no whole word between them.
+    let mut came = [&sent.bytes[..30], &garbage[..3], &sent.bytes[30..]].concat();
+    came[16] ^= 1;
+    assert_eq!(found(&sent, &came), (FindingKind::Extra, 1, 0, 3));
+}
+
+#[test]
+fn inserted_bytes_end_where_the_stream_continues() {
+    let sent = one(64);
+    let again = [&sent.bytes[..16], &sent.bytes[8..16]].concat();
+    let garbage = stream(&Pattern::new(2), 7, 0, 3);
+    let came = [&again, &garbage, &sent.bytes[16..]].concat();
+    assert_eq!(found(&sent, &came), (FindingKind::Duplicated, 0, 0, 11));
+    // A loss follows.
+    let came = [&again, &sent.bytes[40..]].concat();
+    assert_eq!(found(&sent, &came), (FindingKind::Duplicated, 0, 0, 8));
+}
+
+#[test]
 fn bytes_inserted_before_the_end_are_extra_even_if_they_are_the_end_reversed() {
     let sent = one(12);
     let [.., left, right] = sent.bytes[..] else { unreachable!() };
