@@ -181,8 +181,6 @@ impl Diagnosis<'_> {
             };
             let is_foreign = connection != self.connection;
             let mut source = index * WORD;
-            let left = if is_foreign { u64::MAX } else { self.sent - source };
-            let length = usize::try_from(left).map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
             let mut start = at;
             while start > end
                 && source > 0
@@ -194,7 +192,7 @@ impl Diagnosis<'_> {
             // The run before may extend too far, over bytes that are equal by chance.
             source += end.saturating_sub(start) as u64;
             start = start.max(end);
-            end = at + self.pattern.count_right(connection, index * WORD, &bytes[at..][..length]);
+            end = at + self.pattern.count_right(connection, index * WORD, &bytes[at..]);
             runs.push(Run { place: begin + start as u64..begin + end as u64, source, is_foreign });
             at = end + 1 - word.len();
         }
