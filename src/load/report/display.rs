@@ -51,10 +51,10 @@ impl fmt::Display for Report {
         }
         for error in &self.errors {
             let errno = error.errno.as_ref().map_or(String::new(), |errno| format!(" ({errno})"));
-            write!(formatter, "\nerror: {} {}{errno}, {} times", error.phase.name(), error.error.name(), error.count)?;
+            write!(formatter, "\nerror: {} {}{errno}: {}", error.phase.name(), error.error.name(), error.count)?;
         }
         if !self.verify.findings.is_empty() {
-            write!(formatter, "\nverify: {} findings of corruption", self.verify.findings.len())?;
+            write!(formatter, "\nverify: findings of corruption: {}", self.verify.findings.len())?;
         }
         for threshold in self.thresholds.iter().filter(|threshold| threshold.failed) {
             write!(formatter, "\nfailed: {}", threshold.expr)?;
@@ -108,8 +108,8 @@ mod tests {
         (report.verdict, report.thresholds) = (Verdict::Fail, vec![failed]);
         let expected = format!(
             "FAIL: hold, 49 of 50 connections to 127.0.0.1:5000\n{messages}\n\
-             error: receive reset (ECONNRESET), 2 times\n\
-             verify: 1 findings of corruption\n\
+             error: receive reset (ECONNRESET): 2\n\
+             verify: findings of corruption: 1\n\
              failed: errors>0 (2)"
         );
         assert_eq!(report.to_string(), expected);

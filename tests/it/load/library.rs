@@ -47,7 +47,7 @@ fn a_report_of_a_refused_run_prints_its_errors() {
     let report = Run::new([address]).duration(Duration::from_millis(10)).spawn().unwrap().join().unwrap();
     let text = report.to_string();
     assert!(text.starts_with(&format!("FAIL: echo, 0 of 1 connections to {address}\n")), "{text}");
-    assert!(text.contains("\nerror: connect refused (ECONNREFUSED), 1 times\n"), "{text}");
+    assert!(text.contains("\nerror: connect refused (ECONNREFUSED): 1\n"), "{text}");
     assert!(text.contains("\nfailed: connections<1 (0)\n"), "{text}");
 }
 
