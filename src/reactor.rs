@@ -562,3 +562,54 @@ impl<T> Reactor<T> {
         size_of::<Entry<Slot<T>>>()
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use mio::net::UnixStream;
+
+    use super::*;
+
+    /// Counts the calls of the handler. A value is whether its key is served again.
+    struct Calls(usize);
+
+    impl Handler<bool> for Calls {
+        type Act = Infallible;
+
+        fn ready(&mut self, _: usize, again: &mut bool, _: Ready) -> Next<Infallible> {
+            self.0 += 1;
+            if *again { Next::Again } else { Next::Wait }
+        }
+
+        fn act(&mut self, _: &mut Reactor<bool>, _: usize, never: Infallible) -> Next<Infallible> {
+            match never {}
+        }
+    }
+
+    #[test]
+    fn after_the_first_pass_a_serve_makes_as_many_as_fit_into_128_calls() {
+        for (ready, queued) in [(0, 1), (0, 3), (0, 64), (0, 65), (0, 200), (5, 1), (28, 50), (29, 50)] {
+            let mut reactor = Reactor::new(64).unwrap();
+            let mut open = Vec::new();
+            for _ in 0..ready {
+                let (near, far) = UnixStream::pair().unwrap();
+                let keep = |near| {
+                    open.push((near, far));
+                    false
+                };
+                reactor.insert(near, INTEREST, keep).unwrap();
+            }
+            for _ in 0..queued {
+                let key = reactor.insert(Silent, INTEREST, |_| true).unwrap();
+                reactor.resume(key);
+            }
+            assert!(reactor.wait(Some(Duration::ZERO)).unwrap());
+            assert_eq!(reactor.event_count(), ready);
+
+            let mut calls = Calls(0);
+            reactor.serve(1000, &mut calls);
+            let passes = ((128 - ready) / queued).max(1);
+            assert_eq!(calls.0, ready + passes * queued, "{ready} events, {queued} queued");
+        }
+    }
+}

@@ -139,3 +139,26 @@ impl fmt::Debug for Ready {
         formatter.write_str(&names.join(" | "))
     }
 }
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::time::Duration;
+
+    use mio::unix::pipe;
+    use mio::{Events, Poll, Token};
+
+    use super::*;
+    use crate::INTEREST;
+
+    #[test]
+    fn a_hangup_without_input_makes_a_source_readable_and_writable() {
+        let (sender, mut receiver) = pipe::new().unwrap();
+        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
+        poll.registry().register(&mut receiver, Token(0), INTEREST).unwrap();
+        drop(sender);
+        poll.poll(&mut events, Some(Duration::from_secs(20))).unwrap();
+        let ready = Ready::from(events.iter().next().unwrap());
+        assert_eq!(ready, Ready::READABLE | Ready::WRITABLE | Ready::READ_CLOSED);
+    }
+}

@@ -28,6 +28,8 @@ use crate::fuzzing::Input;
 use crate::transport::Listen;
 use crate::{Config, Fault, Server, SourceLimit, Turn, WhenFull};
 
+#[cfg(test)]
+pub(crate) use self::poll::set_now;
 pub(crate) use self::poll::{Events, Modelled, Poll, now};
 pub(crate) use self::socket::Socket;
 

@@ -117,7 +117,25 @@ mod tests {
     use std::net::{Shutdown, TcpStream};
     use std::time::Duration;
 
-    use crate::{Config, Server};
+    use mio::net::UnixStream;
+
+    use super::Socket;
+    use crate::{Config, INTEREST, Reactor, Server};
+
+    #[test]
+    fn a_deregistered_socket_is_not_reported() {
+        for is_registered in [true, false] {
+            let mut reactor = Reactor::new(1).unwrap();
+            let (near, _far) = UnixStream::pair().unwrap();
+            let key = reactor.insert(Socket::new(near), INTEREST, |socket| socket).unwrap();
+            let mut socket = reactor.remove(key).unwrap();
+            if !is_registered {
+                reactor.deregister(&mut socket).unwrap();
+            }
+            // It is writable.
+            assert_eq!(reactor.wait(Some(Duration::ZERO)).unwrap(), is_registered);
+        }
+    }
 
     /// With the feature `raw-syscalls` and without: the test program of the other tests always has it.
     #[test]

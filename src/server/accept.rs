@@ -327,8 +327,138 @@ fn is_one_connections_own(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::os::fd::{AsFd, BorrowedFd};
+
+    use mio::event::Source;
+    use mio::net::UnixStream;
+    use mio::{Interest, Registry, Token};
+
     use super::*;
+    use crate::Peer;
+    use crate::log_target::warnings_of;
+    use crate::transport::Socket;
+
+    /// A listening socket whose accepts return what is scripted: a connection, or an error. Then they block.
+    #[derive(Debug)]
+    struct Scripted {
+        accepts: RefCell<VecDeque<Option<i32>>>,
+        descriptor: UnixStream,
+    }
+
+    impl Listen for Scripted {
+        type Stream = Socket<UnixStream>;
+        type Address = usize;
+
+        fn local_addr(&self) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn accept(&self) -> io::Result<(Socket<UnixStream>, SocketAddr)> {
+            match self.accepts.borrow_mut().pop_front() {
+                Some(None) => Ok((Socket::new(UnixStream::pair()?.0), Peer::NO_ADDRESS)),
+                Some(Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
+                None => Err(io::ErrorKind::WouldBlock.into()),
+            }
+        }
+    }
+
+    impl AsFd for Scripted {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.descriptor.as_fd()
+        }
+    }
+
+    impl Source for Scripted {
+        fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn reregister(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn deregister(&mut self, _: &Registry) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Returns an acceptor with as many listeners as scripts. Their keys are the numbers from 0.
+    fn acceptor<const N: usize>(scripts: [&[Option<i32>]; N]) -> Acceptor<Scripted> {
+        let listener = |(key, script): (usize, &[Option<i32>])| {
+            let accepts = RefCell::new(script.iter().copied().collect());
+            Listener { socket: Scripted { accepts, descriptor: UnixStream::pair().unwrap().0 }, address: key, key }
+        };
+        Acceptor::new((0..).zip(scripts).map(listener).collect(), None)
+    }
+
+    /// Calls accept(2) once. Returns whether there was a connection.
+    fn accept_one(acceptor: &mut Acceptor<Scripted>, index: usize) -> bool {
+        let mut accepted = false;
+        acceptor.accept(index, 1, usize::MAX, &AcceptErrorCounters::default(), |_, _, _| {
+            accepted = true;
+            Ok(true)
+        });
+        accepted
+    }
+
+    #[test]
+    fn the_listener_after_that_which_accepted_last_comes_first() {
+        for index in 0..3 {
+            let mut acceptor = acceptor([&[None]; 3]);
+            assert!(accept_one(&mut acceptor, index));
+            let mut order = [0, 1, 2];
+            order.rotate_left(index + 1);
+            assert_eq!(acceptor.take_unfinished().collect::<Vec<_>>(), order);
+            assert_eq!(acceptor.take_unfinished().count(), 0, "the request is taken");
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_connection_was_held_back_if_it_waited_for_its_time() {
+        use std::time::Duration;
+
+        use crate::simulation::{Modelled, set_now};
+
+        let _modelled = Modelled::new(|_, _, _| Ok(()));
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        set_now(start);
+        let mut acceptor = acceptor([&[None; 3]]);
+        acceptor.set_fault(Some(Connect::Every(Duration::from_millis(10))));
+        assert!(accept_one(&mut acceptor, 0) && !acceptor.take_held());
+
+        set_now(at(9));
+        assert!(!accept_one(&mut acceptor, 0));
+        assert_eq!(acceptor.retry_at(), Some(at(10)));
+        set_now(at(10));
+        assert!(accept_one(&mut acceptor, 0));
+        assert!(acceptor.take_held());
+        assert!(!acceptor.take_held(), "it is counted once");
+
+        set_now(at(20));
+        assert!(accept_one(&mut acceptor, 0) && !acceptor.take_held());
+    }
+
+    #[test]
+    fn running_out_of_descriptors_is_logged_once_and_does_not_suppress_the_log_of_a_dropped_connection() {
+        let mut acceptor = acceptor([&[Some(libc::EMFILE), Some(libc::EMFILE), None]]);
+        let mut warnings = || {
+            let refuse = |_: &_, _, _| Err(io::ErrorKind::OutOfMemory.into());
+            warnings_of(|| acceptor.accept(0, 1, usize::MAX, &AcceptErrorCounters::default(), refuse))
+        };
+        let exhausted = warnings();
+        assert_eq!(exhausted.len(), 1, "{exhausted:?}");
+        assert!(exhausted[0].starts_with("cannot accept on 0: "), "{exhausted:?}");
+        assert!(warnings().is_empty());
+        let dropped = warnings();
+        assert_eq!(dropped.len(), 1, "{dropped:?}");
+        assert!(dropped[0].starts_with("cannot serve 0.0.0.0:0: "), "{dropped:?}");
+    }
 
     #[test]
     fn an_error_of_accept_is_of_its_connection_of_exhaustion_or_of_the_listener() {

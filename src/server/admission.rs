@@ -105,6 +105,8 @@ fn source(ip: IpAddr, limit: SourceLimit) -> IpNet {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -144,5 +146,16 @@ mod tests {
             let mut admit = |ip: &str| admission.admit((ip.parse::<IpAddr>().unwrap(), 1).into(), &refused);
             assert_eq!((admit(inside), admit(outside)), (true, false), "{network}");
         }
+    }
+
+    #[test]
+    fn the_memory_of_closed_connections_is_returned() {
+        let limit = SourceLimit::new(1);
+        let mut admission = Admission::new(&Config { max_per_source: Some(limit), ..Config::default() });
+        let addresses = || (1..1000_u16).map(|port| SocketAddr::from((Ipv4Addr::from_bits(port.into()), port)));
+        addresses().for_each(|address| admission.opened(address));
+        addresses().for_each(|address| admission.closed(address));
+        admission.shrink_to_fit();
+        assert_eq!(admission.open.capacity(), 0);
     }
 }

@@ -160,3 +160,69 @@ pub(super) fn drop_packets(socket: &SockRef<'_>, drops: bool) -> io::Result<()> 
 pub(super) fn drop_packets(_: &SockRef<'_>, _: bool) -> io::Result<()> {
     Ok(())
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::fs::File;
+    use std::net::{SocketAddr, TcpStream};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::server::{EventLoop, Server};
+
+    /// Returns a server whose listening socket a rule closes for its first second.
+    fn refusing(open: Open<TcpListener>, config: Config) -> Server {
+        let config = Config { faults: vec!["connect=refuse,at=0s..1s".parse().unwrap()], ..config };
+        let sockets = listen::open(&["127.0.0.1:0".parse().unwrap()], &config).unwrap();
+        Server::new(sockets, config, Some(open)).unwrap()
+    }
+
+    #[test]
+    fn a_socket_that_cannot_be_opened_again_is_opened_100_ms_later() {
+        // An option decides whether it can.
+        let bind = |&address: &SocketAddr, config: &Config| {
+            if config.nodelay { listen::bind(address, config) } else { Err(io::ErrorKind::AddrInUse.into()) }
+        };
+        let mut server = refusing(Open { bind, ..Open::TCP }, Config { nodelay: false, ..Config::default() });
+        let address = server.local_addr();
+        let _keeps_the_port = listen::bind(address, &Config::default()).unwrap();
+        let EventLoop { reactor, echo } = server.event_loop_mut();
+        let end = Instant::now() + Duration::from_secs(1);
+        echo.apply_connect_faults(reactor, end);
+        assert_eq!(echo.core.acceptor.listener_count(), 0);
+        let again = end + Duration::from_millis(100);
+        assert_eq!(echo.core.earliest_deadline(), Some(again));
+
+        echo.core.config.nodelay = true;
+        echo.apply_connect_faults(reactor, again);
+        assert_eq!(echo.core.earliest_deadline(), None);
+        // No filter is left on it.
+        TcpStream::connect_timeout(&address, Duration::from_secs(20)).unwrap();
+    }
+
+    #[test]
+    fn a_drain_opens_no_socket_again() {
+        let mut server = refusing(Open::TCP, Config::default());
+        let EventLoop { reactor, echo } = server.event_loop_mut();
+        assert!(echo.core.connect_faults.next_at.is_some());
+        echo.begin_drain(reactor);
+        assert_eq!(echo.core.connect_faults.next_at, None);
+        echo.apply_connect_faults(reactor, Instant::now() + Duration::from_secs(1));
+        assert_eq!(echo.core.acceptor.listener_count(), 0);
+    }
+
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn a_socket_without_a_filter_needs_no_removal_and_other_failures_are_returned() {
+        let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        for drops in [false, true, false, false] {
+            drop_packets(&SockRef::from(&socket), drops).unwrap();
+        }
+        let no_socket = File::open("/dev/null").unwrap();
+        for drops in [false, true] {
+            let error = drop_packets(&SockRef::from(&no_socket), drops).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK));
+        }
+    }
+}

@@ -75,47 +75,58 @@ mod tests {
     use mio::{Interest, Registry, Token};
 
     use super::*;
+    use crate::ready::Ready;
+    use crate::server::connection::Outcome;
+    use crate::server::idle::Watched;
 
-    /// A stream whose first calls of `shutdown` are interrupted.
+    /// A stream whose first calls of `shutdown` fail, the last of these first.
     #[derive(Debug)]
-    struct Interrupted {
+    struct Failing {
         socket: UnixStream,
-        interrupts: u32,
+        failures: Vec<ErrorKind>,
+        flushes: u32,
     }
 
-    impl Stream for Interrupted {
+    fn failing(failures: &[ErrorKind]) -> (Connection<Failing>, UnixStream) {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        (Connection::new(Failing { socket, failures: failures.to_vec(), flushes: 0 }), peer)
+    }
+
+    impl Stream for Failing {
         fn shutdown(&mut self) -> io::Result<()> {
-            if self.interrupts > 0 {
-                self.interrupts -= 1;
-                return Err(ErrorKind::Interrupted.into());
+            match self.failures.pop() {
+                Some(kind) => Err(kind.into()),
+                None => self.socket.shutdown(Shutdown::Write),
             }
-            self.socket.shutdown(Shutdown::Write)
         }
     }
 
-    impl Read for Interrupted {
+    impl Read for Failing {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             self.socket.read(buffer)
         }
     }
 
-    impl Write for Interrupted {
+    impl Write for Failing {
         fn write(&mut self, data: &[u8]) -> io::Result<usize> {
             self.socket.write(data)
         }
 
         fn flush(&mut self) -> io::Result<()> {
+            self.flushes += 1;
             self.socket.flush()
         }
     }
 
-    impl AsFd for Interrupted {
+    impl AsFd for Failing {
         fn as_fd(&self) -> BorrowedFd<'_> {
             self.socket.as_fd()
         }
     }
 
-    impl Source for Interrupted {
+    impl Source for Failing {
         fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
             Ok(())
         }
@@ -131,10 +142,20 @@ mod tests {
 
     #[test]
     fn an_interrupted_shutdown_is_made_again() {
-        let (socket, mut peer) = UnixStream::pair().unwrap();
-        peer.set_nonblocking(true).unwrap();
-        let mut connection = Connection::new(Interrupted { socket, interrupts: 2 });
+        let (mut connection, mut peer) = failing(&[ErrorKind::Interrupted; 2]);
         send_fin(&mut connection);
         assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the peer reads the end of the stream");
+    }
+
+    #[test]
+    fn what_keeps_a_stream_from_ending_its_output_is_pending_until_a_flush_has_sent_it() {
+        for (failures, flushes) in [(&[][..], 0), (&[ErrorKind::NotConnected], 0), (&[ErrorKind::WouldBlock], 1)] {
+            let (mut connection, _peer) = failing(failures);
+            send_fin(&mut connection);
+            assert_eq!(Watched::is_pending(&connection), flushes > 0, "{failures:?}");
+            assert_eq!(connection.serve(Ready::WRITABLE, &mut [0; 8]).outcome, Outcome::Wait);
+            assert_eq!(connection.get_ref().flushes, flushes, "{failures:?}");
+            assert!(!Watched::is_pending(&connection));
+        }
     }
 }

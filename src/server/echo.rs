@@ -511,3 +511,40 @@ impl<P: Fn() -> Peer, O: Observer> Sink for Tally<'_, P, O> {
         self.observer.sent((self.peer)(), length);
     }
 }
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::Server;
+    use crate::server::EventLoop;
+
+    /// Returns the `TCP_USER_TIMEOUT` of each connection.
+    fn user_timeouts<S: Stream>(reactor: &mut Reactor<Entry<S>>) -> Vec<Option<Duration>> {
+        let streams = reactor.iter_mut().filter_map(|(_, entry)| match entry {
+            Entry::AwaitingHeader(awaiting) => Some(&awaiting.stream),
+            entry => entry.stream(),
+        });
+        streams.map(|stream| SockRef::from(stream).tcp_user_timeout().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_drain_ends_the_user_timeout_of_each_connection() {
+        for (proxy_protocol, faults) in [(false, vec![]), (false, vec!["mute".parse().unwrap()]), (true, vec![])] {
+            let stall_timeout = Some(Duration::from_secs(8));
+            let config = Config { stall_timeout, faults, proxy_protocol, ..Config::default() };
+            let mut server = Server::bind("127.0.0.1:0", config).unwrap();
+            let _client = TcpStream::connect(server.local_addr()).unwrap();
+            while server.core().connections == 0 {
+                let _ = server.turn(Some(Duration::from_secs(20))).unwrap();
+            }
+            let EventLoop { reactor, echo } = server.event_loop_mut();
+            assert_eq!(user_timeouts(reactor), [Some(Duration::from_secs(9))]);
+            echo.begin_drain(reactor);
+            echo.advance_hand(reactor, Instant::now());
+            assert_eq!(user_timeouts(reactor), [None]);
+        }
+    }
+}

@@ -276,34 +276,157 @@ impl<S: Sink> Sink for Received<'_, S> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::time::Duration;
 
-    use mio::net::UnixStream;
+    use mio::net::{TcpStream, UnixStream};
+    use mio::{Events, Poll, Token};
 
     use super::*;
     use crate::Peer;
     use crate::server::connection::Served;
     use crate::transport::Socket;
 
+    /// Longer than anything takes that a test waits for.
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    fn faulted<S>(stream: S, rule: &str) -> Faulted<Socket<S>>
+    where
+        Socket<S>: Stream,
+    {
+        let drawn = Drawn { faults: vec![rule.parse().unwrap()], seed: 0 };
+        Faulted::new(Socket::new(stream), Peer::NO_ADDRESS, &drawn)
+    }
+
+    fn serve(faulted: &mut Faulted<impl Stream>, ready: Ready) -> Step {
+        let mut served = Served { received: 0, sent: 0, outcome: Outcome::Wait };
+        faulted.serve(ready, &mut [0; 16], &mut served, &Counters::default())
+    }
+
+    /// Returns both ends of a TCP connection. The first does not block, and has received what the client sends.
+    fn tcp_pair(sent: &[u8]) -> (TcpStream, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        client.write_all(sent).unwrap();
+        if !sent.is_empty() {
+            near.peek(&mut [0]).unwrap();
+        }
+        near.set_nonblocking(true).unwrap();
+        (TcpStream::from_std(near), client)
+    }
+
     /// Whether the socket takes the bytes at their time cannot be chosen from outside.
     #[test]
     fn the_time_of_a_delay_does_not_count_towards_the_stall_timeout() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let drawn = Drawn { faults: vec!["delay=1ms".parse().unwrap()], seed: 0 };
-        let mut faulted = Faulted::new(Socket::new(near), Peer::NO_ADDRESS, &drawn);
+        let mut faulted = faulted(near, "delay=1ms");
         for length in [4096, 1] {
             while faulted.stream_mut().write(&vec![0; length]).is_ok() {}
         }
         far.write_all(b"a").unwrap();
-        let (mut buffer, counters) = ([0; 16], Counters::default());
-        let mut served = Served { received: 0, sent: 0, outcome: Outcome::Wait };
-        faulted.serve(Ready::READABLE, &mut buffer, &mut served, &counters);
+        serve(&mut faulted, Ready::READABLE);
         assert_eq!([1, 2, 3], [(); 3].map(|()| faulted.tick_idle()));
+        assert_eq!(faulted.pending(), 0, "the fault keeps it, not the peer");
         while !faulted.is_blocked() {
-            faulted.serve(Ready::NONE, &mut buffer, &mut served, &counters);
+            serve(&mut faulted, Ready::NONE);
         }
         assert_eq!(faulted.tick_idle(), 1);
-        faulted.serve(Ready::WRITABLE, &mut buffer, &mut served, &counters);
+        assert!(faulted.pending() > 0);
+        serve(&mut faulted, Ready::WRITABLE);
         assert_eq!(faulted.tick_idle(), 2);
+    }
+
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn a_reset_after_bytes_waits_until_a_tcp_socket_has_sent_them() {
+        let (near, _client) = tcp_pair(b"hola");
+        let mut after_bytes = faulted(near, "reset=1");
+        assert_eq!(serve(&mut after_bytes, Ready::READABLE), Step::Rearm);
+        assert_eq!(serve(&mut after_bytes, Ready::READABLE), Step::Wait);
+        assert!(after_bytes.is_pending());
+        assert_eq!(serve(&mut after_bytes, Ready::WRITABLE), Step::Reset);
+
+        let (near, _client) = tcp_pair(b"");
+        assert_eq!(serve(&mut faulted(near, "reset=0s"), Ready::NONE), Step::Reset);
+        // Other sockets do not tell.
+        let (near, mut client) = UnixStream::pair().unwrap();
+        client.write_all(b"hola").unwrap();
+        assert_eq!(serve(&mut faulted(near, "reset=1"), Ready::READABLE), Step::Reset);
+    }
+
+    /// All input has arrived before the server reads it, so nothing but the room in the socket can be an event when the client reads.
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn a_client_that_reads_late_receives_all_bytes_before_its_reset() {
+        use crate::{Config, Server};
+
+        const LENGTH: usize = 60_000;
+
+        let config = Config {
+            faults: vec![format!("reset={LENGTH}").parse().unwrap()],
+            buffer_size: LENGTH,
+            send_buffer: Some(4 * LENGTH),
+            ..Config::default()
+        };
+        let mut server = Server::bind("127.0.0.1:0", config).unwrap();
+        let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        client.set_recv_buffer_size(LENGTH / 4).unwrap();
+        client.connect(&server.local_addr().into()).unwrap();
+        let mut client = std::net::TcpStream::from(client);
+        client.set_read_timeout(Some(TIMEOUT)).unwrap();
+        client.write_all(&vec![b'a'; LENGTH]).unwrap();
+        let handle = server.handle();
+        while handle.stats().bytes_out < LENGTH as u64 {
+            let _ = server.turn(Some(TIMEOUT)).unwrap();
+        }
+        assert_eq!(handle.stats().open(), 1, "the system has not sent everything");
+        client.read_exact(&mut vec![0; LENGTH]).unwrap();
+        let start = Instant::now();
+        while handle.stats().open() > 0 && start.elapsed() < TIMEOUT {
+            let _ = server.turn(Some(TIMEOUT)).unwrap();
+        }
+        assert_eq!(handle.stats().closed.fault, 1);
+        assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_clients_reset_ends_a_connection_that_a_stall_does_not_read() {
+        let (near, client) = tcp_pair(b"");
+        let mut faulted = faulted(near, "stall=0");
+        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(1));
+        poll.registry().register(faulted.stream_mut(), Token(0), INTEREST).unwrap();
+        assert_eq!(serve(&mut faulted, Ready::READABLE), Step::Wait);
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        while !events.iter().any(mio::event::Event::is_read_closed) {
+            poll.poll(&mut events, Some(TIMEOUT)).unwrap();
+            assert!(!events.is_empty(), "no event");
+        }
+        assert_eq!(serve(&mut faulted, Ready::READABLE), Step::Failed(io::ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn the_hand_of_a_drain_ends_what_a_delay_withholds_and_a_fin_ends_the_connection() {
+        let (near, mut client) = UnixStream::pair().unwrap();
+        let mut faulted = faulted(near, "delay=1h");
+        faulted.expect_input();
+        assert!(!faulted.is_drained());
+        serve(&mut faulted, Ready::NONE);
+        assert!(faulted.is_drained());
+        assert!(!faulted.end_withholding(), "nothing is withheld");
+
+        client.write_all(b"a").unwrap();
+        serve(&mut faulted, Ready::READABLE);
+        assert!(faulted.end_withholding());
+        serve(&mut faulted, Ready::NONE);
+        assert!(!faulted.end_withholding());
+        assert!(!faulted.is_discarding());
+        faulted.send_fin();
+        assert!(faulted.is_discarding());
+        let mut echo = Vec::new();
+        client.read_to_end(&mut echo).unwrap();
+        assert_eq!(echo, b"a");
     }
 }

@@ -250,10 +250,13 @@ fn read(connection: &mut impl Watched) -> Visit {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use mio::Interest;
+    use mio::net::UnixStream;
 
     use super::*;
     use crate::reactor::Silent;
+    use crate::ready::Ready;
     use crate::server::config::DRAIN_PERIOD;
+    use crate::server::connection::Outcome;
 
     #[test]
     fn a_round_over_a_million_entries_visits_each_once_and_at_most_1024_in_a_turn() {
@@ -454,6 +457,19 @@ mod tests {
         assert_eq!(visit_draining(&mut connection, 100), Visit::Read);
         connection.is_drained = true;
         assert_eq!(visit_draining(&mut connection, 101), Visit::End(CloseReason::Drained));
+    }
+
+    #[test]
+    fn the_hand_of_a_drain_waits_for_the_read_that_it_asks_for_and_after_fin_for_the_client() {
+        let (stream, _client) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(stream);
+        let mut visits = || [1, 2, 3, 4].map(|round| visit_draining(&mut connection, round));
+        // Nothing was read, so a visit does not end it.
+        assert_eq!(visits(), [Visit::Wait, Visit::Wait, Visit::Read, Visit::Read]);
+        assert_eq!(connection.serve(Ready::NONE, &mut [0; 8]).outcome, Outcome::Wait);
+        assert_eq!(visit_draining(&mut connection, 5), Visit::End(CloseReason::Drained));
+        connection.discard();
+        assert_eq!(visit_draining(&mut connection, 6), Visit::Wait);
     }
 
     #[test]

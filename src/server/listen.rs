@@ -136,3 +136,35 @@ pub(super) fn adopt(listener: &std::net::TcpListener, config: &Config) -> io::Re
     }
     Ok(())
 }
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::log_target::warnings_of;
+
+    #[test]
+    fn the_user_timeout_is_an_eighth_longer_than_the_stall_timeout_within_its_limits() {
+        let longest = Duration::from_millis(i32::MAX as u64);
+        for (stall, expected) in [
+            (Duration::from_secs(8), Duration::from_secs(9)),
+            (Duration::from_millis(16), Duration::from_millis(18)),
+            (Duration::from_nanos(1), Duration::from_millis(1)),
+            (longest, longest),
+            (Duration::MAX, longest),
+        ] {
+            let config = Config { stall_timeout: Some(stall), ..Config::default() };
+            let socket = bind("127.0.0.1:0".parse().unwrap(), &config).unwrap();
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(expected), "{stall:?}");
+        }
+    }
+
+    #[test]
+    fn a_backlog_above_the_limit_of_the_system_is_warned_of() {
+        let limit: u32 = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+        for (backlog, warnings) in [(limit - 1, 0), (limit, 0), (limit + 1, 1)] {
+            let warned = warnings_of(|| warn_if_backlog_is_cut(backlog));
+            assert_eq!(warned.len(), warnings, "{backlog}: {warned:?}");
+        }
+    }
+}

@@ -292,3 +292,39 @@ impl From<io::ErrorKind> for CloseReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_address_is_that_of_its_key_until_it_is_replaced() {
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let mut addresses = LocalAddresses::default();
+        let of = |addresses: &LocalAddresses| [2, 5, 6].map(|key| addresses.peer(key, Peer::NO_ADDRESS).local_address);
+        addresses.set(6, None);
+        assert_eq!(of(&addresses), [None; 3]);
+        addresses.set(5, Some(local(5)));
+        addresses.set(2, Some(local(2)));
+        assert_eq!(of(&addresses), [Some(local(2)), Some(local(5)), None]);
+        addresses.set(5, None);
+        assert_eq!(of(&addresses), [Some(local(2)), None, None]);
+        addresses.clear();
+        assert_eq!(of(&addresses), [None; 3]);
+    }
+
+    #[test]
+    fn local_addresses_are_looked_up_only_if_an_observer_needs_them() {
+        struct Needs;
+
+        impl Observer for Needs {
+            fn needs_local_address(&self) -> bool {
+                true
+            }
+        }
+
+        assert!(!().needs_local_address());
+        assert!(!((), ()).needs_local_address());
+        assert!(((), Needs).needs_local_address());
+    }
+}

@@ -142,10 +142,14 @@ fn source(header: &[u8]) -> Result<Option<SocketAddr>, Error> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::io::Write;
+
+    use mio::net::{TcpStream, UnixStream};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::transport::Socket;
 
     fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
         let length = u16::try_from(rest.len()).unwrap().to_be_bytes();
@@ -229,6 +233,20 @@ mod tests {
             assert_eq!(parse(&bad), Parsed::Bad, "{bad:?}");
             assert_eq!(parse(&bad[..bad.len() - 1]), Parsed::Incomplete, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_header_is_awaited_until_it_arrives_or_the_stream_fails() {
+        let (stream, mut client) = UnixStream::pair().unwrap();
+        let mut awaiting = AwaitingHeader::new(Socket::new(stream), Peer::NO_ADDRESS);
+        assert_eq!(awaiting.take_header(Ready::READABLE), Ok(None));
+        client.write_all(b"PROXY TCP4 192.0.2.1 198.51.100.2 1234 80\r\n").unwrap();
+        assert_eq!(awaiting.take_header(Ready::READABLE), Ok(Some("192.0.2.1:1234".parse().unwrap())));
+
+        let unconnected = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let stream = Socket::new(TcpStream::from_std(unconnected.into()));
+        let failed = AwaitingHeader::new(stream, Peer::NO_ADDRESS).take_header(Ready::READABLE);
+        assert_eq!(failed, Err(CloseReason::Failed(ErrorKind::NotConnected)));
     }
 
     fn parts() -> impl Strategy<Value = Vec<u8>> {

@@ -648,3 +648,39 @@ fn nothing_is_read_until_a_flush_that_blocked_succeeds() {
     assert_eq!(play.serve(WRITABLE, 16).0, Outcome::Wait);
     assert_eq!(play.sent().len(), 5);
 }
+
+#[test]
+fn a_flush_that_fails_fails_the_connection_and_one_that_blocks_waits() {
+    for (flush, outcome) in [
+        (Failed(ErrorKind::ConnectionReset), Outcome::Failed(ErrorKind::ConnectionReset)),
+        (Blocked, Outcome::Wait),
+        (Bytes(0), Outcome::Again),
+    ] {
+        let mut play = Play::with_flushes(Any, &[Bytes(3)], &[Bytes(3)], &[flush]);
+        assert_eq!(play.serve(READABLE, 1).0, outcome);
+    }
+}
+
+#[test]
+fn room_for_what_a_flush_has_left_resets_the_idle_counter() {
+    let mut play = Play::with_flushes(Any, &[Bytes(3)], &[Bytes(3)], &[Blocked, Blocked, Blocked]);
+    assert_eq!(play.serve(READABLE, 16).0, Outcome::Wait);
+    assert_eq!(play.connection.tick_idle(), 1);
+    for (ready, idle) in [(READABLE, 2), (WRITABLE, 1), (WRITABLE, 1), (WRITABLE, 2)] {
+        assert_eq!(play.serve(ready, 16).0, Outcome::Wait);
+        assert_eq!(play.connection.tick_idle(), idle);
+    }
+}
+
+#[test]
+fn a_connection_is_drained_from_a_read_that_blocks_to_the_next_event() {
+    let mut play = Play::new(Any, &[Bytes(3)], &[Bytes(3)]);
+    assert!(play.connection.is_drained());
+    assert_eq!(play.serve(READABLE, 1).0, Outcome::Again);
+    assert!(!play.connection.is_drained());
+    assert_eq!(play.serve(Ready::NONE, 1).0, Outcome::Wait);
+    assert!(play.connection.is_drained());
+    // Or until input is expected without one.
+    play.connection.expect_input();
+    assert!(!play.connection.is_drained());
+}
