@@ -11,9 +11,7 @@ pub(super) use self::stop::StopRule;
 use super::config::Config;
 use super::interrupt::Interrupt;
 use super::progress::ProgressCell;
-use super::report::{
-    Ended, LimitedBy, Probe, Report, SearchReport, Threshold, Verdict, evaluate, merge_errors, merge_verify,
-};
+use super::report::{Ended, LimitedBy, Probe, Report, SearchReport, Threshold, evaluate, merge_errors, merge_verify};
 use super::session::Session;
 
 /// A confirming window is this number of times longer than one of the search.
@@ -136,21 +134,6 @@ pub fn find_rate(
         None => rest,
     };
     report.search = Some(result);
-    conclude(&mut report, &requested);
+    evaluate(&mut report, &requested);
     Ok(report)
-}
-
-/// Evaluates the thresholds of the whole search.
-fn conclude(report: &mut Report, requested: &[Threshold]) {
-    evaluate(report, requested);
-    let Some(search) = &report.search else { return };
-    if report.verdict != Verdict::Pass && report.verdict != Verdict::Inconclusive {
-        return;
-    }
-    report.verdict = match search.limited_by {
-        // What was asked of the rate was found, though the server may take more.
-        Some(LimitedBy::Generator) if !requested.iter().any(Threshold::is_on_found_rate) => Verdict::Inconclusive,
-        _ if search.found_rate.is_none() => Verdict::Fail,
-        _ => Verdict::Pass,
-    };
 }

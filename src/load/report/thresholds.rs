@@ -7,6 +7,7 @@ use std::{fmt, io};
 
 use self::metric::{Distribution, Metric, Statistic, Unit};
 use super::document::{Ended, Mode, Report, ThresholdResult, Verdict};
+use super::search::{LimitedBy, SearchReport};
 use crate::error::ValueError;
 use crate::units::parse_count;
 
@@ -61,7 +62,7 @@ impl Threshold {
             )
     }
 
-    pub(in crate::load) fn is_on_found_rate(&self) -> bool {
+    fn is_on_found_rate(&self) -> bool {
         self.quantity.metric == Metric::FoundRate
     }
 
@@ -151,7 +152,8 @@ enum Bound {
 
 /// Evaluates the default thresholds and those `requested`, and sets `thresholds` and `verdict` of the report.
 ///
-/// A requested threshold replaces the default one on the same quantity. An interrupted run has no thresholds.
+/// A requested threshold replaces the default one on the same quantity, and so does the goal of a search. An interrupted run has no
+/// thresholds.
 pub(in crate::load) fn evaluate(report: &mut Report, requested: &[Threshold]) {
     if report.ended == Ended::Interrupted {
         (report.thresholds, report.verdict) = (Vec::new(), Verdict::Interrupted);
@@ -169,24 +171,40 @@ pub(in crate::load) fn evaluate(report: &mut Report, requested: &[Threshold]) {
         && requested
             .iter()
             .any(|threshold| matches!(threshold.quantity.metric, Metric::Outages | Metric::LongestOutage));
+    // The goal itself was evaluated in each window.
+    let goal = report.search.iter().flat_map(|search| &search.goal).filter_map(|expr| expr.parse::<Threshold>().ok());
+    let goal: Vec<_> = goal.map(|threshold| threshold.quantity).collect();
     let is_replaced = |default: &Threshold| {
         limits_outages && matches!(default.quantity.metric, Metric::Errors | Metric::Unanswered)
             || requested.iter().any(|threshold| threshold.quantity == default.quantity)
+            || goal.contains(&default.quantity)
     };
     // In churn a connection that is closed is replaced a moment later, which is no failure.
     let applies = |default: &Threshold| report.mode != Mode::Churn || default.quantity.metric != Metric::Connections;
     let defaults = defaults.iter().filter(|default| applies(default) && !is_replaced(default));
     let defaults = defaults.map(|threshold| threshold.evaluate(report, true));
-    let requested = requested.iter().map(|threshold| threshold.evaluate(report, false));
-    let thresholds: Vec<_> = defaults.chain(requested).collect();
+    let results = requested.iter().map(|threshold| threshold.evaluate(report, false));
+    let thresholds: Vec<_> = defaults.chain(results).collect();
     report.verdict = if thresholds.iter().any(|threshold| threshold.failed) {
         Verdict::Fail
+    } else if let Some(search) = &report.search {
+        verdict_of_search(search, requested)
     } else if report.schedule.kept == Some(false) || report.generator.saturated == Some(true) {
         Verdict::Inconclusive
     } else {
         Verdict::Pass
     };
     report.thresholds = thresholds;
+}
+
+/// Returns the verdict of a search of which no threshold failed.
+fn verdict_of_search(search: &SearchReport, requested: &[Threshold]) -> Verdict {
+    match search.limited_by {
+        // What was asked of the rate was found, though the server may take more.
+        Some(LimitedBy::Generator) if !requested.iter().any(Threshold::is_on_found_rate) => Verdict::Inconclusive,
+        _ if search.found_rate.is_none() => Verdict::Fail,
+        _ => Verdict::Pass,
+    }
 }
 
 /// Checks that each threshold on a stage is on one of `count` stages.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{ErrorName, LimitedBy, Phase, Probe, Verdict};
-use ecoloop::load::{Interrupt, ProgressCell, Report, Search, find_rate};
+use ecoloop::load::{Interrupt, ProgressCell, Report, Search, find_rate, merge};
 
 use super::faulty_server::{echo, faulty_server, read_message};
 use super::{assert_sums, config, document, run_command};
@@ -94,6 +94,27 @@ fn a_server_that_resets_is_the_limit_and_its_connections_are_opened_anew() {
     assert_eq!(search.reopened, resets as u64, "each reset ended the only connection");
     // The last window that passed is that of the report.
     assert_eq!((report.errors.len(), report.config.rate), (0, search.found_rate));
+}
+
+#[test]
+fn a_goal_on_errors_replaces_the_default_thresholds_in_the_verdict_too() {
+    // Every connection ends after its fifth message, which is in every window.
+    let address = delaying_server(Some((5, TIMEOUT)));
+    let goal = ["max<1h", "errors<=100", "unanswered<=100", "connections>=0"];
+    let mut search = Search::new(goal.map(|expr| expr.parse().unwrap()).to_vec(), 50.0, 50.0);
+    search.window = Duration::from_millis(200);
+    let mut config = config(address);
+    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
+    let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), |_| ()).unwrap();
+    assert_sums(&report);
+    assert_eq!((report.connections.held, report.errors.len()), (0, 1), "{:?}", report.errors);
+    let found_rate = report.search.as_ref().unwrap().found_rate;
+    assert_eq!((found_rate, report.verdict), (Some(50.0), Verdict::Pass), "{:?}", report.thresholds);
+    let thresholds: Vec<_> = report.thresholds.iter().map(|threshold| &threshold.expr[..]).collect();
+    assert_eq!(thresholds, ["findings>0", "verified<1"]);
+    // Nor does `ecoloop merge` of the one file judge it differently.
+    let merged = merge(&[("search".to_owned(), report.clone())], &[]).unwrap();
+    assert_eq!((merged.verdict, merged.thresholds), (report.verdict, report.thresholds));
 }
 
 #[test]

@@ -58,6 +58,25 @@ fn a_threshold_on_outages_replaces_those_on_what_begins_an_outage() {
 }
 
 #[test]
+fn the_verdict_of_a_search_is_on_its_rate_and_not_on_its_last_window() {
+    let verdict = |found_rate, limited_by, requested: &[&str]| {
+        let mut report = example();
+        (report.connections.held, report.schedule.kept) = (0, Some(false));
+        let mut search = SearchReport::new(vec!["p99<5ms".to_owned(), "connections>=0".to_owned()]);
+        (search.found_rate, search.limited_by) = (found_rate, Some(limited_by));
+        report.search = Some(search);
+        evaluated(report, requested).0
+    };
+    let found = Some(100.0);
+    assert_eq!(verdict(found, LimitedBy::Server, &[]), Verdict::Pass);
+    assert_eq!(verdict(found, LimitedBy::Server, &["connections<1"]), Verdict::Fail);
+    assert_eq!(verdict(None, LimitedBy::Server, &[]), Verdict::Fail);
+    assert_eq!(verdict(found, LimitedBy::Generator, &[]), Verdict::Inconclusive);
+    assert_eq!(verdict(found, LimitedBy::Generator, &["found_rate<99"]), Verdict::Pass);
+    assert_eq!(verdict(found, LimitedBy::Generator, &["found_rate<101"]), Verdict::Fail);
+}
+
+#[test]
 fn every_metric_takes_its_unit() {
     for (text, metric, bound) in [
         ("p50>300us", quantile(Distribution::Latency, 0.5), 300.0),
