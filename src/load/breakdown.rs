@@ -41,11 +41,14 @@ impl Breakdown {
         }
     }
 
-    /// Records the age of a message that will never come back, unless `is_first`.
-    pub(super) fn record_abandoned(&mut self, pair: u32, age: u64, is_first: bool) {
-        for part in self.of_pair(pair).filter(|_| !is_first) {
-            part.latency.record_censored(age);
-        }
+    /// Records the age of `count` messages that will never come back.
+    pub(super) fn record_censored(&mut self, pair: u32, age: u64, count: u64) {
+        self.of_pair(pair).for_each(|part| part.latency.record_censored_times(age, count));
+    }
+
+    /// Returns whether the connections of `pair` are part of any figures.
+    pub(super) fn has_figures(&mut self, pair: u32) -> bool {
+        self.of_pair(pair).next().is_some()
     }
 
     pub(super) fn record_error(&mut self, pair: u32) {

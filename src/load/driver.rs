@@ -249,7 +249,7 @@ impl Driver {
     pub(super) fn record_unsent(&mut self, due: u64, count: u64) {
         if self.has_no_connection {
             // All messages of a window come in one turn, in order: one whose age is known now needs no memory.
-            self.totals.expire_lost(due);
+            self.totals.expire_lost(due, &mut self.breakdown);
         }
         // The first message of a connection is never on a schedule.
         if self.workload.is_reported(Message { index: 1, due }, self.window) {
@@ -310,7 +310,8 @@ impl Driver {
     pub(super) fn end_measurement(&mut self) {
         let end = self.measurement_end();
         // The messages of a window without a connection have the ages that they would have at its end.
-        self.totals.end_measurement(if self.has_no_connection { end } else { end.min(self.clock.now()) });
+        let end = if self.has_no_connection { end } else { end.min(self.clock.now()) };
+        self.totals.end_measurement(end, &mut self.breakdown);
     }
 
     /// Returns when the measurement ends: with the window, or after the last messages that follow it, which is not known before.

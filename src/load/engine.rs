@@ -297,9 +297,9 @@ impl Engine {
 
     /// Adds a sample to the timeline.
     fn end_second(&mut self) {
-        let Driver { step, clock, window, totals, connector, .. } = &mut self.driver;
+        let Driver { step, clock, window, totals, connector, breakdown, .. } = &mut self.driver;
         if *step == Step::Measure {
-            totals.expire_lost(clock.now());
+            totals.expire_lost(clock.now(), breakdown);
             let sample = self.timeline.end_second(clock.now(), *window, totals, connector.counts.open()).copied();
             if sample.is_some() {
                 self.publish(sample);

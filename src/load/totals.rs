@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::breakdown::Breakdown;
 use super::error::{ErrorName, Phase};
 use super::report::{Finding, Histogram, Messages, Verify};
 use super::schedule::TICK;
@@ -42,6 +43,8 @@ pub(super) struct Abandoned {
     /// Its latency is recorded apart.
     pub(super) is_first: bool,
     pub(super) due: u64,
+    /// The pair of its connection.
+    pub(super) pair: u32,
 }
 
 #[derive(Debug)]
@@ -53,9 +56,9 @@ pub(super) struct Totals {
     pub(super) arrived_in_window: u64,
     /// The age at which a lost message is recorded, unless the measurement ends before.
     lost_age_max: u64,
-    /// Number of messages that will never come back, by due time in ticks and by stage. Their latency is recorded when the measurement
-    /// ends.
-    lost: BTreeMap<(u64, usize), u64>,
+    /// Number of messages that will never come back, by due time in ticks, by stage, and by pair if pairs have figures and the message
+    /// had a connection. Their latency is recorded when the measurement ends.
+    lost: BTreeMap<(u64, usize, Option<u32>), u64>,
     pub(super) stages: StageTotals,
     /// The latencies of the current second, and those before it.
     second: Histogram,
@@ -145,7 +148,7 @@ impl Totals {
             messages.due += count;
             messages.unsent += count;
         }
-        self.record_lost(due, count);
+        self.record_lost(due, None, count);
     }
 
     /// Returns the counts of the window, and those of the stage in which a message was due at `due`.
@@ -165,8 +168,8 @@ impl Totals {
     }
 
     /// Counts an outstanding message of a connection that ends at `now`. The measurement ends at `end`.
-    pub(super) fn record_abandoned(&mut self, abandoned: Abandoned, now: u64, end: u64) {
-        let Abandoned { reason, is_sent, is_first, due } = abandoned;
+    pub(super) fn record_abandoned(&mut self, abandoned: Abandoned, now: u64, end: u64, breakdown: &mut Breakdown) {
+        let Abandoned { reason, is_sent, is_first, due, pair } = abandoned;
         for messages in self.messages_at(due) {
             if !is_sent {
                 messages.unsent += 1;
@@ -184,22 +187,26 @@ impl Totals {
             if let Some(stage) = self.stages.at(due) {
                 stage.latency.record_censored(age);
             }
+            breakdown.record_censored(pair, age, 1);
         } else {
-            self.record_lost(due, 1);
+            self.record_lost(due, breakdown.has_figures(pair).then_some(pair), 1);
         }
     }
 
-    fn record_lost(&mut self, due: u64, count: u64) {
-        *self.lost.entry((due / TICK, self.stages.index_at(due))).or_default() += count;
+    fn record_lost(&mut self, due: u64, pair: Option<u32>, count: u64) {
+        *self.lost.entry((due / TICK, self.stages.index_at(due), pair)).or_default() += count;
     }
 
     /// Records the lost messages whose timeout has expired by `now`.
-    pub(super) fn expire_lost(&mut self, now: u64) {
+    pub(super) fn expire_lost(&mut self, now: u64, breakdown: &mut Breakdown) {
         while let Some(first) = self.lost.first_entry()
             && first.key().0 * TICK + self.lost_age_max <= now
         {
-            let ((_, stage), count) = first.remove_entry();
+            let ((_, stage, pair), count) = first.remove_entry();
             self.record_censored(self.lost_age_max, stage, count);
+            if let Some(pair) = pair {
+                breakdown.record_censored(pair, self.lost_age_max, count);
+            }
         }
     }
 
@@ -211,10 +218,13 @@ impl Totals {
     }
 
     /// Records every lost message with its age at `end`, when the measurement ends.
-    pub(super) fn end_measurement(&mut self, end: u64) {
-        for ((tick, stage), count) in std::mem::take(&mut self.lost) {
+    pub(super) fn end_measurement(&mut self, end: u64, breakdown: &mut Breakdown) {
+        for ((tick, stage, pair), count) in std::mem::take(&mut self.lost) {
             let age = end.saturating_sub(tick * TICK).min(self.lost_age_max);
             self.record_censored(age, stage, count);
+            if let Some(pair) = pair {
+                breakdown.record_censored(pair, age, count);
+            }
         }
     }
 

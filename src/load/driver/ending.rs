@@ -118,15 +118,10 @@ impl Driver {
             if self.workload.is_reported(message, self.window) {
                 let is_sent = client.has_begun(message.index, &self.sizes);
                 let is_first = self.workload.is_first(message);
-                self.totals.record_abandoned(Abandoned { reason, is_sent, is_first, due: message.due }, now, end);
-                self.breakdown.record_abandoned(client.pair, self.age_at_end(message.due, now), is_first);
+                let abandoned = Abandoned { reason, is_sent, is_first, due: message.due, pair: client.pair };
+                self.totals.record_abandoned(abandoned, now, end, &mut self.breakdown);
             }
         }
-    }
-
-    /// Returns the age that a message without a reply reaches: by its timeout, or when the measurement ends.
-    fn age_at_end(&self, due: u64, now: u64) -> u64 {
-        self.measurement_end().max(now).saturating_sub(due).min(self.timeout)
     }
 
     /// Records the peer's FIN, which ends the connection.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{Figures, TargetFigures};
-use ecoloop::load::{Report, merge};
+use ecoloop::load::{Mode, Report, merge};
 use ecoloop::transport::AnyAddress;
 
-use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
+use super::faulty_server::{echo, echo_messages, end_with_reset, faulty_server, read_message};
 use super::{config, run, run_on_server};
 use crate::support::{TIMEOUT, serve};
 
@@ -57,6 +57,36 @@ fn bad_servers_among_eight_are_seen() {
         |of: &TargetFigures| of.figures.latency_us.count == of.figures.messages + of.figures.latency_us.censored;
     assert!(report.targets.iter().all(is_whole));
     assert_eq!(report.targets.iter().map(|of| of.figures.latency_us.count).sum::<u64>(), report.latency_us.count);
+    // A message that was lost has the same age in both.
+    assert_eq!(report.targets.iter().map(|of| of.figures.latency_us.max).max().unwrap(), report.latency_us.max);
+}
+
+/// When the messages are lost, it is not known yet when the measurement ends.
+#[test]
+fn a_lost_message_has_the_same_age_in_the_figures_of_its_target() {
+    for mode in [Mode::Hold, Mode::Echo] {
+        let good = serve(ServerConfig::default());
+        let resets = faulty_server(|_, stream| {
+            echo_messages(stream, 1)?;
+            read_message(stream)?;
+            end_with_reset(stream)
+        });
+        let mut config = config(good.local_addr());
+        config.targets.push(vec![resets.into()]);
+        (config.mode, config.connections, config.duration) = (mode, 20, Duration::from_millis(100));
+        (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
+        if mode == Mode::Echo {
+            config.messages_per_connection = Some(3);
+        }
+        let report = run(config);
+        let [good, bad] = &report.targets[..] else { panic!("{:?}", report.targets) };
+        let sums = |of: &TargetFigures| (of.figures.latency_us.count, of.figures.latency_us.censored);
+        let expected = if mode == Mode::Hold { 10 } else { 30 };
+        assert_eq!((sums(good), sums(bad)), ((expected, 0), (10, 10)), "{mode:?}");
+        assert_eq!(report.latency_us.censored, 10, "{mode:?}");
+        let max = good.figures.latency_us.max.max(bad.figures.latency_us.max);
+        assert_eq!(max, report.latency_us.max, "{mode:?}: {:?}", bad.figures);
+    }
 }
 
 #[test]
