@@ -27,9 +27,9 @@ impl Timeline {
         *self = Self::new();
     }
 
-    /// Begins the first second, at the window's start.
-    pub(super) fn start(&mut self, start: u64) {
-        (self.since, self.next) = (start, start + SECOND);
+    /// Begins the first second, at the window's start. The run has had `errors` until then.
+    pub(super) fn start(&mut self, start: u64, errors: u64) {
+        (self.since, self.next, self.errors) = (start, start + SECOND, errors);
     }
 
     /// Ends the last second.
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn each_second_has_one_sample_whose_rate_is_per_second_even_if_it_is_cut_short() {
         let (mut timeline, mut totals) = (Timeline::new(), Totals::new(SECOND));
-        timeline.start(WINDOW.start);
+        timeline.start(WINDOW.start, 0);
         assert_eq!(timeline.next(), 2 * SECOND);
         for (now, replies) in [(2 * SECOND + 5, 1000), (3 * SECOND + 7, 1000), (WINDOW.end, 500)] {
             totals.arrived_in_window += replies;
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn a_sample_has_the_latencies_and_the_errors_of_its_second_alone() {
         let (mut timeline, mut totals) = (Timeline::new(), Totals::new(SECOND));
-        timeline.start(WINDOW.start);
+        timeline.start(WINDOW.start, 0);
         let mut end_second = |now, latencies_us: &[(u64, usize)], errors: u64| {
             for &(latency_us, count) in latencies_us {
                 (0..count).for_each(|_| totals.record_reply(now, latency_us * 1000, false));

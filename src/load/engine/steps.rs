@@ -71,7 +71,7 @@ impl Engine {
         match step {
             Step::Connect if driver.workload.is_connected(&driver.status()) => self.enter(Step::Ready),
             Step::Warmup if driver.clock.now() >= driver.window.start => {
-                self.timeline.start(driver.window.start);
+                self.timeline.start(driver.window.start, driver.totals.error_count());
                 self.enter(Step::Measure);
                 self.begun[Step::Measure as usize] = self.driver.window.start;
             }

@@ -212,3 +212,26 @@ fn errors_are_counted_by_target() {
     let targets: Vec<_> = error.targets.iter().map(|one| (one.target.tcp(), one.count)).collect();
     assert_eq!((error.error, error.count, targets), (ErrorName::Refused, 2, vec![(Some(closed), 2)]));
 }
+
+#[test]
+fn errors_before_the_window_are_in_no_second_of_it() {
+    let server = serve(ServerConfig::default());
+    let (_port, closed) = reserve_port();
+    // Its connections end in the window.
+    let closing = faulty_server(|_, stream| {
+        echo_messages(stream, 3)?;
+        half_close(stream);
+        discard(stream)
+    });
+    let mut config = config(server.local_addr());
+    config.targets.extend([vec![closed.into()], vec![closing.into()]]);
+    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
+    (config.connections, config.duration) = (6, Duration::from_secs(2));
+    let report = run(config);
+    let expected = [
+        (Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 2),
+        (Phase::Receive, ErrorName::ClosedEarly, None, 2),
+    ];
+    assert_eq!(errors(&report), expected);
+    assert_eq!(report.timeline.iter().map(|sample| sample.errors).sum::<u64>(), 2, "{:?}", report.timeline);
+}
