@@ -11,7 +11,7 @@ use super::document::{
     Sample, ScheduleReport, ServerSide, Settings, SourceFigures, TargetCount, TargetFigures,
 };
 use super::faults::FaultFigures;
-use super::findings::Verify;
+use super::findings::{Finding, Verify};
 use super::histogram::Histogram;
 use super::outages::Outages;
 use super::stages::{lengths, merge_stages};
@@ -376,13 +376,21 @@ fn figures<A: Clone + Ord>(
     parts_of.into_iter().map(merge).collect()
 }
 
-pub(in crate::load) fn merge_errors(reports: &[&Report]) -> Vec<ErrorCount> {
+/// Returns what converts seconds from the start of a run to seconds from the start of the first run.
+fn since_first(reports: &[&Report]) -> impl Fn(&Report, f64) -> f64 {
     let start = reports.iter().map(|run| seconds(run)).fold(f64::INFINITY, f64::min);
+    move |run, time| {
+        let shift = seconds(run) - start;
+        // A file of one report keeps its digits.
+        if shift > 0.0 { round_to_millionths(time + shift) } else { time }
+    }
+}
+
+pub(in crate::load) fn merge_errors(reports: &[&Report]) -> Vec<ErrorCount> {
+    let since_first = since_first(reports);
     let mut merged: BTreeMap<_, (ErrorCount, BTreeMap<AnyAddress, u64>)> = BTreeMap::new();
     for (run, error) in reports.iter().flat_map(|run| run.errors.iter().map(move |error| (run, error))) {
-        // A file of one report keeps its digits.
-        let shift = seconds(run) - start;
-        let first_s = if shift > 0.0 { round_to_millionths(error.first_s + shift) } else { error.first_s };
+        let first_s = since_first(run, error.first_s);
         let new = || (ErrorCount { count: 0, first_s, ..error.clone() }, BTreeMap::new());
         let (sum, targets) = merged.entry((error.phase, error.error, &error.errno)).or_insert_with(new);
         sum.count = sum.count.saturating_add(error.count);
@@ -400,13 +408,18 @@ pub(in crate::load) fn merge_errors(reports: &[&Report]) -> Vec<ErrorCount> {
 }
 
 pub(in crate::load) fn merge_verify(reports: &[&Report]) -> Verify {
+    let since_first = &since_first(reports);
+    let findings = reports.iter().flat_map(|run| {
+        let shifted = move |finding: &Finding| Finding { at_s: since_first(run, finding.at_s), ..finding.clone() };
+        run.verify.findings.iter().map(shifted)
+    });
     let sum = |of: fn(&Verify) -> u64| total(reports.iter().map(|run| of(&run.verify)));
     Verify {
         wrong_bytes: sum(|verify| verify.wrong_bytes),
         lost_bytes: sum(|verify| verify.lost_bytes),
         extra_bytes: sum(|verify| verify.extra_bytes),
         connections_failed: sum(|verify| verify.connections_failed),
-        findings: reports.iter().flat_map(|run| run.verify.findings.iter().cloned()).collect(),
+        findings: findings.collect(),
     }
 }
 

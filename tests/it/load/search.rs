@@ -131,6 +131,9 @@ fn bytes_after_the_last_window_fail_the_search() {
     let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), |_| ()).unwrap();
     assert_eq!((report.verify.extra_bytes, report.verify.findings.len()), (1, 1), "{:?}", report.verify);
     assert_eq!((report.errors.len(), report.verdict), (1, Verdict::Fail), "{:?}", report.errors);
+    // Both count from the start of the last window, which takes 0.2 s at least, and not of the close.
+    let (error, finding) = (report.errors[0].first_s, report.verify.findings[0].at_s);
+    assert!(finding > 0.2 && (error - finding).abs() < 2e-6, "{error} {finding}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::document::tests::example;
 use super::super::document::{Loop, Mode, Verdict};
-use super::super::findings::{Excerpt, Finding, FindingKind};
+use super::super::findings::{Excerpt, FindingKind};
 use super::*;
 use crate::load::ProxyVersion;
 use crate::load::error::{ErrorName, Phase};
@@ -105,30 +105,30 @@ fn equal_errors_are_summed_and_all_findings_kept() {
         first_s: 0.5,
         targets: vec![TargetCount { target: "127.0.0.1:5000".parse().unwrap(), count }],
     };
-    let finding = |connection| Finding {
+    let finding = |at_s| Finding {
         kind: FindingKind::Lost,
-        connection,
+        connection: 1,
         local: None,
         peer: "127.0.0.1:5000".parse().unwrap(),
         offset: 0,
-        at_s: 0.0,
+        at_s,
         expected: Excerpt::default(),
         received: Excerpt::default(),
     };
     let a = run("a", |run| {
         run.errors = vec![error(ErrorName::Timeout, 1), error(ErrorName::Refused, 2)];
-        run.verify.findings = vec![finding(1)];
+        run.verify.findings = vec![finding(0.5)];
     });
     let b = run("b", |run| {
         run.start += Duration::from_millis(100);
         run.errors = vec![error(ErrorName::Refused, 3), error(ErrorName::Reset, 4)];
-        run.verify.findings = vec![finding(1)];
+        run.verify.findings = vec![finding(0.5)];
     });
     let merged = merge(&[a, b], &[]).unwrap();
-    // Since the start of the first run.
+    // Times count from the start of the first run.
     let later = ErrorCount { first_s: 0.6, ..error(ErrorName::Reset, 4) };
     assert_eq!(merged.errors, [error(ErrorName::Refused, 5), later, error(ErrorName::Timeout, 1)]);
-    assert_eq!(merged.verify.findings, [finding(1), finding(1)]);
+    assert_eq!(merged.verify.findings, [finding(0.5), finding(0.6)]);
     assert_eq!(merged.verdict, Verdict::Fail);
 
     let exact = run("a", |run| run.errors = vec![ErrorCount { first_s: 0.123_456_789, ..error(ErrorName::Reset, 1) }]);
