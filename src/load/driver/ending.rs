@@ -50,9 +50,8 @@ impl Driver {
         {
             return Removal::NextAddress(pair);
         }
-        let (sent, opened) = (client.sent_bytes(), self.connector.numbers_end());
-        if let Some(corruption) = client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
-            return self.record_corruption(client, &corruption);
+        if let ControlFlow::Break(removal) = self.conclude(client) {
+            return removal;
         }
         self.abandon(client, AbandonReason::Unanswered);
         let phase = if client.stage.is_over() { Phase::Close } else { phase };
@@ -60,6 +59,15 @@ impl Driver {
         self.record_outcome(client, error);
         self.connector.pause(self.clock.now());
         Removal::Ended
+    }
+
+    /// Ends the connection if wrong bytes have arrived whose kind was still undecided, because no more will come.
+    pub(in crate::load) fn conclude(&mut self, client: &mut Client) -> ControlFlow<Removal> {
+        let (sent, opened) = (client.sent_bytes(), self.connector.numbers_end());
+        match client.verifier.conclude(&self.pattern, sent, opened, End::Cut) {
+            Some(corruption) => ControlFlow::Break(self.record_corruption(client, &corruption)),
+            None => ControlFlow::Continue(()),
+        }
     }
 
     /// Ends a connection whose write has failed, once it has read what the server sent before: the kernel hands that out after a reset

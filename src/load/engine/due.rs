@@ -63,9 +63,10 @@ impl Engine {
         }
     }
 
-    /// Ends a connection whose messages in flight are unanswered.
+    /// Ends a connection whose messages in flight are unanswered, unless wrong bytes have arrived.
     pub(super) fn abandon(&mut self, key: usize) {
         self.with_client(key, |driver, client| {
+            driver.conclude(client)?;
             driver.abandon(client, AbandonReason::Unanswered);
             ControlFlow::Break(Removal::Ended)
         });

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use super::{Engine, clients};
 use crate::load::arrivals::ArrivalProcess;
+use crate::load::driver::Driver;
 use crate::load::error::{ErrorName, Phase};
 use crate::load::mode::Traffic;
 use crate::load::progress::Step;
@@ -186,6 +187,10 @@ impl Engine {
     /// Ends every connection of an interrupted run. Messages in flight are unanswered, and those that were due and wait for a turn unsent.
     pub(super) fn end_all(&mut self) {
         let now = self.driver.clock.read();
+        // A connection with wrong bytes is not held.
+        for key in self.keys() {
+            self.with_client(key, Driver::conclude);
+        }
         if self.driver.step < self.driver.workload.closes_from() {
             self.count_held();
         }

@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpListener;
 use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
-use ecoloop::load::Report;
 use ecoloop::load::report::{ErrorName, Finding, FindingKind, Phase, Verdict};
+use ecoloop::load::{Mode, Report, Run};
 use socket2::SockRef;
 
 use super::faulty_server::{
     Fault, MESSAGES, assert_messages, discard, echo, echo_messages, faulty_server, read_message, run_on_faulty_server,
 };
-use super::{CONNECTIONS, ErrorRow, FAULTY_CONNECTION, SIZE, assert_clean, config, document, errors, run, run_command};
+use super::{
+    CONNECTIONS, ErrorRow, FAULTY_CONNECTION, SIZE, assert_clean, assert_sums, config, document, errors, run,
+    run_command,
+};
 use crate::support::{Process, TIMEOUT, await_unread, ecoloop, half_close};
 
 #[test]
@@ -213,4 +217,63 @@ fn a_server_that_speaks_first_is_asked_whether_it_echoes() {
     let ended = run_command(&["-d", "100ms", &address.to_string()]);
     let table = ended.stdout.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
     assert!(table.contains("is this an echo server? it sent \"220 mail.example"), "{ended:?}");
+}
+
+/// Wrong bytes wait for others that decide in which way they are wrong.
+#[test]
+fn wrong_bytes_before_an_interrupt_are_found() {
+    let (written, is_written) = mpsc::channel();
+    let address = faulty_server(move |_, stream| {
+        echo_messages(stream, 2)?;
+        let mut message = read_message(stream)?;
+        message[5] ^= 0x10;
+        stream.write_all(&message)?;
+        // Until the client has read them.
+        await_unread(stream, 0);
+        written.send(()).unwrap();
+        discard(stream)
+    });
+    let mut config = config(address);
+    (config.pipeline, config.duration) = (Some(10), TIMEOUT * 100);
+    (config.timeout, config.connect_timeout) = (TIMEOUT * 100, TIMEOUT);
+    let run = Run::from(config).spawn().unwrap();
+    is_written.recv_timeout(TIMEOUT).unwrap();
+    run.interrupt();
+    let report = run.join().unwrap();
+    assert_sums(&report);
+    let [finding] = &report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
+    assert_finding(finding, &report, FindingKind::Flipped, 0, 2 * SIZE + 5);
+    assert_eq!((report.verify.wrong_bytes, errors(&report)), (1, bad_bytes(1)));
+    let messages = report.messages;
+    assert_eq!((messages.verified, messages.failed), (1, messages.due - 1), "{messages:?}");
+    assert_eq!(report.verdict, Verdict::Interrupted);
+}
+
+#[test]
+fn wrong_bytes_before_an_interrupt_are_the_one_outcome_of_a_held_connection() {
+    let (written, is_written) = mpsc::channel();
+    let address = faulty_server(move |number, stream| {
+        if number != FAULTY_CONNECTION {
+            return echo(stream);
+        }
+        echo_messages(stream, 1)?;
+        let mut message = read_message(stream)?;
+        message[5] ^= 0x10;
+        stream.write_all(&message[..SIZE / 2])?;
+        await_unread(stream, 0);
+        written.send(()).unwrap();
+        discard(stream)
+    });
+    let mut config = config(address);
+    (config.mode, config.duration) = (Mode::Hold, Duration::from_millis(50));
+    (config.connections, config.max_connecting) = (3, 1);
+    (config.timeout, config.connect_timeout) = (TIMEOUT * 100, TIMEOUT);
+    let run = Run::from(config).spawn().unwrap();
+    is_written.recv_timeout(TIMEOUT).unwrap();
+    run.interrupt();
+    let report = run.join().unwrap();
+    assert_sums(&report);
+    assert_eq!((report.verify.connections_failed, errors(&report)), (1, bad_bytes(1)));
+    let hold = report.hold.unwrap();
+    assert_eq!((report.connections.held, hold.failed), (2, 1), "{hold:?}");
 }
