@@ -146,10 +146,16 @@ impl Driver {
         }
     }
 
+    /// Returns whether connections of a run that connects nothing are still to be recorded.
+    pub(super) fn has_arrivals_without_connection(&self) -> bool {
+        self.has_no_connection && self.connector.arrivals.as_ref().is_some_and(|arrivals| arrivals.next_due().is_some())
+    }
+
     /// Returns whether the window is over.
     pub(super) fn is_over(&self) -> bool {
         let status = self.status();
-        self.workload.is_over(&status) || self.has_no_connection && !status.has_due
+        let is_recorded = !status.has_due && !self.has_arrivals_without_connection();
+        self.workload.is_over(&status) || self.has_no_connection && is_recorded
     }
 
     /// Returns when a window ends that is over: now, or without a connection with its last message.

@@ -25,7 +25,11 @@ impl Engine {
         };
         let close = driver.connector.may_close().then(|| driver.clock.now());
         let start = (!driver.starting.is_empty()).then(|| driver.clock.now());
-        let arrival = driver.connector.arrivals.as_ref().and_then(Arrivals::next_untimed);
+        let arrival = if driver.has_arrivals_without_connection() {
+            Some(driver.clock.now())
+        } else {
+            driver.connector.arrivals.as_ref().and_then(Arrivals::next_untimed)
+        };
         let (faulted, unix) = (driver.faults.timers.next_at(), driver.backlogs.next_due());
         let times =
             [self.next_connect(), self.next_reconnect(), unix, close, start, arrival, driver.next_due(), faulted];
@@ -34,7 +38,8 @@ impl Engine {
     }
 
     fn next_connect(&self) -> Option<u64> {
-        if self.driver.workload.may_connect(&self.driver.status()) {
+        let driver = &self.driver;
+        if !driver.has_arrivals_without_connection() && driver.workload.may_connect(&driver.status()) {
             self.driver.connector.next_connect()
         } else {
             None
@@ -108,8 +113,12 @@ impl Engine {
         }
     }
 
-    /// Records the connections of an open loop that are due and wait because the maximum is open or connecting.
+    /// Records the connections of an open loop that are due and wait because the maximum is open or connecting. In a run that connects
+    /// nothing they are unsent, and wait for no time.
     pub(super) fn defer_arrivals(&mut self) {
+        if self.driver.has_no_connection {
+            return self.end_arrivals(u64::MAX, DUE_PER_TURN);
+        }
         let now = self.driver.clock.now();
         if self.driver.connector.arrivals.is_none() || self.next_connect().is_some_and(|at| at <= now) {
             return;
@@ -122,16 +131,21 @@ impl Engine {
         }
     }
 
-    /// Records the connections of an open loop that are due by `time` and never began.
-    pub(super) fn end_arrivals(&mut self, time: u64) {
-        let arrivals = |driver: &mut Driver| driver.connector.arrivals.as_mut()?.take_unsent(time);
-        while let Some((due, count)) = arrivals(&mut self.driver) {
+    /// Records the connections of an open loop that are due by `time` and never began, at most those of `ticks_max` ticks.
+    pub(super) fn end_arrivals(&mut self, time: u64, ticks_max: usize) {
+        for _ in 0..ticks_max {
+            let arrivals = self.driver.connector.arrivals.as_mut();
+            let Some((due, count)) = arrivals.and_then(|arrivals| arrivals.take_unsent(time)) else { return };
             self.driver.record_unsent(due, count);
         }
     }
 
     /// Records the scheduled messages that are due by `time`, once every connection has ended.
     pub(super) fn end_schedule(&mut self, time: u64) {
+        // Without any connection, messages do not wait for their time: those left may be of hours, and the others are recorded.
+        if self.driver.has_no_connection {
+            return;
+        }
         let unsent = |driver: &mut Driver| driver.schedule.as_mut()?.take_due(time);
         while let Some(Due::Unsent { due, count }) = unsent(&mut self.driver) {
             self.driver.record_unsent(due, count);

@@ -44,9 +44,6 @@ impl Engine {
         self.windows += 1;
         self.enter(Step::Warmup);
         self.start_traffic(traffic, slots);
-        if self.driver.has_no_connection {
-            self.end_arrivals(self.driver.window.end);
-        }
         // Without a warm-up the window begins now.
         self.change_step();
     }
@@ -151,7 +148,7 @@ impl Engine {
     fn end_window(&mut self) {
         self.driver.window.end = self.driver.window.end.min(self.driver.end_of_traffic());
         self.driver.starting = 0..0;
-        self.end_arrivals(self.driver.window.end);
+        self.end_arrivals(self.driver.window.end, usize::MAX);
         self.end_reconnects(self.driver.window.end);
         let last_traffic = self.driver.workload.last_traffic();
         if last_traffic == Traffic::Nothing {
@@ -197,7 +194,7 @@ impl Engine {
         self.end_second();
         self.driver.window.end = self.driver.window.end.min(now);
         self.driver.starting = 0..0;
-        self.end_arrivals(now);
+        self.end_arrivals(now, usize::MAX);
         self.end_reconnects(now);
         for key in self.keys() {
             self.abandon(key);

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use ecoloop::Stats;
 use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
-use ecoloop::load::{Mode, Report};
+use ecoloop::load::{self, ArrivalProcess, Config, Interrupt, Mode, ProgressCell, Report, Step};
+use socket2::Socket;
 
 use super::faulty_server::{discard, echo, echo_messages, faulty_server, read_message};
-use super::{FAULTY_CONNECTION, SIZE, assert_clean, config, errors, run, run_on_server};
-use crate::support::{TIMEOUT, half_close};
+use super::{FAULTY_CONNECTION, SIZE, assert_clean, assert_sums, config, errors, run, run_on_server};
+use crate::support::{TIMEOUT, eventually, half_close, reserve_port};
 
 #[test]
 fn a_closed_loop_with_a_duration_passes() {
@@ -269,4 +270,50 @@ fn the_rate_counts_the_replies_that_arrive_in_the_window() {
     };
     let reports: Vec<_> = (0..5).map(|_| run(config.clone())).take_while(|report| !is_perfect(report)).collect();
     assert!(reports.len() < 5, "{:?}", reports.last().map(|report| (report.rate_per_s, &report.timeline)));
+}
+
+/// Returns the settings of a run that never has a connection: its port is closed, or in churn one of its targets has no address.
+fn without_connections(mode: Mode) -> (Socket, Config) {
+    let (port, address) = reserve_port();
+    let mut config = config(address);
+    (config.mode, config.unresolved) = (mode, u32::from(mode == Mode::Churn));
+    (port, config)
+}
+
+#[test]
+fn an_open_loop_without_a_connection_ends_when_it_is_interrupted() {
+    for mode in [Mode::Echo, Mode::Churn] {
+        let (_port, mut config) = without_connections(mode);
+        (config.rate, config.arrivals) = (Some(1e6), ArrivalProcess::Poisson);
+        config.duration = Duration::from_secs(24 * 3600);
+        let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
+        let (sender, report) = mpsc::channel();
+        let run = {
+            let (interrupt, progress) = (interrupt.clone(), progress.clone());
+            move || sender.send(Box::new(load::run(config, &interrupt, &progress).unwrap()))
+        };
+        thread::spawn(run);
+        eventually("the window", || progress.latest().is_some_and(|progress| progress.step == Step::Measure));
+        interrupt.set();
+        let report = report.recv_timeout(TIMEOUT).expect("the run has not ended");
+        assert_sums(&report);
+        assert_eq!((report.verdict, report.messages.unsent), (Verdict::Interrupted, report.messages.due), "{mode:?}");
+        assert!(report.messages.due < 24 * 3_600_000_000, "{mode:?}: {:?}", report.messages);
+    }
+}
+
+#[test]
+fn an_open_loop_without_a_connection_counts_all_that_it_planned() {
+    for mode in [Mode::Echo, Mode::Churn] {
+        let (_port, mut config) = without_connections(mode);
+        (config.rate, config.duration) = (Some(1000.0), Duration::from_secs(5));
+        (config.timeout, config.warmup) = (Duration::from_secs(2), Duration::from_millis(100));
+        let start = Instant::now();
+        let report = run(config);
+        assert!(start.elapsed() < Duration::from_secs(4), "it waited for the window");
+        assert_eq!((report.messages.due, report.messages.unsent), (5000, 5000), "{mode:?}");
+        // Those of the last two seconds have not reached the timeout.
+        let latency = &report.latency_us;
+        assert!(latency.p50.unwrap() >= 2_000_000 && latency.mean.unwrap() < 1_700_000.0, "{mode:?}: {latency:?}");
+    }
 }
