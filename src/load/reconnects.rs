@@ -111,7 +111,8 @@ impl Reconnects {
         let (_, mut outage) = self.waiting.pop_first()?;
         outage.attempts += 1;
         self.attempts += 1;
-        self.paused_until = now + self.interval;
+        // The interval of the lowest rate is the longest time.
+        self.paused_until = now.saturating_add(self.interval);
         Some(outage)
     }
 

@@ -98,7 +98,7 @@ pub fn find_rate(
             Next::Confirm(rate) => (rate, true),
             Next::Done { found_rate, limited_by } => break (found_rate, Some(limited_by)),
         };
-        let window = search.window * if is_confirming { CONFIRM_FACTOR } else { 1 };
+        let window = search.window.saturating_mul(if is_confirming { CONFIRM_FACTOR } else { 1 });
         result.reopened += session.reopen()?;
         if !session.has_connection() && !interrupt.is_set() {
             result.server_gone = true;

@@ -31,7 +31,7 @@ impl StopRule {
         let due = most(rate * window.as_secs_f64(), arrivals);
         let limits = goal.iter().filter_map(Threshold::latency_limit).map(|(share, latency)| {
             // One more, for the rounding of the window's edges.
-            Limit { latency, slow_max: (due * share) as u64 + 1 }
+            Limit { latency, slow_max: ((due * share) as u64).saturating_add(1) }
         });
         Self { rate, arrivals, limits: limits.collect(), stops_at_errors: !goal.iter().any(Threshold::is_on_errors) }
     }
@@ -52,8 +52,8 @@ impl StopRule {
         reason = "counts of a window are below 2^53"
     )]
     fn overdue(&self, in_flight: u64, age: u64) -> u64 {
-        let younger = most(self.rate * age as f64 / SECOND as f64, self.arrivals) as u64 + 1;
-        in_flight.saturating_sub(younger)
+        let younger = most(self.rate * age as f64 / SECOND as f64, self.arrivals) as u64;
+        in_flight.saturating_sub(younger).saturating_sub(1)
     }
 }
 
@@ -68,6 +68,16 @@ fn most(expected: f64, arrivals: ArrivalProcess) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_and_a_latency_of_centuries_are_not_too_long() {
+        let goal = ["p99<10000000h".parse().unwrap_or_else(|reason| unreachable!("{reason}"))];
+        let window = Duration::from_secs(4_000_000_000_000);
+        let mut rule = StopRule::new(&goal, 1e9, ArrivalProcess::Even, window);
+        assert_eq!(rule.limits[0].slow_max, u64::MAX);
+        rule.limits[0].slow_max = 0;
+        assert!(!rule.cannot_pass(&Totals::new(SECOND)));
+    }
 
     #[test]
     fn a_window_with_random_arrivals_may_have_more_messages() {

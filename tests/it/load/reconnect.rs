@@ -260,3 +260,14 @@ fn options_that_reconnect_does_not_go_with_are_usage_errors() {
         assert!(ended.stderr.iter().any(|line| line.contains(reason)), "{ended:?}");
     }
 }
+
+/// Less than one connection in the longest time that there is.
+#[test]
+fn the_lowest_connect_rate_allows_one_attempt() {
+    let address = faulty_server(|_, stream| echo_messages(stream, 2));
+    let mut config = reconnecting(address);
+    (config.connections, config.connect_rate) = (1, Some(5e-11));
+    config.duration = Duration::from_secs(2);
+    let report = run(config);
+    assert_eq!(outages(&report).attempts, 1, "{report:?}");
+}
