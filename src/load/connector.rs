@@ -19,6 +19,8 @@ pub(super) struct Connector {
     options: SocketOptions,
     /// When each connect is due, if connects are paced.
     pace: Option<Pace>,
+    /// The number of the first connect of the pace.
+    first_paced: u64,
     /// This generator's connections are every Nth of all ranks', in their numbers too.
     rank: Rank,
     /// Maximum number of connects in progress, and of closes in progress: a million FINs overrun the queues of the kernel.
@@ -55,6 +57,7 @@ impl Connector {
                 send_buffer: config.send_buffer,
             },
             pace: config.connect_rate.map(|rate| Pace::new(0, rate, rank)),
+            first_paced: 0,
             rank,
             max_connecting: config.max_connecting.into(),
             arrivals: None,
@@ -80,7 +83,15 @@ impl Connector {
     pub(super) fn next_due(&self) -> Option<u64> {
         match &self.arrivals {
             Some(arrivals) => arrivals.next_due(),
-            None => self.pace.as_ref().map(|pace| pace.time_of(self.counts.opened)),
+            None => self.pace.as_ref().map(|pace| pace.time_of(self.counts.opened - self.first_paced)),
+        }
+    }
+
+    /// Paces the connects that follow from `now` on: they were not due while others lasted.
+    pub(super) fn restart_pace(&mut self, now: u64) {
+        self.first_paced = self.counts.opened;
+        if let Some(pace) = &mut self.pace {
+            pace.restart(now);
         }
     }
 
@@ -182,6 +193,16 @@ mod tests {
         assert_eq!(connector.next_connect(), Some(0));
         connector.counts.opened = 3;
         assert_eq!(connector.next_connect(), Some(750_000_000));
+    }
+
+    #[test]
+    fn connects_after_a_restart_of_the_pace_are_due_from_then_on() {
+        let mut connector = connector(|config| config.connect_rate = Some(4.0), 0);
+        connector.counts.opened = 3;
+        connector.restart_pace(7_000_000_000);
+        assert_eq!((connector.next_connect(), connector.next_due()), (Some(7_000_000_000), Some(7_000_000_000)));
+        connector.counts.opened += 1;
+        assert_eq!(connector.next_connect(), Some(7_250_000_000));
     }
 
     #[test]

@@ -164,6 +164,7 @@ impl Engine {
 
     /// Begins to open a connection in place of each that has ended, and returns their number.
     pub(super) fn reopen(&mut self) -> u64 {
+        self.driver.connector.restart_pace(self.driver.clock.now());
         let counts = &mut self.driver.connector.counts;
         let missing = counts.requested.saturating_sub(counts.open());
         counts.replaced = (counts.opened + missing).saturating_sub(counts.requested);

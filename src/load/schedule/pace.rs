@@ -36,6 +36,11 @@ impl Pace {
         Self { start, rank, rate: Rate::Stages(Arc::new(Profile::new(stages))) }
     }
 
+    /// Begins anew at `start`, with the first event.
+    pub(in crate::load) fn restart(&mut self, start: u64) {
+        self.start = start;
+    }
+
     /// Returns when event `event` of this rank is due, or `u64::MAX` if it is not.
     #[inline]
     pub(in crate::load) fn time_of(&self, event: u64) -> u64 {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{ErrorName, LimitedBy, Phase, Probe, Verdict};
 use ecoloop::load::{Interrupt, ProgressCell, Report, Search, find_rate, merge};
 
-use super::faulty_server::{echo, faulty_server, read_message};
+use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
 use super::{assert_sums, config, document, run_command};
 use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, join, reserve_port, reset, serve};
 
@@ -134,6 +134,32 @@ fn bytes_after_the_last_window_fail_the_search() {
     // Both count from the start of the last window, which takes 0.2 s at least, and not of the close.
     let (error, finding) = (report.errors[0].first_s, report.verify.findings[0].at_s);
     assert!(finding > 0.2 && (error - finding).abs() < 2e-6, "{error} {finding}");
+}
+
+#[test]
+fn connections_opened_anew_are_paced_from_when_they_are() {
+    const CONNECTIONS: usize = 5;
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let accepts = Arc::clone(&accepted);
+    // The first five end in the first window.
+    let address = faulty_server(move |number, stream| {
+        accepts.lock().unwrap().push(Instant::now());
+        if number < CONNECTIONS { echo_messages(stream, 5) } else { echo(stream) }
+    });
+    let goal = ["max<1h", "errors<=100", "unanswered<=100", "connections>=0"];
+    let mut search = Search::new(goal.map(|expr| expr.parse().unwrap()).to_vec(), 100.0, 100.0);
+    search.window = Duration::from_millis(600);
+    let mut config = config(address);
+    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
+    (config.connections, config.connect_rate) = (5, Some(10.0));
+    let mut ended = None;
+    let take = |_: &Probe| _ = ended.get_or_insert_with(Instant::now);
+    let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), take).unwrap();
+    assert_eq!(report.search.unwrap().reopened, CONNECTIONS as u64);
+    // The last is due 0.4 s after the first, which is due after the window.
+    let last = accepted.lock().unwrap()[2 * CONNECTIONS - 1];
+    let after = last.saturating_duration_since(ended.unwrap());
+    assert!(after >= Duration::from_millis(400), "{after:?}");
 }
 
 #[test]
