@@ -120,9 +120,10 @@ pub fn run_with_start(
 ) -> io::Result<Report> {
     let mut reports = RunningReports::none();
     let mut session = Session::open(config, interrupt, progress, &mut reports)?;
+    let memory = session.memory();
     start();
     session.end_wait()?;
-    session.run_window(&mut reports)?;
+    session.run_window(memory, &mut reports)?;
     session.end(&mut reports)
 }
 
@@ -133,6 +134,7 @@ fn run_reporting(
     mut reports: RunningReports<'_>,
 ) -> io::Result<Report> {
     let mut session = Session::open(config, interrupt, progress, &mut reports)?;
-    session.run_window(&mut reports)?;
+    let memory = session.memory();
+    session.run_window(memory, &mut reports)?;
     session.end(&mut reports)
 }

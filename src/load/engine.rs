@@ -45,7 +45,7 @@ pub(super) struct Engine {
     pub(super) begun: [u64; Step::COUNT],
     pub(super) timeline: Timeline,
     pub(super) turn: Histogram,
-    /// The longest time in which the generator was late at the poll: a turn, or a wait that ended after its timeout.
+    /// The longest time in which the generator was late at the poll: a turn, the caller's time, or a wait that ended after its timeout.
     pub(super) longest_gap: u64,
     pub(super) interrupted: bool,
     reactor: Reactor<Registered>,
@@ -112,8 +112,10 @@ impl Engine {
     /// Runs until step `until` begins or the run is interrupted. From `pause` on, in nanoseconds of the run, it returns earlier: in the
     /// window at the end of a second, whose latencies the timeline has by then.
     pub(super) fn run_until(&mut self, until: Step, pause: u64) -> io::Result<()> {
-        // The caller's time between two steps is no turn.
+        // The caller's time is no turn, but a gap if it is within a step.
+        let start = self.turn_start.max(self.begun[self.driver.step as usize]);
         self.turn_start = self.driver.clock.read();
+        self.record_gap(start, self.turn_start);
         while self.driver.step < until && !self.interrupted {
             let next = self.advance();
             if self.driver.step >= until {

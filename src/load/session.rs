@@ -137,7 +137,8 @@ impl Session {
     /// - The poll itself fails.
     pub fn measure(&mut self) -> io::Result<Report> {
         self.catch_up()?;
-        self.run_window(&mut RunningReports::none())?;
+        let memory = self.memory();
+        self.run_window(memory, &mut RunningReports::none())?;
         Ok(self.report())
     }
 
@@ -184,7 +185,8 @@ impl Session {
     /// Measures one window at `rate`, until `stop_rule` gives it up.
     pub(super) fn measure_at(&mut self, rate: f64, duration: Duration, stop_rule: StopRule) -> io::Result<Report> {
         self.engine.set_window(rate, duration, stop_rule);
-        self.run_window(&mut RunningReports::none())?;
+        let memory = self.memory();
+        self.run_window(memory, &mut RunningReports::none())?;
         Ok(self.report())
     }
 
@@ -212,17 +214,26 @@ impl Session {
         Ok(())
     }
 
-    /// Runs one window, until its last reply.
-    pub(super) fn run_window(&mut self, reports: &mut RunningReports<'_>) -> io::Result<()> {
+    /// Returns what the memory of the server has grown since before the first connect, and the connections that are open. Nothing is
+    /// sent while the kernel goes through that memory, which may take long: it is no part of a window.
+    pub(super) fn memory(&self) -> Option<(u64, u64)> {
+        let now = self.server.as_ref().and_then(Process::resident_bytes)?;
+        Some((now.saturating_sub(self.memory_before?), self.engine.driver.connector.counts.at(Stage::Steady)))
+    }
+
+    /// Runs one window, until its last reply. The server has this `memory` before it.
+    pub(super) fn run_window(
+        &mut self,
+        memory: Option<(u64, u64)>,
+        reports: &mut RunningReports<'_>,
+    ) -> io::Result<()> {
         self.engine.begin_window();
         self.run_until(Step::Measure, reports)?;
-        let memory = self.server.as_ref().and_then(Process::resident_bytes);
-        let open = self.engine.driver.connector.counts.at(Stage::Steady);
         let cpu_before = CpuTimes::now(self.server.as_ref());
         self.run_until(Step::Drain, reports)?;
         self.readings = Readings {
             cpu: CpuTimes::now(self.server.as_ref()).since(cpu_before),
-            memory: memory.zip(self.memory_before).map(|(now, before)| (now.saturating_sub(before), open)),
+            memory,
             sockets: SocketStatistics::read(),
         };
         self.run_until(Step::Idle, reports)

@@ -441,8 +441,8 @@ pub struct Generator {
     pub cpu_percent: Option<f64>,
     /// The 99th percentile of a turn of the loop in the measured window, from one return of the poll to its next call, in microseconds.
     pub turn_us_p99: Option<u64>,
-    /// The longest time in which the generator was late at the poll, in microseconds: a turn, or a wait that ended after its timeout
-    /// because the process was stopped or had no CPU; the largest if merged.
+    /// The longest time in which the generator was late at the poll, in microseconds: a turn, the making of a report meanwhile, or a wait
+    /// that ended after its timeout because the process was stopped or had no CPU; the largest if merged.
     pub longest_gap_us: Option<u64>,
     /// Whether its thread ran or waited for a CPU for over 90 % of the window, so that it may be the bottleneck. It waits while other
     /// threads have the CPU, and while its control group has used up its quota.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
-use ecoloop::load::{self, Interrupt, Mode, ProgressCell};
+use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Report, run_with_reports};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 
@@ -435,4 +435,24 @@ fn run_with(call: &str, fault: &str, arguments: &[&str]) -> crate::support::Ende
     command.args(["-D", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
     command.args(["-e", &format!("inject={call}:{fault}")]).arg(load.get_program()).args(load.get_args());
     Process::start(command).wait()
+}
+
+#[test]
+fn a_pause_of_the_caller_in_the_window_is_a_gap() {
+    const PAUSE: Duration = Duration::from_millis(300);
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    (config.timeout, config.duration) = (TIMEOUT, Duration::from_secs(2));
+    let mut has_paused = false;
+    let take = |report: Report| {
+        if report.timeline.len() == 1 && !has_paused {
+            has_paused = true;
+            thread::sleep(PAUSE);
+        }
+    };
+    let interval = Duration::from_millis(100);
+    let report = run_with_reports(config, &Interrupt::default(), &ProgressCell::default(), interval, take).unwrap();
+    assert!(has_paused);
+    let longest = report.generator.longest_gap_us.unwrap();
+    assert!(u128::from(longest) >= PAUSE.as_micros(), "{longest}");
 }
