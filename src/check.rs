@@ -26,6 +26,8 @@ mod pressure;
 mod problem;
 mod report;
 mod running;
+#[cfg(test)]
+mod scene;
 mod shortage;
 mod streams;
 mod target;
@@ -366,4 +368,36 @@ fn skip_reason(check: &Check, target: &Target, gone: Option<&'static str>, left:
         return Some(Skip::NoPid);
     }
     (left < TIME_LEFT_MIN).then_some(Skip::NoTime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scene::Scene;
+    use super::*;
+
+    #[test]
+    fn without_a_process_exactly_the_checks_that_need_one_are_skipped() {
+        let tcp = Scene::tcp();
+        for check in all() {
+            let skip = skip_reason(check, &tcp.target, None, TIME_MAX);
+            assert_eq!(matches!(skip, Some(Skip::NoPid)), check.needs_pid(), "{check:?}: {skip:?}");
+            assert_eq!(skip.is_some(), check.needs_pid(), "{check:?}: {skip:?}");
+        }
+        let of_processes: Vec<_> = all().filter(|check| check.needs_pid()).map(Check::name).collect();
+        assert_eq!(of_processes, ["memory", "pause", "gone-before-accept", "descriptors", "drain"]);
+    }
+
+    #[test]
+    fn a_check_without_time_a_server_or_a_syn_is_skipped() {
+        let (tcp, unix) = (Scene::tcp(), Scene::unix());
+        for check in all().filter(|check| !check.needs_pid()) {
+            assert!(skip_reason(check, &tcp.target, None, TIME_LEFT_MIN).is_none(), "{check:?}");
+            let no_time = skip_reason(check, &tcp.target, None, TIME_LEFT_MIN.saturating_sub(Duration::from_nanos(1)));
+            assert!(matches!(no_time, Some(Skip::NoTime)), "{check:?}: {no_time:?}");
+            let gone = skip_reason(check, &tcp.target, Some("reset"), TIME_MAX);
+            assert!(matches!(gone, Some(Skip::Gone { since: "reset" })), "{check:?}: {gone:?}");
+            let no_syn = skip_reason(check, &unix.target, None, TIME_MAX);
+            assert_eq!(matches!(no_syn, Some(Skip::NoSyn)), check.name() == "burst", "{check:?}: {no_syn:?}");
+        }
+    }
 }

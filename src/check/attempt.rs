@@ -61,6 +61,13 @@ impl<'a> Attempt<'a> {
         Self { target, interrupt, deadline, silence: SILENCE.min(time * 2 / 3), longest_wait: Cell::default() }
     }
 
+    /// Returns an attempt whose time is over, and was long enough for a silence.
+    #[cfg(test)]
+    pub(super) fn at_its_end(target: &'a Target, interrupt: &'a AtomicBool) -> Self {
+        let now = Instant::now();
+        Self { deadline: now, ..Self::new(target, interrupt, now + 2 * SILENCE) }
+    }
+
     pub(super) fn is_unix(&self) -> bool {
         self.target.address.is_unix()
     }
@@ -231,5 +238,41 @@ fn connect_failure(error: io::Error) -> Stop {
     match error.raw_os_error() {
         Some(libc::EADDRNOTAVAIL | libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => own_failure(error),
         _ => Problem::not_connected(&error).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scene::Scene;
+    use super::*;
+
+    #[test]
+    fn a_condition_is_waited_for_until_the_time_is_over() {
+        let scene = Scene::tcp();
+        let mut looks = 0;
+        let holds_at_the_third_look = scene.attempt().eventually(|| {
+            looks += 1;
+            looks == 3
+        });
+        assert!(matches!(holds_at_the_third_look, Ok(true)), "{holds_at_the_third_look:?}");
+        assert_eq!(looks, 3);
+        let never = scene.attempt_at_its_end().eventually(|| false);
+        assert!(matches!(never, Ok(false)), "{never:?}");
+    }
+
+    #[test]
+    fn a_connect_that_waited_for_less_than_a_silence_is_slow() {
+        let outcome = Scene::full_backlog().attempt_at_its_end().connect().map(|_| ());
+        assert!(matches!(outcome, Err(Stop::Slow)), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_shortage_of_this_machine_is_no_failure_of_the_server() {
+        for error in [libc::EADDRNOTAVAIL, libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+            let stop = connect_failure(io::Error::from_raw_os_error(error));
+            assert!(matches!(stop, Stop::Skip(Skip::Own(_))), "{stop:?}");
+        }
+        let stop = connect_failure(io::Error::from_raw_os_error(libc::ECONNREFUSED));
+        assert!(matches!(stop, Stop::Fail(_)), "{stop:?}");
     }
 }

@@ -245,3 +245,134 @@ fn is_transient(error: &io::Error) -> bool {
 fn is_reset(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::net::Ipv4Addr;
+    use std::thread;
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::super::attempt::HELLO;
+    use super::super::scene::{Scene, words};
+    use super::*;
+
+    /// Returns both ends of a connection after the server's has ended it abruptly.
+    fn after_a_reset<'a>(scene: &Scene, attempt: &'a Attempt<'a>) -> Client<'a> {
+        let (stream, mut server) = scene.pair();
+        let mut client = Client::new(attempt, stream);
+        client.send(HELLO).unwrap();
+        // With an unread byte, a Unix socket reports a reset, and TCP sends RST.
+        server.read_exact(&mut [0]).unwrap();
+        drop(server);
+        client
+    }
+
+    #[test]
+    fn an_abrupt_end_is_reported_in_the_words_of_the_transport() {
+        for (scene, middle, end) in [
+            (
+                Scene::tcp(),
+                "the server reset the connection (RST) after 0 of 5 bytes had come back",
+                "everything came back, but at the end the server sent RST instead of FIN",
+            ),
+            (
+                Scene::unix(),
+                "the server closed without reading all, after 0 of 5 bytes had come back",
+                "everything came back, but at the end the server closed without reading all",
+            ),
+        ] {
+            let attempt = scene.attempt();
+            assert_eq!(words(after_a_reset(&scene, &attempt).receive(HELLO)), middle);
+            assert_eq!(words(after_a_reset(&scene, &attempt).expect_end()), end);
+        }
+    }
+
+    #[test]
+    fn an_error_that_is_no_reset_is_reported_as_it_is() {
+        let scene = Scene::tcp();
+        let attempt = scene.attempt();
+        let new = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // It does not listen.
+        let closed = new();
+        closed.bind(&std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        let refused = || {
+            let socket = new();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&closed.local_addr().unwrap()).unwrap_err();
+            assert!(attempt.wait(&socket, PollFlags::IN, attempt.deadline()).unwrap());
+            Client::new(&attempt, socket.into())
+        };
+        let expected = format!("error of the connection: {}", io::Error::from_raw_os_error(libc::ECONNREFUSED));
+        assert_eq!(words(refused().send(HELLO)), expected);
+        assert_eq!(words(refused().receive(HELLO)), expected);
+        assert_eq!(words(refused().expect_end()), expected);
+    }
+
+    #[test]
+    fn a_wrong_byte_is_reported_with_its_place() {
+        let scene = Scene::tcp();
+        let attempt = scene.attempt();
+        let (stream, mut server) = scene.pair();
+        server.write_all(b"hoja\n").unwrap();
+        let outcome = Client::new(&attempt, stream).receive(b"hola\n");
+        assert_eq!(words(outcome), "byte 2 differs: 0x6c was sent, 0x6a came back");
+    }
+
+    #[test]
+    fn a_server_that_neither_reads_nor_sends_is_not_waited_for_past_the_end() {
+        let scene = Scene::unix();
+        let attempt = scene.attempt_at_its_end();
+        let (stream, _server) = scene.pair();
+        let mut client = Client::new(&attempt, stream);
+        let message = vec![b'x'; 8 << 20];
+        let sent = client.send_until_stalled(&message).unwrap();
+        assert!((1..message.len()).contains(&sent), "{sent}");
+        let outcome = client.finish(&message, sent);
+        assert!(matches!(outcome, Err(Stop::Slow)), "{outcome:?}");
+    }
+
+    #[test]
+    fn an_answer_is_awaited_and_stays_to_be_read() {
+        let scene = Scene::tcp();
+        let (attempt, at_its_end) = (scene.attempt(), scene.attempt_at_its_end());
+        let (stream, mut server) = scene.pair();
+        let mut client = Client::new(&attempt, stream);
+        assert!(!client.is_answered());
+        server.write_all(HELLO).unwrap();
+        assert!(client.await_answer().unwrap());
+        assert!(client.is_answered());
+        client.receive(HELLO).unwrap();
+        assert!(!client.is_answered());
+        drop(server);
+        assert!(client.await_answer().unwrap());
+        assert!(client.is_answered(), "a close is an answer");
+        let (stream, _silent) = scene.pair();
+        assert!(!Client::new(&at_its_end, stream).await_answer().unwrap());
+    }
+
+    #[test]
+    fn a_client_that_leaves_takes_what_the_server_still_sends() {
+        let scene = Scene::unix();
+        let attempt = scene.attempt();
+        let (stream, mut server) = scene.pair();
+        // It fails if the client closes before it has taken all that does not fit in the buffers.
+        let sending = thread::spawn(move || {
+            server.read_to_end(&mut Vec::new())?;
+            server.write_all(&vec![b'x'; 1 << 20])
+        });
+        Client::new(&attempt, stream).leave().unwrap();
+        sending.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_resets_sends_no_fin() {
+        let scene = Scene::tcp();
+        let attempt = scene.attempt();
+        let (stream, mut server) = scene.pair();
+        Client::new(&attempt, stream).reset();
+        assert_eq!(server.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+}

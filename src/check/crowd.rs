@@ -178,3 +178,108 @@ impl Handler<Member> for Crowd {
         match never {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::net::{self, Ipv4Addr, TcpListener};
+    use std::sync::atomic::Ordering;
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::super::attempt::Stop;
+    use super::super::scene::Scene;
+    use super::*;
+
+    fn member(stream: net::TcpStream) -> Member {
+        let (stream, message) = (TcpStream::from_std(stream), *b"000001f\n");
+        Member { stream, message, since: Instant::now(), stage: Stage::Connecting }
+    }
+
+    /// Returns a member that has sent its message, and the server's end. What one end of a Unix socket sends is there at once.
+    fn asked(crowd: &mut Crowd) -> (Member, net::TcpStream) {
+        let (client, server) = Scene::unix().pair();
+        let mut member = member(client);
+        crowd.connected(&mut member);
+        (member, server)
+    }
+
+    #[test]
+    fn a_reply_in_parts_is_one_reply() {
+        let mut crowd = Crowd::default();
+        let (mut member, mut server) = asked(&mut crowd);
+        let mut message = [0; MESSAGE];
+        server.read_exact(&mut message).unwrap();
+        for part in [&message[..3], &message[3..5], &message[5..]] {
+            assert_eq!((crowd.served, crowd.failed), (0, 0));
+            server.write_all(part).unwrap();
+            crowd.read(&mut member);
+        }
+        assert_eq!((crowd.served, crowd.failed), (1, 0));
+    }
+
+    #[test]
+    fn a_reply_of_another_client_is_a_failure() {
+        let mut crowd = Crowd::default();
+        let (mut member, mut server) = asked(&mut crowd);
+        for part in [b"000001", &b"e\n"[..]] {
+            assert_eq!((crowd.served, crowd.failed), (0, 0));
+            server.write_all(part).unwrap();
+            crowd.read(&mut member);
+        }
+        assert_eq!((crowd.served, crowd.failed), (0, 1));
+        assert_eq!(crowd.example.unwrap().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn the_example_is_the_first_error_of_the_first_failure() {
+        let mut crowd = Crowd::default();
+        // The first server closes with the message unread, and the second one has read it.
+        let (mut first, server) = asked(&mut crowd);
+        drop(server);
+        let (mut second, mut server) = asked(&mut crowd);
+        server.read_exact(&mut [0; MESSAGE]).unwrap();
+        drop(server);
+        crowd.read(&mut first);
+        crowd.read(&mut second);
+        assert_eq!((crowd.served, crowd.failed), (0, 2));
+        assert_eq!(crowd.example.unwrap().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_connect_in_progress_is_no_failure() {
+        let unconnected = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        unconnected.set_nonblocking(true).unwrap();
+        let mut crowd = Crowd::default();
+        let mut member = member(unconnected.into());
+        crowd.connected(&mut member);
+        assert!(member.stage == Stage::Connecting);
+        assert_eq!(crowd.failed, 0);
+    }
+
+    #[test]
+    fn no_more_clients_wait_than_may() {
+        let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let scene = Scene::of(silent.local_addr().unwrap().into());
+        // It ends as soon as it has to wait.
+        scene.interrupt.store(true, Ordering::Release);
+        for waiting in [1, 3] {
+            let mut reactor = Reactor::new(1).unwrap();
+            let outcome = Crowd::default().gather(&scene.attempt(), &mut reactor, 5, waiting);
+            assert!(matches!(outcome, Err(Stop::Interrupted)), "{outcome:?}");
+            assert_eq!(reactor.iter_mut().count(), waiting);
+        }
+    }
+
+    #[test]
+    fn a_crowd_that_is_still_being_served_at_the_end_is_slow() {
+        let scene = Scene::tcp();
+        let outcome = |failed| {
+            let mut crowd = Crowd { served: 1, failed, progress: Some(Instant::now()), ..Crowd::default() };
+            crowd.serve_all(&scene.attempt_at_its_end(), &mut Reactor::new(1).unwrap(), 3)
+        };
+        assert!(matches!(outcome(0), Err(Stop::Slow)));
+        assert!(matches!(outcome(1), Err(Stop::Fail(_))));
+    }
+}

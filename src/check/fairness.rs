@@ -62,3 +62,41 @@ fn ping(attempt: &Attempt<'_>, client: &mut Client<'_>, mut pump: impl FnMut() -
     attempt.record_wait(start.elapsed());
     client.receive(HELLO)
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::io::{Read, Write};
+
+    use super::super::attempt::Stop;
+    use super::super::scene::Scene;
+    use super::*;
+
+    #[test]
+    fn the_flood_goes_on_until_the_reply_is_there_or_the_time_is_over() {
+        let scene = Scene::unix();
+        let (stream, mut server) = scene.pair();
+        let (attempt, at_its_end) = (scene.attempt(), scene.attempt_at_its_end());
+        let mut pumped = 0;
+        let replied = ping(&attempt, &mut Client::new(&attempt, stream), || {
+            pumped += 1;
+            if pumped == 3 {
+                let mut line = [0; HELLO.len()];
+                server.read_exact(&mut line).unwrap();
+                server.write_all(&line).unwrap();
+            }
+            Ok(())
+        });
+        assert!(replied.is_ok(), "{replied:?}");
+        assert_eq!(pumped, 3);
+
+        let (stream, _silent) = scene.pair();
+        let late = ping(&at_its_end, &mut Client::new(&at_its_end, stream), || {
+            pumped += 1;
+            Ok(())
+        });
+        assert!(matches!(late, Err(Stop::Slow)), "{late:?}");
+        assert_eq!(pumped, 3);
+    }
+}

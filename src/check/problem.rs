@@ -223,3 +223,45 @@ pub(super) fn waited(waited: Duration, language: Language) -> String {
         Language::English => format!("all right, but one wait took {seconds:.1} s"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_in_mebibytes() {
+        let problem = Problem::memory(20_971_520, 67_108_864);
+        assert_eq!(problem.words(Language::English), "the server took 64 MiB, and its memory grew by 20 MiB");
+        assert_eq!(problem.words(Language::Spanish), "el servidor aceptó 64 MiB y su memoria creció 20 MiB");
+    }
+
+    #[test]
+    fn each_reason_to_skip_is_given_in_the_language_asked_for() {
+        for (skip, en, es) in [
+            (Skip::NoPid, "needs --pid", "necesita --pid"),
+            (Skip::NoTime, "the 60 seconds are over", "los 60 segundos se acabaron"),
+            (
+                Skip::NoSyn,
+                "TCP alone has SYNs: the client of a Unix socket waits",
+                "solo TCP tiene SYN: en un socket Unix el cliente espera",
+            ),
+            (
+                Skip::Gone { since: "reset" },
+                "the server does not serve since reset",
+                "desde reset el servidor no atiende",
+            ),
+            (
+                Skip::Own(io::ErrorKind::AddrNotAvailable.into()),
+                "this machine cannot open more connections: address not available",
+                "este equipo no puede abrir más conexiones: address not available",
+            ),
+            (
+                Skip::Unreadable,
+                "Linux does not report what is needed about the process",
+                "Linux no informa de lo que hace falta sobre el proceso",
+            ),
+        ] {
+            assert_eq!([skip.words(Language::English), skip.words(Language::Spanish)], [en, es]);
+        }
+    }
+}

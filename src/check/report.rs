@@ -92,3 +92,34 @@ impl Serialize for Row<'_> {
         row.end()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::time::Duration;
+
+    use super::super::{Finding, all};
+    use super::*;
+
+    fn report(grades: &[Grade], interrupted: bool) -> Report {
+        let row = |&grade| Graded {
+            check: all().next().unwrap(),
+            grade,
+            elapsed: Duration::ZERO,
+            is_unix: false,
+            finding: Finding::Nothing,
+        };
+        let results = grades.iter().map(row).collect();
+        Report { target: ":5000".to_owned(), interrupted, results, language: Language::English }
+    }
+
+    #[test]
+    fn a_run_passes_unless_a_check_fails_or_it_is_interrupted() {
+        let no_failure = [Grade::Ok, Grade::Late, Grade::Skipped];
+        assert!(report(&[], false).passed());
+        assert!(report(&no_failure, false).passed());
+        assert!(!report(&no_failure, true).passed());
+        assert!(!report(&[Grade::Ok, Grade::Fails], false).passed());
+    }
+}

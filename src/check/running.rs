@@ -74,3 +74,22 @@ impl Drop for Running {
         self.thread.end(|| self.interrupt.store(true, Ordering::Release));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    #[test]
+    fn dropping_a_run_ends_its_thread() {
+        // The system accepts the connection, and nobody replies.
+        let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let run = Grader::new([silent.local_addr().unwrap()]).spawn().unwrap();
+        let shared = Arc::downgrade(&run.interrupt);
+        drop(run);
+        assert_eq!(shared.strong_count(), 0, "the thread still has it");
+    }
+}

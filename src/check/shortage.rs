@@ -188,3 +188,41 @@ fn drain(attempt: &Attempt<'_>) -> Outcome {
     client.expect_end()?;
     if attempt.eventually(|| !process.is_alive())? { Ok(()) } else { Err(Problem::not_ended().into()) }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::io::Write;
+
+    use super::super::scene::{Scene, words};
+    use super::*;
+
+    #[test]
+    fn a_server_is_busy_if_it_uses_a_fifth_of_the_time_or_a_twentieth_and_waits_for_the_rest() {
+        let is_busy = |cpu_ms, queued_ms| {
+            let [cpu, queued] = [cpu_ms, queued_ms].map(Duration::from_millis);
+            is_busy(Duration::from_secs(1), cpu, queued)
+        };
+        for (cpu_ms, queued_ms) in [(201, 0), (1000, 0), (51, 750), (200, 601)] {
+            assert!(is_busy(cpu_ms, queued_ms), "{cpu_ms} ms of CPU time, {queued_ms} ms in the run queue");
+        }
+        for (cpu_ms, queued_ms) in [(0, 0), (0, 1000), (50, 950), (51, 0), (51, 749), (200, 0), (200, 600)] {
+            assert!(!is_busy(cpu_ms, queued_ms), "{cpu_ms} ms of CPU time, {queued_ms} ms in the run queue");
+        }
+    }
+
+    #[test]
+    fn clients_that_are_neither_served_nor_closed_are_counted() {
+        let scene = Scene::unix();
+        let attempt = scene.attempt_at_its_end();
+        let (clients, mut servers): (Vec<_>, Vec<_>) = std::iter::repeat_with(|| scene.pair()).take(4).unzip();
+        let clients: Vec<_> = clients.into_iter().map(|stream| Client::new(&attempt, stream)).collect();
+        servers[0].write_all(HELLO).unwrap();
+        drop(servers.pop());
+        let forgotten = "with descriptors free again, 2 clients are still neither served nor closed";
+        assert_eq!(words(expect_answers(&clients)), forgotten);
+        drop(servers);
+        expect_answers(&clients).unwrap();
+    }
+}

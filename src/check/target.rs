@@ -212,3 +212,110 @@ fn descendants(pid: u32) -> BTreeSet<u32> {
     }
     family
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::fs::File;
+    use std::io::{BufRead, BufReader};
+    use std::os::fd::AsRawFd;
+    use std::process::{Child, Command, Stdio};
+    use std::sync::atomic::Ordering;
+
+    use super::super::scene::Scene;
+    use super::*;
+
+    fn process(number: u32) -> Process {
+        let pid = Pid::from_raw(number.try_into().unwrap()).unwrap();
+        Process { pid, statistics: host::Process::open(number).unwrap() }
+    }
+
+    /// A process whose child waits for a line, which ends both.
+    struct Family {
+        parent: Child,
+        child: u32,
+    }
+
+    impl Family {
+        fn start() -> Self {
+            // With a command after it, the shell does not replace itself.
+            let script = "sh -c 'echo $$; read line'; true";
+            let mut command = Command::new("sh");
+            let command = command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut parent = command.spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(parent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            Self { parent, child: line.trim_end().parse().unwrap() }
+        }
+    }
+
+    impl Drop for Family {
+        fn drop(&mut self) {
+            drop(self.parent.stdin.take());
+            let _ = self.parent.wait();
+        }
+    }
+
+    #[test]
+    fn a_process_is_read_as_it_reads_itself() {
+        let process = process(std::process::id());
+        let before = host::ThreadTime::now().unwrap();
+        assert!(process.cpu_time().unwrap() >= before.run);
+        assert!(process.queued_time() >= before.wait);
+        let file = File::open("/dev/null").unwrap();
+        let descriptor = file.as_raw_fd().try_into().unwrap();
+        assert!(process.descriptors().unwrap().contains(&descriptor));
+    }
+
+    #[test]
+    fn the_memory_of_a_process_is_that_of_its_children_too() {
+        let family = Family::start();
+        let parent = process(family.parent.id());
+        assert_eq!(descendants(family.parent.id()), BTreeSet::from([family.child]));
+        let [parent_alone, child] =
+            [&parent, &process(family.child)].map(|one| one.statistics.resident_bytes().unwrap());
+        let both = parent.resident_bytes().unwrap();
+        assert!(both > parent_alone && both > child, "{both}: {parent_alone} and {child}");
+    }
+
+    #[test]
+    fn a_process_is_stopped_while_it_is_paused_and_then_goes_on() {
+        let scene = Scene::tcp();
+        let mut family = Family::start();
+        let parent = process(family.parent.id());
+        for _ in 0..10 {
+            let paused = parent.pause(&scene.attempt()).unwrap();
+            assert_eq!(parent.state(), Some('T'));
+            drop(paused);
+        }
+        drop(family.parent.stdin.take());
+        family.parent.wait().unwrap();
+        assert!(!parent.is_alive());
+    }
+
+    #[test]
+    fn a_process_can_open_as_many_descriptors_as_are_left_to_it() {
+        let family = Family::start();
+        let parent = process(family.parent.id());
+        let open = parent.descriptors().unwrap();
+        let before = parent.descriptor_limit().unwrap();
+        for left in [1, 3, 20] {
+            let lowered = parent.leave_descriptors(left).unwrap();
+            let limit = parent.descriptor_limit().unwrap();
+            assert_eq!(limit.maximum, before.maximum);
+            let unused = (0..limit.current.unwrap()).filter(|descriptor| !open.contains(descriptor));
+            assert_eq!(unused.count(), left, "limit {:?}, open {open:?}", limit.current);
+            drop(lowered);
+            assert_eq!(parent.descriptor_limit(), Some(before));
+        }
+    }
+
+    #[test]
+    fn the_first_connect_waits_for_a_full_backlog_until_it_is_interrupted() {
+        let scene = Scene::full_backlog();
+        scene.interrupt.store(true, Ordering::Release);
+        let opened = Target::open(std::slice::from_ref(&scene.target.address), None, &scene.interrupt).unwrap();
+        assert!(opened.is_none());
+    }
+}

@@ -317,6 +317,48 @@ fn what_was_sent_to_a_unix_socket_is_not_what_tcp_alone_has() {
     }
 }
 
+#[test]
+fn a_storm_is_2000_connections_half_of_which_have_sent_a_line_and_500_that_are_served() {
+    let (_directory, path) = new_path();
+    let listener = UnixListener::bind(&path).unwrap();
+    // What a client has sent before it closes can be read afterwards.
+    let serve = move || {
+        let mut lengths = Vec::new();
+        for stream in listener.incoming() {
+            let (mut stream, mut buffer) = (stream.unwrap(), [0; 16]);
+            let length = stream.read(&mut buffer).unwrap();
+            if &buffer[..length] == b"end" {
+                break;
+            }
+            // Fails if the client has gone.
+            let _ = stream.write_all(&buffer[..length]);
+            lengths.push(length);
+        }
+        lengths
+    };
+    let server = thread::spawn(serve);
+    let grader = Grader::new([UnixAddress::new(&path).unwrap()]).only(["reset-storm"]).unwrap();
+    let report = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    assert!(report.passed(), "{report}");
+    UnixStream::connect(&path).unwrap().write_all(b"end").unwrap();
+    let lengths = server.join().unwrap();
+    // With the first connect of the run, and the client after the check.
+    assert_eq!(lengths.len(), 1 + 2000 + 500 + 1);
+    assert_eq!(lengths.iter().filter(|&&length| length == b"hola\n".len()).count(), 1000 + 500 + 1);
+}
+
+#[test]
+fn descriptors_run_out_for_8_clients_which_are_served_a_second_later() {
+    let (server, address) = Process::serve(&[]);
+    let mut grader = Grader::new([address]).only(["descriptors"]).unwrap();
+    grader.pid = Some(server.pid().as_raw_nonzero().get().unsigned_abs());
+    let report = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    assert!(report.passed() && report.count(Grade::Skipped) == 0, "{report}");
+    let ended = server.terminate();
+    // With the first connect of the run, the one that was open before, and the client after the check.
+    assert!(ended.summary().contains("Done: 11 connections accepted"), "{ended:?}");
+}
+
 /// Starts `faulty.py`, and expects these results of level 8 and of the storm of resets.
 #[track_caller]
 fn assert_grades_process(fault: &str, failing: &[&str], skipped: &[&str]) {
@@ -472,7 +514,9 @@ fn an_interrupted_run_on_a_thread_neither_passes_nor_fails() {
     // The system accepts the connection, and nobody replies.
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let checks = Grader::new(vec![silent.local_addr().unwrap()]).spawn().unwrap();
+    assert!(!checks.is_finished());
     checks.interrupt();
+    eventually("the end of the run", || checks.is_finished());
     let report = checks.join().unwrap();
     assert_eq!((report.interrupted, report.passed(), report.failed()), (true, false, false), "{report}");
     assert!(report.to_string().starts_with("INTERRUPTED: 0 ok"), "{report}");
