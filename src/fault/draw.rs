@@ -230,4 +230,14 @@ mod tests {
         assert_eq!(at_start("connect=refuse,at=0s..1s"), Some(Connect::Refuse));
         assert_eq!(at_start("connect=hang"), Some(Connect::Hang));
     }
+
+    #[test]
+    fn a_percentage_of_the_connections_is_reset_at_their_accept() {
+        let count = |text: &str| {
+            let rules = Rules::new(&[text.parse().unwrap()], 0, clock::now());
+            (1..=1000).filter(|&number| rules.draw_reset(number).is_some()).count()
+        };
+        assert_eq!([count("connect=reset,p=0%"), count("connect=reset,p=100%")], [0, 1000]);
+        assert!((200..300).contains(&count("connect=reset,p=25%")));
+    }
 }

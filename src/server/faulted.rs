@@ -336,6 +336,10 @@ mod tests {
         assert!(faulted.pending() > 0);
         serve(&mut faulted, Ready::WRITABLE);
         assert_eq!(faulted.tick_idle(), 2);
+        // Bytes that leave restart it.
+        while far.read(&mut [0; 4096]).is_ok() {}
+        serve(&mut faulted, Ready::WRITABLE);
+        assert_eq!((faulted.tick_idle(), faulted.pending()), (1, 0));
     }
 
     #[test]
