@@ -229,10 +229,10 @@ impl Config {
         let in_flight = u64::from(self.connections) * u64::from(self.pipeline.unwrap_or(1));
         let reason = if self.rank().checked().is_none() {
             "a rank must be below the number of ranks"
-        } else if self.connections < self.rank().count {
-            "connections must be at least one for each rank"
         } else if self.connections == 0 || self.max_connecting == 0 {
             "connections and max_connecting must be at least 1"
+        } else if self.connections < self.rank().count {
+            "connections must be at least one for each rank"
         } else if u64::from(self.connections) > CONNECTIONS_MAX {
             "connections must be at most 2^26"
         } else if self.size == 0 || self.pipeline == Some(0) || self.messages_per_connection == Some(0) {
@@ -359,5 +359,19 @@ mod tests {
             config.connections += 1;
             assert_eq!(config.validate().is_ok(), is_unlimited, "{mode:?} at {rate:?}");
         }
+    }
+
+    #[test]
+    fn no_connection_is_too_few_with_or_without_ranks() {
+        let refusal = |connections, rank| {
+            let config = Config { connections, rank, ..Config::new(Vec::<AnyAddress>::new()) };
+            config.validate().map_or_else(|error| error.to_string(), |()| String::new())
+        };
+        let rank = Some(Rank { index: 1, count: 2 });
+        for rank in [None, rank] {
+            assert_eq!(refusal(0, rank), "connections and max_connecting must be at least 1");
+        }
+        assert_eq!(refusal(1, rank), "connections must be at least one for each rank");
+        assert_eq!(refusal(2, rank), "");
     }
 }
