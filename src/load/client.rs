@@ -383,3 +383,150 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+pub(super) mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::super::rank::Rank;
+    use super::super::schedule::{Events, Pace, Window};
+    use super::super::timer::SECOND;
+    use super::*;
+
+    const SIZE: usize = 64;
+
+    /// Returns connection `number` and its peer, the ends of a pair of Unix sockets: what one writes the other can read at once.
+    pub(in crate::load) fn client(number: u64, ring_size: Option<usize>) -> (Client, UnixStream) {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let stream = TcpStream::from_std(OwnedFd::from(ours).into());
+        (Client::new(stream, number, 0, None, ring_size, 0, 0), peer)
+    }
+
+    /// Reads what the peer finds.
+    pub(in crate::load) fn read_all(peer: &mut UnixStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        assert_eq!(peer.read_to_end(&mut all).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        all
+    }
+
+    fn sizes() -> Sizes {
+        Sizes::new(SIZE as u64, SIZE as u64, 1)
+    }
+
+    #[test]
+    fn each_message_in_flight_keeps_its_due_time_and_a_finished_one_takes_no_memory() {
+        for ring_size in [Some(3), None] {
+            let (mut client, _peer) = client(7, ring_size);
+            for round in 0..10 {
+                let times = [3, 1, 2].map(|time| 10 * round + time);
+                for due in times {
+                    client.enqueue(due);
+                }
+                assert_eq!(times.map(|_| client.take_oldest(None).unwrap().due), times);
+            }
+            assert_eq!(client.oldest(None), None);
+            assert!(!matches!(&client.due_times, DueTimes::Queue(queue) if !queue.times.is_empty()));
+        }
+    }
+
+    #[test]
+    fn messages_from_the_slot_on_are_due_by_their_place_in_it() {
+        let window = Window { start: 0, end: SECOND };
+        let events = Events::even(Pace::new(0, 1000.0, Rank::ALONE));
+        let schedule = SendSchedule::new(events, vec![Some(0), Some(1)], None, window);
+        let (mut client, _peer) = client(7, Some(1));
+        client.enqueue(5);
+        assert_eq!(client.take_oldest(Some(&schedule)), Some(Message { index: 0, due: 5 }));
+        client.assign_slot(1, 3);
+        // The schedule knows better.
+        client.enqueue(0);
+        client.enqueue(0);
+        // Messages 3 and 4 of slot 1 are events 7 and 9 of the two slots.
+        assert_eq!(client.oldest(Some(&schedule)), Some(Message { index: 1, due: 7 * SECOND / 1000 }));
+        assert_eq!(client.message(2, Some(&schedule)), Message { index: 2, due: 9 * SECOND / 1000 });
+    }
+
+    #[test]
+    fn the_header_and_the_messages_of_the_pipeline_are_sent_once_the_socket_is_writable() {
+        let (pattern, sizes) = (Pattern::new(1), sizes());
+        let (mut client, mut peer) = client(7, Some(4));
+        client.proxy_header = b"HEADER".to_vec();
+        for due in 0..3 {
+            client.enqueue(due);
+        }
+        let send = |client: &mut Client| client.send(&pattern, &sizes, 2, &mut [0; 1024]).unwrap();
+        assert!(!send(&mut client));
+        assert!(read_all(&mut peer).is_empty());
+        client.notice(Ready::WRITABLE);
+        assert!(send(&mut client));
+        let mut expected = [0; 2 * SIZE];
+        pattern.fill(7, 0, &mut expected);
+        assert_eq!(read_all(&mut peer), [&b"HEADER"[..], &expected].concat());
+        assert!(!send(&mut client));
+        // Each is counted once, as begun or as found to wait.
+        assert_eq!((client.take_begun(&sizes), client.take_deferred(&sizes)), (0..2, 2..3));
+        assert!(client.take_deferred(&sizes).is_empty());
+    }
+
+    #[test]
+    fn messages_before_the_schedule_are_not_late() {
+        let sizes = sizes();
+        let (mut client, _peer) = client(7, Some(1));
+        client.enqueue(0);
+        client.notice(Ready::WRITABLE);
+        assert!(client.send(&Pattern::new(1), &sizes, 1, &mut [0; SIZE]).unwrap());
+        client.exempt_from_schedule();
+        assert!(client.take_begun(&sizes).is_empty());
+        client.enqueue(0);
+        assert_eq!(client.take_deferred(&sizes), 1..2);
+    }
+
+    #[test]
+    fn a_full_socket_is_written_to_again_once_it_is_writable() {
+        let (pattern, sizes) = (Pattern::new(1), Sizes::new(1 << 30, 1 << 30, 1));
+        let (mut client, mut peer) = client(7, Some(1));
+        client.enqueue(0);
+        let mut scratch = vec![0; BUFFER_BYTES];
+        let mut send = |client: &mut Client| client.send(&pattern, &sizes, 1, &mut scratch).unwrap();
+        client.notice(Ready::WRITABLE);
+        while send(&mut client) {}
+        assert_eq!(read_all(&mut peer).len() as u64, client.sent_bytes());
+        assert!(!send(&mut client));
+        client.notice(Ready::WRITABLE);
+        assert!(send(&mut client));
+    }
+
+    #[test]
+    fn a_short_read_drains_the_socket_unless_more_may_be_left() {
+        let (pattern, sizes) = (Pattern::new(1), sizes());
+        // What is set before, the length of a read, and whether another one follows without an event.
+        let cases: [(fn(&mut Client), _, _); 5] = [
+            (|_| (), 2 * SIZE, !SHORT_READ_DRAINS),
+            (|_| (), SIZE, true),
+            (Client::read_until_would_block, 2 * SIZE, true),
+            (|client| client.notice(Ready::READ_CLOSED), 2 * SIZE, true),
+            (|client| client.notice(Ready::PRIORITY), 2 * SIZE, true),
+        ];
+        for (case, (set, length, is_read_again)) in cases.into_iter().enumerate() {
+            let (mut client, mut peer) = client(7, Some(2));
+            client.enqueue(0);
+            client.enqueue(0);
+            client.notice(Ready::WRITABLE);
+            assert!(client.send(&pattern, &sizes, 2, &mut [0; 2 * SIZE]).unwrap());
+            let messages = read_all(&mut peer);
+            let mut buffer = vec![0; length];
+            let mut receive = |client: &mut Client| client.receive(&pattern, 1, &mut buffer);
+            set(&mut client);
+            peer.write_all(&messages[..SIZE]).unwrap();
+            assert!(matches!(receive(&mut client), Received::Blocked), "case {case}: without an event");
+            client.expect_input();
+            assert!(matches!(receive(&mut client), Received::Right), "case {case}");
+            peer.write_all(&messages[SIZE..]).unwrap();
+            assert_eq!(matches!(receive(&mut client), Received::Right), is_read_again, "case {case}");
+        }
+    }
+}

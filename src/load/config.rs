@@ -374,4 +374,126 @@ mod tests {
         assert_eq!(refusal(1, rank), "connections must be at least one for each rank");
         assert_eq!(refusal(2, rank), "");
     }
+
+    /// Returns why the defaults are refused after `change`, or an empty text if they are not.
+    fn refusal(change: Change) -> String {
+        let mut config = Config::new(Vec::<AnyAddress>::new());
+        change(&mut config);
+        config.validate().map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    type Change = fn(&mut Config);
+
+    fn stages(count: usize, duration: Duration, from: f64, to: f64) -> Vec<RateStage> {
+        vec![RateStage { from, to, duration }; count]
+    }
+
+    #[test]
+    fn a_setting_may_be_at_its_limit_and_not_beyond_it() {
+        const S: Duration = Duration::from_secs(1);
+        let cases: [(Change, Change, &str); 9] = [
+            (
+                |config| config.connections = 1 << 26,
+                |config| config.connections = (1 << 26) + 1,
+                "connections must be at most 2^26",
+            ),
+            (
+                |config| config.size_max = Some(64),
+                |config| config.size_max = Some(63),
+                "size_max must be at least size",
+            ),
+            (
+                |config| config.rate = Some(1e9),
+                |config| config.rate = Some(1e9 + 1.0),
+                "a rate must be above 0 and at most 1000M a second",
+            ),
+            (
+                |config| config.rate = Some(f64::MIN_POSITIVE),
+                |config| config.rate = Some(0.0),
+                "a rate must be above 0 and at most 1000M a second",
+            ),
+            (
+                |config| config.connect_rate = Some(1e9),
+                |config| config.connect_rate = Some(0.0),
+                "a rate must be above 0 and at most 1000M a second",
+            ),
+            (
+                |config| config.stages = stages(100, S, 1.0, 1.0),
+                |config| config.stages = stages(101, S, 1.0, 1.0),
+                "a run has at most 100 stages",
+            ),
+            (
+                |config| config.stages = stages(9, S * 1_000_000, 1.0, 1.0),
+                |config| config.stages = stages(9, S * 1_000_001, 1.0, 1.0),
+                "the stages must last at most 2500 hours together",
+            ),
+            (
+                |config| config.stages = stages(1, S, 0.0, 1e9),
+                |config| config.stages = stages(1, S, 0.0, 0.0),
+                "a stage must be longer than 0, and one must have a rate above 0",
+            ),
+            (
+                |config| (config.arrivals, config.rate) = (ArrivalProcess::Poisson, Some(1e7)),
+                |config| (config.arrivals, config.rate) = (ArrivalProcess::Poisson, Some(1e7 + 1.0)),
+                "the rate of a Poisson process must be at most 10M a second",
+            ),
+        ];
+        for (at_limit, beyond, reason) in cases {
+            assert_eq!((refusal(at_limit), refusal(beyond)), (String::new(), reason.to_owned()));
+        }
+    }
+
+    #[test]
+    fn each_setting_that_is_out_of_range_or_does_not_go_with_another_is_refused_alone() {
+        const S: Duration = Duration::from_secs(1);
+        let cases: [(&str, &[Change]); 6] = [
+            ("connections and max_connecting must be at least 1", &[|config| config.max_connecting = 0]),
+            (
+                "size, pipeline and messages_per_connection must be at least 1",
+                &[
+                    |config| config.size = 0,
+                    |config| config.pipeline = Some(0),
+                    |config| config.messages_per_connection = Some(0),
+                ],
+            ),
+            (
+                "duration, connect_timeout and timeout must be above 0",
+                &[
+                    |config| config.duration = Duration::ZERO,
+                    |config| config.connect_timeout = Duration::ZERO,
+                    |config| config.timeout = Duration::ZERO,
+                ],
+            ),
+            (
+                "stages replace the rate and the warm-up: the first stage can be the warm-up",
+                &[
+                    |config| (config.stages, config.rate) = (stages(1, S, 1.0, 1.0), Some(1.0)),
+                    |config| (config.stages, config.warmup) = (stages(1, S, 1.0, 1.0), S),
+                ],
+            ),
+            (
+                "stages and messages_per_connection cannot be combined in echo: each ends the run",
+                &[|config| (config.stages, config.messages_per_connection) = (stages(1, S, 1.0, 1.0), Some(1))],
+            ),
+            (
+                "the rate of a stage must be from 0 to 1000M a second",
+                &[
+                    |config| config.stages = stages(1, S, -1.0, 2.0),
+                    |config| config.stages = stages(1, S, 2.0, -1.0),
+                    |config| config.stages = stages(1, S, 1.0, 1e9 + 1.0),
+                ],
+            ),
+        ];
+        for (reason, changes) in cases {
+            for (index, change) in changes.iter().enumerate() {
+                assert_eq!(refusal(*change), reason, "change {index}");
+            }
+        }
+        // In churn a connection ends after its messages, and the run with its stages.
+        let churn: Change = |config| {
+            (config.mode, config.stages) = (Mode::Churn, stages(1, S, 1.0, 1.0));
+            config.messages_per_connection = Some(1);
+        };
+        assert_eq!(refusal(churn), "");
+    }
 }

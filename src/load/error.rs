@@ -195,6 +195,14 @@ mod tests {
     }
 
     #[test]
+    fn another_port_helps_only_where_the_address_is_in_use() {
+        let is_taken = |errno| is_port_taken(&io::Error::from_raw_os_error(errno));
+        assert_eq!([libc::EADDRINUSE, libc::EADDRNOTAVAIL].map(is_taken), [true; 2]);
+        assert_eq!([libc::ECONNREFUSED, libc::ETIMEDOUT, libc::EACCES].map(is_taken), [false; 3]);
+        assert!(!is_port_taken(&io::ErrorKind::AddrInUse.into()));
+    }
+
+    #[test]
     fn a_timeout_that_is_not_of_the_system_is_a_timeout() {
         assert_eq!(classify(&io::ErrorKind::TimedOut.into()), ErrorName::Timeout);
     }

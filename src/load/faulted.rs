@@ -123,3 +123,47 @@ impl Faults {
         &self.figures
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::rank::Rank;
+    use super::*;
+    use crate::transport::AnyAddress;
+
+    fn config(rules: &[&str]) -> Config {
+        let faults = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        Config { connections: 11, faults, ..Config::new(Vec::<AnyAddress>::new()) }
+    }
+
+    #[test]
+    fn rules_choose_among_the_first_connections_and_leave_those_opened_anew() {
+        let mut config = config(&["rate=1KiB,every=3"]);
+        let chosen = |faults: &Faults| (0..40).filter(|&number| faults.chooses(number)).collect::<Vec<_>>();
+        // Every third of 11. The one after the last of them would be the twelfth.
+        let faults = Faults::new(&config);
+        assert_eq!((chosen(&faults), faults.count_chosen(&config)), (vec![2, 5, 8], 3));
+        // The second of two ranks opens 1, 3 and so on up to 21.
+        config.rank = Some(Rank { index: 1, count: 2 });
+        let faults = Faults::new(&config);
+        assert_eq!((chosen(&faults), faults.count_chosen(&config)), (vec![2, 5, 8, 11, 14, 17, 20], 3));
+        config.faults.clear();
+        let faults = Faults::new(&config);
+        assert_eq!((chosen(&faults), faults.count_chosen(&config)), (vec![], 0));
+    }
+
+    #[test]
+    fn a_connection_is_in_the_figures_of_each_of_its_rules() {
+        let mut faults = Faults::new(&config(&["rate=1KiB,every=3", "reset=1KiB,first=3"]));
+        let places = [2, 5, 8].map(|number| faults.begin(number).1);
+        assert_eq!(places, [vec![0, 1], vec![0], vec![0]]);
+        assert_eq!(faults.established(), 3);
+        for (places, outcome) in places.iter().zip([Outcome::Own, Outcome::Closed]) {
+            faults.record_end(places, outcome);
+        }
+        let new = |rule: &str| FaultFigures::new(rule.to_owned());
+        let slow = FaultFigures { connections: 3, open: 1, closed: 1, own_end: 1, ..new("rate=1KiB,every=3") };
+        let reset = FaultFigures { connections: 1, own_end: 1, ..new("reset=1KiB,first=3") };
+        assert_eq!(faults.figures(), [slow, reset]);
+    }
+}

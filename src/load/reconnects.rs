@@ -178,8 +178,80 @@ fn backoff(attempt: u32) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use super::super::client::tests::client;
     use super::*;
+    use crate::transport::AnyAddress;
+
+    const MILLISECOND: u64 = SECOND / 1000;
+
+    fn reconnects(connect_rate: Option<f64>) -> Reconnects {
+        let config = Config { reconnect: true, connect_rate, ..Config::new(Vec::<AnyAddress>::new()) };
+        Reconnects::new(&config)
+    }
+
+    /// Returns when the next attempt may begin, in milliseconds.
+    fn next_ms(reconnects: &Reconnects) -> Option<u64> {
+        reconnects.next_attempt().map(|at| at / MILLISECOND)
+    }
+
+    #[test]
+    fn a_failed_attempt_pauses_all_and_the_end_of_a_connection_does_not() {
+        let mut reconnects = reconnects(None);
+        for number in [1, 2] {
+            reconnects.begin(&client(number, Some(1)).0, 0);
+            assert_eq!(next_ms(&reconnects), None);
+        }
+        reconnects.retry(1, 20 * MILLISECOND);
+        assert_eq!(next_ms(&reconnects), Some(20));
+        reconnects.retry(2, 0);
+        // Ten milliseconds after it was established.
+        assert_eq!(next_ms(&reconnects), Some(10));
+        let outage = reconnects.take_next(10 * MILLISECOND).unwrap();
+        assert_eq!(next_ms(&reconnects), Some(20));
+        reconnects.attempt(3, outage);
+        reconnects.retry(3, 25 * MILLISECOND);
+        // The other one waits a millisecond, and the one that failed ten.
+        assert_eq!(next_ms(&reconnects), Some(26));
+        reconnects.take_next(26 * MILLISECOND).unwrap();
+        assert_eq!(next_ms(&reconnects), Some(35));
+    }
+
+    #[test]
+    fn attempts_follow_each_other_at_the_connect_rate() {
+        let mut reconnects = reconnects(Some(50.0));
+        for number in [1, 2] {
+            reconnects.begin(&client(number, Some(1)).0, 0);
+            reconnects.retry(number, 0);
+        }
+        reconnects.take_next(13 * MILLISECOND).unwrap();
+        assert_eq!(next_ms(&reconnects), Some(13 + 1000 / 50));
+    }
+
+    #[test]
+    fn outages_are_open_until_a_reply_and_end_with_the_keys_of_their_connections() {
+        let mut reconnects = reconnects(None);
+        assert!(!reconnects.has_open());
+        for number in [1, 2] {
+            reconnects.begin(&client(number, Some(1)).0, MILLISECOND);
+            // Its connection ends, and then it waits.
+            assert!(reconnects.has_open());
+            reconnects.retry(number, 0);
+        }
+        assert!(reconnects.has_open());
+        for number in [3, 4] {
+            let outage = reconnects.take_next(10 * MILLISECOND).unwrap();
+            reconnects.attempt(number, outage);
+            reconnects.set_key(number, 70 + usize::try_from(number).unwrap());
+        }
+        assert!(reconnects.recover(3, 21 * MILLISECOND).is_some());
+        assert!(reconnects.has_open());
+        assert_eq!(reconnects.end(31 * MILLISECOND), [74]);
+        assert!(!reconnects.has_open());
+        let report = reconnects.report().unwrap();
+        assert_eq!([report.count, report.recovered, report.attempts, report.longest_us], [2, 1, 2, 30_000]);
+    }
 
     #[test]
     fn failed_attempts_double_the_wait_up_to_a_tenth_of_a_second() {

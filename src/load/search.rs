@@ -137,3 +137,58 @@ pub fn find_rate(
     evaluate(&mut report, &requested);
     Ok(report)
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::rank::Rank;
+    use super::*;
+    use crate::transport::AnyAddress;
+
+    fn config() -> Config {
+        Config::new(Vec::<AnyAddress>::new())
+    }
+
+    /// Returns why a search with `change` is refused, or an empty text if it is not.
+    fn refusal(change: impl FnOnce(&mut Search)) -> String {
+        let mut search = Search::new(vec!["p99<5ms".parse().unwrap()], 10.0, 20.0);
+        change(&mut search);
+        search.validate(&config()).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_search_has_a_range_of_rates_above_0_and_a_tolerance_within_its_bounds() {
+        let range = "the lowest rate must be above 0, and at most the highest";
+        for (low, high, reason) in [
+            (20.0, 20.0, ""),
+            (0.0, 20.0, range),
+            (20.1, 20.0, range),
+            (f64::NAN, 20.0, range),
+            (10.0, f64::NAN, range),
+        ] {
+            assert_eq!(refusal(|search| (search.low, search.high) = (low, high)), reason, "{low} to {high}");
+        }
+        let bounds = "the tolerance must be from 0.1 % to 100 %";
+        for (tolerance, reason) in [(0.001, ""), (1.0, ""), (0.0009, bounds), (1.1, bounds), (f64::NAN, bounds)] {
+            assert_eq!(refusal(|search| search.tolerance = tolerance), reason, "{tolerance}");
+        }
+        assert_eq!(refusal(|search| search.window = Duration::ZERO), "the window must be above 0");
+    }
+
+    #[test]
+    fn each_setting_that_a_search_does_not_have_is_refused_alone() {
+        let search = Search::new(vec!["p99<5ms".parse().unwrap()], 10.0, 20.0);
+        let one_second = Duration::from_secs(1);
+        for config in [
+            Config { warmup: one_second, ..config() },
+            Config { messages_per_connection: Some(1), ..config() },
+            Config { rank: Some(Rank::ALONE), ..config() },
+        ] {
+            let error = search.validate(&config).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "a search has no warm-up, no number of messages per connection, and no ranks"
+            );
+        }
+    }
+}

@@ -32,6 +32,7 @@ pub(in crate::load) struct Shared<'a> {
 }
 
 /// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::load) enum Progress {
     /// Its socket, or a time.
     Wait(Option<u64>),
@@ -254,8 +255,158 @@ fn unless_blocked(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Opt
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+    use crate::load::client::tests::{client, read_all};
+
+    const NUMBER: u64 = 7;
+    const SIZE: usize = 64;
+    /// The length of a write of a connection that sends ahead.
+    const WRITE: usize = 1024;
+    const MILLISECOND: u64 = SECOND / 1000;
+    /// When the connection was established.
+    const START: u64 = SECOND;
+
+    /// A connection and its server.
+    struct Scene {
+        client: FaultedClient,
+        server: UnixStream,
+        pattern: Pattern,
+        sizes: Sizes,
+    }
+
+    impl Scene {
+        fn new(header: &[u8], rules: &[&str]) -> Self {
+            let (mut client, server) = client(NUMBER, Some(1));
+            client.proxy_header = header.to_vec();
+            let faults: Vec<_> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+            let client = FaultedClient::new(client, &faults, Vec::new(), START);
+            Self { client, server, pattern: Pattern::new(1), sizes: Sizes::new(SIZE as u64, SIZE as u64, 1) }
+        }
+
+        /// Returns the progress of one turn.
+        fn drive(&mut self, now: u64) -> Progress {
+            let (buffer, scratch) = (&mut [0; 4096][..], &mut [0; WRITE][..]);
+            let mut shared = Shared { now, pattern: &self.pattern, sizes: &self.sizes, buffer, scratch };
+            self.client.drive(Ready::READABLE | Ready::WRITABLE, &mut shared)
+        }
+
+        /// Drives it until it waits or has ended.
+        fn settle(&mut self, now: u64) -> Progress {
+            let mut turns = std::iter::repeat_with(|| self.drive(now)).take(10_000);
+            turns.find(|&progress| progress != Progress::Again).unwrap()
+        }
+
+        fn pattern(&self, offset: u64, length: usize) -> Vec<u8> {
+            let mut bytes = vec![0; length];
+            self.pattern.fill(NUMBER, offset, &mut bytes);
+            bytes
+        }
+
+        /// Returns how many bytes of the server are unread.
+        fn count_unread(&mut self) -> usize {
+            self.client.stream().peek(&mut [0; 4096]).unwrap_or(0)
+        }
+    }
+
+    #[test]
+    fn a_reset_and_a_fin_come_at_their_time_and_not_before() {
+        let due = START + 20 * MILLISECOND;
+        for rule in ["reset=20ms", "fin=20ms"] {
+            let mut scene = Scene::new(b"", &[rule]);
+            for now in [START, START + 1, due - 1] {
+                assert_eq!(scene.settle(now), Progress::Wait(Some(due)), "{rule}");
+                assert_eq!(scene.client.outcome, None, "{rule}");
+            }
+            assert_eq!(read_all(&mut scene.server), scene.pattern(0, SIZE));
+            let progress = scene.settle(due);
+            assert_eq!(scene.client.outcome, Some(Outcome::Own), "{rule}");
+            if rule == "reset=20ms" {
+                assert_eq!(progress, Progress::Ended);
+            } else {
+                // It waits for the FIN of the server.
+                assert_eq!(progress, Progress::Wait(None));
+                assert_eq!(scene.server.read(&mut [0]).unwrap(), 0);
+                scene.server.shutdown(Shutdown::Write).unwrap();
+                assert_eq!((scene.settle(due + 1), scene.client.outcome), (Progress::Ended, Some(Outcome::Own)));
+            }
+        }
+    }
+
+    #[test]
+    fn one_message_at_a_time_follows_the_header_and_no_byte_beyond_a_rule_is_read() {
+        let mut scene = Scene::new(b"HEADER", &["reset=100"]);
+        assert_eq!(scene.settle(START), Progress::Wait(None));
+        assert_eq!(read_all(&mut scene.server), [b"HEADER", &scene.pattern(0, SIZE)[..]].concat());
+        scene.server.write_all(&[0; SIZE]).unwrap();
+        assert_eq!(scene.settle(START), Progress::Wait(None));
+        assert_eq!(read_all(&mut scene.server), scene.pattern(SIZE as u64, SIZE));
+        scene.server.write_all(&[0; SIZE]).unwrap();
+        assert_eq!((scene.settle(START), scene.client.outcome), (Progress::Ended, Some(Outcome::Own)));
+        assert_eq!(scene.count_unread(), 2 * SIZE - 100);
+    }
+
+    #[test]
+    fn a_stalled_connection_sends_and_does_not_read_until_its_stall_ends() {
+        let mut scene = Scene::new(b"", &["stall=64,for=50ms"]);
+        assert_eq!(scene.drive(START), Progress::Again);
+        assert_eq!(read_all(&mut scene.server), scene.pattern(0, STEPS_PER_TURN * WRITE));
+        scene.server.write_all(&[0; 2 * SIZE]).unwrap();
+        let end = START + 50 * MILLISECOND;
+        // Until the socket is full.
+        for now in [START, end - 1] {
+            assert_eq!(scene.settle(now), Progress::Wait(Some(end)));
+            assert_eq!(scene.count_unread(), SIZE);
+        }
+        assert!(read_all(&mut scene.server).len() > STEPS_PER_TURN * WRITE);
+        // It is ahead of the messages that have come back.
+        assert_eq!(scene.settle(end), Progress::Wait(None));
+        assert_eq!((scene.count_unread(), read_all(&mut scene.server)), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_stall_for_good_waits_for_no_time() {
+        let mut scene = Scene::new(b"", &["stall"]);
+        scene.server.write_all(&[0; SIZE]).unwrap();
+        assert_eq!(scene.settle(START), Progress::Wait(None));
+        assert_eq!((scene.count_unread(), read_all(&mut scene.server)), (SIZE, Vec::new()));
+    }
+
+    #[test]
+    fn a_slow_reader_reads_a_tenth_of_its_rate_and_waits_for_the_time_that_it_takes() {
+        let mut scene = Scene::new(b"", &["rate=1KiB"]);
+        scene.server.write_all(&[0; 1000]).unwrap();
+        // A tenth of 1,024 bytes, rounded down: 102/1024 s.
+        let step = 99_609_375;
+        for (now, reads) in [(0, 1), (1, 1), (step - 1, 1), (step, 2), (2 * step - 1, 2), (2 * step, 3)] {
+            assert_eq!(scene.settle(START + now), Progress::Wait(Some(START + step * reads)));
+            assert_eq!(scene.count_unread(), 1000 - 102 * usize::try_from(reads).unwrap());
+        }
+    }
+
+    #[test]
+    fn without_a_rate_or_a_byte_count_a_read_takes_all_there_is() {
+        let mut scene = Scene::new(b"", &["fin=1h"]);
+        scene.server.write_all(&[0; 4000]).unwrap();
+        assert_eq!(scene.drive(START), Progress::Again);
+        assert_eq!(scene.count_unread(), 0);
+    }
+
+    #[test]
+    fn a_fin_and_a_reset_of_the_server_are_told_apart() {
+        let mut scene = Scene::new(b"", &["rate=1KiB"]);
+        scene.server.shutdown(Shutdown::Write).unwrap();
+        assert_eq!((scene.settle(START), scene.client.outcome), (Progress::Ended, Some(Outcome::Closed)));
+
+        let mut scene = Scene::new(b"", &["rate=1KiB"]);
+        assert_eq!(scene.drive(START), Progress::Again);
+        // With bytes that are not read, a close is a reset.
+        scene.server = UnixStream::pair().unwrap().0;
+        assert_eq!((scene.settle(START), scene.client.outcome), (Progress::Ended, Some(Outcome::Reset)));
+    }
 
     #[test]
     fn an_interrupted_call_is_repeated() {

@@ -173,7 +173,105 @@ fn float(value: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::document::tests::example;
     use super::*;
+    use crate::load::config::Config;
+    use crate::transport::AnyAddress;
+
+    const S: Duration = Duration::from_secs(1);
+
+    /// Builds the report of a window of 10 s, in which `arrived` replies came, after `change`.
+    fn report(arrived: u64, cpu: CpuTimes, change: impl FnOnce(&mut Measured<'_>)) -> Report {
+        let (example, empty) = (example(), Histogram::new());
+        let readings = Readings { cpu, memory: Some((5001, 1000)), sockets: None };
+        let mut measured = Measured {
+            start: example.start,
+            ended: example.ended,
+            mode: example.mode,
+            r#loop: example.r#loop,
+            settings: example.config,
+            rank: None,
+            origin: Origin::of(&Config::new(Vec::<AnyAddress>::new())),
+            phases_s: Phases { measure: 10.0, ..example.phases_s },
+            connections: example.connections,
+            hold: None,
+            outages: None,
+            faults: Vec::new(),
+            messages: example.messages,
+            arrived_in_window: arrived,
+            latency: &empty,
+            connect: &empty,
+            lateness: &empty,
+            turn: &empty,
+            longest_gap: None,
+            stages: Vec::new(),
+            targets: Vec::new(),
+            sources: Vec::new(),
+            errors: Vec::new(),
+            verify: example.verify,
+            server_pid: Some(7),
+            readings,
+            timeline: Vec::new(),
+        };
+        change(&mut measured);
+        build(measured, &[])
+    }
+
+    /// Returns CPU times of `run` and `wait` seconds, and of 5 s of the server.
+    fn cpu_times(run: u32, wait: u32) -> CpuTimes {
+        CpuTimes { own: Some(ThreadTime { run: S * run, wait: S * wait }), server: Some(S * 5) }
+    }
+
+    #[test]
+    fn cpu_times_are_those_of_the_thread_and_the_process_in_the_window() {
+        let process = Process::open(std::process::id()).ok();
+        let now = CpuTimes::now(process.as_ref());
+        assert_eq!(now.own.is_some(), ThreadTime::now().is_some());
+        assert_eq!(now.server.is_some(), process.is_some_and(|process| process.cpu_time().is_some()));
+        assert!(CpuTimes::now(None).server.is_none());
+
+        let earlier = CpuTimes { server: Some(S), ..cpu_times(2, 1) };
+        let CpuTimes { own, server } = cpu_times(5, 3).since(earlier);
+        assert_eq!((own, server), (Some(ThreadTime { run: S * 3, wait: S * 2 }), Some(S * 4)));
+        // A thread that has not run at all is one that the kernel does not count.
+        assert_eq!(earlier.since(earlier).own, None);
+    }
+
+    #[test]
+    fn cpu_is_reported_per_reply_and_in_percent_of_the_window() {
+        let of_replies = report(1000, cpu_times(2, 0), |_| ());
+        assert_eq!(of_replies.rate_per_s, Some(100.0));
+        assert_eq!(
+            (of_replies.generator.cpu_us_per_message, of_replies.generator.cpu_percent),
+            (Some(2000.0), Some(20.0))
+        );
+        assert_eq!(of_replies.server.and_then(|server| server.cpu_us_per_message), Some(5000.0));
+        // Without a reply, or without a window, there is nothing to divide by.
+        let without_replies = report(0, cpu_times(2, 0), |_| ());
+        assert_eq!((without_replies.rate_per_s, without_replies.generator.cpu_us_per_message), (Some(0.0), None));
+        let without_window = report(0, cpu_times(2, 0), |measured| measured.phases_s.measure = 0.0);
+        assert_eq!((without_window.rate_per_s, without_window.generator.cpu_percent), (None, None));
+    }
+
+    #[test]
+    fn a_generator_is_saturated_above_nine_tenths_of_the_window() {
+        for (run, wait, saturated) in [(1, 0, false), (5, 4, false), (5, 5, true), (10, 0, true), (0, 10, true)] {
+            let report = report(1, cpu_times(run, wait), |_| ());
+            assert_eq!(report.generator.saturated, Some(saturated), "{run} s and {wait} s");
+        }
+    }
+
+    #[test]
+    fn memory_per_connection_is_of_many_that_are_all_open() {
+        let bytes = |change: fn(&mut Measured<'_>)| {
+            report(1, CpuTimes::default(), change).server.and_then(|server| server.rss_bytes_per_connection)
+        };
+        // Rounded up.
+        assert_eq!(bytes(|_| ()), Some(6));
+        assert_eq!(bytes(|measured| measured.mode = Mode::Hold), Some(6));
+        assert_eq!(bytes(|measured| measured.mode = Mode::Churn), None);
+        assert_eq!(bytes(|measured| measured.readings.memory = Some((5001, 999))), None);
+    }
 
     #[test]
     fn a_schedule_is_kept_unless_lateness_is_over_a_millisecond_and_a_tenth_of_the_latency() {

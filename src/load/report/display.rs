@@ -114,4 +114,13 @@ mod tests {
         );
         assert_eq!(report.to_string(), expected);
     }
+
+    #[test]
+    fn only_one_verdict_passes_and_only_one_fails() {
+        use Verdict::{Fail, Inconclusive, Interrupted, Pass, Running};
+        for verdict in [Pass, Fail, Inconclusive, Interrupted, Running] {
+            let report = Report { verdict, ..example() };
+            assert_eq!((report.passed(), report.failed()), (verdict == Pass, verdict == Fail), "{verdict:?}");
+        }
+    }
 }

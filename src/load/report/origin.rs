@@ -67,3 +67,19 @@ impl Origin {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::AnyAddress;
+
+    #[test]
+    fn the_options_of_a_report_are_those_of_the_run() {
+        let mut config = Config::new(Vec::<AnyAddress>::new());
+        let options = Origin::of(&config).options;
+        assert_eq!((&options.close[..], options.nagle, options.reconnect), ("fin", false, false));
+        (config.close, config.nodelay, config.reconnect) = (Close::Rst, false, true);
+        let options = Origin::of(&config).options;
+        assert_eq!((&options.close[..], options.nagle, options.reconnect), ("rst", true, true));
+    }
+}

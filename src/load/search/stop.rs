@@ -68,6 +68,44 @@ fn most(expected: f64, arrivals: ArrivalProcess) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::error::{ErrorName, Phase};
+
+    fn rule(goal: &str) -> StopRule {
+        let goal = [goal.parse().unwrap_or_else(|reason| unreachable!("{reason}"))];
+        StopRule::new(&goal, 1000.0, ArrivalProcess::Even, Duration::from_secs(10))
+    }
+
+    #[test]
+    fn a_window_cannot_pass_once_slow_and_overdue_messages_are_more_than_its_share() {
+        let rule = rule("p99<5ms");
+        // 101 messages may be slow. In 5 ms 5 messages become due, or 6.
+        for (slow, in_flight, expected) in [
+            (101, 6, false),
+            (102, 0, true),
+            (0, 101 + 6, false),
+            (0, 102 + 6, true),
+            (1, 100 + 6, false),
+            (1, 101 + 6, true),
+            (100, 1 + 6, false),
+            (100, 2 + 6, true),
+        ] {
+            let mut totals = Totals::new(SECOND);
+            totals.in_flight = in_flight;
+            for _ in 0..slow {
+                totals.latency.record(SECOND / 100);
+            }
+            assert_eq!(rule.cannot_pass(&totals), expected, "{slow} slow, {in_flight} in flight");
+        }
+    }
+
+    #[test]
+    fn an_error_ends_a_window_unless_the_goal_is_on_errors() {
+        let mut totals = Totals::new(SECOND);
+        assert!(!rule("p99<5ms").cannot_pass(&totals));
+        totals.record_errors(Phase::Connect, ErrorName::Refused, None, 1, 0);
+        assert!(rule("p99<5ms").cannot_pass(&totals));
+        assert!(!rule("errors<=5").cannot_pass(&totals));
+    }
 
     #[test]
     fn a_window_and_a_latency_of_centuries_are_not_too_long() {

@@ -119,3 +119,17 @@ pub(super) fn unbound_failure(phase: Phase, error: &io::Error, peer: SocketAddr)
     }
     failure
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_lasts_if_something_of_the_machine_is_used_up() {
+        let is_lasting = |errno| ConnectFailure::new(Phase::Connect, &io::Error::from_raw_os_error(errno)).is_lasting();
+        let used_up = [libc::EMFILE, libc::ENFILE, libc::EADDRINUSE, libc::EADDRNOTAVAIL, libc::ENOSPC];
+        assert_eq!(used_up.map(is_lasting), [true; 5]);
+        assert_eq!([libc::ECONNREFUSED, libc::ENETUNREACH, libc::ENOBUFS].map(is_lasting), [false; 3]);
+        assert!(NO_PORTS.is_lasting());
+    }
+}

@@ -57,6 +57,19 @@ fn slow_sends_are_lateness_and_turn_of_the_generator() {
 }
 
 #[test]
+#[ignore = "needs strace"]
+fn an_interrupted_read_or_write_is_repeated() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    for call in ["sendto", "recvfrom"] {
+        let arguments = ["-c", "4", "-m", "20", "--json", "-", &address];
+        let (_, report) = document(&run_with(call, "error=EINTR:when=1+2", &arguments));
+        assert_clean(&report);
+        assert_eq!(report.messages.verified, 80, "{call}");
+    }
+}
+
+#[test]
 fn a_healthy_generator_is_late_by_less_than_a_millisecond() {
     const WINDOWS: usize = 40;
     let server = serve(ServerConfig::default());

@@ -184,6 +184,15 @@ fn settings_are_merged_and_differing_ones_dropped() {
     assert!(config.labels.is_empty() && config.proxy_protocol.is_none());
     let same = ["a", "b"].map(|id| run(id, |run| run.config.proxy_protocol = Some(ProxyVersion::V2)));
     assert_eq!(merge(&same, &[]).unwrap().config.proxy_protocol, Some(ProxyVersion::V2));
+    let messages = |first, second| {
+        let runs = [("a", first), ("b", second)]
+            .map(|(id, messages)| run(id, |run| run.config.messages_per_connection = messages));
+        merge(&runs, &[]).unwrap().config.messages_per_connection
+    };
+    assert_eq!(
+        (messages(Some(5), Some(5)), messages(Some(5), Some(6)), messages(Some(5), None)),
+        (Some(5), None, None)
+    );
 }
 
 #[test]
