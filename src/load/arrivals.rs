@@ -66,6 +66,7 @@ impl Poisson {
 mod tests {
     use std::time::Duration;
 
+    use super::ArrivalProcess;
     use crate::load::profile::RateStage;
     use crate::load::rank::Rank;
     use crate::load::schedule::{Events, Pace};
@@ -172,5 +173,12 @@ mod tests {
         let times = |seed, window| times(Events::poisson(Pace::new(0, 1.0, Rank::ALONE), seed, window));
         assert_eq!(times(1, 1), times(1, 1));
         assert!(times(1, 1) != times(2, 1) && times(1, 1) != times(1, 2) && times(1, 2) != times(2, 1));
+    }
+
+    #[test]
+    fn a_report_calls_each_process_by_its_name() {
+        for process in [ArrivalProcess::Even, ArrivalProcess::Poisson] {
+            assert_eq!(serde_json::to_value(process).ok(), Some(process.name().into()));
+        }
     }
 }

@@ -136,3 +136,53 @@ impl<A: Clone + Ord> Parts<A> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+    use crate::load::rank::Rank;
+
+    const ADDRESSES: [&str; 3] = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"];
+
+    fn addresses() -> Vec<AnyAddress> {
+        ADDRESSES.map(|address| address.parse().unwrap()).into()
+    }
+
+    fn breakdown() -> Breakdown {
+        let targets: Vec<_> = addresses().into_iter().map(|address| vec![address]).collect();
+        Breakdown::new(&Sources::new(&[], &targets, 1, Rank::ALONE).unwrap())
+    }
+
+    /// Returns the connections, messages, errors and latencies of each target.
+    fn counts(breakdown: &Breakdown) -> Vec<[u64; 4]> {
+        let count = |TargetFigures { figures, .. }: &TargetFigures| {
+            [figures.connections, figures.messages, figures.errors, figures.latency_us.count]
+        };
+        breakdown.targets(&addresses()).iter().map(count).collect()
+    }
+
+    #[test]
+    fn a_report_clears_the_figures_of_each_target_except_its_connections() {
+        let mut breakdown = breakdown();
+        (0..3).for_each(|pair| breakdown.record_verified(pair));
+        breakdown.record_verified(1);
+        breakdown.record_reply(1, 1000, true);
+        breakdown.record_reply(1, 1000, false);
+        breakdown.record_error(2);
+        assert_eq!(counts(&breakdown), [[1, 0, 0, 0], [2, 2, 0, 1], [1, 0, 1, 0]]);
+        breakdown.reset();
+        assert_eq!(counts(&breakdown), [[1, 0, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0]]);
+    }
+
+    #[test]
+    fn only_several_targets_that_are_used_have_figures() {
+        let (breakdown, addresses) = (breakdown(), addresses());
+        let targets = |used: &[AnyAddress]| -> Vec<_> {
+            breakdown.targets(used).into_iter().map(|TargetFigures { target, .. }| target).collect()
+        };
+        assert_eq!(targets(&addresses[1..]), addresses[1..]);
+        assert!(targets(&addresses[..1]).is_empty());
+    }
+}

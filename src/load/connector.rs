@@ -179,6 +179,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
+    use crate::load::schedule::{Events, Window};
     use crate::transport::AnyAddress;
 
     fn connector(change: impl FnOnce(&mut Config), retry_pause: u64) -> Connector {
@@ -233,5 +234,58 @@ mod tests {
         connector.counts.change(Some(Stage::Closing), None);
         assert_eq!(connector.next_close(), Some(1));
         assert_eq!(connector.next_close(), None);
+    }
+
+    #[test]
+    fn the_numbers_of_ranks_that_have_opened_twice_as_many_are_in_bounds() {
+        assert_eq!(connector(|_| {}, 0).numbers_end(), 0);
+        let rank = Rank { index: 0, count: 3 };
+        let mut connector = connector(|config| (config.rank, config.connections) = (Some(rank), 7), 0);
+        let end = |opened: u64| Rank { index: 2, ..rank }.nth(2 * opened - 1) + 1;
+        assert_eq!(connector.numbers_end(), end(7));
+        connector.counts.opened = 9;
+        assert_eq!(connector.numbers_end(), end(9));
+    }
+
+    #[test]
+    fn a_connection_that_replaces_another_takes_no_place_of_those_to_come() {
+        // A Unix socket is only opened.
+        let address: AnyAddress = "unix:/nonexistent".parse().unwrap();
+        let change = |config: &mut Config| (config.targets, config.connections) = (vec![vec![address]], 2);
+        let mut connector = connector(change, 0);
+        let opened = connector.connect(0).map(|(number, result)| (number, result.is_ok()));
+        let (number, replaced) = connector.connect_anew(0);
+        assert_eq!((opened, number, replaced.is_ok()), (Some((0, true)), 1, true));
+        assert!(!connector.counts.all_opened());
+        assert_eq!(connector.connect(0).map(|(number, _)| number), Some(2));
+        assert!(connector.counts.all_opened());
+    }
+
+    #[test]
+    fn a_connect_without_a_port_is_repeated_only_after_a_pause() {
+        // Without a resolved target no port is ever free.
+        let mut connectors = [10, 0].map(|pause| connector(|config| config.unresolved = 1, pause));
+        let [repeats, fails] = &mut connectors;
+        assert!(repeats.connect(100).is_none());
+        assert_eq!((repeats.next_connect(), repeats.counts.opened), (Some(110), 0));
+        assert_eq!(repeats.never_connected().map(|failure| failure.error), Some(ErrorName::NoPorts));
+        repeats.counts.opened = 1;
+        assert!(repeats.never_connected().is_none());
+
+        let failure = fails.connect(100).and_then(|(_, result)| result.err());
+        assert_eq!((failure.map(|failure| failure.error), fails.counts.opened), (Some(ErrorName::NoPorts), 1));
+        assert!(fails.never_connected().is_none());
+    }
+
+    #[test]
+    fn connects_are_given_up_unless_they_are_repeated_or_have_their_times() {
+        let mut gives_up = connector(|config| config.connections = 5, 0);
+        gives_up.counts.opened = 2;
+        assert_eq!((gives_up.give_up(), gives_up.give_up(), gives_up.counts.all_opened()), (3, 0, true));
+        assert_eq!(connector(|_| {}, 10).give_up(), 0);
+        let mut at_times = connector(|_| {}, 0);
+        let events = Events::even(Pace::new(0, 1.0, Rank::ALONE));
+        at_times.arrivals = Some(Arrivals::new(events, Window { start: 0, end: 10 }));
+        assert_eq!(at_times.give_up(), 0);
     }
 }

@@ -497,12 +497,48 @@ impl Handler<Registered> for Driver {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
     use super::*;
+    use crate::transport::AnyAddress;
 
     /// Together with its key in the schedule, in the lists of the reactor and of the connector, and its port, a held connection takes less
     /// than 256 bytes.
     #[test]
     fn a_connection_takes_at_most_192_bytes_of_the_slab() {
         assert!(size_of::<Registered>() <= 192, "{} bytes", size_of::<Registered>());
+    }
+
+    /// Returns a driver with one client, whose Unix socket is open and not connected.
+    fn with_client(change: impl FnOnce(&mut Config)) -> (Driver, Client) {
+        let mut config = Config::new(["unix:/nonexistent".parse::<AnyAddress>().unwrap()]);
+        change(&mut config);
+        let mut driver = Driver::new(&config).unwrap();
+        let (number, connecting) = driver.connector.connect(0).unwrap();
+        let Connecting { stream, pair, port } = connecting.unwrap();
+        driver.connector.counts.change(None, Some(Stage::Connecting));
+        let client = Client::new(stream, number, pair, port, driver.ring_size, 0, 0);
+        (driver, client)
+    }
+
+    #[test]
+    fn pauses_of_the_generator_lengthen_a_timeout() {
+        let (mut driver, client) = with_client(|config| config.connect_timeout = Duration::from_nanos(1));
+        assert_eq!(driver.expired(&client), None);
+        while driver.clock.read() == 0 {}
+        assert_eq!(driver.expired(&client), Some(Phase::Connect));
+        driver.pauses.record(0, 3600 * SECOND);
+        assert_eq!(driver.expired(&client), None);
+    }
+
+    #[test]
+    fn a_place_in_a_backlog_is_that_of_one_connection_while_it_connects() {
+        let (mut driver, mut client) = with_client(|_| {});
+        let waiting = Waiting { pair: client.pair, key: 0, connection: client.verifier.connection() };
+        let another = Waiting { connection: waiting.connection + 1, ..waiting };
+        assert_eq!(driver.connect_unix(&mut client, another), ControlFlow::Continue(false));
+        client.enter(Stage::Opening, &mut driver.connector.counts, 0);
+        assert_eq!(driver.connect_unix(&mut client, waiting), ControlFlow::Continue(false));
+        assert_eq!(driver.totals.error_count(), 0);
     }
 }

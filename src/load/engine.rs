@@ -368,3 +368,6 @@ fn hand_period(config: &Config) -> u64 {
     let shorter = nanoseconds(config.connect_timeout.min(config.timeout));
     (shorter / 10).clamp(SECOND / 1000, SECOND / 2)
 }
+
+#[cfg(test)]
+mod tests;

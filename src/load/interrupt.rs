@@ -45,3 +45,37 @@ impl Interrupt {
         self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::time::Duration;
+
+    use mio::{Events, Poll, Token};
+
+    use super::*;
+
+    #[test]
+    fn an_interrupt_wakes_every_run_that_is_not_over() {
+        let interrupt = Interrupt::default();
+        let register = || {
+            let poll = Poll::new().unwrap();
+            let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+            interrupt.register(&waker);
+            (poll, waker)
+        };
+        let mut runs = vec![register()];
+        drop(register());
+        runs.push(register());
+        assert_eq!(interrupt.wakers().len(), 2, "a run that is over leaves nothing behind");
+        assert!(!interrupt.is_set());
+        interrupt.set();
+        assert!(interrupt.is_set());
+        for (poll, _) in &mut runs {
+            let mut events = Events::with_capacity(1);
+            poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(events.iter().map(mio::event::Event::token).collect::<Vec<_>>(), [Token(0)]);
+        }
+    }
+}

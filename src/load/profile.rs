@@ -306,4 +306,10 @@ mod tests {
         assert_eq!(mean_rate(&[stage(0.0, 10.0, 10), stage(20.0, 20.0, 30)]), Some(16.25));
         assert_eq!(mean_rate(&[]), None);
     }
+
+    #[test]
+    fn a_stage_is_written_as_its_option() {
+        let stage = RateStage { from: 0.0, to: 2500.5, duration: Duration::from_millis(1500) };
+        assert_eq!(stage.to_string(), "0..2500.5@1.5s");
+    }
 }

@@ -355,4 +355,13 @@ mod tests {
         assert_eq!(arrivals.take_unsent(2_500_000_000), None);
         assert_eq!((arrivals.next_due(), arrivals.next_untimed()), (Some(2_750_000_000), Some(2_750_000_000)));
     }
+
+    #[test]
+    fn a_truncated_schedule_ends_earlier_and_never_later() {
+        let mut schedule =
+            SendSchedule::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), slots(), None, WINDOW);
+        schedule.truncate(2_500_000_000);
+        schedule.truncate(2_900_000_000);
+        assert_eq!(due_times(&mut schedule), [(2_000_000_000, Some(7)), (2_250_000_000, Some(9))]);
+    }
 }

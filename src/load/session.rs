@@ -409,3 +409,6 @@ fn wait_for(time: Option<SystemTime>, interrupt: &Interrupt) {
         std::thread::sleep(left.min(Duration::from_millis(50)));
     }
 }
+
+#[cfg(test)]
+mod tests;

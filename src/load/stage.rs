@@ -121,4 +121,16 @@ mod tests {
         counts.change(from, None);
         assert_eq!((counts.open(), counts.established, counts.verified), (0, 1, 1));
     }
+
+    #[test]
+    fn connections_with_faults_and_replacements_are_opened_beside_the_measured_ones() {
+        let mut counts = Counts::new(10);
+        counts.exclude(3);
+        assert_eq!((counts.requested, counts.total()), (7, 10));
+        counts.replaced = 2;
+        counts.opened = 11;
+        assert!(!counts.all_opened());
+        counts.opened = 12;
+        assert!(counts.all_opened());
+    }
 }

@@ -89,3 +89,28 @@ impl StageTotals {
         *self = Self::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_time_before_the_first_stage_or_without_stages_is_in_none() {
+        let stage = RateStage { from: 1.0, to: 1.0, duration: Duration::from_nanos(50) };
+        let mut totals = StageTotals::new(&[stage, stage]);
+        assert!(totals.at(0).is_none());
+        totals.begin(100);
+        for (time, arrived) in [(100, 1), (149, 2), (150, 1), (1000, 2)] {
+            let stage = totals.at(time).unwrap_or_else(|| unreachable!("no stage at {time}"));
+            stage.arrived += 1;
+            assert_eq!(stage.arrived, arrived, "{time}");
+        }
+        assert!(totals.at(99).is_none());
+        assert_eq!(totals.until(170).map(|(_, passed)| passed).collect::<Vec<_>>(), [50, 20]);
+        totals.clear();
+        assert!(totals.at(100).is_none());
+        assert_eq!(totals.until(170).count(), 0);
+    }
+}

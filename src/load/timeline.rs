@@ -118,4 +118,19 @@ mod tests {
         assert_eq!(end_second(WINDOW.end, &[], 0), Some((None, None, 0)));
         assert_eq!((totals.latency.count(), totals.latency.max()), (101, Some(2000)));
     }
+
+    #[test]
+    fn the_samples_of_a_window_begin_anew_after_a_report() {
+        let (mut timeline, mut totals) = (Timeline::new(), Totals::new(SECOND));
+        for replies in [700, 300] {
+            timeline.start(WINDOW.start, 0);
+            totals.arrived_in_window = replies;
+            assert!(timeline.end_second(2 * SECOND, WINDOW, &mut totals, 1).is_some());
+            timeline.stop();
+            assert_eq!(timeline.next(), u64::MAX);
+            assert_eq!(timeline.samples().iter().map(|sample| sample.rate).collect::<Vec<_>>(), [replies]);
+            timeline.reset();
+            assert!(timeline.samples().is_empty());
+        }
+    }
 }

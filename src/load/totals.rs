@@ -294,3 +294,102 @@ impl Totals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::load::profile::RateStage;
+    use crate::load::report::{Excerpt, FindingKind};
+    use crate::load::sources::Sources;
+
+    const TIMEOUT: u64 = 2 * SECOND;
+
+    fn breakdown() -> Breakdown {
+        Breakdown::new(&Sources::default())
+    }
+
+    #[test]
+    fn messages_that_wait_are_counted_in_their_stage_too() {
+        let mut totals = Totals::new(TIMEOUT);
+        totals.stages = StageTotals::new(&[RateStage { from: 1.0, to: 1.0, duration: Duration::from_secs(1) }]);
+        totals.stages.begin(0);
+        (0..3).for_each(|due| totals.record_deferred(due));
+        assert_eq!((totals.messages.deferred, totals.stages.at(0).unwrap().messages.deferred), (3, 3));
+    }
+
+    #[test]
+    fn lost_messages_have_the_age_of_their_timeout_once_it_has_expired() {
+        let mut totals = Totals::new(TIMEOUT);
+        for tick in [5, 7] {
+            totals.record_unsent(tick * TICK, 3);
+        }
+        let mut expire = |now| {
+            totals.expire_lost(now, &mut breakdown());
+            totals.end_second();
+            (totals.latency.count(), totals.latency.max())
+        };
+        assert_eq!(expire(5 * TICK + TIMEOUT - 1).0, 0);
+        assert_eq!(expire(5 * TICK + TIMEOUT), (3, Some(2_000_895)));
+        assert_eq!(expire(7 * TICK + TIMEOUT - 1).0, 3);
+        assert_eq!(expire(7 * TICK + TIMEOUT), (6, Some(2_000_895)));
+    }
+
+    #[test]
+    fn the_age_of_a_lost_message_is_final_after_its_timeout_or_the_end_of_the_measurement() {
+        let end = SECOND;
+        for (now, is_final) in [(end - 1, false), (end, true), (TIMEOUT - 1, true)] {
+            assert_eq!(is_recorded(now, end), is_final, "at {now}");
+        }
+        assert!(!is_recorded(TIMEOUT - 1, u64::MAX));
+        assert!(is_recorded(TIMEOUT, u64::MAX));
+    }
+
+    /// Returns whether a message that was due at 0 and is lost at `now` has a latency at once.
+    fn is_recorded(now: u64, end: u64) -> bool {
+        let mut totals = Totals::new(TIMEOUT);
+        let reason = AbandonReason::Unanswered;
+        let abandoned = Abandoned { reason, is_sent: true, is_first: false, due: 0, pair: 0 };
+        totals.record_abandoned(abandoned, now, end, &mut breakdown());
+        totals.is_mid_second()
+    }
+
+    #[test]
+    fn latencies_count_before_and_after_the_end_of_their_second() {
+        let mut totals = Totals::new(TIMEOUT);
+        assert!(!totals.is_mid_second());
+        for seconds in 1..=3 {
+            totals.record_reply(0, 1_000_000, false);
+            totals.record_reply(0, 3_000_000, false);
+            totals.record_reply(0, 4_000_000, false);
+            assert!(totals.is_mid_second());
+            assert_eq!(totals.count_above(2_000_000), 2 * seconds);
+            if seconds < 3 {
+                totals.end_second();
+                assert!(!totals.is_mid_second());
+            }
+        }
+        assert_eq!((totals.count_above(0), totals.latency.count()), (9, 6));
+    }
+
+    #[test]
+    fn findings_beyond_the_list_are_only_counted() {
+        let mut totals = Totals::new(TIMEOUT);
+        let (kind, offset) = (FindingKind::Extra, 0);
+        let corruption = Corruption { kind, offset, wrong_bytes: 1, lost_bytes: 2, extra_bytes: 3 };
+        let peer: AnyAddress = "127.0.0.1:9".parse().unwrap();
+        for connection in 0..1005 {
+            let (expected, received) = (Excerpt::default(), Excerpt::default());
+            let peer = peer.clone();
+            let finding = Finding { kind, connection, local: None, peer, offset, at_s: 0.0, expected, received };
+            totals.record_finding(&corruption, connection, finding);
+        }
+        let verify = &totals.verify;
+        assert_eq!((verify.connections_failed, verify.findings.len(), totals.finding_times.len()), (1005, 1000, 1000));
+        assert_eq!((verify.wrong_bytes, verify.lost_bytes, verify.extra_bytes), (1005, 2010, 3015));
+        assert_eq!((verify.findings[999].connection, totals.finding_times[999]), (999, 999));
+    }
+}

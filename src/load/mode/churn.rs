@@ -135,4 +135,12 @@ mod tests {
         assert!(!churn.is_over(&Status::measuring(&counts)));
         assert!(churn.is_over(&Status { now: 200, ..Status::measuring(&counts) }));
     }
+
+    #[test]
+    fn only_a_closed_loop_waits_after_a_failed_connect() {
+        let mut config = Config::new(Vec::<AnyAddress>::new());
+        assert_eq!(ChurnMode::new(&config).retry_pause(), crate::load::timer::SECOND / 100);
+        config.rate = Some(1000.0);
+        assert_eq!(ChurnMode::new(&config).retry_pause(), 0);
+    }
 }
