@@ -1,15 +1,16 @@
 //! `--mode churn`: each connection is closed and replaced after its messages.
 
 use std::io::Write;
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
-use ecoloop::load::{self, Close, Interrupt, Mode, ProgressCell};
+use ecoloop::load::{self, Close, Interrupt, Mode, ProgressCell, Run, Step};
 
 use super::faulty_server::{discard, echo_messages, faulty_server, read_message};
 use super::{SIZE, assert_clean, assert_sums, config, errors, run, run_on_server};
-use crate::support::{TIMEOUT, reserve_port};
+use crate::support::{TIMEOUT, eventually, reserve_port};
 
 #[test]
 fn churn_replaces_connections_for_the_whole_window() {
@@ -91,6 +92,30 @@ fn an_interrupt_after_the_churn_window_does_not_change_the_held_count() {
     assert_sums(&report);
     assert_eq!((report.ended, report.connections.held), (RunEnded::Interrupted, 2));
     assert_eq!((report.messages.verified, report.messages.unanswered), (3, 1));
+}
+
+#[test]
+fn connections_that_close_after_the_churn_window_were_held_at_its_end() {
+    let (end, ended) = mpsc::channel::<()>();
+    let ended = Mutex::new(ended);
+    let address = faulty_server(move |_, stream| {
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        // Until the window is over.
+        let _ = ended.lock().unwrap().recv();
+        stream.write_all(&message)?;
+        discard(stream)
+    });
+    let mut config = config(address);
+    (config.mode, config.connections, config.messages_per_connection) = (Mode::Churn, 2, Some(2));
+    (config.timeout, config.duration) = (TIMEOUT, Duration::from_secs(1));
+    let load = Run::from(config).spawn().unwrap();
+    eventually("the end of the window", || load.progress().is_some_and(|progress| progress.step >= Step::Drain));
+    drop(end);
+    let report = load.join().unwrap();
+    assert_sums(&report);
+    assert_clean(&report);
+    assert_eq!((report.connections.held, report.messages.verified), (2, 4));
 }
 
 #[test]

@@ -58,6 +58,7 @@ fn a_run_can_be_watched_and_interrupted() {
     eventually("progress of the window", || load.progress().is_some_and(|progress| progress.step == Step::Measure));
     assert!(!load.is_finished());
     load.interrupt();
+    eventually("the end of the run", || load.is_finished());
     let report = load.join().unwrap();
     assert_eq!((report.ended, report.verdict), (RunEnded::Interrupted, Verdict::Interrupted));
     assert!(report.to_string().starts_with("INTERRUPTED: echo, 1 of 1 connections"), "{report}");

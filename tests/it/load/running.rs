@@ -37,6 +37,9 @@ fn a_run_reports_at_an_interval_and_its_last_report_is_the_same_as_without() {
             assert_sums(report);
             assert_eq!((report.verdict, report.ended), (Verdict::Running, RunEnded::Interrupted), "{mode:?}");
             assert_eq!((&report.run_id, report.start), (&last.run_id, last.start));
+            // A second that has latencies has ended. The first messages of `hold` have theirs before the window.
+            let has_latencies = mode != Mode::Hold && report.messages.verified > 0;
+            assert!(!has_latencies || !report.timeline.is_empty(), "{mode:?}: {:?}", report.messages);
             assert!(mode == Mode::Churn || report.connections.held == 3, "{mode:?}: {:?}", report.connections);
         }
         let in_window: Vec<_> = running.iter().filter(|report| report.timeline.len() == 1).collect();

@@ -181,6 +181,9 @@ fn messages_due_after_the_last_connection_closed_are_unsent() {
     // Messages sent before the generator has seen the close have failed.
     assert_eq!((messages.due, messages.verified, messages.failed + messages.unsent), (100, 2, 98), "{messages:?}");
     assert!(messages.failed > 0 && messages.unanswered == 0, "{messages:?}");
+    // The sample of the window has the ages of the lost messages too: half of them were due in its first half.
+    let [sample] = &report.timeline[..] else { panic!("{:?}", report.timeline) };
+    assert!(sample.p50.unwrap() >= 200_000, "{sample:?}");
     // The rate is over the whole window, and not over the time until the close.
     assert!(report.phases_s.measure >= 0.49, "{:?}", report.phases_s);
     assert!(report.rate_per_s.unwrap() < 5.0, "{:?}", report.rate_per_s);
