@@ -7,7 +7,7 @@ use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use ecoloop::load::report::{ErrorName, Finding, FindingKind, Phase, Verdict};
-use ecoloop::load::{Mode, Report, Run};
+use ecoloop::load::{Config, Mode, Report, Run};
 use socket2::SockRef;
 
 use super::faulty_server::{
@@ -219,6 +219,17 @@ fn a_server_that_speaks_first_is_asked_whether_it_echoes() {
     assert!(table.contains("is this an echo server? it sent \"220 mail.example"), "{ended:?}");
 }
 
+/// Interrupts a run once the server has written its wrong bytes, and returns the report.
+fn interrupt_after(is_written: &mpsc::Receiver<()>, mut config: Config) -> Report {
+    (config.timeout, config.connect_timeout) = (TIMEOUT * 100, TIMEOUT);
+    let run = Run::from(config).spawn().unwrap();
+    is_written.recv_timeout(TIMEOUT).unwrap();
+    run.interrupt();
+    let report = run.join().unwrap();
+    assert_sums(&report);
+    report
+}
+
 /// Wrong bytes wait for others that decide in which way they are wrong.
 #[test]
 fn wrong_bytes_before_an_interrupt_are_found() {
@@ -235,12 +246,7 @@ fn wrong_bytes_before_an_interrupt_are_found() {
     });
     let mut config = config(address);
     (config.pipeline, config.duration) = (Some(10), TIMEOUT * 100);
-    (config.timeout, config.connect_timeout) = (TIMEOUT * 100, TIMEOUT);
-    let run = Run::from(config).spawn().unwrap();
-    is_written.recv_timeout(TIMEOUT).unwrap();
-    run.interrupt();
-    let report = run.join().unwrap();
-    assert_sums(&report);
+    let report = interrupt_after(&is_written, config);
     let [finding] = &report.verify.findings[..] else { panic!("{:?} {:?}", report.verify, report.errors) };
     assert_finding(finding, &report, FindingKind::Flipped, 0, 2 * SIZE + 5);
     assert_eq!((report.verify.wrong_bytes, errors(&report)), (1, bad_bytes(1)));
@@ -267,12 +273,7 @@ fn wrong_bytes_before_an_interrupt_are_the_one_outcome_of_a_held_connection() {
     let mut config = config(address);
     (config.mode, config.duration) = (Mode::Hold, Duration::from_millis(50));
     (config.connections, config.max_connecting) = (3, 1);
-    (config.timeout, config.connect_timeout) = (TIMEOUT * 100, TIMEOUT);
-    let run = Run::from(config).spawn().unwrap();
-    is_written.recv_timeout(TIMEOUT).unwrap();
-    run.interrupt();
-    let report = run.join().unwrap();
-    assert_sums(&report);
+    let report = interrupt_after(&is_written, config);
     assert_eq!((report.verify.connections_failed, errors(&report)), (1, bad_bytes(1)));
     let hold = report.hold.unwrap();
     assert_eq!((report.connections.held, hold.failed), (2, 1), "{hold:?}");
