@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn dropping_a_run_ends_its_thread() {
-        // The system accepts the connection, and nobody replies.
+        // The system accepts the connection, and no program replies.
         let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let run = Grader::new([silent.local_addr().unwrap()]).spawn().unwrap();
         let shared = Arc::downgrade(&run.interrupt);
