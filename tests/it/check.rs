@@ -30,12 +30,17 @@ fn assert_only_fails(fault: Fault, expected: &[&str]) {
 
 #[track_caller]
 fn assert_only_fails_at(address: SocketAddr, fault: &str, expected: &[&str]) {
+    assert_fails_no_other_at(address, fault, expected);
+    assert_fails_at(address, fault, expected);
+}
+
+#[track_caller]
+fn assert_fails_no_other_at(address: SocketAddr, fault: &str, expected: &[&str]) {
     let mut grader = Grader::new(vec![address]);
     grader.checks.retain(|check| check.level() <= 6 && !expected.contains(&check.name()));
     for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap().results {
         assert_ne!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
     }
-    assert_fails_at(address, fault, expected);
 }
 
 #[track_caller]
@@ -62,7 +67,10 @@ fn one_client_at_a_time_is_found() {
 
 #[test]
 fn waiting_for_a_newline_is_found() {
-    assert_only_fails(Fault::WaitsForNewline, &["one-byte"]);
+    let (address, fault) = (faulty::serve(Fault::WaitsForNewline), "waits for a newline");
+    // What the server takes before FIN decides whether `fin-with-data` ends inside of a line.
+    assert_fails_no_other_at(address, fault, &["one-byte", "fin-with-data"]);
+    assert_fails_at(address, fault, &["one-byte"]);
 }
 
 #[test]
@@ -100,6 +108,11 @@ fn forgetting_what_does_not_fit_is_found() {
 #[test]
 fn closing_at_fin_is_found() {
     assert_only_fails(Fault::ClosesAtFin, &["fin-with-data"]);
+}
+
+#[test]
+fn closing_at_fin_with_pending_output_is_found() {
+    assert_only_fails(Fault::ClosesAtFinWhilePaused, &["fin-with-data"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Socket, Type};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub(super) enum Fault {
     ForgetsWhatDoesNotFit,
     KeepsAll,
     ClosesAtFin,
+    /// FIN ends it while it waits to write.
+    ClosesAtFinWhilePaused,
     NeverCloses,
     EndsOnReset,
     ServesFiveHundred,
@@ -43,6 +46,10 @@ struct Shared {
 pub(super) fn serve(fault: Fault) -> SocketAddr {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    if fault == Fault::ClosesAtFinWhilePaused {
+        // FIN arrives behind what the server has not read: of that there must be more than it can send at once.
+        listener.set_send_buffer_size(4096).unwrap();
+    }
     listener.listen(if fault == Fault::ShortQueue { 5 } else { 4096 }).unwrap();
     let listener = TcpListener::from(listener);
     let address = listener.local_addr().unwrap();
@@ -129,6 +136,11 @@ fn echo(mut stream: &TcpStream, fault: Fault, shared: &Shared) -> io::Result<()>
                     return Err(error);
                 }
             }
+            Fault::ClosesAtFinWhilePaused => {
+                if !write_until_fin(stream, data)? {
+                    return Ok(());
+                }
+            }
             Fault::SleepsBeforeEachReply => {
                 thread::sleep(Duration::from_millis(1500));
                 stream.write_all(data)?;
@@ -140,6 +152,26 @@ fn echo(mut stream: &TcpStream, fault: Fault, shared: &Shared) -> io::Result<()>
 
 fn write_without(mut stream: &TcpStream, data: &[u8], is_dropped: impl Fn(u8) -> bool) -> io::Result<()> {
     stream.write_all(&data.iter().copied().filter(|&byte| !is_dropped(byte)).collect::<Vec<_>>())
+}
+
+/// Returns whether everything was written before FIN arrived.
+fn write_until_fin(mut stream: &TcpStream, mut data: &[u8]) -> io::Result<bool> {
+    stream.set_nonblocking(true)?;
+    while !data.is_empty() {
+        match stream.write(data) {
+            Ok(length) => data = &data[length..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut waiting = [PollFd::new(stream, PollFlags::OUT | PollFlags::RDHUP)];
+                poll(&mut waiting, None)?;
+                if waiting[0].revents().contains(PollFlags::RDHUP) {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    stream.set_nonblocking(false)?;
+    Ok(true)
 }
 
 /// Keeps the turn while each read fills the buffer. From a client that floods it reads until nothing comes for three seconds, so that
