@@ -224,7 +224,7 @@ pub struct Grader {
     /// The server's addresses: the first that accepts a connection is used.
     pub addresses: Vec<AnyAddress>,
     /// The server's process on this machine, for the checks that need it. They stop and continue it, lower its descriptor limit for a
-    /// moment, and the last one ends it with SIGTERM.
+    /// moment, and the last one ends it with SIGTERM: these are skipped if it is this process.
     pub pid: Option<u32>,
     /// The checks, in order. At first all.
     pub checks: Vec<&'static Check>,

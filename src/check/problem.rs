@@ -187,6 +187,8 @@ pub(super) enum Skip {
     Own(io::Error),
     /// Linux does not report what the check needs.
     Unreadable,
+    /// The server is in the grader's process, which would stop or end itself.
+    OwnProcess,
 }
 
 impl Skip {
@@ -205,6 +207,8 @@ impl Skip {
             Self::Own(error) => format!("this machine cannot open more connections: {error}"),
             Self::Unreadable if es => "Linux no informa de lo que hace falta sobre el proceso".into(),
             Self::Unreadable => "Linux does not report what is needed about the process".into(),
+            Self::OwnProcess if es => "el servidor está en el proceso de esta prueba".into(),
+            Self::OwnProcess => "the server is in the process of this check".into(),
         }
     }
 }
@@ -259,6 +263,11 @@ mod tests {
                 Skip::Unreadable,
                 "Linux does not report what is needed about the process",
                 "Linux no informa de lo que hace falta sobre el proceso",
+            ),
+            (
+                Skip::OwnProcess,
+                "the server is in the process of this check",
+                "el servidor está en el proceso de esta prueba",
             ),
         ] {
             assert_eq!([skip.words(Language::English), skip.words(Language::Spanish)], [en, es]);

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, test_kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getpid, kill_process, prlimit, test_kill_process};
 
 use super::attempt::{Attempt, Outcome, Stop};
 use super::problem::{Problem, Skip};
@@ -145,6 +145,7 @@ impl Process {
 
     /// Stops the process with SIGSTOP, until the result is dropped.
     pub(super) fn pause(&self, attempt: &Attempt<'_>) -> Result<Paused<'_>, Stop> {
+        self.refuse_own()?;
         self.signal(Signal::STOP)?;
         let paused = Paused(self);
         if attempt.eventually(|| self.state().is_none_or(|state| state == 'T'))? {
@@ -156,6 +157,7 @@ impl Process {
 
     /// Lowers the soft descriptor limit so that `free` more can be opened, until the result is dropped.
     pub(super) fn leave_descriptors(&self, free: usize) -> Result<Lowered<'_>, Stop> {
+        self.refuse_own()?;
         let open = self.descriptors()?;
         let unused = (0..).filter(|descriptor| !open.contains(descriptor));
         let limit = unused.take(free).last().map_or(0, |last| last + 1);
@@ -167,6 +169,11 @@ impl Process {
 
     pub(super) fn terminate(&self) -> Outcome {
         self.signal(Signal::TERM)
+    }
+
+    /// A process that stops itself has nobody to continue it.
+    fn refuse_own(&self) -> Outcome {
+        if self.pid == getpid() { Err(Stop::Skip(Skip::OwnProcess)) } else { Ok(()) }
     }
 
     fn signal(&self, signal: Signal) -> Outcome {

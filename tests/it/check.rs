@@ -154,6 +154,17 @@ fn memory_that_grows_is_found() {
 }
 
 #[test]
+fn a_server_in_this_process_is_neither_stopped_nor_ended() {
+    let mut grader = Grader::new(vec![faulty::serve(Fault::None)])
+        .only(["pause", "gone-before-accept", "descriptors", "drain"])
+        .unwrap();
+    grader.pid = Some(std::process::id());
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
+    let words: Vec<_> = results.iter().map(|graded| graded.came(English)).collect();
+    assert_eq!(words, vec![Some("the server is in the process of this check".to_owned()); 4]);
+}
+
+#[test]
 fn five_hundred_clients_are_not_a_thousand() {
     let mut grader = Grader::new(vec![faulty::serve(Fault::ServesFiveHundred)]);
     grader.checks.retain(|check| check.name() == "thousand");
