@@ -294,16 +294,23 @@ impl Grader {
     /// - The server cannot be connected to.
     /// - There is no process [`pid`](Self::pid), it may not be signaled, or it listens on no socket of the address's kind.
     pub fn run(&self, interrupt: &AtomicBool, graded: impl FnMut(&Graded)) -> io::Result<Report> {
+        // From before the first connect, which may take seconds.
+        let end = Instant::now() + TIME_MAX;
         let results = match Target::open(&self.addresses, self.pid, interrupt)? {
-            Some(target) => self.run_against(&target, interrupt, graded),
+            Some(target) => self.run_against(&target, end, interrupt, graded),
             None => Vec::new(),
         };
         let target = self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         Ok(Report { target, interrupted: interrupt.load(Ordering::Acquire), results, language: self.language })
     }
 
-    fn run_against(&self, target: &Target, interrupt: &AtomicBool, mut graded: impl FnMut(&Graded)) -> Vec<Graded> {
-        let end = Instant::now() + TIME_MAX;
+    fn run_against(
+        &self,
+        target: &Target,
+        end: Instant,
+        interrupt: &AtomicBool,
+        mut graded: impl FnMut(&Graded),
+    ) -> Vec<Graded> {
         let mut results = Vec::new();
         let mut gone = None;
         for &check in &self.checks {
