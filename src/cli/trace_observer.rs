@@ -254,7 +254,7 @@ impl Observer for TraceObserver {
     }
 
     fn closed(&mut self, peer: Peer, reason: CloseReason) {
-        let (end, error) = name(reason);
+        let (end, error) = (reason.name(), failure(reason));
         let serial = self.serial(peer);
         // The hand closes a connection without a visit: what is held may be another one's.
         let is_its_visit = self.held.is_some_and(|step| step.connection == serial);
@@ -269,21 +269,9 @@ impl Observer for TraceObserver {
     }
 }
 
-/// Returns the name of a reason, as in the report of `serve`, and what its last read or write returned, if that failed.
-fn name(reason: CloseReason) -> (&'static str, Option<&'static str>) {
-    match reason {
-        CloseReason::EndOfStream => ("end_of_stream", None),
-        CloseReason::Reset => ("reset", Some("reset")),
-        CloseReason::Failed(_) => ("failed", Some("failed")),
-        CloseReason::Idle => ("idle", None),
-        CloseReason::Stalled => ("stalled", None),
-        CloseReason::Drained => ("drained", None),
-        CloseReason::Cut => ("cut", None),
-        CloseReason::Stopped => ("stopped", None),
-        CloseReason::Fault => ("fault", None),
-        // `CloseReason` is non-exhaustive.
-        _ => ("closed", None),
-    }
+/// Returns what the last read or write returned, if that failed.
+fn failure(reason: CloseReason) -> Option<&'static str> {
+    matches!(reason, CloseReason::Reset | CloseReason::Failed(_)).then(|| reason.name())
 }
 
 fn clamp(length: usize) -> u32 {

@@ -260,7 +260,7 @@ impl<A: Observer, B: Observer, C: Observer, D: Observer> Observer for (A, B, C, 
 }
 
 /// Why a connection was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseReason {
     /// The peer closed its direction, and every byte that it sent was echoed.
@@ -282,6 +282,24 @@ pub enum CloseReason {
     Stopped,
     /// A rule of [`Config::faults`](crate::Config::faults) reset it, or sent FIN and the peer followed.
     Fault,
+}
+
+impl CloseReason {
+    /// Returns its name in reports: that of its field in [`ClosedStats`](crate::ClosedStats).
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EndOfStream => "end_of_stream",
+            Self::Reset => "reset",
+            Self::Failed(_) => "failed",
+            Self::Idle => "idle",
+            Self::Stalled => "stalled",
+            Self::Drained => "drained",
+            Self::Cut => "cut",
+            Self::Stopped => "stopped",
+            Self::Fault => "fault",
+        }
+    }
 }
 
 impl From<io::ErrorKind> for CloseReason {
