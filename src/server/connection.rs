@@ -144,9 +144,13 @@ impl<S: Read + Write> Connection<S> {
 
     /// Sends what is pending, then reads once, through `buffer`, and writes that back.
     ///
-    /// Nothing is read while anything is pending. An interrupted call of the stream is retried. `buffer` must not be empty: a read
-    /// into it returns 0, which is the end of the stream ([`Outcome::Ended`]).
+    /// Nothing is read while anything is pending. An interrupted call of the stream is retried.
+    ///
+    /// # Panics
+    ///
+    /// If `buffer` is empty: a read into it would return 0, the end of the stream.
     pub fn serve(&mut self, ready: Ready, buffer: &mut [u8]) -> Served {
+        assert!(!buffer.is_empty(), "a connection needs a buffer to read into");
         let mut served = Served { received: 0, sent: 0, outcome: Outcome::Wait };
         served.outcome = self.serve_any(ready, buffer, &mut served);
         served
