@@ -90,7 +90,7 @@ impl ClosedStats {
     }
 
     /// Iterates over each reason and its count. A reason is the name of its field.
-    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         [
             ("end_of_stream", self.end_of_stream),
             ("reset", self.reset),
@@ -127,7 +127,7 @@ impl RefusedStats {
     }
 
     /// Iterates over each reason and its count. A reason is the name of its field.
-    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         [("max_connections", self.max_connections), ("per_source", self.per_source), ("not_allowed", self.not_allowed)]
             .into_iter()
     }
@@ -145,7 +145,7 @@ pub struct AcceptErrorStats {
 
 impl AcceptErrorStats {
     /// Iterates over each errno and its count. The errno of the others is 0.
-    pub fn iter(&self) -> impl Iterator<Item = (i32, u64)> {
+    pub fn iter(&self) -> impl Iterator<Item = (i32, u64)> + use<> {
         self.by_errno.into_iter().chain([(0, self.others)]).filter(|&(_, count)| count > 0)
     }
 
@@ -179,7 +179,7 @@ impl FaultStats {
     }
 
     /// Iterates over every kind's name and count.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         Kind::ALL.iter().map(|kind| kind.name()).zip(self.0)
     }
 }
