@@ -294,7 +294,7 @@ fn descriptors(machine: &Machine, plan: &Plan) -> Vec<Limit> {
     const NR_OPEN: &str = "fs.nr_open";
     let kept = plan.other_descriptors.unwrap_or(DESCRIPTORS_KEPT);
     let processes = plan.processes.max(1);
-    let needed = u64::from(plan.connections.div_ceil(processes)) + kept;
+    let needed = u64::from(plan.connections.div_ceil(processes)).saturating_add(kept);
     let room = |limit: u64| limit.saturating_sub(kept).saturating_mul(processes.into());
     let nr_open = machine.number("sys/fs/nr_open").map_or_else(
         || Limit::unknown(NR_OPEN),

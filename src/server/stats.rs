@@ -50,10 +50,10 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Returns the number of open connections.
+    /// Returns the number of open connections, without those whose PROXY header has not arrived.
     #[must_use]
     pub fn open(&self) -> u64 {
-        self.accepted - self.closed.total()
+        self.accepted.saturating_sub(self.closed.total())
     }
 }
 
