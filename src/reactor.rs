@@ -118,7 +118,7 @@ pub trait Handler<T> {
 ///
 /// ```
 /// # use ecoloop::{INTEREST, Reactor};
-/// # use mio::net::UnixStream;
+/// # use ecoloop::mio::net::UnixStream;
 /// # let mut reactor = Reactor::new(64)?;
 /// # let (stream, _peer) = UnixStream::pair()?;
 /// # let key = reactor.insert(stream, INTEREST, |stream| stream)?;
@@ -138,8 +138,8 @@ pub trait Handler<T> {
 /// use std::io::ErrorKind;
 /// use std::time::Duration;
 ///
+/// use ecoloop::mio::net::TcpListener;
 /// use ecoloop::{Handler, Next, Reactor, Ready};
-/// use mio::net::TcpListener;
 ///
 /// struct Count(u32);
 ///
@@ -232,7 +232,7 @@ impl<T> Reactor<T> {
     ///
     /// # Panics
     ///
-    /// At the second call on some systems: mio allows one waker a poll.
+    /// At a second call, in a build with debug assertions: mio allows one waker a poll.
     pub fn waker(&self) -> io::Result<Waker> {
         Waker::new(self.poll.registry(), WAKE).map_err(|error| cannot("open the waker of a poll", error))
     }

@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ecoloop::mio::unix::SourceFd;
+use ecoloop::mio::{Events, Interest, Poll, Token};
 use ecoloop::{Config, Server, Turn};
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
 
 const ECHO: Token = Token(0);
 

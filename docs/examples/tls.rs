@@ -9,11 +9,11 @@ use std::net::{Shutdown, SocketAddr, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use ecoloop::mio::event::Source;
+use ecoloop::mio::net::{TcpListener, TcpStream};
+use ecoloop::mio::{Interest, Registry, Token};
 use ecoloop::transport::{Listen, Stream, bind_tcp};
 use ecoloop::{Config, Server};
-use mio::event::Source;
-use mio::net::{TcpListener, TcpStream};
-use mio::{Interest, Registry, Token};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
