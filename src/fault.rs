@@ -173,19 +173,30 @@ pub struct Selector {
 /// The kind of a fault, without its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "each is documented where `Effect` has it")]
 pub enum Kind {
+    /// [`Effect::Delay`]
     Delay,
+    /// [`Effect::Rate`]
     Rate,
+    /// [`Effect::Chunk`]
     Chunk,
+    /// [`Effect::Stall`]
     Stall,
+    /// [`Effect::Mute`]
     Mute,
+    /// [`Effect::Reset`]
     Reset,
+    /// [`Effect::Fin`]
     Fin,
+    /// [`Effect::Flip`]
     Flip,
+    /// [`Effect::Lose`]
     Lose,
+    /// [`Effect::Duplicate`]
     Duplicate,
+    /// [`Effect::Swap`]
     Swap,
+    /// [`Effect::Connect`]
     Connect,
 }
 

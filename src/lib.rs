@@ -91,7 +91,7 @@
 //! # Stopping
 //!
 //! [`Handle::drain`] shuts down gracefully: the server accepts the connections that wait already and no more, keeps echoing, closes
-//! each connection once it is silent, and the rest at [`Config::drain_timeout`]. [`Handle::stop`] closes every connection immediately.
+//! each connection once no byte has moved for 100 ms, and the rest at [`Config::drain_timeout`]. [`Handle::stop`] closes every connection immediately.
 //! [`Running::shutdown`] drains, waits, and returns the counters and the observer. Each connection is closed for a [`CloseReason`],
 //! which is counted.
 //!
@@ -177,15 +177,15 @@
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `load` | yes | [`load`], [`check`], [`host`] and `address`, on Linux and Android |
-//! | `serde` | with `load` | [`Stats`] and [`Report`] as documents, with the field names of `ecoloop serve --report` |
+//! | `serde` | with `load` or `cli` | [`Stats`] and [`Report`] as documents, with the field names of `ecoloop serve --report` |
 //! | `raw-syscalls` | with `load` or `cli` | on Linux and Android, recv(2) and send(2) that bypass the C library: less CPU for a message |
-//! | `cli` | yes | the program `ecoloop`; nothing of the library but `address` |
+//! | `cli` | yes | the program `ecoloop`; of the library `address`, `serde` and `raw-syscalls` |
 //!
 //! The server alone needs seven crates:
 //!
 //! ```toml
 //! [dependencies]
-//! ecoloop = { version = "0.2", default-features = false }
+//! ecoloop = { path = "../ecoloop", default-features = false }
 //! ```
 //!
 //! # Stability
@@ -194,6 +194,7 @@
 //!
 //! - Types of other crates in the public interface are part of it: those of [`mio`] that [`Reactor`] and [`transport`] use, and
 //!   [`IpNet`] of the crate `ipnet`. Both are re-exported. Their next major version is a breaking change of this crate.
+//! - What the documentation does not show (`#[doc(hidden)]`) is for the program `ecoloop`, and may change in any version.
 //! - The texts of errors and of the log may change in any version. The names in reports, such as those of
 //!   [`ClosedStats::by_reason`], do not.
 //!

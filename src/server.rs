@@ -98,7 +98,8 @@ pub struct Server<O: Observer = (), L: Listen = TcpListener> {
 }
 
 impl Server {
-    /// Binds every address that `address` resolves to, then listens on all of them. If one fails, none is served.
+    /// Binds every address that `address` resolves to, then listens on all of them. If one fails, none is served. To resolve a name may
+    /// block. With port 0 each address has a port of its own: see [`local_addrs`](Self::local_addrs).
     ///
     /// # Errors
     ///

@@ -2,10 +2,11 @@
 
 /// A language of the grader's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is its name")]
 #[non_exhaustive]
 pub enum Language {
+    /// English
     English,
+    /// Spanish
     Spanish,
 }
 

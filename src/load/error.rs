@@ -8,15 +8,21 @@ use serde::{Deserialize, Serialize};
 /// What a connection was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "each is its name")]
 #[non_exhaustive]
 pub enum Phase {
+    /// The name of a target was resolved (getaddrinfo(3)).
     Resolve,
+    /// The socket was bound to a source address (bind(2)).
     Bind,
+    /// The connection was opened (connect(2)), or waited to be.
     Connect,
+    /// A message was sent (send(2)).
     Send,
+    /// A reply was awaited or received (recv(2)).
     Receive,
+    /// A reply was compared with what was sent.
     Verify,
+    /// The connection was closed after the run.
     Close,
 }
 

@@ -69,7 +69,7 @@ impl Run {
         self
     }
 
-    /// Adds a threshold, such as `p99>5ms`: `ecoloop load --help` lists the metrics.
+    /// Adds a [`Threshold`](super::Threshold), such as `p99>5ms`.
     ///
     /// # Errors
     ///

@@ -95,7 +95,7 @@ impl LocalAddresses {
 /// runs.
 ///
 /// A tuple calls each of its observers, in order. An `Arc<Mutex<O>>` is locked for each call, so that another thread can look at it:
-/// keep the lock there for a short time.
+/// keep the lock there for a short time, and never while you shut down, join or drop the server, which waits for it.
 ///
 /// # Examples
 ///

@@ -13,7 +13,7 @@ pub struct Origin {
     pub host: Option<String>,
     /// Release of its kernel.
     pub kernel: Option<String>,
-    /// The command line of the process.
+    /// The command line of the process that sends the load, also if that is your own program: it may have secrets.
     pub command: Vec<String>,
     /// The options that [`Settings`](super::Settings) does not have.
     pub options: Options,
@@ -22,21 +22,31 @@ pub struct Origin {
 /// The options of a run that [`Settings`](super::Settings) does not have. Times are in seconds, sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "each is documented by its option")]
 pub struct Options {
+    /// Connections opened per second; `None` has no limit.
     pub connect_rate: Option<f64>,
+    /// Most connections that are being opened at a time.
     pub max_connecting: u32,
+    /// Time in which a connection must be open.
     pub connect_timeout: f64,
+    /// Time in which a reply must come.
     pub timeout: f64,
+    /// Length of the measured window.
     pub duration: f64,
+    /// Messages of each connection; `None` has no limit.
     pub messages_per_connection: Option<u64>,
+    /// Whether a lost connection is opened again.
     #[serde(default)]
     pub reconnect: bool,
+    /// Time before the measured window in which messages are sent and not counted.
     pub warmup: f64,
     /// `fin` or `rst`.
     pub close: String,
+    /// `SO_RCVBUF` of each connection, if it was set.
     pub recv_buffer: Option<u64>,
+    /// `SO_SNDBUF` of each connection, if it was set.
     pub send_buffer: Option<u64>,
+    /// Whether Nagle's algorithm is on: no `TCP_NODELAY`.
     pub nagle: bool,
 }
 

@@ -16,6 +16,21 @@ const SCHEDULE: &str = "schedule";
 
 /// A condition that makes a run fail: `p99>5ms`, `rate<99%`, `schedule`; of the second stage, `p99[2]>5ms`.
 ///
+/// It is a metric, one of `>` `<` `>=` `<=`, and a value. `schedule` stands alone: it fails a run whose schedule was not kept.
+///
+/// | metric | value | percentage |
+/// |---|---|---|
+/// | a percentile above 0 and below 100 (`p50`, `p99.99`), `max`, `mean` | latency: `300us`, `5ms`, `1.5s` | |
+/// | one of these after `connect_` or `lateness_` | time | |
+/// | `rate` | replies per second: `2000`, `10k/s` | of the rate that was asked for: `rate<99%` |
+/// | `connections` | connections that were held | of those requested |
+/// | `errors` | errors of every phase | of the connections opened |
+/// | `unanswered`, `unsent`, `deferred` | messages | of the messages due |
+/// | `hold_alive`, `hold_late`, `hold_reset`, `hold_closed`, `hold_silent`, `hold_unasked` | connections of `hold` | of those requested |
+/// | `outages`, `longest_outage` | outages and time, if lost connections are opened again | `outages`: of the connections requested |
+/// | `server_cpu` | CPU time of the server a message: `5us` | |
+/// | `found_rate` | messages per second that a search has found | |
+///
 /// # Examples
 ///
 /// ```
