@@ -597,6 +597,11 @@ fn a_symptom_leads_to_its_answer() {
             "mi servidor con epoll se cuelga con mensajes grandes",
             "WouldBlock",
         ),
+        (
+            "my server hangs on messages over 1024 bytes",
+            "mi servidor se cuelga con mensajes de más de 1024 bytes",
+            "WouldBlock",
+        ),
         ("Address already in use python socket", "Address already in use python socket", "SO_REUSEADDR"),
         (
             "second client waits until the first disconnects",

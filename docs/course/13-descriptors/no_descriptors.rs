@@ -1,5 +1,5 @@
 //! A server without free descriptors, and a client that waits. `broken` asks the level again and again. `forgets` has edges, and
-//! forgets the client. `fixed` has edges, and tries again after each close and after 100 ms.
+//! forgets the client. `fixed` has edges, and tries again after 100 ms.
 //!
 //!     cargo run --example no_descriptors -- broken
 
