@@ -14,6 +14,8 @@ import time
 import urllib.request
 
 program, seconds = sys.argv[1], float(sys.argv[2])
+# Of the whole script: far more than it takes under the sanitizer on a busy machine.
+TIMEOUT = 900 + int(10 * seconds)
 running = []
 
 
@@ -62,6 +64,11 @@ def watch(loads, urls, end=None):
         time.sleep(0.02)
 
 
+def give_up(*_):
+    # No OSError, which `scrape` would take for the end of a load.
+    raise RuntimeError(f"not finished after {TIMEOUT} s")
+
+
 def run():
     global server
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -105,8 +112,11 @@ def run():
     print(done[1] if done else server.text()[-300:])
 
 
+signal.signal(signal.SIGALRM, give_up)
 with tempfile.TemporaryDirectory() as folder:
     try:
+        # One deadline for every wait: the traceback names the one that did not end.
+        signal.alarm(TIMEOUT)
         run()
     finally:
         for each in running:
