@@ -27,20 +27,26 @@ choose_port() {
     port=$((20000 + RANDOM % 12000))
 }
 
-# Starts an echo server on 127.0.0.1 or on the address in $1, and sets `server`. What it is started with is in the other arguments.
+# Starts an echo server on the address in $1, and waits until it listens. What it is started with is in the other arguments.
+serve() {
+    local address=$1 log=$directory/server.log
+    shift
+    "$@" "$ecoloop" serve --lang en --log-connections none "$address" >"$log" &
+    processes+=($!)
+    # Its own words: another echo server may have the port.
+    until grep -qs 'Waiting for connections' "$log"; do
+        kill -0 "${processes[-1]}"
+        sleep 0.1
+    done
+}
+
+# Starts a server on a port of 127.0.0.1 or of the address in $1, and sets `server`. The other arguments are those of `serve`.
 start_server() {
     local address=${1:-127.0.0.1}
     shift || true
     choose_port
     server=$address:$port
-    "$@" "$ecoloop" serve -q "$server" &
-    processes+=($!)
-    for _ in $(seq 100); do
-        if "$@" "$ecoloop" load -q -m 1 "$server" 2>/dev/null; then return; fi
-        sleep 0.1
-    done
-    echo "no server on $server" >&2
-    exit 1
+    serve "$server" "$@"
 }
 
 # Prints a time at which ranks without a barrier start: enough for their launcher on a busy machine.
