@@ -48,6 +48,9 @@ struct Count {
 
 fn per_message(count: impl Fn(&str) -> Result<Count, String>) -> Result<f64, String> {
     let (short, long) = (count(SHORT_LOAD)?, count(LONG_LOAD)?);
+    if long.messages <= short.messages {
+        return Err("the longer load had no more messages".to_owned());
+    }
     Ok((long.total - short.total) / (long.messages - short.messages))
 }
 
