@@ -208,12 +208,15 @@ impl Server {
     pub(crate) fn wait_until_idle(&self) -> Result<Duration, String> {
         let mut last = None;
         // The polls are 5 ms apart: a running thread has a tick in that time.
-        wait_until(IDLE_TIMEOUT, || {
+        let is_idle = wait_until(IDLE_TIMEOUT, || {
             let now = self.process.cpu_time();
             let is_idle = last.is_some_and(|last| now.saturating_sub(last) < IDLE_CPU_MAX);
             last = Some(now);
             Ok(is_idle)
         })?;
+        if !is_idle {
+            return Err(format!("the server was not idle within {} s", IDLE_TIMEOUT.as_secs()));
+        }
         Ok(last.unwrap_or_default())
     }
 }
