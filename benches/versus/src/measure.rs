@@ -27,7 +27,7 @@ const BURST_WARM_UP: &str = "100ms";
 /// Time from the start of the load to the burst.
 const BURST_DELAY: Duration = Duration::from_millis(500);
 const IDLE_WINDOW: &str = "300ms";
-const HALF_RATE_WINDOWS: usize = 5;
+const FLOOR_RATE_WINDOWS: usize = 5;
 
 /// Measures one peer in one workload.
 struct Runner<'a> {
@@ -88,7 +88,7 @@ pub(crate) fn measure(workload: &Workload, peers: &[Peer], settings: &Settings) 
         counters::check_tools()?;
     }
     if workload.kind == Kind::OpenLoop {
-        result.rate_per_s = Some(half_of_floor_rate(workload, peers, window)?);
+        result.rate_per_s = Some(quarter_of_floor_rate(workload, peers, window)?);
     }
 
     let mut runners = runners(workload, peers, &mut result.skipped);
@@ -247,18 +247,18 @@ fn run_load(workload: &Workload, server: &Server, arguments: &[&str], timeout: D
     finish_load(Job::start(&mut command)?, timeout)
 }
 
-/// Returns half of the floor's messages per second in a closed loop.
-fn half_of_floor_rate(workload: &Workload, peers: &[Peer], window: Duration) -> Result<f64, String> {
+/// Returns a quarter of the floor's messages per second in a closed loop.
+fn quarter_of_floor_rate(workload: &Workload, peers: &[Peer], window: Duration) -> Result<f64, String> {
     let server = Server::start(floor(peers)?, workload.buffer_bytes, &[])?;
     let mut generator = Generator::start(workload, &server, window, None)?;
     let mut rates = Vec::new();
-    for _ in 0..HALF_RATE_WINDOWS {
+    for _ in 0..FLOOR_RATE_WINDOWS {
         rates.extend(generator.next_report()?.pointer(RATE_POINTER).and_then(Value::as_f64));
     }
     generator.finish()?;
     let rate = median(&rates).ok_or("the floor's windows have no rate")?;
     // Rounded to hundreds, for readability.
-    Ok((rate / 200.0).round() * 100.0)
+    Ok((rate / 400.0).round() * 100.0)
 }
 
 fn floor(peers: &[Peer]) -> Result<&Peer, String> {

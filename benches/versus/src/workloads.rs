@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Kind {
     /// A closed loop over connections that stay open for a session, while all servers run.
     ClosedLoop,
-    /// An open loop over such connections, at half of the rate that the floor reaches in a closed loop.
+    /// An open loop over such connections, at a quarter of the rate that the floor reaches in a closed loop: at
+    /// half of it the load generator did not keep its schedule.
     OpenLoop,
     /// One run of `ecoloop load` per window, which opens and closes its connections.
     Churn,
@@ -105,7 +106,7 @@ pub(crate) fn all() -> Vec<Workload> {
     // Connects, and the closes of the window before, come in bursts. A window must contain many of them.
     let churn = closed_loop("churn", churn_title, 50, "-s 64 --mode churn", churn_metrics());
     all.push(Workload { kind: Kind::Churn, window_factor: 8, ..churn });
-    let open_title = "50 connections, 64 bytes, open loop at half of the floor's rate".to_owned();
+    let open_title = "50 connections, 64 bytes, open loop at a quarter of the floor's rate".to_owned();
     // The 99.9th percentile needs some thousands of messages.
     let open = closed_loop("open", open_title, 50, "-s 64", latency_metrics());
     all.push(Workload { kind: Kind::OpenLoop, window_factor: 4, ..open });
