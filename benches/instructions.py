@@ -50,12 +50,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_until_listening(port):
+def wait_until_listening(server, port):
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
             return socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionRefusedError:
+            if (status := server.poll()) is not None:
+                sys.exit(f"instructions: the server has ended with status {status}")
             if time.monotonic() > deadline:
                 sys.exit(f"instructions: no server listens on port {port} after {TIMEOUT_SECONDS} s")
             time.sleep(0.05)
@@ -71,7 +73,7 @@ def instructions(command, size_bytes, messages):
         text=True,
     )
     try:
-        wait_until_listening(port)
+        wait_until_listening(server, port)
         client = ["taskset", "--cpu-list", "0", FLOOR / "epoll_client", str(port), str(CONNECTIONS), str(size_bytes), str(TIMEOUT_SECONDS)]
         environment = os.environ | {"FLOOR_MESSAGES": str(messages), "FLOOR_BURST": "1"}
         subprocess.run(client, env=environment, check=True, stdout=subprocess.DEVNULL)
