@@ -89,8 +89,11 @@ def instructions(command, size_bytes, messages):
 
 
 def instructions_per_message(command, size_bytes):
-    few, many = (min(instructions(command, size_bytes, messages) for _ in range(RUNS)) for messages in MESSAGES)
-    return round((many - few) / (MESSAGES[1] - MESSAGES[0]), 1)
+    """Returns the count of the least runs, and how far the runs are apart."""
+    few, many = ([instructions(command, size_bytes, messages) for _ in range(RUNS)] for messages in MESSAGES)
+    between = MESSAGES[1] - MESSAGES[0]
+    spread = max(few) - min(few) + max(many) - min(many)
+    return round((min(many) - min(few)) / between, 1), round(spread / between, 1)
 
 
 def build_floor():
@@ -113,7 +116,7 @@ def count():
         "floor": lambda port: [FLOOR / "epoll_server", str(port)],
     }
     return {
-        name: {f"{size} B": instructions_per_message(command, size) for size in SIZES_BYTES}
+        name: {f"{size} B": instructions_per_message(command, size)[0] for size in SIZES_BYTES}
         for name, command in servers.items()
     }
 
