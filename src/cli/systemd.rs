@@ -37,10 +37,15 @@ pub(super) fn take_listeners() -> Result<Vec<TcpListener>, String> {
         let listener = passed.take_tcp_listener(index).map_err(|error| failed(&error.to_string()))?;
         listeners.extend(listener);
     }
-    match listeners.iter().find(|listener| !is_listening(listener)) {
-        Some(socket) => Err(failed(&format!("fd {} does not listen", socket.as_raw_fd()))),
-        None => Ok(listeners),
+    if let Some(socket) = listeners.iter().find(|listener| !is_listening(listener)) {
+        return Err(failed(&format!("fd {} does not listen", socket.as_raw_fd())));
     }
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    for listener in &listeners {
+        // The socket of a unit outlives its servers: an earlier one may have set it, for --stall-timeout.
+        socket2::SockRef::from(listener).set_tcp_user_timeout(None).map_err(|error| failed(&error.to_string()))?;
+    }
+    Ok(listeners)
 }
 
 /// Returns false for a socket on which accept(2) must fail, such as the connection of a unit with `Accept=yes`.

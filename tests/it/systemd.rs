@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use socket2::SockRef;
 use tempfile::TempDir;
 
 use crate::support::{
@@ -42,6 +43,19 @@ fn every_passed_socket_is_served() {
     let _server = Process::adopt(with_passed([first.into(), second.into()], &["serve", "-q"]));
     for address in [one, other] {
         assert_echoes(&mut connect(address), b"hola");
+    }
+}
+
+#[test]
+fn a_passed_socket_does_not_keep_the_stall_timeout_of_an_earlier_server() {
+    let (unit, address) = listener();
+    for (arguments, user_timeout) in
+        [(&["serve", "-q", "--stall-timeout", "8s"][..], Some(Duration::from_secs(9))), (&["serve", "-q"], None)]
+    {
+        let sockets = [unit.try_clone().unwrap().into(), listener().0.into()];
+        let _server = Process::adopt(with_passed(sockets, arguments));
+        assert_echoes(&mut connect(address), b"hola");
+        assert_eq!(SockRef::from(&unit).tcp_user_timeout().unwrap(), user_timeout, "{arguments:?}");
     }
 }
 
