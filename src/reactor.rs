@@ -241,13 +241,20 @@ impl<T> Reactor<T> {
     ///
     /// # Errors
     ///
-    /// - The system refuses the registration (`epoll_ctl(2)`): `source` is dropped, and no key is taken.
+    /// - The system refuses the registration (`epoll_ctl(2)`).
+    /// - `OutOfMemory`: there is no room for one more value, and the system has not enough memory for more.
+    ///
+    /// `source` is dropped then, and no key is taken.
     pub fn insert<S: Source>(
         &mut self,
         mut source: S,
         interest: Interest,
         wrap: impl FnOnce(S) -> T,
     ) -> io::Result<usize> {
+        if self.slots.len() == self.slots.capacity() {
+            // The slab would end the process.
+            self.try_reserve(1)?;
+        }
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         self.poll.registry().register(&mut source, Token(key), interest)?;

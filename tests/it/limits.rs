@@ -98,7 +98,7 @@ fn memory_that_runs_out_while_serving_ends_one_connection_and_not_the_process() 
 /// Leaves a running process `bytes` of address space more than it has.
 #[cfg(target_os = "linux")]
 #[track_caller]
-fn limit_memory(process: &Process, bytes: u64) {
+pub(crate) fn limit_memory(process: &Process, bytes: u64) {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
     let kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();

@@ -12,6 +12,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, connect, eventually};
+#[cfg(target_os = "linux")]
+use crate::{limits::limit_memory, support::assert_ended};
 
 /// Descriptors reserved for the tests that run in parallel.
 const DESCRIPTORS_KEPT: u64 = 200;
@@ -153,6 +155,34 @@ fn an_idle_connection_costs_at_most_64_bytes() {
     eventually("only the descriptors of before", || process.descriptors() == descriptors);
     let left = resident(&process).saturating_sub(before);
     assert!(left <= HEAP_TOP_BYTES, "{left} bytes left of {rise}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_connection_for_which_there_is_no_memory_is_dropped_and_the_others_are_served() {
+    /// Connections, and the listener, for which a server reserves room at its start.
+    const RESERVED: usize = 4096;
+
+    let _serial = serial();
+    let (mut server, address) = Process::serve(&["--log-connections", "none"]);
+    let mut clients = connect_many(address, RESERVED - 50);
+    assert_all_echo(&mut clients);
+    // Less than the room grows by, and enough for everything else.
+    limit_memory(&server, 160 << 10);
+    clients.extend(connect_many(address, 100));
+    server.line_with(": out of memory; the connection is dropped");
+    for mut dropped in clients.split_off(RESERVED - 1) {
+        assert_ended(&mut dropped);
+    }
+    assert_all_echo(&mut clients);
+
+    // One that closes makes room for another.
+    let open = server.descriptors().len();
+    drop(clients.pop());
+    eventually("the descriptor closed", || server.descriptors().len() < open);
+    assert_echoes(&mut connect(address), b"hola");
+    drop(clients);
+    assert!(server.terminate().status.success());
 }
 
 /// Connects a client with the smallest socket buffers, which are full soon.
