@@ -3,6 +3,9 @@
 use super::stream::Hits;
 use super::{Effect, Fault, Kind};
 
+/// Most bytes that [`ByteFaults`] appends at once: two that were exchanged, each of them twice.
+pub(super) const BYTES_MAX: usize = 4;
+
 /// Changes single bytes of a stream. A place is a position in its input, from 1.
 #[derive(Debug, Default)]
 pub(super) struct ByteFaults {

@@ -1,6 +1,7 @@
 //! Bytes that leave later.
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::{Duration, Instant};
 
 /// Memory that an empty queue keeps for the next bytes.
@@ -46,22 +47,32 @@ impl Held {
     }
 
     /// Appends what `fill` appends to its buffer: it may leave `delay` after `now`, at most an hour.
-    pub(super) fn push(&mut self, now: Instant, delay: Duration, fill: impl FnOnce(&mut Vec<u8>)) {
+    ///
+    /// # Errors
+    ///
+    /// - That of `fill`.
+    /// - `OutOfMemory`: the bytes have no piece, and never leave.
+    pub(super) fn push(
+        &mut self,
+        now: Instant,
+        delay: Duration,
+        fill: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<()> {
         self.advance(now);
         if self.start > 0 && self.start >= self.bytes.len() / 2 {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
         let before = self.bytes.len();
-        fill(&mut self.bytes);
+        fill(&mut self.bytes)?;
         let length = self.bytes.len() - before;
         if length == 0 {
-            return;
+            return Ok(());
         }
         if self.pieces.is_empty() {
             if delay.is_zero() {
                 self.due += length;
-                return;
+                return Ok(());
             }
             (self.first, self.last) = (now, now);
         }
@@ -72,8 +83,12 @@ impl Held {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         match self.pieces.back_mut() {
             Some(back) if after_us == 0 => back.length += length,
-            _ => self.pieces.push_back(Piece { after_us, length }),
+            _ => {
+                self.pieces.try_reserve(1)?;
+                self.pieces.push_back(Piece { after_us, length });
+            }
         }
+        Ok(())
     }
 
     /// Finds what may leave at `now`.
@@ -126,8 +141,17 @@ impl Held {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    fn push(held: &mut Held, now: Instant, delay: Duration, data: &[u8]) {
+        let fill = |bytes: &mut Vec<u8>| {
+            bytes.extend(data);
+            Ok(())
+        };
+        held.push(now, delay, fill).unwrap();
+    }
 
     #[test]
     fn a_byte_costs_at_most_32_bytes_of_memory_whatever_its_piece() {
@@ -140,7 +164,7 @@ mod tests {
             for step in 0..4 * HOLD / size {
                 now += Duration::from_micros(1);
                 let before = held.memory();
-                held.push(now, Duration::from_secs(60), |bytes| bytes.extend(std::iter::repeat_n(b'x', size)));
+                push(&mut held, now, Duration::from_secs(60), &[b'x'; 1024][..size]);
                 let memory = held.memory();
                 let peak = if memory == before { memory } else { memory + before };
                 if step < HOLD / size {
@@ -167,9 +191,9 @@ mod tests {
     fn a_queue_that_never_empties_reuses_the_memory_of_what_has_left() {
         let now = Instant::now();
         let mut held = Held::new(now);
-        held.push(now, Duration::ZERO, |bytes| bytes.extend([b'x'; 100]));
+        push(&mut held, now, Duration::ZERO, &[b'x'; 100]);
         for _ in 0..10_000 {
-            held.push(now, Duration::ZERO, |bytes| bytes.push(b'x'));
+            push(&mut held, now, Duration::ZERO, b"x");
             held.consume(1);
         }
         assert!(held.memory() <= 32 * held.len(), "{} bytes of memory for {}", held.memory(), held.len());
@@ -181,16 +205,16 @@ mod tests {
         let millis = |millis| start + Duration::from_millis(millis);
         let mut held = Held::new(start);
         // The second piece has the shorter delay, and waits for the first.
-        held.push(millis(0), Duration::from_millis(20), |bytes| bytes.extend(b"ab"));
-        held.push(millis(5), Duration::from_millis(1), |bytes| bytes.extend(b"cd"));
-        held.push(millis(30), Duration::from_millis(1), |bytes| bytes.extend(b"e"));
+        push(&mut held, millis(0), Duration::from_millis(20), b"ab");
+        push(&mut held, millis(5), Duration::from_millis(1), b"cd");
+        push(&mut held, millis(30), Duration::from_millis(1), b"e");
         assert_eq!((held.due(), held.next_at()), (&b"abcd"[..], Some(millis(31))));
         held.consume(3);
         held.advance(millis(31));
         assert_eq!((held.due(), held.next_at()), (&b"de"[..], None));
         held.consume(2);
         assert!(held.is_empty());
-        held.push(millis(3_600_000), Duration::from_secs(3600), |bytes| bytes.extend(b"f"));
+        push(&mut held, millis(3_600_000), Duration::from_secs(3600), b"f");
         held.advance(millis(7_199_999));
         assert_eq!((held.due(), held.next_at()), (&b""[..], Some(millis(7_200_000))));
         held.release();

@@ -6,7 +6,7 @@ mod tests;
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
-use super::bytes::ByteFaults;
+use super::bytes::{BYTES_MAX, ByteFaults};
 use super::held::Held;
 use super::pace::Pace;
 use super::{Effect, Fault, Kind, Moment};
@@ -186,7 +186,8 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
             return self.discard();
         }
         (self.delay, self.pace) = (None, Pace::default());
-        self.finish_input((self.clock)());
+        // Without memory the byte waits on, and is withheld still: the next call tries again.
+        let _ = self.finish_input((self.clock)());
         self.held.release();
     }
 
@@ -278,41 +279,50 @@ impl<S: Read + Write, C: Fn() -> Instant> FaultyStream<S, C> {
         bytes(self.reset).min(bytes(self.fin)).min(stall) - self.sent
     }
 
-    /// Puts bytes into the queue. Returns how many of `data` it took.
-    fn enqueue(&mut self, data: &[u8], now: Instant) -> usize {
+    /// Puts bytes into the queue. Returns how many of `data` it took. Fails if there is no memory for them.
+    fn enqueue(&mut self, data: &[u8], now: Instant) -> io::Result<usize> {
         let unmuted = usize::try_from(self.mute.map_or(u64::MAX, |mute| mute - self.queued)).unwrap_or(usize::MAX);
         if unmuted == 0 {
             self.hits.add_once(Kind::Mute);
-            return data.len();
+            return Ok(data.len());
         }
         let (room, delay) = (self.room().min(unmuted), self.draw_delay());
         let Self { held, bytes, hits, .. } = self;
         let (mut taken, before) = (data.len().min(room), held.len());
         held.push(now, delay, |output| {
             if bytes.is_none() {
-                return output.extend_from_slice(&data[..taken]);
+                output.try_reserve(taken)?;
+                output.extend_from_slice(&data[..taken]);
+                return Ok(());
             }
             taken = 0;
             let most = output.len().saturating_add(room);
             while taken < data.len() && output.len() < most {
+                output.try_reserve(BYTES_MAX)?;
                 bytes.push(data[taken], output, hits);
                 taken += 1;
             }
-        });
+            Ok(())
+        })?;
         let queued = self.held.len() - before;
         self.queued += queued as u64;
         if queued > 0 && !delay.is_zero() {
             self.hits.add_once(Kind::Delay);
         }
-        taken
+        Ok(taken)
     }
 
-    /// Puts a byte that waits for a next one into the queue: there is none.
-    fn finish_input(&mut self, now: Instant) {
-        if self.bytes.is_waiting() && !self.is_discarding {
-            let delay = self.draw_delay();
-            self.held.push(now, delay, |output| self.bytes.finish(output));
+    /// Puts a byte that waits for a next one into the queue: there is none. Fails if there is no memory for it.
+    fn finish_input(&mut self, now: Instant) -> io::Result<()> {
+        if !self.bytes.is_waiting() || self.is_discarding {
+            return Ok(());
         }
+        let delay = self.draw_delay();
+        self.held.push(now, delay, |output| {
+            output.try_reserve(BYTES_MAX)?;
+            self.bytes.finish(output);
+            Ok(())
+        })
     }
 
     fn draw_delay(&mut self) -> Duration {
@@ -428,7 +438,7 @@ impl<S: Read + Write, C: Fn() -> Instant> Read for FaultyStream<S, C> {
         }
         self.has_ended = true;
         let now = (self.clock)();
-        self.finish_input(now);
+        self.finish_input(now)?;
         self.send_due(now)?;
         self.is_suspended = self.has_output();
         if self.is_suspended { Err(ErrorKind::WouldBlock.into()) } else { Ok(0) }
@@ -443,7 +453,7 @@ impl<S: Read + Write, C: Fn() -> Instant> Write for FaultyStream<S, C> {
         if self.is_discarding {
             return Ok(data.len());
         }
-        let taken = if self.is_stalled() { 0 } else { self.enqueue(data, now) };
+        let taken = if self.is_stalled() { 0 } else { self.enqueue(data, now)? };
         self.send_due(now)?;
         if taken == 0 && !data.is_empty() { Err(ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }

@@ -95,6 +95,26 @@ fn memory_that_runs_out_while_serving_ends_one_connection_and_not_the_process() 
     assert!((1..=clients.len() as u64).contains(&failed), "{failed}");
 }
 
+#[test]
+#[cfg(target_os = "linux")]
+fn a_delay_that_holds_more_than_fits_in_memory_ends_its_connection_and_not_the_process() {
+    let rule = ["--fault", "delay=1h,hold=64MiB,after=1"];
+    let (mut server, address) = Process::serve(&[&["--buffer-size", "1MiB"], &rule[..]].concat());
+    let mut first = connect(address);
+    assert_echoes(&mut first, b"hola");
+    limit_memory(&server, 4 << 20);
+    let mut delayed = connect(address);
+    // Less than it holds at most: only a reset ends the write.
+    let error = delayed.write_all(&pattern(32 << 20)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    server.line_with("Connection closed: error: out of memory");
+    assert_echoes(&mut first, b"adios");
+    half_close(&first);
+    assert_ended(&mut first);
+    let ended = server.terminate();
+    assert!(ended.summary().contains("2 closed (1 end of stream, 1 failed)"), "{}", ended.summary());
+}
+
 /// Leaves a running process `bytes` of address space more than it has.
 #[cfg(target_os = "linux")]
 #[track_caller]
