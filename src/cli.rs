@@ -155,11 +155,14 @@ fn usage_error(subcommand: &str, reason: impl Display) -> ! {
 }
 
 /// Prints a line on standard error, and ignores that it cannot: `eprintln!` panics if standard error is closed or full.
-///
-/// The line may contain text from a file, or the name of one.
 pub(crate) fn print_error(line: &str) {
-    let line = format!("ecoloop: {}\n", format::strip_control(line));
+    let line = error_line(line) + "\n";
     let _ = output::write_whole(io::stderr(), &mut line.as_bytes());
+}
+
+/// Returns an error as it is printed. It may contain text from a file, or the name of one.
+fn error_line(error: &str) -> String {
+    format!("ecoloop: {}", format::strip_control(error))
 }
 
 /// Returns the exit status of a verdict.

@@ -214,7 +214,7 @@ impl Printer {
 }
 
 /// Prints a line on standard error, and waits at most `STDERR_TIMEOUT`: a pipe that is not read cannot delay the end.
-fn print_on_stderr(line: String) {
+pub(super) fn print_on_stderr(line: String) {
     let (sender, done) = mpsc::channel();
     let write = move || {
         let _ = write_whole(std::io::stderr(), &mut format!("{line}\n").as_bytes());

@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use super::descriptors;
 use super::faults::{self, FaultArguments};
 use super::hints::with_bind_hint;
-use super::log::{TARGET, Writer};
+use super::log::{TARGET, Writer, print_on_stderr};
 use super::log_observer::{Language, LogObserver, log_end, log_shutdown, log_so_far, log_start};
 use super::metrics::{self, TurnTimer};
 use super::output::{self, Output};
@@ -28,11 +28,11 @@ use super::sockets;
 use super::systemd::{self, Notifier, Watchdog};
 use super::trace::TraceFile;
 use super::trace_observer::Tracing;
-use super::usage_error;
 use super::values::{
     Address, Endpoint, SOCKETS, SocketArguments, count, duration, keepalive, mode, network, rate, size, source_limit,
     timeout,
 };
+use super::{error_line, usage_error};
 
 /// Where a server listens without an `ADDR`, as in the notes.
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5000);
@@ -275,7 +275,7 @@ impl Start {
         }
         let log = log_writer.finish();
         let _ = stage.ended_at.set(Instant::now());
-        // Both are written, even if the first fails.
+        // Each is tried, even if another fails.
         let traced = tracing.map_or(Ok(()), |tracing| tracing.write());
         let reported = match report_output {
             Some(Output::Stdout) if !log.is_written => {
@@ -284,12 +284,14 @@ impl Start {
             Some(output) => output.write(&document(&report, log.lost_lines)),
             None => Ok(()),
         };
-        let errors: Vec<_> = [traced, reported].into_iter().filter_map(Result::err).collect();
-        if !errors.is_empty() {
-            return Err(errors.join("; ").into());
+        let ended = ended.map_err(|error| format!("cannot wait for events: {error}"));
+        let errors: Vec<_> = [ended, traced, reported].into_iter().filter_map(Result::err).collect();
+        if errors.is_empty() {
+            return Ok(ExitCode::SUCCESS);
         }
-        ended.map_err(|error| format!("cannot wait for events: {error}"))?;
-        Ok(ExitCode::SUCCESS)
+        // `main` would wait for the reader of standard error, which may be that of the log, and have stopped.
+        print_on_stderr(error_line(&errors.join("; ")));
+        Ok(ExitCode::FAILURE)
     }
 }
 

@@ -289,6 +289,20 @@ fn with_both_outputs_closed_full_or_unread_the_exit_status_is_0() {
 }
 
 #[test]
+fn a_report_for_a_reader_that_has_stopped_fails_at_the_first_signal() {
+    let (unread, mut writer) = pipe().unwrap();
+    writer.write_all(&vec![b'x'; fcntl_getpipe_size(&writer).unwrap()]).unwrap();
+    let (_reserved, address) = reserve_port();
+    let mut command = ecoloop(&[&address.to_string(), "--reuse-port", "--report", "-"]);
+    command.stdout(writer.try_clone().unwrap()).stderr(writer);
+    let process = Process::adopt(command);
+    assert_echoes(&mut connect_eventually(address), b"hola");
+    let ended = process.terminate();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    drop(unread);
+}
+
+#[test]
 fn the_lines_before_a_failed_start_are_written() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = other.local_addr().unwrap().to_string();
