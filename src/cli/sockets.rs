@@ -28,14 +28,11 @@ pub(super) fn bind(
     unix: &[UnixAddress],
     config: Config,
 ) -> io::Result<Server<(), AnyListener>> {
-    let mut listeners = Vec::new();
-    if !addresses.is_empty() {
-        listeners.extend(bind_tcp(addresses, &config)?.into_iter().map(AnyListener::Tcp));
-    }
-    for address in unix {
-        listeners.push(AnyListener::Unix(UnixListener::bind(address, &config)?));
-    }
-    Server::from_transport(listeners, config)
+    // Before TCP: a port may be shared, and clients that reach it are reset if this server then does not start.
+    let unix = unix.iter().map(|address| UnixListener::bind(address, &config)).collect::<io::Result<Vec<_>>>()?;
+    let tcp = if addresses.is_empty() { Vec::new() } else { bind_tcp(addresses, &config)? };
+    let listeners = tcp.into_iter().map(AnyListener::Tcp).chain(unix.into_iter().map(AnyListener::Unix));
+    Server::from_transport(listeners.collect(), config)
 }
 
 impl AnyListener {

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, IoSlice, PipeReader, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -363,6 +363,21 @@ fn serve_listens_on_tcp_and_on_unix_sockets_together() {
     let ended = process.terminate();
     assert!(ended.summary().contains("3 connections accepted"), "{ended:?}");
     assert!(!path.exists());
+}
+
+#[test]
+fn no_tcp_socket_listens_before_each_unix_socket_is_bound() {
+    let (directory, path) = new_path();
+    let taken = Server::bind_unix(&path, Config::default()).unwrap();
+    let unix = format!("unix:{}", path.display());
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = port.local_addr().unwrap().to_string();
+    // The error is that of what is bound first.
+    let error = |arguments: &[&str]| Process::start(ecoloop(arguments)).wait().stderr.pop().unwrap();
+    assert!(error(&[&tcp, &unix]).starts_with(&format!("ecoloop: cannot listen on {unix}: ")));
+    drop(taken);
+    assert!(error(&[&tcp, &unix]).starts_with(&format!("ecoloop: cannot listen on {tcp}: ")));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "the file is left");
 }
 
 /// A path may have any byte but NUL: it must neither end a log line nor act on a terminal.
