@@ -420,7 +420,8 @@ impl Arguments {
         {
             log::warn!(
                 target: TARGET,
-                "--max-connections {requested} exceeds the descriptor limit of {limit}: raise it (ulimit -Hn)"
+                "--max-connections {requested} leaves fewer than {kept} of the {limit} descriptors for other files: raise the limit \
+                 (ulimit -Hn)"
             );
         }
         let count = requested.or(most).and_then(|count| usize::try_from(count).ok());

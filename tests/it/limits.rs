@@ -51,17 +51,42 @@ fn an_error_for_lack_of_descriptors_names_what_needs_one_and_the_limit_to_raise(
     for arguments in [&["serve", "127.0.0.1:0"][..], &["load", "-m", "1", "127.0.0.1:1"]] {
         // With fewer the dynamic linker fails, and with more the server starts.
         for limit in 5..=7 {
-            let plain = ecoloop(arguments);
-            let mut command = Command::new("sh");
-            command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
-            command.arg(plain.get_program()).args(plain.get_args());
-            let ended = Process::start(command).wait();
+            let ended = Process::start(with_descriptors(limit, &ecoloop(arguments))).wait();
             assert_eq!(ended.status.code(), Some(1), "{ended:?}");
             // A forecast may precede it.
             let line = ended.stderr.last().unwrap();
             assert!(line.starts_with("ecoloop: cannot "), "{line}");
             assert!(line.contains(": Too many open files (os error 24); raise the descriptor limit"), "{line}");
         }
+    }
+}
+
+/// Returns `command` with a descriptor limit, soft and hard.
+#[cfg(target_os = "linux")]
+fn with_descriptors(limit: u32, command: &Command) -> Command {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
+    limited.arg(command.get_program()).args(command.get_args());
+    limited
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn max_connections_that_leaves_too_few_descriptors_is_a_warning() {
+    let metrics = ["--metrics", "127.0.0.1:0"];
+    for (most, options, kept) in
+        [("136", &[][..], None), ("190", &[], Some(64)), ("72", &metrics, None), ("73", &metrics, Some(128))]
+    {
+        let arguments = [&["--lang", "en", "--max-connections", most, "127.0.0.1:0"], options].concat();
+        let mut server = Process::start(with_descriptors(200, &ecoloop(&arguments)));
+        let warnings: Vec<_> =
+            server.lines_through("on IP ").into_iter().filter(|line| line.contains(" WARN ")).collect();
+        let expected = kept.map(|kept| {
+            let reason = format!("leaves fewer than {kept} of the 200 descriptors for other files");
+            format!("--max-connections {most} {reason}: raise the limit (ulimit -Hn)")
+        });
+        assert_eq!(warnings.len(), usize::from(expected.is_some()), "{warnings:?}");
+        assert!(warnings.iter().zip(&expected).all(|(line, expected)| line.ends_with(expected)), "{warnings:?}");
     }
 }
 
@@ -247,25 +272,13 @@ mod load {
         assert_eq!(Process::start(limited(MEMORY_KIB, &command)).wait().status.code(), Some(0));
     }
 
-    /// Runs a command with a descriptor limit, soft and hard.
-    #[track_caller]
-    fn with_descriptors(limit: u32, command: &Command) -> Ended {
-        let mut limited = Command::new("sh");
-        limited.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
-        Process::start({
-            limited.arg(command.get_program()).args(command.get_args());
-            limited
-        })
-        .wait()
-    }
-
     #[test]
     fn a_load_stops_at_the_first_shortage_of_descriptors_as_its_warning_says() {
         let server = serve(Config::default());
         let address = server.local_addr().to_string();
         for mode in ["echo", "hold"] {
             let arguments = ["load", "--mode", mode, "-c", "1M", "-d", "100ms", "--json", "-", &address];
-            let ended = with_descriptors(100, &ecoloop(&arguments));
+            let ended = Process::start(with_descriptors(100, &ecoloop(&arguments))).wait();
             let [line] = &ended.stdout[..] else { panic!("not one line: {ended:?}") };
             let report = Report::from_json(line).unwrap();
             let forecast = format!("allows {} of 1000000 connections", report.connections.established);
@@ -283,7 +296,7 @@ mod load {
         let server = serve(Config::default());
         let address = server.local_addr().to_string();
         let arguments = ["load", "--mode", "churn", "-c", "200", "-d", "500ms", "--json", "-", &address];
-        let ended = with_descriptors(100, &ecoloop(&arguments));
+        let ended = Process::start(with_descriptors(100, &ecoloop(&arguments))).wait();
         let report = Report::from_json(&ended.stdout[0]).unwrap();
         assert!(report.connections.verified > 100, "{:?}", report.connections);
     }
