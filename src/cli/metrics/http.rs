@@ -6,7 +6,7 @@ use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
 /// Longest head of a request.
-pub(super) const HEAD_MAX: usize = 8192;
+const HEAD_MAX: usize = 8192;
 /// Most header fields of a request.
 const FIELDS_MAX: usize = 64;
 
@@ -18,7 +18,8 @@ pub(super) fn respond(bytes: &[u8], registry: &Registry, is_draining: bool) -> O
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
-        Ok(httparse::Status::Complete(_)) => {}
+        // Its length decides, and not in which pieces it has arrived.
+        Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => {}
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return None,
         _ => return Some(response("400 Bad Request", PLAIN, "cannot parse the request\n")),
     }
@@ -113,6 +114,11 @@ mod tests {
         assert_eq!(status(&head), None);
         head.push(b'x');
         assert_eq!(status(&head).as_deref(), Some("400"));
+        for (length, expected) in [(HEAD_MAX, "200"), (HEAD_MAX + 1, "400")] {
+            head.resize(length - 4, b'x');
+            let whole = [&head[..], b"\r\n\r\n"].concat();
+            assert_eq!(status(&whole).as_deref(), Some(expected), "{length} bytes");
+        }
         let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(FIELDS_MAX + 1));
         assert_eq!(status(many.as_bytes()).as_deref(), Some("400"));
     }
