@@ -23,7 +23,8 @@ pub(super) struct ConnectFaults<L: Listen> {
     current: Option<Connect>,
     /// When to look at the rules again.
     pub(super) next_at: Option<Instant>,
-    /// The sockets of `refuse`: closed, and bound again so that no other process takes the port, unless that failed.
+    /// The sockets of `refuse`: closed, and bound again, unless that failed. That keeps the port from processes that do not set
+    /// `SO_REUSEADDR`; with it, another can listen there (socket(7)).
     refusing: Vec<(L::Address, Option<Socket>)>,
     failure_logged_at: Option<Instant>,
 }
