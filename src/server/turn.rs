@@ -58,25 +58,22 @@ impl<O: Observer, L: Listen> EventLoop<O, L> {
     }
 
     /// Waits for events, at most for `timeout`. Polls without blocking first, for the configured time.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-        if self.echo.core.config.spin.is_zero() { self.reactor.wait(timeout) } else { self.spin(timeout) }
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if self.echo.core.config.spin.is_zero() { self.reactor.wait(timeout).map(drop) } else { self.spin(timeout) }
     }
 
     #[inline(never)]
-    fn spin(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+    fn spin(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let spin = self.echo.core.config.spin.min(timeout.unwrap_or(Duration::MAX));
         let start = clock::now();
         loop {
             let is_ready = self.reactor.wait(Some(Duration::ZERO))?;
             let elapsed = clock::now() - start;
-            if is_ready {
-                return Ok(true);
-            }
-            if timeout.is_some_and(|timeout| elapsed >= timeout) {
-                return Ok(false);
+            if is_ready || timeout.is_some_and(|timeout| elapsed >= timeout) {
+                return Ok(());
             }
             if elapsed >= spin {
-                return self.reactor.wait(timeout.map(|timeout| timeout.saturating_sub(elapsed)));
+                return self.reactor.wait(timeout.map(|timeout| timeout.saturating_sub(elapsed))).map(drop);
             }
         }
     }
