@@ -83,10 +83,6 @@ impl<L: Listen> Acceptor<L> {
         }
     }
 
-    pub(super) fn listener_count(&self) -> usize {
-        self.listeners.len()
-    }
-
     /// Accepts from listener `index` until `WouldBlock`, with at most `attempts` calls, while there is `room` for connections. Calls
     /// `admit` for each, which returns whether it is served; an error drops the connection. Counts the errors of both.
     ///

@@ -114,7 +114,7 @@ impl<O, L: Listen> Echo<O, L> {
             drop_packets(&SockRef::from(&socket), true)?;
         }
         listen::listen(&socket, &self.core.config)?;
-        let index = u32::try_from(self.core.acceptor.listener_count()).unwrap_or(u32::MAX);
+        let index = u32::try_from(self.core.acceptor.listeners().len()).unwrap_or(u32::MAX);
         let mut registered = None;
         let key = reactor.insert(wrap(socket), Interest::READABLE, |socket| {
             registered = Some(socket);
@@ -191,7 +191,7 @@ mod tests {
         let EventLoop { reactor, echo } = server.event_loop_mut();
         let end = Instant::now() + Duration::from_secs(1);
         echo.apply_connect_faults(reactor, end);
-        assert_eq!(echo.core.acceptor.listener_count(), 0);
+        assert_eq!(echo.core.acceptor.listeners().len(), 0);
         let again = end + Duration::from_millis(100);
         assert_eq!(echo.core.earliest_deadline(), Some(again));
 
@@ -210,7 +210,7 @@ mod tests {
         echo.begin_drain(reactor);
         assert_eq!(echo.core.connect_faults.next_at, None);
         echo.apply_connect_faults(reactor, Instant::now() + Duration::from_secs(1));
-        assert_eq!(echo.core.acceptor.listener_count(), 0);
+        assert_eq!(echo.core.acceptor.listeners().len(), 0);
     }
 
     #[test]

@@ -414,7 +414,7 @@ impl<O: Observer, L: Listen> Echo<O, L> {
     /// Accepts the connections that wait, closes the listeners, and looks for silent connections from now on.
     pub(super) fn begin_drain(&mut self, reactor: &mut EchoReactor<L>) {
         let backlog = self.core.config.backlog as usize;
-        for index in 0..self.core.acceptor.listener_count() {
+        for index in 0..self.core.acceptor.listeners().len() {
             self.accept(reactor, index, backlog);
         }
         self.close_listeners(reactor);
