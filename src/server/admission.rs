@@ -53,33 +53,32 @@ impl Admission {
             );
             return false;
         }
-        if let Some(limit) = self.limit {
-            let source = source(ip, limit);
-            if self.open.get(&source).is_some_and(|&open| open >= limit.connections) {
-                refused.per_source.add(1);
-                let most = limit.connections;
-                warn_rate_limited(
-                    &mut self.per_source_logged_at,
-                    clock::now(),
-                    format_args!("reset the connection from {address}: {source} has {most} open, the maximum"),
-                );
-                return false;
-            }
+        if let (Some(source), Some(limit)) = (self.source_of(address), self.limit)
+            && self.open.get(&source).is_some_and(|&open| open >= limit.connections)
+        {
+            refused.per_source.add(1);
+            let most = limit.connections;
+            warn_rate_limited(
+                &mut self.per_source_logged_at,
+                clock::now(),
+                format_args!("reset the connection from {address}: {source} has {most} open, the maximum"),
+            );
+            return false;
         }
         true
     }
 
     /// Counts a connection that was admitted.
     pub(super) fn opened(&mut self, address: SocketAddr) {
-        if let Some(limit) = self.limit.filter(|_| address != Peer::NO_ADDRESS) {
-            *self.open.entry(source(address.ip().to_canonical(), limit)).or_default() += 1;
+        if let Some(source) = self.source_of(address) {
+            *self.open.entry(source).or_default() += 1;
         }
     }
 
     /// Counts the close of one.
     pub(super) fn closed(&mut self, address: SocketAddr) {
-        let Some(limit) = self.limit.filter(|_| address != Peer::NO_ADDRESS) else { return };
-        if let Entry::Occupied(mut open) = self.open.entry(source(address.ip().to_canonical(), limit)) {
+        let Some(source) = self.source_of(address) else { return };
+        if let Entry::Occupied(mut open) = self.open.entry(source) {
             *open.get_mut() -= 1;
             if *open.get() == 0 {
                 open.remove();
@@ -87,19 +86,21 @@ impl Admission {
         }
     }
 
+    /// Returns the network that counts as one source with `address`, if sources are limited.
+    fn source_of(&self, address: SocketAddr) -> Option<IpNet> {
+        let limit = self.limit.filter(|_| address != Peer::NO_ADDRESS)?;
+        let ip = address.ip().to_canonical();
+        let network = match ip {
+            IpAddr::V4(ip) => Ipv4Net::new(ip, limit.ipv4_prefix).map(IpNet::V4),
+            IpAddr::V6(ip) => Ipv6Net::new(ip, limit.ipv6_prefix).map(IpNet::V6),
+        };
+        Some(network.map_or_else(|_| ip.into(), |network| network.trunc()))
+    }
+
     /// Returns the memory of closed connections.
     pub(super) fn shrink_to_fit(&mut self) {
         self.open.shrink_to_fit();
     }
-}
-
-/// Returns the network that counts as one source.
-fn source(ip: IpAddr, limit: SourceLimit) -> IpNet {
-    let network = match ip {
-        IpAddr::V4(ip) => Ipv4Net::new(ip, limit.ipv4_prefix).map(IpNet::V4),
-        IpAddr::V6(ip) => Ipv6Net::new(ip, limit.ipv6_prefix).map(IpNet::V6),
-    };
-    network.map_or_else(|_| ip.into(), |network| network.trunc())
 }
 
 #[cfg(test)]
