@@ -36,7 +36,7 @@ use ipnet::IpNet;
 use crate::ValueError;
 use crate::network;
 
-pub(crate) use self::draw::{Drawn, Rules};
+pub(crate) use self::draw::{Drawn, Rules, listening_at_start};
 pub(crate) use self::stream::{End, FaultyStream};
 
 /// Longest delay: the queue of delayed bytes stores times in 32 bits of microseconds.

@@ -52,26 +52,14 @@ impl Rules {
         if self.faults.is_empty() {
             return None;
         }
-        let (rule, fault) = self.listening_rule(clock::now().saturating_duration_since(self.started))?;
+        let (rule, fault) = listening_rule(&self.faults, clock::now().saturating_duration_since(self.started))?;
         let is_chosen = fault.selector.percent.is_none_or(|percent| self.percentile(rule, number) < percent);
         (fault.effect == Effect::Connect(Connect::Reset) && is_chosen).then_some(fault)
     }
 
     /// Returns what holds for the listening sockets: the first rule of its kind whose time it is.
     pub(crate) fn listening(&self, now: Instant) -> Option<Connect> {
-        self.listening_after(now.saturating_duration_since(self.started))
-    }
-
-    /// Returns what holds for the listening sockets before they listen.
-    pub(crate) fn listening_at_start(&self) -> Option<Connect> {
-        self.listening_after(Duration::ZERO)
-    }
-
-    fn listening_after(&self, elapsed: Duration) -> Option<Connect> {
-        match self.listening_rule(elapsed)?.1.effect {
-            Effect::Connect(connect) => Some(connect),
-            _ => None,
-        }
+        listening_after(&self.faults, now.saturating_duration_since(self.started))
     }
 
     /// Returns the next time, after `now`, at which [`listening`](Self::listening) may change.
@@ -88,11 +76,6 @@ impl Rules {
     /// Returns a seed for what is random on connection `number`.
     fn connection_seed(&self, number: u64) -> u64 {
         splitmix64(self.seed ^ splitmix64(number))
-    }
-
-    fn listening_rule(&self, elapsed: Duration) -> Option<(usize, &Fault)> {
-        let holds = |selector: &Selector| selector.at.as_ref().is_none_or(|at| at.contains(&elapsed));
-        self.faults.iter().enumerate().find(|(_, fault)| fault.kind() == Kind::Connect && holds(&fault.selector))
     }
 
     fn chooses(&self, rule: usize, number: u64, ip: IpAddr, elapsed: Duration) -> bool {
@@ -112,6 +95,23 @@ impl Rules {
         let fraction = (hash >> 11) as f64 / (1_u64 << 53) as f64;
         fraction * 100.0
     }
+}
+
+/// Returns what holds for the listening sockets before they listen.
+pub(crate) fn listening_at_start(faults: &[Fault]) -> Option<Connect> {
+    listening_after(faults, Duration::ZERO)
+}
+
+fn listening_after(faults: &[Fault], elapsed: Duration) -> Option<Connect> {
+    match listening_rule(faults, elapsed)?.1.effect {
+        Effect::Connect(connect) => Some(connect),
+        _ => None,
+    }
+}
+
+fn listening_rule(faults: &[Fault], elapsed: Duration) -> Option<(usize, &Fault)> {
+    let holds = |selector: &Selector| selector.at.as_ref().is_none_or(|at| at.contains(&elapsed));
+    faults.iter().enumerate().find(|(_, fault)| fault.kind() == Kind::Connect && holds(&fault.selector))
 }
 
 #[cfg(test)]
@@ -205,7 +205,7 @@ mod tests {
     fn the_listening_sockets_change_at_the_times_of_their_rules() {
         let rules =
             rules(&["connect=hang,at=1s..2s", "mute,at=3s..4s", "connect=refuse,at=1500ms..5s", "delay=1ms"], 1);
-        let (mut now, mut states) = (rules.started, vec![rules.listening_at_start()]);
+        let (mut now, mut states) = (rules.started, vec![listening_at_start(&rules.faults)]);
         let mut times = Vec::new();
         while let Some(next) = rules.next_change(now) {
             now = next;
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_rule_of_the_first_moment_holds_before_the_listening_sockets_listen() {
-        let at_start = |rule| rules(&[rule], 1).listening_at_start();
+        let at_start = |rule: &str| listening_at_start(&[rule.parse().unwrap()]);
         assert_eq!(at_start("connect=refuse,at=0s..1s"), Some(Connect::Refuse));
         assert_eq!(at_start("connect=hang"), Some(Connect::Hang));
     }

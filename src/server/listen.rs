@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::net::TcpListener;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use super::config::Config;
 use super::connect_faults::drop_packets;
 use crate::error::cannot;
-use crate::fault::{Connect, Rules};
+use crate::fault::{Connect, listening_at_start};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::log_target::LOG_TARGET;
 
@@ -36,7 +36,7 @@ pub(super) fn open(addresses: &[SocketAddr], config: &Config) -> io::Result<Vec<
         let socket = bind(address, config).map_err(|error| cannot_listen(address, error))?;
         sockets.push((address, socket));
     }
-    let at_start = Rules::new(&config.faults, config.fault_seed, Instant::now()).listening_at_start();
+    let at_start = listening_at_start(&config.faults);
     sockets
         .into_iter()
         .map(|(address, socket)| {
