@@ -40,16 +40,17 @@ use crate::support::{Ended, Process, TIMEOUT, ecoloop, join, serve};
 
 /// Message size, in bytes.
 const SIZE: usize = 64;
-/// The timeouts of a run against a faulty server.
+/// The timeout of a run in which one expires.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections of a run against a faulty server, and which of them has the fault.
 const CONNECTIONS: usize = 3;
 const FAULTY_CONNECTION: usize = 1;
 
+/// Returns settings whose timeouts do not expire on a loaded machine.
 fn config(address: impl Into<AnyAddress>) -> Config {
     let mut config = Config::new([address]);
-    config.timeout = SHORT_TIMEOUT;
-    config.connect_timeout = SHORT_TIMEOUT;
+    config.timeout = TIMEOUT;
+    config.connect_timeout = TIMEOUT;
     config.size = SIZE;
     config
 }
@@ -106,9 +107,6 @@ fn errors(report: &Report) -> Vec<ErrorRow<'_>> {
 fn run_on_server(change: impl FnOnce(&mut Config)) -> (Report, Stats) {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    // No timeout may expire on a loaded machine.
-    config.timeout = TIMEOUT;
-    config.connect_timeout = TIMEOUT;
     change(&mut config);
     let report = run(config);
     server.handle().drain();

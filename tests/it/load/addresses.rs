@@ -10,9 +10,9 @@ use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Session};
 use socket2::{Domain, Socket, Type};
 
-use super::{assert_clean, config, document, errors, run, run_command};
+use super::{SHORT_TIMEOUT, assert_clean, config, document, errors, run, run_command};
 use crate::few_ports::{self, Namespace};
-use crate::support::{Process, TIMEOUT, ecoloop, eventually, join, reserve_port, serve};
+use crate::support::{Process, ecoloop, eventually, join, reserve_port, serve};
 
 /// Returns an address that answers no connect: its backlog is full. It stays so while the other two live.
 fn silent_address() -> (SocketAddr, Socket, TcpStream) {
@@ -36,7 +36,9 @@ fn the_addresses_of_a_target_are_tried_in_order_until_one_accepts() {
         config.mode = mode;
         config.connections = 10;
         config.duration = Duration::from_millis(100);
-        config.timeout = TIMEOUT;
+        if fails == silent {
+            config.connect_timeout = SHORT_TIMEOUT;
+        }
         let report = run(config);
         assert_clean(&report);
         assert_eq!(report.config.targets, [server.local_addr()], "the report has the address that was used");

@@ -11,7 +11,7 @@ use ecoloop::transport::AnyAddress;
 
 use super::faulty_server::{echo, echo_messages, end_with_reset, faulty_server, read_message};
 use super::{config, run, run_on_server};
-use crate::support::{TIMEOUT, serve};
+use crate::support::serve;
 
 /// Longer than an echo takes on a loaded machine, as a median.
 const SLOW: Duration = Duration::from_millis(50);
@@ -36,7 +36,6 @@ fn run_on_eight_servers() -> Report {
     targets.insert(5, vec![faulty_server(|_, stream| echo_messages(stream, 3)).into()]);
     let mut config = config(targets[0][0].clone());
     (config.targets, config.connections, config.messages_per_connection) = (targets, 16, Some(10));
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     run(config)
 }
 
@@ -74,7 +73,6 @@ fn a_lost_message_has_the_same_age_in_the_figures_of_its_target() {
         let mut config = config(good.local_addr());
         config.targets.push(vec![resets.into()]);
         (config.mode, config.connections, config.duration) = (mode, 20, Duration::from_millis(100));
-        (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
         if mode == Mode::Echo {
             config.messages_per_connection = Some(3);
         }

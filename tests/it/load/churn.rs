@@ -10,7 +10,7 @@ use ecoloop::load::{self, Close, Interrupt, Mode, ProgressCell, Run, Step};
 
 use super::faulty_server::{discard, echo_messages, faulty_server, read_message};
 use super::{SIZE, assert_clean, assert_sums, config, errors, run, run_on_server};
-use crate::support::{TIMEOUT, eventually, reserve_port};
+use crate::support::{eventually, reserve_port};
 
 #[test]
 fn churn_replaces_connections_for_the_whole_window() {
@@ -86,7 +86,6 @@ fn an_interrupt_after_the_churn_window_does_not_change_the_held_count() {
     config.mode = Mode::Churn;
     config.connections = 2;
     config.messages_per_connection = Some(2);
-    config.timeout = TIMEOUT;
     config.duration = Duration::from_secs(1);
     let report = load::run(config, &interrupt, &ProgressCell::default()).unwrap();
     assert_sums(&report);
@@ -108,7 +107,7 @@ fn connections_that_close_after_the_churn_window_were_held_at_its_end() {
     });
     let mut config = config(address);
     (config.mode, config.connections, config.messages_per_connection) = (Mode::Churn, 2, Some(2));
-    (config.timeout, config.duration) = (TIMEOUT, Duration::from_secs(1));
+    config.duration = Duration::from_secs(1);
     let load = Run::from(config).spawn().unwrap();
     eventually("the end of the window", || load.progress().is_some_and(|progress| progress.step >= Step::Drain));
     drop(end);

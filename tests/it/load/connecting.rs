@@ -13,7 +13,7 @@ use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase};
 use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Step};
 
 use super::faulty_server::{echo, faulty_server};
-use super::{assert_clean, assert_sums, config, document, errors, run, run_command};
+use super::{SHORT_TIMEOUT, assert_clean, assert_sums, config, document, errors, run, run_command};
 use crate::support::{TIMEOUT, eventually, serve};
 
 #[test]
@@ -73,6 +73,7 @@ fn a_server_that_never_closes_ends_the_close_phase_after_one_timeout() {
     config.connections = 25;
     config.max_connecting = 1;
     config.messages_per_connection = Some(1);
+    config.timeout = SHORT_TIMEOUT;
     let report = run(config);
     assert_eq!(errors(&report), [(Phase::Close, ErrorName::Timeout, None, 25)]);
     assert_eq!((report.connections.held, report.messages.verified), (25, 25));
@@ -111,7 +112,6 @@ fn a_rate_that_cannot_be_reached_stops_neither_the_progress_nor_an_interrupt() {
         config.mode = mode;
         config.rate = Some(1e9);
         config.duration = Duration::from_secs(3600);
-        config.timeout = TIMEOUT;
         let (interrupt, progress) = (Interrupt::default(), ProgressCell::default());
         let run = {
             let (interrupt, progress) = (interrupt.clone(), progress.clone());
@@ -138,6 +138,7 @@ fn a_rate_that_cannot_be_reached_ends_once_its_timeouts_have_expired() {
     let mut config = config(server.local_addr());
     config.rate = Some(1e9);
     config.duration = Duration::from_secs(1);
+    config.timeout = SHORT_TIMEOUT;
     let report = run(config);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Timeout, None, 1)]);
     // The bounds of the window are whole nanoseconds.

@@ -13,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 use super::faulty_server::{
     Fault, assert_messages, discard, echo_messages, end_with_reset, faulty_server, read_message, run_on_faulty_server,
 };
-use super::{CONNECTIONS, ErrorRow, config, document, errors, run, run_command};
+use super::{CONNECTIONS, ErrorRow, SHORT_TIMEOUT, config, document, errors, run, run_command};
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve_port, serve};
 
 #[test]
@@ -93,6 +93,7 @@ fn connections_that_are_never_accepted_are_established_and_not_verified() {
     let mut config = config(listener.local_addr().unwrap());
     config.connections = 3;
     config.duration = Duration::from_millis(100);
+    config.timeout = SHORT_TIMEOUT;
     let report = run(config);
     let connections = report.connections;
     assert_eq!([connections.established, connections.verified, connections.held], [3, 0, 0]);
@@ -109,6 +110,7 @@ fn a_full_backlog_is_reported_as_a_connect_timeout() {
     let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
     config.connections = 3;
     config.duration = Duration::from_millis(100);
+    (config.timeout, config.connect_timeout) = (SHORT_TIMEOUT, SHORT_TIMEOUT);
     let report = run(config);
     assert_eq!((report.connections.established, report.connections.verified), (1, 0));
     let expected = [(Phase::Connect, ErrorName::Timeout, None, 2), (Phase::Receive, ErrorName::Timeout, None, 1)];
@@ -225,7 +227,6 @@ fn errors_before_the_window_are_in_no_second_of_it() {
     });
     let mut config = config(server.local_addr());
     config.targets.extend([vec![closed.into()], vec![closing.into()]]);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     (config.connections, config.duration) = (6, Duration::from_secs(2));
     let report = run(config);
     let expected = [

@@ -19,10 +19,9 @@ const FAULTED: u64 = 10;
 /// Bytes of a socket's buffers where a server must block at once.
 const SMALL_BUFFER: usize = 4096;
 
-/// Settings of a run of 100 connections, in which no timeout may expire on a loaded machine.
+/// Settings of a run of 100 connections.
 fn faulted(address: SocketAddr, rules: &[&str]) -> Config {
     let mut config = config(address);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     config.connections = 100;
     config.messages_per_connection = Some(5);
     config.faults = rules.iter().map(|rule| rule.parse().unwrap()).collect();

@@ -10,7 +10,7 @@ use ecoloop::load::Report;
 use ecoloop::load::report::{Ended as RunEnded, Verdict};
 use socket2::SockRef;
 
-use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, config, run};
+use super::{CONNECTIONS, FAULTY_CONNECTION, SHORT_TIMEOUT, SIZE, config, run};
 
 /// Messages per connection, without the first, which is not reported.
 pub(super) const MESSAGES: u64 = 20;
@@ -53,6 +53,7 @@ pub(super) fn run_on_faulty_server(echoed: usize, fault: Fault) -> Report {
     // One connect at a time, so that client and server number the connections alike.
     config.max_connecting = 1;
     config.messages_per_connection = Some(MESSAGES);
+    config.timeout = SHORT_TIMEOUT;
     let report = run(config);
     assert_eq!(report.verdict, Verdict::Fail);
     assert_eq!(report.connections.established, CONNECTIONS as u64);

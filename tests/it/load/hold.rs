@@ -13,8 +13,10 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{Fault, discard, echo, echo_messages, end_with_reset, faulty_server, read_message};
-use super::{CONNECTIONS, FAULTY_CONNECTION, SIZE, assert_clean, config, document, errors, run, run_on_server};
-use crate::support::{Process, TIMEOUT, ecoloop, eventually, half_close, serve};
+use super::{
+    CONNECTIONS, FAULTY_CONNECTION, SHORT_TIMEOUT, SIZE, assert_clean, config, document, errors, run, run_on_server,
+};
+use crate::support::{Process, ecoloop, eventually, half_close, serve};
 
 #[test]
 fn hold_sends_one_message_at_the_start_and_one_at_the_end() {
@@ -65,6 +67,7 @@ fn a_connect_timeout_has_no_hold_outcome() {
     config.mode = Mode::Hold;
     config.connections = 3;
     config.duration = Duration::from_millis(50);
+    (config.timeout, config.connect_timeout) = (SHORT_TIMEOUT, SHORT_TIMEOUT);
     let report = run(config);
     let timeouts = [(Phase::Connect, ErrorName::Timeout, None, 2), (Phase::Receive, ErrorName::Timeout, None, 1)];
     assert_eq!(errors(&report), timeouts);
@@ -89,7 +92,6 @@ fn a_late_connection_that_then_closes_is_counted_once() {
     config.mode = Mode::Hold;
     config.connections = 2;
     config.max_connecting = 1;
-    config.timeout = TIMEOUT;
     config.duration = Duration::from_millis(50);
     let report = run(config);
     assert_eq!(outcomes(&report), [0, 1, 0, 1, 0]);
@@ -138,7 +140,6 @@ fn the_time_after_which_a_server_closes_idle_connections_is_reported() {
     config.connections = 3;
     config.max_connecting = 1;
     config.duration = Duration::from_millis(800);
-    config.timeout = TIMEOUT;
     let report = run(config);
     assert_eq!(outcomes(&report), [1, 0, 0, 2, 0]);
     let after = report.hold.unwrap().closed_after_s.unwrap();
@@ -165,7 +166,7 @@ fn the_time_until_a_server_closes_counts_from_the_last_reply() {
     });
     let mut config = config(address);
     (config.mode, config.connections, config.max_connecting) = (Mode::Hold, 2, 1);
-    (config.duration, config.timeout) = (WINDOW, TIMEOUT);
+    config.duration = WINDOW;
     let report = run(config);
     assert_eq!(outcomes(&report), [1, 0, 0, 1, 0]);
     let after = report.hold.unwrap().closed_after_s.unwrap();

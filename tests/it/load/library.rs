@@ -88,7 +88,7 @@ fn invalid_settings_are_refused_before_the_thread_starts() {
 fn a_session_changes_rate_and_size_between_windows() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    (config.connections, config.rate, config.timeout) = (7, Some(100.0), TIMEOUT);
+    (config.connections, config.rate) = (7, Some(100.0));
     config.duration = Duration::from_millis(200);
     let mut session = Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap();
     let mut bytes = 7 * SIZE as u64;
@@ -114,7 +114,7 @@ fn a_session_changes_rate_and_size_between_windows() {
 fn a_session_with_poisson_arrivals_changes_its_size_between_windows() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    (config.connections, config.rate, config.timeout) = (2, Some(400.0), TIMEOUT);
+    (config.connections, config.rate) = (2, Some(400.0));
     config.arrivals = ArrivalProcess::Poisson;
     config.duration = Duration::from_millis(200);
     let mut session = Session::connect(config, &Interrupt::default(), &ProgressCell::default()).unwrap();

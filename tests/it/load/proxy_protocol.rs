@@ -5,12 +5,11 @@ use ecoloop::load::report::{Mode, Verdict};
 use ecoloop::load::{Config, ProxyVersion};
 
 use super::{CONNECTIONS, assert_clean, config, document, run, run_command};
-use crate::support::{Process, TIMEOUT, join, serve};
+use crate::support::{Process, join, serve};
 
 /// Returns the settings of a short run against `server`, which does not expire on a loaded machine.
 fn short(mode: Mode, version: ProxyVersion, server: &ecoloop::Running) -> Config {
     let mut config = config(server.local_addr());
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     (config.mode, config.proxy_protocol) = (mode, Some(version));
     config.connections = 3;
     config.duration = std::time::Duration::from_millis(100);

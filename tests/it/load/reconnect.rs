@@ -25,8 +25,6 @@ fn reconnecting(address: SocketAddr) -> Config {
     let mut config = config(address);
     config.reconnect = true;
     config.connections = u32::try_from(CONNECTIONS).unwrap();
-    config.timeout = TIMEOUT;
-    config.connect_timeout = TIMEOUT;
     config
 }
 

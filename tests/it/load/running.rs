@@ -8,7 +8,7 @@ use ecoloop::load::{Interrupt, Mode, ProgressCell, Report, run_with_reports};
 use rustix::process::Signal;
 
 use super::{assert_clean, assert_sums, config};
-use crate::support::{Process, Scratch, TIMEOUT, ecoloop, serve};
+use crate::support::{Process, Scratch, ecoloop, serve};
 
 #[test]
 fn a_run_reports_at_an_interval_and_its_last_report_is_the_same_as_without() {
@@ -16,7 +16,7 @@ fn a_run_reports_at_an_interval_and_its_last_report_is_the_same_as_without() {
         let server = serve(ServerConfig::default());
         let mut config = config(server.local_addr());
         (config.mode, config.rate, config.connections) = (mode, rate, 3);
-        (config.timeout, config.duration) = (TIMEOUT, Duration::from_millis(2500));
+        config.duration = Duration::from_millis(2500);
         let mut running: Vec<Report> = Vec::new();
         let interval = Duration::from_millis(100);
         let take = |report| running.push(report);

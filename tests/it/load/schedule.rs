@@ -261,7 +261,6 @@ fn the_rate_counts_the_replies_that_arrive_in_the_window() {
     config.rate = Some(100.0);
     config.warmup = Duration::from_secs(1);
     config.duration = Duration::from_millis(1500);
-    config.timeout = TIMEOUT;
     // A loaded machine can delay the replies further, beyond the window's end.
     let is_perfect = |report: &Report| {
         assert_clean(report);

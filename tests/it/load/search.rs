@@ -55,11 +55,9 @@ fn delaying_server(limit: Option<(usize, Duration)>) -> SocketAddr {
 fn search(address: SocketAddr, goal: &str, low: f64, high: f64) -> (Report, Vec<Probe>) {
     let mut search = Search::new(vec![goal.parse().unwrap()], low, high);
     (search.window, search.tolerance) = (Duration::from_millis(200), 0.5);
-    let mut config = config(address);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     let mut probes = Vec::new();
     let take = |probe: &Probe| probes.push(probe.clone());
-    let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), take).unwrap();
+    let report = find_rate(config(address), &search, &Interrupt::default(), &ProgressCell::default(), take).unwrap();
     assert_sums(&report);
     assert_eq!(report.search.as_ref().unwrap().probes, probes);
     (report, probes)
@@ -103,9 +101,7 @@ fn a_goal_on_errors_replaces_the_default_thresholds_in_the_verdict_too() {
     let goal = ["max<1h", "errors<=100", "unanswered<=100", "connections>=0"];
     let mut search = Search::new(goal.map(|expr| expr.parse().unwrap()).to_vec(), 50.0, 50.0);
     search.window = Duration::from_millis(200);
-    let mut config = config(address);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
-    let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), |_| ()).unwrap();
+    let report = find_rate(config(address), &search, &Interrupt::default(), &ProgressCell::default(), |_| ()).unwrap();
     assert_sums(&report);
     assert_eq!((report.connections.held, report.errors.len()), (0, 1), "{:?}", report.errors);
     let found_rate = report.search.as_ref().unwrap().found_rate;
@@ -126,7 +122,6 @@ fn bytes_after_the_last_window_fail_the_search() {
     let mut search = Search::new(vec!["p50<5s".parse().unwrap()], 50.0, 50.0);
     search.window = Duration::from_millis(200);
     let mut config = config(address);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     config.thresholds = vec!["errors>100".parse().unwrap()];
     let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), |_| ()).unwrap();
     assert_eq!((report.verify.extra_bytes, report.verify.findings.len()), (1, 1), "{:?}", report.verify);
@@ -150,7 +145,6 @@ fn connections_opened_anew_are_paced_from_when_they_are() {
     let mut search = Search::new(goal.map(|expr| expr.parse().unwrap()).to_vec(), 100.0, 100.0);
     search.window = Duration::from_millis(600);
     let mut config = config(address);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     (config.connections, config.connect_rate) = (5, Some(10.0));
     let mut ended = None;
     let take = |_: &Probe| _ = ended.get_or_insert_with(Instant::now);
@@ -317,8 +311,6 @@ fn a_server_that_is_gone_ends_the_search_without_a_rate() {
     let mut server = Some(server);
     let mut search = Search::new(vec!["p50<5s".parse().unwrap()], 50.0, 1e6);
     search.window = Duration::from_millis(200);
-    let mut config = config(address);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     let take = |probe: &Probe| {
         // After the first window that passed.
         if probe.passed
@@ -328,7 +320,7 @@ fn a_server_that_is_gone_ends_the_search_without_a_rate() {
             join(server);
         }
     };
-    let report = find_rate(config, &search, &Interrupt::default(), &ProgressCell::default(), take).unwrap();
+    let report = find_rate(config(address), &search, &Interrupt::default(), &ProgressCell::default(), take).unwrap();
     let search = report.search.as_ref().unwrap();
     assert_eq!((search.found_rate, search.limited_by, search.server_gone), (None, Some(LimitedBy::Server), true));
     assert!(search.probes.last().is_some_and(|probe| probe.passed), "{search:?}");

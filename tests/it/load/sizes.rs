@@ -5,7 +5,7 @@ use ecoloop::load::report::FindingKind;
 
 use super::faulty_server::faulty_server;
 use super::{assert_clean, config, document, run, run_command, run_on_server};
-use crate::support::{TIMEOUT, serve};
+use crate::support::serve;
 
 /// The smallest and the largest size, and the bytes of two messages in a row.
 const SIZES: (usize, usize, u64) = (1, 300, 301);
@@ -52,7 +52,6 @@ fn a_wrong_byte_in_a_message_of_any_size_is_found() {
     });
     let mut config = config(address);
     (config.size, config.size_max, config.messages_per_connection) = (SIZES.0, Some(SIZES.1), Some(1000));
-    config.timeout = TIMEOUT;
     let report = run(config);
     let finding = &report.verify.findings[0];
     assert_eq!((finding.kind, finding.offset), (FindingKind::Flipped, 5000));

@@ -9,7 +9,7 @@ use ecoloop::load::{ArrivalProcess, Config, Mode, RateStage, Report};
 
 use super::faulty_server::{discard, echo_messages, faulty_server};
 use super::{assert_clean, assert_sums, config, document, run, run_command, run_on_server};
-use crate::support::{TIMEOUT, half_close, serve};
+use crate::support::{half_close, serve};
 
 /// Nothing listens there, and nothing will: every message is due, and none is sent.
 const DEAD: &str = "127.0.0.1:1";
@@ -73,7 +73,7 @@ fn what_is_never_sent_belongs_to_the_stage_in_which_it_was_due() {
         discard(stream)
     });
     let mut config = config(address);
-    (config.stages, config.timeout, config.connect_timeout) = (ramps(), TIMEOUT, TIMEOUT);
+    config.stages = ramps();
     let report = run(config);
     assert_stages_add_up(&report);
     assert_eq!(due(&report.stages), [100, 200, 0, 100]);
@@ -216,7 +216,6 @@ fn a_poisson_process_keeps_the_due_time_of_each_message_in_flight() {
     let mut config = config(address);
     (config.connections, config.rate, config.arrivals) = (2, Some(1000.0), ArrivalProcess::Poisson);
     config.duration = Duration::from_millis(500);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     let report = run(config);
     let messages = report.messages;
     assert_eq!((messages.verified, messages.due > 40), (40, true), "{messages:?}");

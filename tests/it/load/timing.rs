@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
-use super::{SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
+use super::{SHORT_TIMEOUT, SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
 use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, eventually, limited, reserve_port, serve};
 
 const MILLISECOND: u64 = 1000;
@@ -100,7 +100,6 @@ fn a_deferred_message_is_late_only_until_it_was_found_due() {
     config.rate = Some(100.0);
     config.pipeline = Some(1);
     config.duration = Duration::from_millis(500);
-    config.timeout = TIMEOUT;
     let report = run(config);
     assert_clean(&report);
     assert_eq!((report.messages.due, report.lateness_us.count), (50, 50));
@@ -128,8 +127,6 @@ fn a_paced_connect_counts_from_when_it_was_due() {
     config.connections = 3;
     config.max_connecting = 1;
     config.connect_rate = Some(100.0);
-    config.connect_timeout = TIMEOUT;
-    config.timeout = TIMEOUT;
     config.messages_per_connection = Some(1);
     let report = run(config);
     assert_clean(&report);
@@ -171,7 +168,6 @@ fn churn_at_a_rate_sees_the_stop_of_a_server() {
     config.connections = 1000;
     config.rate = Some(200.0);
     config.duration = Duration::from_secs(5);
-    config.timeout = TIMEOUT;
     let report = thread::scope(|scope| {
         let report = scope.spawn(|| load::run(config, &Interrupt::default(), &ProgressCell::default()).unwrap());
         thread::sleep(Duration::from_secs(2));
@@ -221,7 +217,6 @@ fn churn_at_a_rate_sends_the_other_messages_of_a_connection_as_it_answers() {
     config.warmup = Duration::from_millis(100);
     config.duration = Duration::from_millis(200);
     config.messages_per_connection = Some(3);
-    config.timeout = TIMEOUT;
     config.thresholds = vec!["rate>200%".parse().unwrap()];
     let report = run(config);
     assert_clean(&report);
@@ -399,6 +394,7 @@ fn an_open_loop_without_a_connection_leaves_every_message_unsent() {
         // Nobody waits for it.
         config.duration = Duration::from_secs(3600);
         config.messages_per_connection = messages;
+        config.timeout = SHORT_TIMEOUT;
         let report = run(config);
         assert_eq!((report.r#loop, report.verdict), (Loop::Open, Verdict::Fail));
         assert_eq!((report.messages.due, report.messages.unsent), (due, due));
@@ -455,7 +451,7 @@ fn a_pause_of_the_caller_in_the_window_is_a_gap() {
     const PAUSE: Duration = Duration::from_millis(300);
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    (config.timeout, config.duration) = (TIMEOUT, Duration::from_secs(2));
+    config.duration = Duration::from_secs(2);
     let mut has_paused = false;
     let take = |report: Report| {
         if report.timeline.len() == 1 && !has_paused {

@@ -18,17 +18,16 @@ use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{SIZE, assert_clean, assert_sums, config, document, errors, metrics, run, run_command};
-use crate::support::{Ended, Process, Scratch, TIMEOUT, ecoloop, eventually, serve};
+use crate::support::{Ended, Process, Scratch, ecoloop, eventually, serve};
 use crate::unix::new_path;
 
 fn unix(path: &Path) -> UnixAddress {
     UnixAddress::new(path).unwrap()
 }
 
-/// Returns the settings of a run that does not expire on a loaded machine.
-fn patient(address: impl Into<AnyAddress>) -> Config {
+/// Returns the settings of a run of four connections.
+fn of_four(address: impl Into<AnyAddress>) -> Config {
     let mut config = config(address);
-    (config.timeout, config.connect_timeout) = (TIMEOUT, TIMEOUT);
     (config.connections, config.duration) = (4, Duration::from_millis(100));
     config
 }
@@ -46,7 +45,7 @@ fn both_ends_agree_on_a_path_and_on_a_name_in_every_mode() {
             (Mode::Churn, Some(200.0)),
         ] {
             let server = Server::bind_unix(text, ServerConfig::default()).unwrap().spawn().unwrap();
-            let mut config = patient(server.local_addr());
+            let mut config = of_four(server.local_addr());
             (config.mode, config.rate) = (mode, rate);
             let report = run(config);
             // On a loaded machine the last connections of a schedule may not begin.
@@ -97,7 +96,7 @@ fn a_connect_waits_while_the_backlog_is_full() {
     let (_directory, path) = new_path();
     let listener = listen_with_room_for_one(&path);
     let _first = UnixStream::connect(&path).unwrap();
-    let load = Run::from(patient(unix(&path))).spawn().unwrap();
+    let load = Run::from(of_four(unix(&path))).spawn().unwrap();
     // All have found a full backlog: nobody accepts.
     eventually("four connects", || load.progress().is_some_and(|progress| progress.opened == 4));
     thread::spawn(move || listener.incoming().for_each(|stream| drop(thread::spawn(|| echo(stream.unwrap())))));
@@ -112,7 +111,7 @@ fn a_full_backlog_is_a_connect_timeout() {
     let (_directory, path) = new_path();
     let _listener = listen_with_room_for_one(&path);
     let _first = UnixStream::connect(&path).unwrap();
-    let mut config = patient(unix(&path));
+    let mut config = of_four(unix(&path));
     config.connect_timeout = Duration::from_millis(200);
     let report = run(config);
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Timeout, Some("EAGAIN"), 4)]);
@@ -124,7 +123,7 @@ fn an_interrupt_ends_connects_that_wait() {
     let (_directory, path) = new_path();
     let _listener = listen_with_room_for_one(&path);
     let _first = UnixStream::connect(&path).unwrap();
-    let load = Run::from(patient(unix(&path))).spawn().unwrap();
+    let load = Run::from(of_four(unix(&path))).spawn().unwrap();
     eventually("four connects", || load.progress().is_some_and(|progress| progress.opened == 4));
     load.interrupt();
     let report = load.join().unwrap();
@@ -194,7 +193,7 @@ fn replies_before_a_servers_close_are_counted() {
             });
         }
     });
-    let mut config = patient(unix(&path));
+    let mut config = of_four(unix(&path));
     config.messages_per_connection = Some(5);
     let report = run(config);
     // Over TCP a client sends its fourth message, and then reads the end of the stream. Here the write fails.
@@ -212,7 +211,7 @@ fn a_close_with_unread_bytes_is_a_reset() {
             thread::spawn(move || stream.read_exact(&mut [0; 1]));
         }
     });
-    let report = run(patient(unix(&path)));
+    let report = run(of_four(unix(&path)));
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Reset, Some("ECONNRESET"), 4)]);
 }
 
@@ -221,7 +220,7 @@ fn tcp_and_unix_targets_share_the_connections() {
     let (_directory, path) = new_path();
     let _unix_server = Server::bind_unix(&path, ServerConfig::default()).unwrap().spawn().unwrap();
     let tcp_server = serve(ServerConfig::default());
-    let mut config = patient(tcp_server.local_addr());
+    let mut config = of_four(tcp_server.local_addr());
     config.targets.push(vec![unix(&path).into()]);
     config.messages_per_connection = Some(10);
     let report = run(config);
@@ -233,7 +232,7 @@ fn tcp_and_unix_targets_share_the_connections() {
 #[test]
 fn what_tcp_alone_has_is_refused() {
     let (_directory, path) = new_path();
-    let mut config = patient(unix(&path));
+    let mut config = of_four(unix(&path));
     config.close = Close::Rst;
     assert_eq!(config.validate().unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
     let target = format!("unix:{}", path.display());
@@ -313,7 +312,7 @@ fn a_header_without_addresses_is_sent_in_the_library_too() {
     let mut server_config = ServerConfig::default();
     server_config.proxy_protocol = true;
     let _server = Server::bind_unix(&path, server_config).unwrap().spawn().unwrap();
-    let mut config = patient(unix(&path));
+    let mut config = of_four(unix(&path));
     config.proxy_protocol = Some(ProxyVersion::V2);
     assert_clean(&run(config));
 }
@@ -364,7 +363,7 @@ fn a_client_half_closes_a_unix_socket() {
         stream.shutdown(Shutdown::Write).unwrap();
         all.len()
     });
-    let mut config = patient(unix(&path));
+    let mut config = of_four(unix(&path));
     (config.connections, config.messages_per_connection) = (1, Some(2));
     let report = run(config);
     assert_eq!(server.join().unwrap(), 3 * SIZE);

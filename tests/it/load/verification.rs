@@ -221,7 +221,7 @@ fn a_server_that_speaks_first_is_asked_whether_it_echoes() {
 
 /// Interrupts a run once the server has written its wrong bytes, and returns the report.
 fn interrupt_after(is_written: &mpsc::Receiver<()>, mut config: Config) -> Report {
-    (config.timeout, config.connect_timeout) = (TIMEOUT * 100, TIMEOUT);
+    config.timeout = TIMEOUT * 100;
     let run = Run::from(config).spawn().unwrap();
     is_written.recv_timeout(TIMEOUT).unwrap();
     run.interrupt();

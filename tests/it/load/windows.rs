@@ -20,7 +20,6 @@ use crate::support::{Process, TIMEOUT, ecoloop, eventually, half_close, join, re
 fn windows_share_only_their_connections() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    config.timeout = TIMEOUT;
     config.connections = 5;
     config.pipeline = Some(3);
     config.messages_per_connection = Some(40);
@@ -53,7 +52,6 @@ fn windows_share_only_their_connections() {
 fn each_window_of_an_open_loop_has_its_own_schedule() {
     let server = serve(ServerConfig::default());
     let mut config = config(server.local_addr());
-    config.timeout = TIMEOUT;
     // 150 messages do not divide evenly by 7 connections, so that each window starts from other counts.
     config.connections = 7;
     config.rate = Some(1000.0);
@@ -78,6 +76,7 @@ fn nothing_is_sent_and_no_timeout_expires_between_windows() {
     let mut config = config(server.local_addr());
     config.connections = 3;
     config.duration = Duration::from_millis(50);
+    config.timeout = SHORT_TIMEOUT;
     let mut session = connect_session(config);
     assert_clean(&session.measure().unwrap());
     let before = server.handle().stats();
