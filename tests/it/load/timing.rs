@@ -105,7 +105,7 @@ fn a_deferred_message_is_late_only_until_it_was_found_due() {
     assert_eq!((report.messages.due, report.lateness_us.count), (50, 50));
     assert!(report.messages.deferred >= 40, "{:?}", report.messages);
     assert!(report.latency_us.p90.unwrap() > 1000 * MILLISECOND, "{:?}", report.latency_us);
-    assert!(report.lateness_us.p50.unwrap() < 100 * MILLISECOND, "{:?}", report.lateness_us);
+    assert!(2 * report.lateness_us.p50.unwrap() < report.latency_us.p50.unwrap(), "{:?}", report.lateness_us);
 }
 
 // ---- connect latency ----
@@ -203,8 +203,9 @@ fn churn_at_a_rate_counts_a_wait_for_a_place_from_when_the_connection_was_due() 
     assert!((2..=11).contains(&messages.verified), "{messages:?}");
     assert!(messages.deferred >= 80, "{messages:?}");
     assert_eq!(report.lateness_us.count, 100);
-    assert!(report.connect_us.max.unwrap() > 300 * MILLISECOND, "{:?}", report.connect_us);
-    assert!(report.lateness_us.p50.unwrap() < 100 * MILLISECOND, "{:?}", report.lateness_us);
+    let waited = report.connect_us.max.unwrap();
+    assert!(waited > 300 * MILLISECOND, "{:?}", report.connect_us);
+    assert!(3 * report.lateness_us.p50.unwrap() < waited, "{:?}", report.lateness_us);
 }
 
 #[test]
