@@ -86,11 +86,29 @@ fn assert_sums(report: &Report) {
     }
 }
 
+/// Asserts that all that was due was sent, and came back.
 #[track_caller]
 fn assert_clean(report: &Report) {
+    assert_all_returned(report);
+    assert_eq!(report.messages.unsent, 0);
+}
+
+/// Asserts that each connection of a churn at a rate was opened, and had its one message back. On a loaded machine, the last ones may
+/// have no turn before the end of the window.
+#[track_caller]
+fn assert_opened(report: &Report) {
+    assert_all_returned(report);
+    let messages = report.messages;
+    assert_eq!(report.connections.opened_total, messages.verified);
+    assert!(messages.verified > 0, "{messages:?}");
+}
+
+/// Asserts that all that was sent came back.
+#[track_caller]
+fn assert_all_returned(report: &Report) {
     assert_eq!((&report.errors[..], &report.verify.findings[..]), (&[][..], &[][..]));
     let messages = report.messages;
-    assert_eq!((messages.unsent, messages.unanswered, messages.failed), (0, 0, 0));
+    assert_eq!((messages.unanswered, messages.failed), (0, 0), "{messages:?}");
     // A loaded machine can keep the generator from its schedule, or from its core.
     let has_passed = matches!(report.verdict, Verdict::Pass | Verdict::Inconclusive);
     assert!(has_passed && report.ended == RunEnded::Complete, "{:?}: {:?}", report.verdict, report.thresholds);

@@ -14,7 +14,10 @@ use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
-use super::{SHORT_TIMEOUT, SIZE, assert_clean, assert_sums, config, document, errors, run, run_command};
+use super::{
+    SHORT_TIMEOUT, SIZE, assert_all_returned, assert_clean, assert_opened, assert_sums, config, document, errors, run,
+    run_command,
+};
 use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, eventually, limited, reserve_port, serve};
 
 const MILLISECOND: u64 = 1000;
@@ -175,10 +178,11 @@ fn churn_at_a_rate_sees_the_stop_of_a_server() {
         report.join().unwrap()
     });
     assert_sums(&report);
-    assert_clean(&report);
+    assert_opened(&report);
     assert_eq!((report.r#loop, report.config.rate), (Loop::Open, Some(200.0)));
-    assert_eq!((report.messages.due, report.connections.opened_total), (1000, 1000));
-    assert_eq!((report.connect_us.count, report.lateness_us.count), (1000, 1000));
+    let opened = report.connections.opened_total;
+    assert_eq!((report.messages.due, report.connect_us.count), (1000, opened));
+    assert!((opened..=1000).contains(&report.lateness_us.count), "{:?}", report.lateness_us);
     // A fifth of the connections was due during the stop, and waited up to a second.
     assert!(report.latency_us.p90.unwrap() > 400 * MILLISECOND, "{:?}", report.latency_us);
 }
@@ -202,7 +206,8 @@ fn churn_at_a_rate_counts_a_wait_for_a_place_from_when_the_connection_was_due() 
     assert_eq!((messages.due, messages.unsent + messages.verified), (100, 100), "{messages:?}");
     assert!((2..=11).contains(&messages.verified), "{messages:?}");
     assert!(messages.deferred >= 80, "{messages:?}");
-    assert_eq!(report.lateness_us.count, 100);
+    // The first one did not wait, and the last ones may have no turn before the end of the window.
+    assert!((messages.deferred + 1..=100).contains(&report.lateness_us.count), "{:?}", report.lateness_us);
     let waited = report.connect_us.max.unwrap();
     assert!(waited > 300 * MILLISECOND, "{:?}", report.connect_us);
     assert!(3 * report.lateness_us.p50.unwrap() < waited, "{:?}", report.lateness_us);
@@ -220,12 +225,16 @@ fn churn_at_a_rate_sends_the_other_messages_of_a_connection_as_it_answers() {
     config.messages_per_connection = Some(3);
     config.thresholds = vec!["rate>200%".parse().unwrap()];
     let report = run(config);
-    assert_clean(&report);
+    assert_all_returned(&report);
+    // On a loaded machine, the last connections may have no turn before the end of the window.
+    let unopened = report.messages.unsent;
     // Connections of the warm-up are not reported, and at the end of the window a connection sends none of its remaining messages.
-    assert_eq!((report.connections.opened_total, report.lateness_us.count, report.connect_us.count), (150, 100, 100));
+    assert_eq!((report.connections.opened_total + unopened, report.connect_us.count + unopened), (150, 100));
+    assert!((100 - unopened..=100).contains(&report.lateness_us.count), "{:?}", report.lateness_us);
     // 500 connections a second have 1,500 messages.
     assert!(!report.thresholds.last().unwrap().failed, "{:?}", report.thresholds);
-    assert!((200..=300).contains(&report.messages.due), "{:?}", report.messages);
+    // Of a connection that was not opened, one message is due.
+    assert!((200 - unopened..=300).contains(&report.messages.due), "{:?}", report.messages);
 }
 
 #[test]
