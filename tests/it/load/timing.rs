@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
-use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Report, run_with_reports};
+use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Report, Run, run_with_reports};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 
@@ -120,18 +120,20 @@ fn a_paced_connect_counts_from_when_it_was_due() {
     listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     listener.listen(0).unwrap();
     let address = listener.local_addr().unwrap().as_socket().unwrap();
-    thread::spawn(move || {
-        thread::sleep(Duration::from_millis(300));
-        for stream in TcpListener::from(listener).incoming() {
-            thread::spawn(move || echo(&mut stream.unwrap()));
-        }
-    });
     let mut config = config(address);
     config.connections = 3;
     config.max_connecting = 1;
     config.connect_rate = Some(100.0);
     config.messages_per_connection = Some(1);
-    let report = run(config);
+    let load = Run::from(config).spawn().unwrap();
+    eventually("the second connect", || load.progress().is_some_and(|progress| progress.opened == 2));
+    thread::spawn(move || {
+        for stream in TcpListener::from(listener).incoming() {
+            thread::spawn(move || echo(&mut stream.unwrap()));
+        }
+    });
+    let report = load.join().unwrap();
+    assert_sums(&report);
     assert_clean(&report);
     // The third connect is due 10 ms after the second, and waits until that one is done.
     assert_eq!(report.connect_us.count, 3);
