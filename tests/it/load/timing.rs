@@ -335,11 +335,13 @@ fn no_close_times_out_because_the_generator_was_stopped() {
 
 #[test]
 fn a_timeout_expires_although_the_generator_was_stopped_before() {
-    let (server, address) = Process::serve(&[]);
+    let (mut server, address) = Process::serve(&[]);
     let target = address.to_string();
     let arguments = ["-c", "3", "-m", "1000000", "--timeout", "500ms", "--json", "-", &target];
     let process = Process::start(ecoloop(&[&["load"], &arguments[..]].concat()));
-    thread::sleep(Duration::from_millis(300));
+    for _ in 0..3 {
+        server.line_with("Connection from:");
+    }
     stop_for(&process, Duration::from_millis(300));
     server.pause();
     let start = Instant::now();
