@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 #[cfg(target_os = "linux")]
 use crate::support::limit_descriptors;
 use crate::support::{
-    Ended, Process, Scratch, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, pattern,
+    Ended, Process, Scratch, assert_echoes, assert_ended, await_injected, connect, ecoloop, eventually, half_close,
+    pattern,
 };
 
 /// Every other call fails, from the first on.
@@ -126,8 +127,7 @@ fn serve_five_clients_with(fault: &str, options: &[&str]) -> Ended {
     let ended = server.terminate();
     let counts = "5 connections accepted, 5 closed (5 end of stream), 15000 bytes in, 15000 bytes out";
     assert!(ended.summary().contains(counts), "{fault}: {}", ended.summary());
-    // strace may exit after the server.
-    eventually("an injected failure", || fs::read_to_string(trace.path()).unwrap().contains("(INJECTED)"));
+    await_injected(&trace);
     ended
 }
 
@@ -211,13 +211,15 @@ fn churn_pauses_after_a_failed_registration() {
 #[test]
 #[ignore = "needs strace"]
 fn a_failed_read_of_the_signals_pipe_does_not_keep_the_server_from_ending() {
-    let command = strace("recvfrom:error=ENOMEM:when=1", &["127.0.0.1:0"], NO_TRACE);
+    let trace = Scratch::new("strace");
+    let command = strace("recvfrom:error=ENOMEM:when=1", &["127.0.0.1:0"], trace.path());
     // The thread that waits for signals is traced too: its first call fails.
     let mut traced = Command::new("strace");
     traced.arg("-f").args(command.get_args());
     let mut server = Process::start(traced);
     server.listening();
     assert_eq!(server.terminate().status.code(), Some(0));
+    await_injected(&trace);
 }
 
 /// Runs one in twenty cases, or as many as 40 seconds allow. `tests/errors/run` runs them all.

@@ -622,6 +622,15 @@ impl Scratch {
     }
 }
 
+/// Waits until a trace of strace has a call into which a failure or a delay was injected. strace may exit after the process.
+#[track_caller]
+pub(crate) fn await_injected(trace: &Scratch) {
+    eventually("an injected fault", || {
+        let calls = fs::read_to_string(trace.path()).unwrap();
+        calls.contains("(INJECTED)") || calls.contains("(DELAYED)")
+    });
+}
+
 /// Sets the soft descriptor limit of a running process.
 #[cfg(target_os = "linux")]
 #[track_caller]

@@ -14,7 +14,9 @@ use super::faulty_server::{
     Fault, assert_messages, discard, echo_messages, end_with_reset, faulty_server, read_message, run_on_faulty_server,
 };
 use super::{CONNECTIONS, ErrorRow, SHORT_TIMEOUT, config, document, errors, run, run_command};
-use crate::support::{Ended, Process, TIMEOUT, ecoloop, half_close, join, reserve_port, serve};
+use crate::support::{
+    Ended, Process, Scratch, TIMEOUT, await_injected, ecoloop, half_close, join, reserve_port, serve,
+};
 
 #[test]
 fn fin_instead_of_a_reply_is_closed_early() {
@@ -194,10 +196,12 @@ fn a_close_after_a_message_that_was_sent_in_part_fails_the_message() {
         discard(stream)
     });
     let load = ecoloop(&["load", "-s", "100KiB", "-m", "1", "--timeout", "1h", "--json", "-", &address.to_string()]);
+    let trace = Scratch::new("strace");
     let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=sendto:error=EAGAIN:when=2+"]);
+    command.args(["-f", "-qq", "-o", trace.path(), "-e", "trace=sendto", "-e", "inject=sendto:error=EAGAIN:when=2+"]);
     command.arg(load.get_program()).args(load.get_args());
     let (_, report) = document(&Process::start(command).wait());
+    await_injected(&trace);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
 }
 

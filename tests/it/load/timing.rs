@@ -18,7 +18,9 @@ use super::{
     SHORT_TIMEOUT, SIZE, assert_all_returned, assert_clean, assert_opened, assert_sums, config, document, errors, run,
     run_command,
 };
-use crate::support::{CpuQuota, Process, TIMEOUT, ecoloop, eventually, limited, reserve_port, serve};
+use crate::support::{
+    CpuQuota, Process, Scratch, TIMEOUT, await_injected, ecoloop, eventually, limited, reserve_port, serve,
+};
 
 const MILLISECOND: u64 = 1000;
 
@@ -452,14 +454,17 @@ fn stop_for(process: &Process, time: Duration) {
     process.resume();
 }
 
-/// Runs a load under strace, with `fault` injected into every `call`.
+/// Runs a load under strace, with `fault` injected into `call`.
 #[track_caller]
 fn run_with(call: &str, fault: &str, arguments: &[&str]) -> crate::support::Ended {
+    let trace = Scratch::new("strace");
     let load = ecoloop(&[&["load"], arguments].concat());
     let mut command = Command::new("strace");
-    command.args(["-D", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+    command.args(["-D", "-qq", "-o", trace.path(), "-e", &format!("trace={call}")]);
     command.args(["-e", &format!("inject={call}:{fault}")]).arg(load.get_program()).args(load.get_args());
-    Process::start(command).wait()
+    let ended = Process::start(command).wait();
+    await_injected(&trace);
+    ended
 }
 
 #[test]
