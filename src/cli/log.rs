@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::escape::Escaped;
-use super::output::write_whole;
+use super::output::{is_writable, write_whole};
 
 /// The name in brackets on each line.
 pub(super) const TARGET: &str = "ecoloop";
@@ -25,6 +25,8 @@ const SEPARATOR: char = '\x1e';
 /// How long the process waits at its end for standard output, then for standard error: together a second.
 const STDOUT_TIMEOUT: Duration = Duration::from_millis(900);
 const STDERR_TIMEOUT: Duration = Duration::from_millis(100);
+/// How often it waits for standard error if that can take a line: the thread that writes it may have had no CPU.
+const STDERR_WAITS_MAX: u32 = 10;
 
 /// Ends the log.
 pub(super) struct Writer {
@@ -93,8 +95,8 @@ impl Writer {
         LostLines(Arc::clone(&self.queue))
     }
 
-    /// Waits at most a second until all is written. If standard output does not show how many lines were lost, prints it on standard
-    /// error.
+    /// Waits at most a second until all is written, or two on a busy machine. If standard output does not show how many lines were lost,
+    /// prints it on standard error.
     pub(super) fn finish(mut self) -> Finished {
         self.is_finished = true;
         self.flush()
@@ -213,15 +215,21 @@ impl Printer {
     }
 }
 
-/// Prints a line on standard error, and waits at most `STDERR_TIMEOUT`: a pipe that is not read cannot delay the end.
+/// Prints a line on standard error, and waits at most `STDERR_TIMEOUT` if that is full: a pipe that is not read cannot delay the end.
 pub(super) fn print_on_stderr(line: String) {
     let (sender, done) = mpsc::channel();
     let write = move || {
         let _ = write_whole(std::io::stderr(), &mut format!("{line}\n").as_bytes());
         let _ = sender.send(());
     };
-    if thread::Builder::new().spawn(write).is_ok() {
-        let _ = done.recv_timeout(STDERR_TIMEOUT);
+    if thread::Builder::new().spawn(write).is_err() {
+        return;
+    }
+    for _ in 0..STDERR_WAITS_MAX {
+        let is_over = done.recv_timeout(STDERR_TIMEOUT) != Err(RecvTimeoutError::Timeout);
+        if is_over || !is_writable(std::io::stderr()) {
+            return;
+        }
     }
 }
 

@@ -56,6 +56,11 @@ pub(super) fn write_whole(to: impl AsFd, bytes: &mut &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns whether a write would not wait now.
+pub(super) fn is_writable(to: impl AsFd) -> bool {
+    poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(1)
+}
+
 /// Writes a text for people to standard output. A reader that is gone, such as a pager, has read enough.
 pub(super) fn print(mut text: &[u8]) -> Result<(), String> {
     match write_whole(io::stdout(), &mut text) {
