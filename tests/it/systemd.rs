@@ -265,13 +265,25 @@ fn a_manager_with_an_abstract_name_or_that_starts_anew_is_told() {
 
 #[test]
 fn without_watchdog_or_as_that_of_another_process_nothing_feeds_it() {
-    let manager = Manager::new();
-    let mut command = manager.service(&["-q"]);
-    command.env("WATCHDOG_USEC", "2000").env("WATCHDOG_PID", "1");
-    let mut server = Process::start(command);
-    assert_eq!([manager.receive(), manager.receive()], ["READY=1\n", "STATUS=0 connections\n"]);
-    server.signal_until_ended(Signal::TERM);
-    assert_eq!(manager.receive(), "STOPPING=1\n");
+    for variables in [&[][..], &[("WATCHDOG_USEC", "2000"), ("WATCHDOG_PID", "1")]] {
+        let manager = Manager::new();
+        let mut command = manager.service(&[]);
+        command.envs(variables.iter().copied());
+        let mut server = Process::start(command);
+        let mut client = connect(server.listening());
+        assert_echoes(&mut client, b"hola");
+        server.signal(Signal::TERM);
+        // After 100 ms of silence: time to feed the watchdog a hundred times.
+        assert_ended(&mut client);
+        drop(client);
+        assert!(server.wait().status.success());
+        manager.socket.set_nonblocking(true).unwrap();
+        let (mut messages, mut buffer) = (String::new(), [0; 1024]);
+        while let Ok(length) = manager.socket.recv(&mut buffer) {
+            messages += str::from_utf8(&buffer[..length]).unwrap();
+        }
+        assert!(messages.contains("STOPPING=1") && !messages.contains("WATCHDOG"), "{variables:?}: {messages}");
+    }
 }
 
 /// strace delays the waits of the main thread, and does not follow the others. With -D the child is the server.
