@@ -6,7 +6,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
 
 use rustix::io::ioctl_fionbio;
 use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
@@ -105,13 +104,11 @@ fn serve_into(
 #[test]
 fn a_second_signal_while_the_log_waits_for_its_reader_does_not_cost_the_report() {
     let report = Scratch::new("second");
-    let (process, address, _reader) = serve_into_a_pipe(&report);
+    let (mut process, address, _reader) = serve_into_a_pipe(&report);
     send(address, QUEUED_MESSAGES);
     process.signal(Signal::TERM);
     eventually("the end of the server", || TcpStream::connect(address).is_err());
-    // A signal that comes sooner is a repeat of the first.
-    thread::sleep(Duration::from_millis(400));
-    process.signal(Signal::TERM);
+    process.signal_until_ended(Signal::TERM);
     let ended = process.wait();
     assert!(lost_lines(&ended, &report) > 0);
 }
