@@ -317,22 +317,16 @@ fn stop_and_the_timeouts_close_connections_with_faults() {
 fn a_client_that_does_not_read_is_stalled_whatever_delays_its_echo() {
     let mut config = narrow();
     config.stall_timeout = Some(Duration::from_millis(300));
-    config.faults = faulty(&["delay=1ms,hold=1MiB"]).faults;
+    config.faults = faulty(&["delay=500ms,hold=1MiB"]).faults;
     let server = serve(config);
     let mut client = connect_narrow(server.local_addr());
     // Waits longer than the timeout for its echo, but reads it.
-    let mut slow = serve_slow(&server);
+    let mut slow = connect(server.local_addr());
+    assert_echoes(&mut slow, b"hola");
     let error = client.write_all(&pattern(16 << 20)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     eventually("the close", || server.handle().stats().closed.stalled == 1);
     assert_echoes(&mut slow, b"adios");
-}
-
-#[track_caller]
-fn serve_slow(server: &Running) -> TcpStream {
-    let mut slow = connect(server.local_addr());
-    assert_echoes(&mut slow, b"hola");
-    slow
 }
 
 #[test]
