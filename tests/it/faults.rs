@@ -342,15 +342,15 @@ fn a_stalled_client_that_resets_is_closed() {
 
 #[test]
 fn connects_time_out_while_they_hang_and_then_succeed() {
-    let (server, address) = Process::serve(&["--fault", "connect=hang,at=0s..2s"]);
     let start = Instant::now();
+    let (server, address) = Process::serve(&["--fault", "connect=hang,at=0s..2s"]);
     // More than a backlog of 0 completes.
     for _ in 0..5 {
         let error = TcpStream::connect_timeout(&address, Duration::from_millis(50)).unwrap_err();
         assert!(error.kind() == ErrorKind::TimedOut || start.elapsed() > Duration::from_secs(1), "{error}");
     }
     eventually("a connect", || TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok());
-    assert!(start.elapsed() >= Duration::from_millis(1500), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
     assert_echoes(&mut connect(address), b"hola");
     drop(server);
 }
