@@ -1,33 +1,15 @@
 //! Which clients are served: those over a limit wait, or are reset and counted.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use ecoloop::{Config, WhenFull};
 use serde_json::json;
-use socket2::{Domain, Socket, Type};
 
 use crate::support::{
-    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, eventually, half_close, serve,
+    Process, Scratch, assert_echoes, assert_ended, assert_receives, assert_reset, connect, connect_from, eventually,
+    half_close, serve,
 };
-
-/// Asserts that the server resets the connection, and sends nothing before.
-#[track_caller]
-fn assert_reset(mut client: TcpStream) {
-    assert_eq!(client.read(&mut [0; 64]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-}
-
-/// Connects from an address of the loopback interface.
-#[track_caller]
-fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-    socket.set_write_timeout(Some(TIMEOUT)).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.into()
-}
 
 #[test]
 fn when_full_clients_are_reset_until_a_connection_closes() {

@@ -13,8 +13,8 @@ use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{
-    Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, connect_narrow,
-    ecoloop, eventually, half_close, join, narrow, pattern, reset, serve,
+    Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, connect_from,
+    connect_narrow, ecoloop, eventually, half_close, join, narrow, pattern, reset, serve,
 };
 
 /// Returns a configuration with these rules.
@@ -461,11 +461,7 @@ fn connections_are_accepted_one_at_a_time() {
 fn rules_choose_by_the_source() {
     let server = serve(faulty(&["reset=0,from=127.0.0.8/30"]));
     let from = |last| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from(([127, 0, 0, last], 0)).into()).unwrap();
-        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-        socket.connect(&server.local_addr().into()).unwrap();
-        let mut client = TcpStream::from(socket);
+        let mut client = connect_from([127, 0, 0, last], server.local_addr());
         let _ = client.shutdown(Shutdown::Write);
         read_all(&mut client).1
     };

@@ -9,11 +9,11 @@ use std::time::Duration;
 use ecoloop::Config;
 use ecoloop::load::{self, Interrupt, ProgressCell};
 use rustix::process::Signal;
-use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::support::{
-    Ended, Process, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening, serve,
+    Ended, Process, TIMEOUT, assert_echoes, assert_ended, connect, connect_from, ecoloop, eventually, half_close,
+    is_listening, serve,
 };
 
 /// A proxy that runs in the foreground, with its configuration.
@@ -93,16 +93,6 @@ fn start(command: &[&str], template: &str, bind: &str, server: SocketAddr, optio
         true
     });
     proxy.unwrap()
-}
-
-/// Connects from an address of the loopback interface.
-#[track_caller]
-fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.into()
 }
 
 /// Asserts that the log of a server behind a proxy names the clients of both families, and that they receive their echo.

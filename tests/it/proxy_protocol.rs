@@ -8,8 +8,8 @@ use ecoloop::{CloseReason, Config, Running, Server, SourceLimit, Turn, WhenFull}
 use serde_json::json;
 
 use crate::support::{
-    Event, Process, Recorder, Scratch, assert_echoes, assert_ended, assert_receives, await_reset, await_unread,
-    connect, eventually, half_close, join, pattern, reset,
+    Event, Process, Recorder, Scratch, assert_echoes, assert_ended, assert_receives, assert_reset, await_reset,
+    await_unread, connect, eventually, half_close, join, pattern, reset,
 };
 
 const BAD_HEADER: CloseReason = CloseReason::Failed(ErrorKind::InvalidData);
@@ -48,12 +48,6 @@ fn connect_sending(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut client = connect(address);
     client.write_all(bytes).unwrap();
     client
-}
-
-/// Asserts that the server resets the connection, and sends nothing before.
-#[track_caller]
-fn assert_reset(mut client: TcpStream) {
-    assert_eq!(client.read(&mut [0; 64]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 /// Returns the events of a connection, and the one address that they name.

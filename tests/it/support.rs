@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -39,6 +39,18 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Connects as [`connect`] from an address of the loopback interface.
+#[track_caller]
+pub(crate) fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket.set_write_timeout(Some(TIMEOUT)).unwrap();
+    socket.set_tcp_nodelay(true).unwrap();
+    socket.connect(&address.into()).unwrap();
+    socket.into()
+}
+
 /// Sends `message`, and asserts that it comes back.
 #[track_caller]
 pub(crate) fn assert_echoes(stream: &mut TcpStream, message: &[u8]) {
@@ -62,6 +74,12 @@ pub(crate) fn assert_ended(stream: &mut TcpStream) {
     // Unlike `read` it retries after EINTR, which suspending the machine causes (signal(7)).
     stream.take(64).read_to_end(&mut rest).unwrap();
     assert_eq!(rest, b"");
+}
+
+/// Asserts that the server resets the connection, and sends nothing before.
+#[track_caller]
+pub(crate) fn assert_reset(mut client: TcpStream) {
+    assert_eq!(client.read(&mut [0; 64]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 /// Sends FIN, and keeps reading possible.
