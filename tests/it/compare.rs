@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use ecoloop::Config;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Ended, Process, Scratch, ecoloop, eventually, reserve_port, serve};
+use crate::support::{Ended, Process, Scratch, ecoloop, eventually, reserve_port, serve, with_descriptors};
 
 /// Writes `count` windows, one a line, whose median latency is near `p50` microseconds.
 #[track_caller]
@@ -99,10 +98,7 @@ fn a_process_holds_the_connections_to_both_live_servers() {
     let servers = [(), ()].map(|()| serve(Config::default()));
     let addresses = servers.each_ref().map(|server| server.local_addr().to_string());
     let live = ["compare", "--live", "-c", "60", "-d", "50ms", "--windows", "1", &addresses[0], &addresses[1]];
-    let plain = ecoloop(&live);
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 100 && exec \"$0\" \"$@\""]).arg(plain.get_program()).args(plain.get_args());
-    let ended = Process::start(command).wait();
+    let ended = Process::start(with_descriptors(100, &ecoloop(&live))).wait();
     let forecast = |line: &String| line.contains("ulimit -Hn (100) allows ") && line.contains(" of 120 connections: ");
     assert!(ended.stderr.iter().any(forecast), "{ended:?}");
 }

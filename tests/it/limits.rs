@@ -4,10 +4,6 @@
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
-#[cfg(target_os = "linux")]
-use std::process::Command;
-#[cfg(target_os = "linux")]
-#[cfg(target_os = "linux")]
 use std::time::Duration;
 
 use ecoloop::Config;
@@ -18,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use crate::support::connect_with_buffers;
 use crate::support::{
     Process, Scratch, assert_echoes, assert_ended, assert_receives, connect, connect_narrow, ecoloop, eventually,
-    half_close, limited, narrow, pattern, serve, stall,
+    half_close, limited, narrow, pattern, serve, stall, with_descriptors,
 };
 
 /// Address space that is enough for a few connections, in KiB.
@@ -59,15 +55,6 @@ fn an_error_for_lack_of_descriptors_names_what_needs_one_and_the_limit_to_raise(
             assert!(line.contains(": Too many open files (os error 24); raise the descriptor limit"), "{line}");
         }
     }
-}
-
-/// Returns `command` with a descriptor limit, soft and hard.
-#[cfg(target_os = "linux")]
-fn with_descriptors(limit: u32, command: &Command) -> Command {
-    let mut limited = Command::new("sh");
-    limited.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
-    limited.arg(command.get_program()).args(command.get_args());
-    limited
 }
 
 #[test]

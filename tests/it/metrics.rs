@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Process, Scratch, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening,
-    limit_descriptors, reserve_port, reset,
+    limit_descriptors, reserve_port, reset, with_descriptors,
 };
 
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -156,10 +156,8 @@ fn a_full_server_is_healthy_and_its_metrics_show_that_it_is_full() {
 /// The default is what the descriptor limit leaves for connections.
 #[test]
 fn the_maximum_without_the_option_leaves_descriptors_for_the_metrics() {
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 500 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ecoloop")]);
-    command.args(["127.0.0.1:0", "--metrics", "127.0.0.1:0", "--lang", "en"]);
-    let mut server = Process::start(command);
+    let command = ecoloop(&["127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+    let mut server = Process::start(with_descriptors(500, &command));
     server.listening();
     let line = server.line_with("/metrics");
     let metrics = line.split("http://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();

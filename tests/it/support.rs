@@ -147,8 +147,18 @@ pub(crate) fn chromium(profile: &Path, arguments: &[&str]) -> Command {
 
 /// Returns `command` with `kib` KiB of address space (`ulimit -v`): what it cannot allocate fails.
 pub(crate) fn limited(kib: u64, command: &Command) -> Command {
+    with_limit(&format!("-v {kib}"), command)
+}
+
+/// Returns `command` with a descriptor limit, soft and hard (`ulimit -n`): the binary raises the soft one to the hard one.
+pub(crate) fn with_descriptors(limit: u32, command: &Command) -> Command {
+    with_limit(&format!("-n {limit}"), command)
+}
+
+/// Returns `command` with a limit of the shell, and with its log in English in any locale.
+fn with_limit(limit: &str, command: &Command) -> Command {
     let mut limited = Command::new("sh");
-    limited.args(["-c", &format!("ulimit -v {kib} && exec \"$0\" \"$@\"")]);
+    limited.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
     limited.arg(command.get_program()).args(command.get_args());
     for name in ["LC_ALL", "LC_MESSAGES", "LANG"] {
         limited.env_remove(name);

@@ -15,7 +15,7 @@ use super::faulty_server::{
 };
 use super::{CONNECTIONS, ErrorRow, SHORT_TIMEOUT, config, document, errors, run, run_command};
 use crate::support::{
-    Ended, Process, Scratch, TIMEOUT, await_injected, ecoloop, half_close, join, reserve_port, serve,
+    Ended, Process, Scratch, TIMEOUT, await_injected, ecoloop, half_close, join, reserve_port, serve, with_descriptors,
 };
 
 #[test]
@@ -156,10 +156,7 @@ fn running_out_of_descriptors_is_distinct_from_a_refusal_and_prints_a_hint() {
     let address = server.local_addr().to_string();
     let limited = |address: &str| {
         let load = ecoloop(&["load", "-c", "100", "-m", "2", "--json", "-", address]);
-        let mut command = Command::new("sh");
-        // `ulimit -n` sets the hard limit too: the load generator raises its soft limit to it.
-        command.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(load.get_program()).args(load.get_args());
-        Process::start(command).wait()
+        Process::start(with_descriptors(40, &load)).wait()
     };
     let ended = limited(&address);
     let (_, report) = document(&ended);
