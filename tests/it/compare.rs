@@ -1,15 +1,13 @@
 //! `ecoloop compare`, of files and of live servers.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::thread;
 use std::time::Duration;
 
 use ecoloop::Config;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::load::faulty_server::slow_server;
 use crate::support::{Ended, Process, Scratch, ecoloop, eventually, reserve_port, serve, with_descriptors};
 
 /// Writes `count` windows, one a line, whose median latency is near `p50` microseconds.
@@ -145,30 +143,10 @@ fn reports_that_cannot_be_compared_are_refused_by_name() {
     }
 }
 
-/// Echoes on one thread a connection, each message after 100 ms: longer than an echo takes on a loaded machine.
-fn slow_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            thread::spawn(move || {
-                let mut stream = stream.unwrap();
-                let mut message = [0; 64];
-                while stream.read_exact(&mut message).is_ok() {
-                    thread::sleep(Duration::from_millis(100));
-                    if stream.write_all(&message).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
 #[test]
 fn two_servers_are_measured_in_turn_over_connections_that_last() {
-    let (old, new) = (serve(Config::default()), slow_server());
+    // The delay is longer than an echo takes on a loaded machine.
+    let (old, new) = (serve(Config::default()), slow_server(Duration::from_millis(100)));
     let (address, pid) = (old.local_addr().to_string(), std::process::id().to_string());
     let live = ["--live", "-c", "2", "-d", "150ms", "--windows", "6", "--server-pids", &pid, &pid];
     let ended = compare(&[&live[..], &["--json", "-", &address, &new.to_string()]].concat());

@@ -8,7 +8,7 @@ mod command_line;
 mod connecting;
 mod failures;
 mod faults;
-mod faulty_server;
+pub(crate) mod faulty_server;
 mod hold;
 mod library;
 mod metrics;

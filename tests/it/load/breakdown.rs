@@ -1,7 +1,5 @@
 //! The figures of each target and of each source.
 
-use std::io::Write;
-use std::thread;
 use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
@@ -9,7 +7,7 @@ use ecoloop::load::report::{Figures, TargetFigures};
 use ecoloop::load::{Mode, Report, merge};
 use ecoloop::transport::AnyAddress;
 
-use super::faulty_server::{echo, echo_messages, end_with_reset, faulty_server, read_message};
+use super::faulty_server::{echo, echo_messages, end_with_reset, faulty_server, read_message, slow_server};
 use super::{config, run, run_on_server};
 use crate::support::serve;
 
@@ -20,19 +18,7 @@ const SLOW: Duration = Duration::from_millis(50);
 fn run_on_eight_servers() -> Report {
     let good: Vec<_> = (0..6).map(|_| serve(ServerConfig::default())).collect();
     let mut targets: Vec<_> = good.iter().map(|server| vec![AnyAddress::from(server.local_addr())]).collect();
-    targets.insert(
-        2,
-        vec![
-            faulty_server(|_, stream| {
-                loop {
-                    let message = read_message(stream)?;
-                    thread::sleep(SLOW);
-                    stream.write_all(&message)?;
-                }
-            })
-            .into(),
-        ],
-    );
+    targets.insert(2, vec![slow_server(SLOW).into()]);
     targets.insert(5, vec![faulty_server(|_, stream| echo_messages(stream, 3)).into()]);
     let mut config = config(targets[0][0].clone());
     (config.targets, config.connections, config.messages_per_connection) = (targets, 16, Some(10));

@@ -34,6 +34,17 @@ pub(super) fn faulty_server(
     address
 }
 
+/// Spawns a server that echoes each message after `delay`, one at a time on each connection.
+pub(crate) fn slow_server(delay: Duration) -> SocketAddr {
+    faulty_server(move |_, stream| {
+        loop {
+            let message = read_message(stream)?;
+            thread::sleep(delay);
+            stream.write_all(&message)?;
+        }
+    })
+}
+
 /// What the server does with the faulty connection from the first message that it does not echo.
 pub(super) type Fault = fn(&mut TcpStream, Vec<u8>) -> std::io::Result<()>;
 

@@ -13,7 +13,7 @@ use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Report, Run, run_with_r
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 
-use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
+use super::faulty_server::{echo, echo_messages, faulty_server, read_message, slow_server};
 use super::{
     SHORT_TIMEOUT, SIZE, assert_all_returned, assert_clean, assert_opened, assert_sums, config, document, errors, run,
     run_command,
@@ -93,15 +93,8 @@ fn a_healthy_generator_is_late_by_less_than_a_millisecond() {
 
 #[test]
 fn a_deferred_message_is_late_only_until_it_was_found_due() {
-    // Each answer takes longer than ten messages.
-    let address = faulty_server(|_, stream| {
-        loop {
-            let message = read_message(stream)?;
-            thread::sleep(Duration::from_millis(100));
-            stream.write_all(&message)?;
-        }
-    });
-    let mut config = config(address);
+    // Each answer takes as long as ten messages.
+    let mut config = config(slow_server(Duration::from_millis(100)));
     config.rate = Some(100.0);
     config.pipeline = Some(1);
     config.duration = Duration::from_millis(500);
@@ -193,13 +186,7 @@ fn churn_at_a_rate_sees_the_stop_of_a_server() {
 
 #[test]
 fn churn_at_a_rate_counts_a_wait_for_a_place_from_when_the_connection_was_due() {
-    let address = faulty_server(|_, stream| {
-        let message = read_message(stream)?;
-        thread::sleep(Duration::from_millis(100));
-        stream.write_all(&message)?;
-        echo(stream)
-    });
-    let mut config = config(address);
+    let mut config = config(slow_server(Duration::from_millis(100)));
     config.mode = Mode::Churn;
     config.rate = Some(100.0);
     config.duration = Duration::from_secs(1);
