@@ -130,19 +130,38 @@ fn a_blocked_sigterm_is_unblocked() {
     assert!(server.terminate().summary().contains("0 connections accepted"));
 }
 
+/// A server in the background of a terminal, whose process ID is in a file. It ignores the end of the terminal: it is killed if the
+/// test fails.
+struct Background(Scratch);
+
+impl Background {
+    fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(fs::read_to_string(self.0.path()).ok()?.trim().parse().ok()?)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if thread::panicking()
+            && let Some(pid) = self.pid()
+        {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
 #[test]
 fn the_background_of_a_terminal_does_not_stop_the_server() {
     let program = env!("CARGO_BIN_EXE_ecoloop");
-    let pid = Scratch::new("pid");
-    let shell = format!("stty tostop; {program} 127.0.0.1:0 --lang en & echo $! > {}; wait", pid.path());
+    let server = Background(Scratch::new("pid"));
+    let shell = format!("stty tostop; {program} 127.0.0.1:0 --lang en & echo $! > {}; wait", server.0.path());
     let mut command = Command::new("script");
     // -m: a job in the background has a process group of its own, and SIGTTOU stops it when it writes.
     command.args(["-qefc", &format!("sh -mc '{shell}'"), "/dev/null"]).stdin(Stdio::null());
     let mut terminal = Process::start(command);
     let address = terminal.listening();
     assert_echoes(&mut connect(address), b"hola");
-    let server = fs::read_to_string(pid.path()).unwrap().trim().parse().unwrap();
-    kill_process(Pid::from_raw(server).unwrap(), Signal::TERM).unwrap();
+    kill_process(server.pid().unwrap(), Signal::TERM).unwrap();
     terminal.line_with("Done: 1 connection accepted");
     terminal.wait();
 }
