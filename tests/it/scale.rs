@@ -237,8 +237,8 @@ fn pending_output_costs_at_most_one_buffer_and_its_memory_is_reused() {
     }
 }
 
-/// Initial retransmission timeout of a SYN (RFC 6298, section 2).
-const RETRANSMISSION: Duration = Duration::from_secs(1);
+/// A socket that is not connected after this time has lost its SYN, which is sent again after a second (RFC 6298, section 2).
+const LOST: Duration = Duration::from_millis(900);
 
 #[test]
 fn a_burst_of_connects_on_the_servers_core_causes_no_syn_retransmission() {
@@ -260,24 +260,34 @@ fn a_burst_of_connects_on_the_servers_core_causes_no_syn_retransmission() {
 
 #[track_caller]
 fn assert_burst_is_served(address: SocketAddr) {
-    let sockets: Vec<_> = (0..2000).map(|_| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()).collect();
-    let mut late = Vec::new();
-    for socket in &sockets {
-        socket.set_nonblocking(true).unwrap();
-        let start = Instant::now();
-        // `connect` returns EINPROGRESS, though on the loopback the handshake is mostly done by then.
-        let _ = socket.connect(&address.into());
-        if socket.peer_addr().is_err() {
-            late.push((socket, start));
+    eventually("a burst that takes less time than a SYN that is lost", || {
+        let sockets: Vec<_> = (0..2000).map(|_| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()).collect();
+        let (begin, mut late) = (Instant::now(), Vec::new());
+        for socket in &sockets {
+            socket.set_nonblocking(true).unwrap();
+            let start = Instant::now();
+            // `connect` returns EINPROGRESS, though on the loopback the handshake is mostly done by then.
+            let _ = socket.connect(&address.into());
+            if socket.peer_addr().is_err() {
+                late.push((socket, start));
+            }
         }
-    }
-    for (socket, start) in late {
-        eventually("a connection", || socket.peer_addr().is_ok());
-        assert!(start.elapsed() < RETRANSMISSION, "connected after {:?}", start.elapsed());
-    }
-    for socket in sockets {
-        socket.set_nonblocking(false).unwrap();
-        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-        assert_echoes(&mut socket.into(), b"hola");
-    }
+        if !late.is_empty() && begin.elapsed() >= LOST {
+            return false;
+        }
+        for (socket, start) in late {
+            eventually("a connection", || {
+                let waited = start.elapsed();
+                let is_connected = socket.peer_addr().is_ok();
+                assert!(is_connected || waited < LOST, "not connected after {waited:?}");
+                is_connected
+            });
+        }
+        for socket in sockets {
+            socket.set_nonblocking(false).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            assert_echoes(&mut socket.into(), b"hola");
+        }
+        true
+    });
 }
