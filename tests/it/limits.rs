@@ -283,7 +283,7 @@ mod load {
     fn churn_goes_on_when_connections_give_their_descriptors_back() {
         let server = serve(Config::default());
         let address = server.local_addr().to_string();
-        let arguments = ["load", "--mode", "churn", "-c", "200", "-d", "500ms", "--json", "-", &address];
+        let arguments = ["load", "--mode", "churn", "-c", "200", "-d", "2s", "--json", "-", &address];
         let ended = Process::start(with_descriptors(100, &ecoloop(&arguments))).wait();
         let report = Report::from_json(&ended.stdout[0]).unwrap();
         assert!(report.connections.verified > 100, "{:?}", report.connections);
