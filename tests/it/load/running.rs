@@ -1,6 +1,6 @@
 //! The report of a run that has not ended.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{Ended as RunEnded, Verdict};
@@ -56,8 +56,9 @@ fn a_run_that_is_killed_leaves_the_report_of_its_last_minute() {
     let file = Scratch::new("running");
     let address = server.local_addr().to_string();
     let process = Process::start(ecoloop(&["load", "-d", "1h", "-r", "100", "--json", file.path(), &address]));
-    let is_written = || std::fs::metadata(file.path()).unwrap().len() > 0;
-    while !is_written() {
+    let start = Instant::now();
+    while std::fs::metadata(file.path()).unwrap().len() == 0 {
+        assert!(start.elapsed() < Duration::from_secs(120), "no report in two minutes");
         std::thread::sleep(Duration::from_millis(100));
     }
     process.signal(Signal::KILL);
@@ -65,5 +66,9 @@ fn a_run_that_is_killed_leaves_the_report_of_its_last_minute() {
     assert_eq!(file.json()["verdict"], "running");
     let report = Report::from_json(&std::fs::read_to_string(file.path()).unwrap()).unwrap();
     assert_sums(&report);
-    assert!((5900..=6500).contains(&report.messages.verified), "{:?}", report.messages);
+    let (seconds, messages) = (report.phases_s.measure, report.messages);
+    let verified = f64::from(u32::try_from(messages.verified).unwrap());
+    // On a loaded machine, the last messages may be in flight.
+    let is_all_due = (seconds * 90.0..=seconds * 100.0 + 1.0).contains(&verified);
+    assert!(seconds > 50.0 && is_all_due, "{messages:?} in {seconds} s");
 }
