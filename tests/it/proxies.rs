@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ecoloop::Config;
 use ecoloop::load::{self, Interrupt, ProgressCell};
@@ -181,8 +181,9 @@ struct Master(Process);
 
 impl Drop for Master {
     fn drop(&mut self) {
-        // SIGKILL would leave the workers.
-        while !self.0.has_ended() {
+        // SIGKILL, with which a process is dropped, leaves the workers.
+        let deadline = Instant::now() + TIMEOUT;
+        while !self.0.has_ended() && Instant::now() < deadline {
             self.0.signal(Signal::TERM);
             thread::sleep(Duration::from_millis(10));
         }
