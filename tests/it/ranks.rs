@@ -10,7 +10,7 @@ use ecoloop::load::Report;
 use ecoloop::load::report::{FindingKind, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Ended, Process, TIMEOUT, ecoloop, eventually, serve};
+use crate::support::{Ended, Process, TIMEOUT, ecoloop, eventually, reserve_port, serve};
 
 /// The environment variables that launchers set.
 const LAUNCHERS: [&str; 12] = [
@@ -51,11 +51,6 @@ fn run_ranks(address: SocketAddr, count: u32, arguments: &[&str]) -> Vec<Report>
     (0..count).map(run).collect()
 }
 
-/// Returns an address on which nothing listens: all messages are due, and none is sent.
-fn dead_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 fn due(reports: &[Report]) -> Vec<u64> {
     reports.iter().map(|report| report.messages.due).collect()
 }
@@ -81,10 +76,12 @@ fn ranks_divide_the_totals_and_together_are_due_what_one_generator_is() {
 
 #[test]
 fn each_rank_has_every_nth_message() {
+    // Nothing listens there: all messages are due, and none is sent.
+    let (_port, address) = reserve_port();
     // Due at 0, 100, 200, ... ms: of three ranks, the first one's at 0, the second's at 100 ms, the third's at 200 ms, and so on.
     for (duration, expected) in [("50ms", [1, 0, 0]), ("150ms", [1, 1, 0]), ("250ms", [1, 1, 1]), ("350ms", [2, 1, 1])]
     {
-        let reports = run_ranks(dead_address(), 3, &["-c", "3", "-r", "10", "-d", duration]);
+        let reports = run_ranks(address, 3, &["-c", "3", "-r", "10", "-d", duration]);
         assert_eq!(due(&reports), expected, "{duration}");
     }
     // In churn, each rank has every Nth connection.
@@ -95,7 +92,7 @@ fn each_rank_has_every_nth_message() {
 
 #[test]
 fn a_rank_that_fails_exits_with_0_once_its_report_is_written() {
-    let address = dead_address();
+    let (_port, address) = reserve_port();
     let reports = run_ranks(address, 1, &["-d", "100ms"]);
     assert_eq!(reports[0].connections.established, 0);
     let ended = Process::start(load(address, &["--rank", "0/1", "-d", "100ms", "--hgrm", "/nonexistent/file"])).wait();
@@ -169,7 +166,7 @@ fn bytes_that_cross_between_ranks_are_foreign() {
 
 #[test]
 fn the_rank_comes_from_the_launcher() {
-    let address = dead_address();
+    let (_port, address) = reserve_port();
     let run = |environment: &[(&str, &str)], arguments: &[&str]| {
         let mut command = load(address, &[&["-c", "3", "-d", "50ms"], arguments].concat());
         for name in LAUNCHERS {

@@ -1,6 +1,5 @@
 //! Rates in stages, and arrivals at random.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use ecoloop::load::report::{Messages, StageFigures};
@@ -8,10 +7,7 @@ use ecoloop::load::{ArrivalProcess, Config, Mode, RateStage, Report};
 
 use super::faulty_server::{discard, echo_messages, faulty_server};
 use super::{assert_clean, assert_opened, assert_sums, config, document, run, run_command, run_on_server};
-use crate::support::{half_close, serve};
-
-/// Nothing listens there, and nothing will: every message is due, and none is sent.
-const DEAD: &str = "127.0.0.1:1";
+use crate::support::{half_close, reserve_port, serve};
 
 fn stage(from: f64, to: f64, milliseconds: u64) -> RateStage {
     RateStage { from, to, duration: Duration::from_millis(milliseconds) }
@@ -87,7 +83,8 @@ fn what_is_never_sent_belongs_to_the_stage_in_which_it_was_due() {
 
 #[test]
 fn without_a_connection_every_message_of_each_stage_is_due() {
-    let mut config = config(DEAD.parse::<SocketAddr>().unwrap());
+    let (_port, address) = reserve_port();
+    let mut config = config(address);
     config.stages = ramps();
     let report = run(config.clone());
     assert_stages_add_up(&report);
@@ -112,8 +109,9 @@ fn the_connections_of_churn_are_due_in_stages() {
 
 /// Runs as ranks and alone, where nothing is sent, and returns the messages that are due.
 fn due_of_ranks(change: impl Fn(&mut Config)) -> (Vec<Vec<u64>>, Vec<u64>) {
+    let (_port, address) = reserve_port();
     let run_as = |rank: Option<String>| {
-        let mut config = config(DEAD.parse::<SocketAddr>().unwrap());
+        let mut config = config(address);
         config.connections = 3;
         config.rank = rank.map(|rank| rank.parse().unwrap());
         change(&mut config);
