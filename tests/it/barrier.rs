@@ -1,8 +1,7 @@
 //! Ranks that meet at a barrier: `load --barrier`.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 use std::{fs, process, thread};
@@ -15,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Ended, Process, TIMEOUT, ecoloop, eventually, serve};
+use crate::support::{Ended, Process, TIMEOUT, ecoloop, eventually, free_address, serve};
 use crate::unix::new_path;
 
 /// A run of several ranks against one server.
@@ -27,18 +26,11 @@ struct Run {
     arguments: Vec<String>,
 }
 
-/// Returns a free port of a loopback address that no other test uses: the ranks have to know it before rank 0 listens.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    let [high, low] = u16::try_from(process::id() % (1 << 16)).unwrap().to_be_bytes();
-    let ip = Ipv4Addr::new(127, 128 | high, low, NEXT.fetch_add(1, Ordering::Relaxed));
-    TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap()
-}
-
 impl Run {
     fn new(count: u32, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let (server, directory) = (serve(Config::default()), TempDir::new().unwrap());
+        // The ranks have to know it before rank 0 listens.
         Self { server, barrier: free_address().to_string(), directory, count, arguments }
     }
 

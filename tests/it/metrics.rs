@@ -11,8 +11,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening,
-    limit_descriptors, reserve_port, reset, with_descriptors,
+    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, free_address, half_close,
+    is_listening, limit_descriptors, reserve_port, reset, with_descriptors,
 };
 
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -30,18 +30,17 @@ fn serve(arguments: &[&str]) -> (Process, SocketAddr, SocketAddr) {
 #[test]
 #[ignore = "needs root"]
 fn a_name_that_resolves_to_one_address_twice_is_bound_once() {
-    let (port, reserved) = reserve_port();
-    drop(port);
-    let inner = ecoloop(&["127.0.0.1:0", "--metrics", &format!("twice.example:{}", reserved.port())]);
+    let address = free_address();
+    let inner = ecoloop(&["127.0.0.1:0", "--metrics", &format!("twice.example:{}", address.port())]);
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", "mount --bind /proc/self/fd/0 /etc/hosts && exec \"$0\" \"$@\""]);
     command.arg(inner.get_program()).args(inner.get_args());
     let hosts = Scratch::new("hosts");
-    fs::write(hosts.path(), "127.0.0.1 twice.example\n127.0.0.1 twice.example\n").unwrap();
+    fs::write(hosts.path(), format!("{} twice.example\n", address.ip()).repeat(2)).unwrap();
     command.stdin(File::open(hosts.path()).unwrap());
     let mut server = Process::start(command);
-    server.line_with("Metrics on http://127.0.0.1:");
-    assert!(request(reserved, "GET /metrics HTTP/1.0\r\n\r\n").0.contains(" 200 "));
+    server.line_with(&format!("Metrics on http://{address}"));
+    assert!(request(address, "GET /metrics HTTP/1.0\r\n\r\n").0.contains(" 200 "));
 }
 
 /// Sends a request, and returns the head and the body of the response, which ends the connection.
@@ -262,8 +261,7 @@ fn errors_of_accept_are_counted_by_name() {
 #[test]
 fn lost_log_lines_are_counted() {
     let (_reserved, address) = reserve_port();
-    let (reserved_metrics, metrics) = free_address();
-    drop(reserved_metrics);
+    let metrics = free_address();
     let mut command = ecoloop(&["--reuse-port", &address.to_string(), "--metrics", &metrics.to_string()]);
     command.stdout(File::create("/dev/full").unwrap()).stderr(Stdio::piped());
     let _server = Process::adopt(command);
@@ -272,15 +270,10 @@ fn lost_log_lines_are_counted() {
     eventually("lost lines", || sample(metrics, "ecoloop_log_lines_lost_total") >= 3.0);
 }
 
-fn free_address() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    (listener, address)
-}
-
 #[test]
 fn an_address_in_use_is_one_line_and_nothing_is_served() {
-    let (_taken, address) = free_address();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
     let ended = Process::start(ecoloop(&["127.0.0.1:0", "--metrics", &address.to_string()])).wait();
     let line = format!(
         "ecoloop: cannot serve --metrics on {address}: Address already in use (os error 98); choose another port"
@@ -336,8 +329,7 @@ fn prometheus_scrapes_and_answers_queries() {
         "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: ecoloop, static_configs: [{{targets: ['{metrics}']}}]}}]\n"
     );
     fs::write(&configuration, scrape).unwrap();
-    let (listener, web) = free_address();
-    drop(listener);
+    let web = free_address();
     let mut command = Command::new("prometheus");
     command.arg(format!("--config.file={}", configuration.display()));
     command.arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()));
