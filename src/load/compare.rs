@@ -257,6 +257,8 @@ fn settings(run: &Report) -> Map<String, Value> {
     if let Some(Value::Object(options)) = options {
         settings.extend(options);
     }
+    // A merged report has it too, and with the default of churn.
+    settings.insert("messages_per_connection".to_owned(), json!(config.messages_per_connection));
     settings
 }
 

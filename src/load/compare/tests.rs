@@ -305,6 +305,18 @@ fn runs_of_other_settings_are_refused_by_name() {
     assert_eq!(refusal(in_stages), r#"new: stages is "0..1000@10s", and null in file"#);
     let nagle = |run: &mut Report| run.origin.as_mut().unwrap().options.nagle = true;
     assert_eq!(refusal(nagle), "new: nagle is true, and false in file");
+    // A merged report has no origin.
+    let merged = |messages| {
+        let mut windows = exact([1000]);
+        (windows[0].1.origin, windows[0].1.config.messages_per_connection) = (None, messages);
+        windows
+    };
+    for messages in [Some(10), None] {
+        let error = compare(&merged(Some(1)), &merged(messages), &[]).unwrap_err().to_string();
+        let messages = messages.map_or("null".to_owned(), |messages| messages.to_string());
+        assert_eq!(error, format!("file: messages_per_connection is {messages}, and 1 in file"));
+    }
+    assert!(compare(&merged(Some(1)), &merged(Some(1)), &[]).is_ok());
     assert_eq!(compare(&[], &exact([1]), &[]).unwrap_err().to_string(), "there is no report");
 
     let mut other = exact(1000..1010);
