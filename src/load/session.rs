@@ -152,7 +152,7 @@ impl Session {
         if config.rate.is_none() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the session began without a constant rate"));
         }
-        Config { rate: Some(rate), ..config.clone() }.validate()?;
+        validate(Config { rate: Some(rate), ..config.clone() })?;
         self.engine.set_rate(rate);
         Ok(())
     }
@@ -163,7 +163,7 @@ impl Session {
     ///
     /// - `InvalidInput`: the size is 0.
     pub fn set_size(&mut self, size: usize) -> io::Result<()> {
-        Config { size, size_max: None, ..self.engine.config.clone() }.validate()?;
+        validate(Config { size, size_max: None, ..self.engine.config.clone() })?;
         self.catch_up()?;
         self.engine.set_size(size);
         Ok(())
@@ -275,6 +275,12 @@ impl Session {
         report.verdict = Verdict::Running;
         report
     }
+}
+
+/// Checks the settings of a session that has begun: they are those of its rank alone, which may have fewer connections than there are
+/// ranks.
+fn validate(config: Config) -> io::Result<()> {
+    Config { rank: None, ..config }.validate()
 }
 
 /// Returns what the engine has measured since its last reset.

@@ -5,6 +5,7 @@
 use super::*;
 use crate::load::arrivals::ArrivalProcess;
 use crate::load::error::{ErrorName, Phase};
+use crate::load::rank::Rank;
 use crate::load::schedule::Window;
 use crate::load::stage_totals::StageTotals;
 use crate::transport::AnyAddress;
@@ -50,6 +51,17 @@ fn a_new_rate_and_a_new_size_replace_those_before_and_are_checked() {
     session.set_rate(0.01).unwrap();
     let Report { config, messages, .. } = session.measure().unwrap();
     assert_eq!((config.rate, config.size, config.size_max, messages.due), (Some(0.01), 1000, None, 36));
+}
+
+#[test]
+fn a_rank_with_fewer_connections_than_there_are_ranks_takes_a_new_rate_and_a_new_size() {
+    let mut session = session(|config| {
+        (config.rank, config.connections, config.rate) = (Some(Rank { index: 1, count: 3 }), 3, Some(3.0));
+    });
+    session.set_rate(0.3).unwrap();
+    session.set_size(1000).unwrap();
+    let settings = session.running_report().config;
+    assert_eq!((settings.rate.map(|rate| (rate * 1e6).round()), settings.size), (Some(1e5), 1000));
 }
 
 /// The window of an hour ends at once.
