@@ -164,8 +164,8 @@ impl Engine {
         self.longest_gap = 0;
     }
 
-    /// Begins to open a connection in place of each that has ended, and returns their number.
-    pub(super) fn reopen(&mut self) -> u64 {
+    /// Begins to open a connection in place of each that has ended.
+    pub(super) fn reopen(&mut self) {
         self.driver.connector.restart_pace(self.driver.clock.now());
         let counts = &mut self.driver.connector.counts;
         let missing = counts.requested.saturating_sub(counts.open());
@@ -173,7 +173,6 @@ impl Engine {
         if missing > 0 && !self.interrupted {
             self.enter(Step::Connect);
         }
-        missing
     }
 
     /// Sets the rate and the length of the next window, and when it is given up.

@@ -169,12 +169,14 @@ impl Session {
         Ok(())
     }
 
-    /// Opens a connection in place of each that has ended, and returns their number. One that fails is an error in the next report.
+    /// Opens a connection in place of each that has ended, and returns how many were verified. One that fails is an error in the next
+    /// report.
     pub(super) fn reopen(&mut self) -> io::Result<u64> {
         self.catch_up()?;
-        let count = self.engine.reopen();
+        let before = self.engine.driver.connector.counts.verified;
+        self.engine.reopen();
         self.run_until(Step::Ready, &mut RunningReports::none())?;
-        Ok(count)
+        Ok(self.engine.driver.connector.counts.verified - before)
     }
 
     /// Returns whether a verified connection is open.

@@ -323,6 +323,8 @@ fn a_server_that_is_gone_ends_the_search_without_a_rate() {
     let report = find_rate(config(address), &search, &Interrupt::default(), &ProgressCell::default(), take).unwrap();
     let search = report.search.as_ref().unwrap();
     assert_eq!((search.found_rate, search.limited_by, search.server_gone), (None, Some(LimitedBy::Server), true));
+    // The attempt that found the server gone opened none.
+    assert_eq!(search.reopened, 0);
     assert!(search.probes.last().is_some_and(|probe| probe.passed), "{search:?}");
     assert_eq!(report.verdict, Verdict::Fail);
     let names: Vec<_> = report.errors.iter().map(|row| (row.phase, row.error, row.count)).collect();
