@@ -1,5 +1,6 @@
 //! `hold`: each connection sends one message at its opening, none in the window, and one after it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::workload::{Reaction, Status, Traffic, Workload};
@@ -18,13 +19,14 @@ pub(super) struct HoldMode {
     rate: f64,
     /// The outcomes of connections that have ended.
     ended: Hold,
-    /// How long nothing had arrived on the closed and reset connections, in nanoseconds.
-    closed_after: Vec<u64>,
+    /// Number of closed and reset connections by how long nothing had arrived on them, in whole milliseconds: with reconnecting there
+    /// is no limit of their number.
+    closed_after: BTreeMap<u64, u64>,
 }
 
 impl HoldMode {
     pub(super) fn new(config: &Config) -> Self {
-        Self { rate: config.rate.unwrap_or(DEFAULT_RATE), ended: Hold::default(), closed_after: Vec::new() }
+        Self { rate: config.rate.unwrap_or(DEFAULT_RATE), ended: Hold::default(), closed_after: BTreeMap::new() }
     }
 }
 
@@ -51,7 +53,7 @@ impl Workload for HoldMode {
 
     fn record_end(&mut self, error: ErrorName, idle: u64) {
         if matches!(error, ErrorName::Reset | ErrorName::ClosedEarly) {
-            self.closed_after.push(idle);
+            *self.closed_after.entry(idle / 1_000_000).or_default() += 1;
         }
         match error {
             ErrorName::Reset => self.ended.reset += 1,
@@ -66,19 +68,27 @@ impl Workload for HoldMode {
             alive: counts.held - counts.late - counts.unasked,
             late: counts.late,
             unasked: counts.unasked,
-            closed_after_s: closed_after(self.closed_after.clone()),
+            closed_after_s: closed_after(&self.closed_after),
             first_us: first.summary(),
             ..self.ended.clone()
         })
     }
 }
 
-/// Summarizes times in nanoseconds.
-fn closed_after(mut times: Vec<u64>) -> Option<ClosedAfter> {
-    times.sort_unstable();
-    let seconds = |nanoseconds: u64| Duration::from_millis(nanoseconds / 1_000_000).as_secs_f64();
-    let p50 = times.get(times.len().div_ceil(2).saturating_sub(1)).copied().map(seconds);
-    Some(ClosedAfter { min: seconds(*times.first()?), p50, max: seconds(*times.last()?) })
+/// Summarizes times in milliseconds, each with its number.
+fn closed_after(times: &BTreeMap<u64, u64>) -> Option<ClosedAfter> {
+    let seconds = |(&milliseconds, _): (&u64, &u64)| Duration::from_millis(milliseconds).as_secs_f64();
+    let half = times.values().sum::<u64>().div_ceil(2);
+    let mut passed = 0;
+    let median = times.iter().find(|&(_, count)| {
+        passed += count;
+        passed >= half
+    });
+    Some(ClosedAfter {
+        min: times.first_key_value().map(seconds)?,
+        p50: median.map(seconds),
+        max: times.last_key_value().map(seconds)?,
+    })
 }
 
 #[cfg(test)]
@@ -123,6 +133,32 @@ mod tests {
             hold.record_end(error, seconds * 1_000_000_000);
         }
         assert_eq!(outcomes(&hold), Some(ClosedAfter { min: 60.0, p50: Some(350.0), max: 7200.0 }));
+    }
+
+    #[test]
+    fn a_million_connections_that_were_closed_after_the_same_time_take_one_place() {
+        let mut hold = HoldMode::new(&Config::new(Vec::<AnyAddress>::new()));
+        (0..1_000_000).for_each(|_| hold.record_end(ErrorName::Reset, 60_000_000_000));
+        assert_eq!((hold.closed_after.len(), hold.ended.reset), (1, 1_000_000));
+    }
+
+    #[test]
+    fn the_median_idle_time_is_that_of_the_connection_in_the_middle() {
+        for (milliseconds, p50) in [
+            (&[1000, 1500, 1500, 2000, 60_000, 60_000, 60_000][..], 2.0),
+            // Of two in the middle, the lower one.
+            (&[1000, 1500, 1500, 2000, 2000, 60_000], 1.5),
+            (&[2000, 60_000, 60_000], 60.0),
+        ] {
+            let mut hold = HoldMode::new(&Config::new(Vec::<AnyAddress>::new()));
+            for time in milliseconds {
+                hold.record_end(ErrorName::Reset, time * 1_000_000 + 999_999);
+            }
+            let after = hold.outcomes(&Counts::new(9), &Histogram::new()).unwrap().closed_after_s;
+            let [min, max] = [milliseconds[0], *milliseconds.last().unwrap()];
+            let seconds = |milliseconds| Duration::from_millis(milliseconds).as_secs_f64();
+            assert_eq!(after, Some(ClosedAfter { min: seconds(min), p50: Some(p50), max: seconds(max) }));
+        }
     }
 
     #[test]
