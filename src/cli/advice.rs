@@ -1,5 +1,7 @@
 //! What `load` prints on standard error: warnings before a run, and advice after it.
 
+use std::time::{Duration, SystemTime};
+
 use ecoloop::host::{Plan, Purpose, warnings};
 use ecoloop::load::report::{ErrorName, Phase, Report, Verdict};
 use ecoloop::load::{Config, count_pairs, unpaired};
@@ -20,6 +22,15 @@ pub(super) fn warn_of_unpaired(config: &Config) {
     }
     for target in targets {
         print_error(&format!("no source can reach target {}: nothing connects to it", abbreviate(target)));
+    }
+}
+
+/// Warns that a run was to start before now.
+pub(super) fn warn_of_late_start(start_at: Option<SystemTime>) {
+    if let Some(late) = start_at.and_then(|time| SystemTime::now().duration_since(time).ok()) {
+        let late = humantime::format_duration(Duration::from_secs(late.as_secs().max(1))).to_string();
+        let late = late.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        print_error(&format!("--start-at is {late} in the past: the run starts now"));
     }
 }
 

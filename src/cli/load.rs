@@ -16,7 +16,7 @@ use ecoloop::fault::Fault;
 use ecoloop::load::report::{Ended, Report, Verdict};
 use ecoloop::load::{self, Config, Interrupt, ProgressCell, Session, Threshold};
 
-use super::advice::{advise, print_failure, warn_of_limits};
+use super::advice::{advise, print_failure, warn_of_late_start, warn_of_limits};
 use super::descriptors;
 use super::find_rate;
 use super::hints::with_descriptor_hint;
@@ -293,6 +293,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         search.validate(&config).unwrap_or_else(|error| usage_error("load", error));
     }
     has_begun.store(true, Ordering::Release);
+    // A job's standard error is not read: the process that started it warns.
+    if !arguments.ranks.is_job() {
+        warn_of_late_start(config.start_at);
+    }
     if let Some((rank, place)) = config.rank.zip(arguments.ranks.barrier()) {
         let display = ranked_run::Display { interval: arguments.interval, metrics: arguments.bind_metrics()? };
         return ranked_run::run(config, rank, &place, (&arguments.output, display), &interrupt);
@@ -300,11 +304,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let outputs = arguments.output.open("load", config.rank)?;
     let metrics = arguments.bind_metrics()?;
     let descriptor_limit = descriptors::raise_limit(print_error);
-    if let Some(late) = config.start_at.and_then(|time| SystemTime::now().duration_since(time).ok()) {
-        let late = humantime::format_duration(Duration::from_secs(late.as_secs().max(1))).to_string();
-        let late = late.split(' ').take(2).collect::<Vec<_>>().join(" ");
-        print_error(&format!("--start-at is {late} in the past: the run starts now"));
-    }
     if config.unresolved == 0 {
         warn_of_limits(&config.clone().share(), 1, descriptor_limit);
     }

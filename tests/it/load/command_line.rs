@@ -127,15 +127,18 @@ fn usage_errors_found_after_parsing_print_the_usage_of_the_subcommand() {
 fn a_start_time_in_the_past_is_a_warning() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
-    let ended = run_command(&["--start-at", "2020-01-01T00:00:00+01:00", "-m", "1", "--json", "-", &address]);
-    document(&ended);
-    let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
-    let late = line.strip_prefix("ecoloop: --start-at is ").unwrap();
-    let late = late.strip_suffix(" in the past: the run starts now").unwrap();
-    // In its two largest units.
-    let units: Vec<_> =
-        late.split(' ').map(|part| part.trim_start_matches(|first: char| first.is_ascii_digit())).collect();
-    assert!(units.len() <= 2 && units[0] == "years", "{late}");
+    for jobs in [&[][..], &["-j", "2", "-c", "2"]] {
+        let arguments = ["--start-at", "2020-01-01T00:00:00+01:00", "-m", "1", "--json", "-", &address];
+        let ended = run_command(&[&arguments, jobs].concat());
+        document(&ended);
+        let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
+        let late = line.strip_prefix("ecoloop: --start-at is ").unwrap();
+        let late = late.strip_suffix(" in the past: the run starts now").unwrap();
+        // In its two largest units.
+        let units: Vec<_> =
+            late.split(' ').map(|part| part.trim_start_matches(|first: char| first.is_ascii_digit())).collect();
+        assert!(units.len() <= 2 && units[0] == "years", "{late}");
+    }
 }
 
 #[test]
