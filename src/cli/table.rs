@@ -169,7 +169,14 @@ fn work(table: &mut Table, report: &Report) {
         ),
     );
     if messages.unsent > 0 && report.ended == Ended::Complete {
-        table.row("", &format!("{unsent} not sent: their connections had ended{}", causes(&report.errors)));
+        let reason = if connections.established == 0 {
+            "no connection was established"
+        } else if report.mode == Mode::Churn {
+            "their connections were not opened"
+        } else {
+            "their connections had ended"
+        };
+        table.row("", &format!("{unsent} not sent: {reason}{}", causes(&report.errors)));
     }
     let throughput = report.rate_per_s.map_or(NO_DATA.to_owned(), |rate| {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "to three digits")]
@@ -215,7 +222,7 @@ fn outages_row(outages: &Outages) -> String {
     )
 }
 
-/// Returns why connections have ended, in parentheses: ` (closed_early 50)`.
+/// Returns why connections have ended or were not opened, in parentheses: ` (closed_early 50)`.
 fn causes(errors: &[ErrorCount]) -> String {
     let of_connections = errors.iter().filter(|error| !matches!(error.phase, Phase::Resolve | Phase::Close));
     let mut counts = BTreeMap::new();

@@ -311,6 +311,25 @@ fn unsent_messages_are_attributed_to_the_connections_that_ended() {
 }
 
 #[test]
+fn unsent_messages_whose_connections_never_opened_are_not_attributed_to_their_end() {
+    let line = |mode: &str, established: u64| {
+        let table = table(&example_with(|json| {
+            (json["mode"], json["connections"]["established"]) = (mode.into(), established.into());
+            json["messages"]["unsent"] = 7.into();
+            json["errors"] = json!([{
+                "phase": "connect", "error": "refused", "errno": "ECONNREFUSED", "count": 7, "first_s": 1,
+                "targets": [{"target": "127.0.0.1:1", "count": 7}],
+            }]);
+        }));
+        table.lines().find_map(|line| line.trim_start().strip_prefix("7 not sent: ")).unwrap().to_owned()
+    };
+    assert_eq!(line("churn", 50), "their connections were not opened (refused 7)");
+    assert_eq!(line("churn", 0), "no connection was established (refused 7)");
+    assert_eq!(line("echo", 0), "no connection was established (refused 7)");
+    assert_eq!(line("echo", 50), "their connections had ended (refused 7)");
+}
+
+#[test]
 fn no_line_is_longer_than_80_characters() {
     let huge = 123_456_789_012_u64;
     let address = "[2001:db8:1111:2222:3333:4444:5555:6666]:40312";
