@@ -261,18 +261,12 @@ impl Session {
 impl Session {
     /// Returns the report of the run until now: that of a run which is interrupted here, except for what is in flight. A message is due
     /// in it once its outcome is known.
-    fn running_report(&self) -> Report {
-        let driver = &self.engine.driver;
+    fn running_report(&mut self) -> Report {
+        self.engine.count_held_until_now();
         let mut measured = measured(&self.engine, self.start, self.readings);
         measured.ended = Ended::Interrupted;
         let Messages { unsent, verified, unanswered, failed, .. } = measured.messages;
         measured.messages.due = unsent + verified + unanswered + failed;
-        if driver.step < driver.workload.closes_from() {
-            let mut counts = driver.connector.counts;
-            (counts.held, counts.late) = (counts.at(Stage::Steady), 0);
-            measured.connections.held = counts.held;
-            measured.hold = driver.workload.outcomes(&counts, &driver.totals.first);
-        }
         let mut report = report::build(measured, &self.engine.config.thresholds);
         report.verdict = Verdict::Running;
         report

@@ -171,6 +171,23 @@ impl Engine {
         }
     }
 
+    /// Counts the connections that would be held if the run ended now.
+    pub(in crate::load) fn count_held_until_now(&mut self) {
+        let driver = &mut self.driver;
+        if driver.step >= driver.workload.closes_from() {
+            // They were counted before the first was closed.
+            return;
+        }
+        if driver.step < Step::Drain {
+            // None was asked: there is no need to look at each.
+            let counts = &mut driver.connector.counts;
+            counts.held = counts.at(Stage::Steady);
+            (counts.late, counts.unasked) = (0, counts.held);
+        } else {
+            self.count_held();
+        }
+    }
+
     fn count_held(&mut self) {
         let counts = &mut self.driver.connector.counts;
         (counts.held, counts.late, counts.unasked) = (0, 0, 0);

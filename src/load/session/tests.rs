@@ -122,13 +122,26 @@ fn the_connections_of_a_running_report_are_those_open_until_they_are_closed() {
     session.engine.driver.connector.counts.held = 4;
     assert_eq!(session.running_report().connections.held, 1);
     session.engine.driver.step = Step::Close;
+    session.engine.driver.connector.counts.held = 4;
     assert_eq!(session.running_report().connections.held, 4);
+}
+
+#[test]
+fn no_connection_of_a_running_hold_is_alive_before_it_was_asked() {
+    let mut session = session(|config| (config.mode, config.connections) = (Mode::Hold, 5));
+    let counts = &mut session.engine.driver.connector.counts;
+    (0..5).for_each(|_| counts.change(None, Some(Stage::Steady)));
+    for step in [Step::Connect, Step::Ready, Step::Measure] {
+        session.engine.driver.step = step;
+        let hold = session.running_report().hold.unwrap();
+        assert_eq!((hold.alive, hold.late, hold.unasked), (0, 0, 5), "{step:?}");
+    }
 }
 
 #[test]
 fn a_report_has_the_settings_of_a_run_and_its_defaults() {
     for (mode, messages) in [(Mode::Echo, None), (Mode::Churn, Some(1))] {
-        let session = session(|config| config.mode = mode);
+        let mut session = session(|config| config.mode = mode);
         let settings = session.running_report().config;
         assert_eq!(settings.targets, session.engine.config.targets.concat());
         assert_eq!(settings.messages_per_connection, messages, "{mode:?}");

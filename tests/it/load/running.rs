@@ -1,5 +1,8 @@
 //! The report of a run that has not ended.
 
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
@@ -7,8 +10,9 @@ use ecoloop::load::report::{Ended as RunEnded, Verdict};
 use ecoloop::load::{Interrupt, Mode, ProgressCell, Report, run_with_reports};
 use rustix::process::Signal;
 
-use super::{assert_clean, assert_sums, config};
-use crate::support::{Process, Scratch, ecoloop, serve};
+use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
+use super::{FAULTY_CONNECTION, assert_clean, assert_sums, config};
+use crate::support::{Process, Scratch, TIMEOUT, ecoloop, eventually, serve};
 
 #[test]
 fn a_run_reports_at_an_interval_and_its_last_report_is_the_same_as_without() {
@@ -41,12 +45,50 @@ fn a_run_reports_at_an_interval_and_its_last_report_is_the_same_as_without() {
             let has_latencies = mode != Mode::Hold && report.messages.verified > 0;
             assert!(!has_latencies || !report.timeline.is_empty(), "{mode:?}: {:?}", report.messages);
             assert!(mode == Mode::Churn || report.connections.held == 3, "{mode:?}: {:?}", report.connections);
+            // None of them was asked again before the window's end.
+            let hold = report.hold.as_ref().filter(|_| report.phases_s.drain <= 0.0);
+            assert!(hold.is_none_or(|hold| (hold.alive, hold.unasked) == (0, 3)), "{hold:?}");
         }
         let in_window: Vec<_> = running.iter().filter(|report| report.timeline.len() == 1).collect();
         let [report, ..] = in_window[..] else { panic!("{mode:?}: no report of the first second") };
         assert!(report.phases_s.measure >= 1.0 && report.phases_s.measure < 2.5, "{:?}", report.phases_s);
         assert!(mode == Mode::Hold || report.messages.verified > 0, "{mode:?}: {:?}", report.messages);
     }
+}
+
+/// The server holds back the last reply of one connection until a running report has the others alive.
+#[test]
+fn a_connection_of_hold_is_alive_once_it_has_replied_again() {
+    let is_reported = Arc::new(AtomicBool::new(false));
+    let gate = Arc::clone(&is_reported);
+    let address = faulty_server(move |number, stream| {
+        echo_messages(stream, 1)?;
+        let message = read_message(stream)?;
+        if number == FAULTY_CONNECTION {
+            eventually("the running report", || gate.load(Ordering::Acquire));
+        }
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    let mut config = config(address);
+    (config.mode, config.connections, config.max_connecting) = (Mode::Hold, 3, 1);
+    (config.timeout, config.duration) = (TIMEOUT * 2, Duration::from_millis(200));
+    let mut alive = Vec::new();
+    let take = |report: Report| {
+        assert_sums(&report);
+        let hold = report.hold.unwrap();
+        alive.push(hold.alive + hold.late);
+        assert_eq!(hold.unasked, report.connections.held - hold.alive - hold.late);
+        if hold.alive + hold.late == 2 {
+            is_reported.store(true, Ordering::Release);
+        }
+    };
+    let interval = Duration::from_millis(10);
+    let last = run_with_reports(config, &Interrupt::default(), &ProgressCell::default(), interval, take).unwrap();
+    assert_sums(&last);
+    assert_clean(&last);
+    // The first one is of the window, or of an earlier time.
+    assert_eq!((alive.first(), alive.contains(&2)), (Some(&0), true), "{alive:?}");
 }
 
 #[test]
