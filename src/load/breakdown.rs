@@ -10,7 +10,7 @@ use crate::transport::AnyAddress;
 /// Maximum number of targets, and of sources, that have figures: each takes 190 kB.
 const PARTS_MAX: usize = 100;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Breakdown {
     targets: Parts<AnyAddress>,
     sources: Parts<ScopedIp>,
@@ -80,7 +80,7 @@ impl Breakdown {
 }
 
 /// The figures of each of several addresses.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Parts<A> {
     addresses: Vec<A>,
     figures: Vec<Part>,
@@ -88,7 +88,7 @@ struct Parts<A> {
     place_of_pair: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Part {
     connections: u64,
     messages: u64,

@@ -263,12 +263,20 @@ impl Session {
     /// in it once its outcome is known.
     fn running_report(&mut self) -> Report {
         self.engine.count_held_until_now();
+        let driver = &mut self.engine.driver;
+        // What is lost has its age until now in this report alone: it may still grow.
+        let kept = driver.totals.has_lost().then(|| (driver.totals.clone(), driver.breakdown.clone()));
+        driver.end_measurement();
+        driver.totals.end_second();
         let mut measured = measured(&self.engine, self.start, self.readings);
         measured.ended = Ended::Interrupted;
         let Messages { unsent, verified, unanswered, failed, .. } = measured.messages;
         measured.messages.due = unsent + verified + unanswered + failed;
         let mut report = report::build(measured, &self.engine.config.thresholds);
         report.verdict = Verdict::Running;
+        if let Some(kept) = kept {
+            (self.engine.driver.totals, self.engine.driver.breakdown) = kept;
+        }
         report
     }
 }

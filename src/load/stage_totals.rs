@@ -5,7 +5,7 @@ use super::report::{Histogram, Messages};
 use super::timer::nanoseconds;
 
 /// The figures of each stage. Without stages, or before the window, there are none.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct StageTotals {
     /// When the first stage begins, in nanoseconds of the run.
     start: u64,
@@ -14,7 +14,7 @@ pub(super) struct StageTotals {
     totals: Vec<StageTotal>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StageTotal {
     pub(super) messages: Messages,
     /// Verified replies that arrived in it.

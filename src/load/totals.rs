@@ -26,7 +26,7 @@ pub(super) enum AbandonReason {
 }
 
 /// The errors of one kind.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ErrorTotals {
     pub(super) count: u64,
     /// When the first one occurred.
@@ -47,7 +47,7 @@ pub(super) struct Abandoned {
     pub(super) pair: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Totals {
     /// Messages due and neither verified nor abandoned, over all connections.
     pub(super) in_flight: u64,
@@ -195,6 +195,11 @@ impl Totals {
 
     fn record_lost(&mut self, due: u64, pair: Option<u32>, count: u64) {
         *self.lost.entry((due / TICK, self.stages.index_at(due), pair)).or_default() += count;
+    }
+
+    /// Returns whether the latency of a lost message is still to be recorded.
+    pub(super) fn has_lost(&self) -> bool {
+        !self.lost.is_empty()
     }
 
     /// Records the lost messages whose timeout has expired by `now`.

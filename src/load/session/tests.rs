@@ -174,6 +174,26 @@ fn a_stage_that_has_not_begun_has_no_rate() {
 }
 
 #[test]
+fn lost_messages_have_their_age_in_a_running_report_and_are_still_lost_after_it() {
+    let stage = RateStage { from: 1.0, to: 1.0, duration: HOUR };
+    let mut session = session(|config| config.stages = vec![stage]);
+    let driver = &mut session.engine.driver;
+    driver.totals.stages = StageTotals::new(&[stage]);
+    driver.totals.stages.begin(0);
+    driver.window = Window { start: 0, end: nanoseconds(HOUR) };
+    driver.totals.record_unsent(0, 3);
+    for _ in 0..2 {
+        let age = session.engine.driver.clock.read();
+        let report = session.running_report();
+        for latency in [&report.latency_us, &report.stages[0].latency_us] {
+            assert_eq!((latency.count, latency.censored), (3, 3));
+            assert!(latency.max.unwrap() >= age / 1000, "{latency:?} after {age} ns");
+        }
+    }
+    assert!(session.engine.driver.totals.has_lost());
+}
+
+#[test]
 fn errors_have_the_time_since_the_start_of_the_report() {
     let mut session = session(|config| config.rate = Some(1.0));
     session.engine.begun[Step::Connect as usize] = 1_000_000;

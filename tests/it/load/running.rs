@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{Ended as RunEnded, Verdict};
 use ecoloop::load::{Interrupt, Mode, ProgressCell, Report, run_with_reports};
+use ecoloop::transport::AnyAddress;
 use rustix::process::Signal;
 
 use super::faulty_server::{echo, echo_messages, faulty_server, read_message};
@@ -54,6 +55,31 @@ fn a_run_reports_at_an_interval_and_its_last_report_is_the_same_as_without() {
         assert!(report.phases_s.measure >= 1.0 && report.phases_s.measure < 2.5, "{:?}", report.phases_s);
         assert!(mode == Mode::Hold || report.messages.verified > 0, "{mode:?}: {:?}", report.messages);
     }
+}
+
+#[test]
+fn the_messages_of_a_connection_that_has_ended_have_a_latency_in_a_running_report() {
+    let server = serve(ServerConfig::default());
+    let closing = AnyAddress::from(faulty_server(|_, stream| {
+        echo_messages(stream, 10)?;
+        // Its reply is awaited when the connection ends.
+        read_message(stream).map(drop)
+    }));
+    let mut config = config(server.local_addr());
+    config.targets.push(vec![closing.clone()]);
+    (config.connections, config.rate) = (2, Some(200.0));
+    (config.timeout, config.duration) = (TIMEOUT, Duration::from_millis(1200));
+    let mut running: Vec<Report> = Vec::new();
+    let interval = Duration::from_millis(100);
+    let take = |report| running.push(report);
+    let last = run_with_reports(config, &Interrupt::default(), &ProgressCell::default(), interval, take).unwrap();
+    assert_sums(&last);
+    running.iter().for_each(assert_sums);
+    let in_window: Vec<_> = running.iter().filter(|report| report.messages.unsent > 0).collect();
+    let [report, ..] = in_window[..] else { panic!("no report after the connection had ended") };
+    let of_closing = report.targets.iter().find(|of| of.target == closing).unwrap();
+    let (messages, latency) = (of_closing.figures.messages, &of_closing.figures.latency_us);
+    assert!(latency.censored > 0 && latency.count == messages + latency.censored, "{of_closing:?}");
 }
 
 /// The server holds back the last reply of one connection until a running report has the others alive.
