@@ -140,6 +140,7 @@ impl Connector {
         }
         let left = self.counts.total().saturating_sub(self.counts.opened);
         self.counts.opened += left;
+        self.counts.opened_faulted = self.counts.faulted;
         left
     }
 
@@ -281,7 +282,9 @@ mod tests {
     fn connects_are_given_up_unless_they_are_repeated_or_have_their_times() {
         let mut gives_up = connector(|config| config.connections = 5, 0);
         gives_up.counts.opened = 2;
+        gives_up.counts.exclude(2);
         assert_eq!((gives_up.give_up(), gives_up.give_up(), gives_up.counts.all_opened()), (3, 0, true));
+        assert_eq!(gives_up.counts.opened_measured(), 3);
         assert_eq!(connector(|_| {}, 10).give_up(), 0);
         let mut at_times = connector(|_| {}, 0);
         let events = Events::even(Pace::new(0, 1.0, Rank::ALONE));

@@ -310,13 +310,13 @@ impl Engine {
     }
 
     fn publish(&self, sample: Option<Sample>) {
-        let Driver { step, clock, window, totals, connector, faults, .. } = &self.driver;
+        let Driver { step, clock, window, totals, connector, .. } = &self.driver;
         let is_timed = matches!(step, Step::Warmup | Step::Measure) && window.end < u64::MAX;
         self.progress.publish(Progress {
             step: *step,
             open: connector.counts.open(),
             requested: connector.counts.requested,
-            opened: connector.counts.opened - faults.established(),
+            opened: connector.counts.opened_measured(),
             messages: totals.messages,
             rate: sample.map(|sample| sample.rate),
             p50: sample.and_then(|sample| sample.p50),

@@ -34,8 +34,6 @@ pub(super) struct Faults {
     /// The numbers of the connections that a rule may choose are below: one that is opened anew is measured.
     numbers_end: u64,
     figures: Vec<FaultFigures>,
-    /// Connections that were chosen and established.
-    established: u64,
     /// When connections continue that wait for a time, in nanoseconds of the run, each with its key.
     pub(super) timers: Timers<u64>,
 }
@@ -47,7 +45,6 @@ impl Faults {
             rules: Rules::new(&config.faults, config.seed, Instant::now()),
             numbers_end: config.rank().nth(config.connections.into()),
             figures: config.faults.iter().map(|fault| FaultFigures::new(fault.to_string())).collect(),
-            established: 0,
             timers: Timers::new(),
         }
     }
@@ -98,7 +95,6 @@ impl Faults {
             self.figures[place].connections += 1;
             self.figures[place].open += 1;
         }
-        self.established += 1;
         (drawn, places)
     }
 
@@ -113,10 +109,6 @@ impl Faults {
                 Outcome::Own => &mut figures.own_end,
             } += 1;
         }
-    }
-
-    pub(super) fn established(&self) -> u64 {
-        self.established
     }
 
     pub(super) fn figures(&self) -> &[FaultFigures] {
@@ -157,7 +149,6 @@ mod tests {
         let mut faults = Faults::new(&config(&["rate=1KiB,every=3", "reset=1KiB,first=3"]));
         let places = [2, 5, 8].map(|number| faults.begin(number).1);
         assert_eq!(places, [vec![0, 1], vec![0], vec![0]]);
-        assert_eq!(faults.established(), 3);
         for (places, outcome) in places.iter().zip([Outcome::Own, Outcome::Closed]) {
             faults.record_end(places, outcome);
         }

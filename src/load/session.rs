@@ -327,7 +327,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             established: counts.established,
             verified: counts.verified,
             held: counts.held,
-            opened_total: counts.opened - driver.faults.established(),
+            opened_total: counts.opened_measured(),
         },
         hold: driver.workload.outcomes(&counts, &totals.first),
         outages: driver.reconnects.report(),

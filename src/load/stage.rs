@@ -34,6 +34,8 @@ pub(super) struct Counts {
     pub(super) replaced: u64,
     /// Connects that began or could not begin. It is the next connection's number.
     pub(super) opened: u64,
+    /// Those of them that a rule of a fault chooses.
+    pub(super) opened_faulted: u64,
     /// Connections that have finished their handshake.
     pub(super) established: u64,
     /// Connections that have verified their first message.
@@ -54,6 +56,7 @@ impl Counts {
             faulted: 0,
             replaced: 0,
             opened: 0,
+            opened_faulted: 0,
             established: 0,
             verified: 0,
             held: 0,
@@ -71,6 +74,11 @@ impl Counts {
     /// Returns how many connections are opened in all.
     pub(super) fn total(&self) -> u64 {
         self.requested + self.faulted + self.replaced
+    }
+
+    /// Returns how many connects of measured connections began or could not begin.
+    pub(super) fn opened_measured(&self) -> u64 {
+        self.opened - self.opened_faulted
     }
 
     /// Leaves `faulted` of the requested connections out of the measured ones.

@@ -87,6 +87,7 @@ impl Engine {
         let arrival = connector.arrivals.as_mut().and_then(|arrivals| arrivals.take_due(now));
         let due = arrival.map(|(due, _)| due).or(connector.next_due()).unwrap_or(now);
         if let Some((number, result)) = connector.connect(now) {
+            connector.counts.opened_faulted += u64::from(self.driver.faults.chooses(number));
             self.driver.begin(&mut self.reactor, number, due, result);
         }
         if let Some((due, false)) = arrival {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use ecoloop::load::report::FaultFigures;
 use ecoloop::load::{self, Config, Interrupt, Mode, ProgressCell, Report};
 use ecoloop::{Config as ServerConfig, Stats};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::faulty_server::{echo, faulty_server};
 use super::{assert_clean, assert_sums, config, document, run, run_command};
-use crate::support::{TIMEOUT, join, narrow, serve};
+use crate::support::{TIMEOUT, eventually, join, narrow, serve};
 
 /// Faulted connections of a run.
 const FAULTED: u64 = 10;
@@ -229,6 +229,27 @@ fn connections_of_hold_and_those_opened_anew_are_measured() {
     let both: u64 = report.faults.iter().map(|of| of.connections).sum();
     let accepted = join(server).stats.accepted;
     assert!(accepted == 100 && both >= 100 - held, "{accepted} accepted, {:?}", report.faults);
+}
+
+#[test]
+fn a_connection_of_a_rule_is_not_among_those_opened_while_it_connects_either() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    // The kernel queues one connection more than the backlog (listen(2) on Linux): the others go on connecting.
+    socket.listen(0).unwrap();
+    let mut config = faulted(socket.local_addr().unwrap().as_socket().unwrap(), &["stall,after=1"]);
+    config.connections = 3;
+    let running = load::Run::from(config).spawn().unwrap();
+    let mut progress = None;
+    eventually("three connects", || {
+        progress = running.progress().filter(|progress| progress.open == 3);
+        progress.is_some()
+    });
+    assert_eq!(progress.unwrap().opened, 1);
+    running.interrupt();
+    let report = running.join().unwrap();
+    assert_eq!((report.connections.requested, report.connections.opened_total), (1, 1));
+    assert_eq!(figures(&report).1, [0; 5]);
 }
 
 #[test]
