@@ -52,7 +52,8 @@ pub(super) fn run(
     let jobs = if place.has_jobs { barrier.start_jobs(rank.count)? } else { None };
     let thresholds = config.thresholds.clone();
     let progress = ProgressCell::default();
-    let total = || total_progress(&barrier, place, config.connections);
+    let connections = config.measured_connections();
+    let total = || total_progress(&barrier, place, connections);
     let (latest, total_of_latest) = (progress.clone(), total());
     metrics::start_load(display.metrics, output.quiet, move || latest.latest().map(&total_of_latest))
         .map_err(|error| format!("cannot start --metrics: {error}"))?;
@@ -89,7 +90,7 @@ pub(super) fn run(
 fn total_progress(
     barrier: &Barrier,
     place: &MeetingPoint,
-    connections: u32,
+    connections: u64,
 ) -> impl Fn(Progress) -> Progress + Send + Sync + 'static {
     let (of_all, has_jobs) = (barrier.total_progress(), place.has_jobs);
     move |own| {
@@ -97,7 +98,7 @@ fn total_progress(
             return own;
         }
         let mut total = of_all(own);
-        total.requested = connections.into();
+        total.requested = connections;
         total
     }
 }

@@ -170,6 +170,14 @@ impl Config {
         self
     }
 
+    /// Returns how many connections of all ranks are measured, because no rule of a fault chooses them.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn measured_connections(&self) -> u64 {
+        let of_all = Self { rank: None, ..self.clone() };
+        u64::from(of_all.connections) - Faults::new(&of_all).count_chosen(&of_all)
+    }
+
     /// Returns the rank of this generator.
     pub(super) fn rank(&self) -> Rank {
         self.rank.unwrap_or(Rank::ALONE)

@@ -139,9 +139,12 @@ mod tests {
         config.rank = Some(Rank { index: 1, count: 2 });
         let faults = Faults::new(&config);
         assert_eq!((chosen(&faults), faults.count_chosen(&config)), (vec![2, 5, 8, 11, 14, 17, 20], 3));
+        // Of all 11 that the ranks share.
+        assert_eq!(config.measured_connections(), 8);
         config.faults.clear();
         let faults = Faults::new(&config);
         assert_eq!((chosen(&faults), faults.count_chosen(&config)), (vec![], 0));
+        assert_eq!(config.measured_connections(), 11);
     }
 
     #[test]

@@ -80,6 +80,26 @@ fn the_metrics_of_jobs_are_their_sums() {
 }
 
 #[test]
+fn connections_with_faults_are_not_among_those_requested_of_one_process_or_of_jobs() {
+    let server = serve(ServerConfig::default());
+    let address = server.local_addr().to_string();
+    for jobs in [&[][..], &["-j", "2"]] {
+        // It is ended once it was scraped.
+        let (load, metrics) = start(&[&["-c", "6", "-d", "1h", "--fault", "stall,first=3", &address], jobs].concat());
+        let mut requested = None;
+        eventually("the first progress", || {
+            requested = sample(metrics, "ecoloop_load_connections_requested");
+            requested.is_some()
+        });
+        assert_eq!(requested, Some(3.0), "{jobs:?}");
+        // All have begun.
+        eventually("the window", || sample(metrics, "ecoloop_load_step{step=\"measure\"}") == Some(1.0));
+        let (json, _) = document(&load.terminate());
+        assert_eq!(json["connections"]["requested"], 3, "{jobs:?}");
+    }
+}
+
+#[test]
 fn the_latency_of_the_last_second_is_that_of_the_timeline() {
     let server = serve(ServerConfig::default());
     let address = server.local_addr().to_string();
