@@ -25,7 +25,7 @@ use super::pauses::Pauses;
 use super::progress::Step;
 use super::proxy_protocol::ProxyVersion;
 use super::reconnects::Reconnects;
-use super::schedule::{SendSchedule, Window};
+use super::schedule::{Due, SendSchedule, Window};
 use super::sizes::Sizes;
 use super::sources::{ConnectFailure, Connecting};
 use super::stage::Stage;
@@ -167,9 +167,16 @@ impl Driver {
         }
     }
 
-    /// Returns when the next message of the schedule is due.
+    /// Returns when the next message of the schedule is due. Without a connection, none waits for its time.
     pub(super) fn next_due(&self) -> Option<u64> {
-        self.schedule.as_ref()?.next_due()
+        let due = self.schedule.as_ref()?.next_due()?;
+        Some(if self.has_no_connection { 0 } else { due })
+    }
+
+    /// Takes the next message of the schedule if it is due.
+    pub(super) fn take_due(&mut self) -> Option<Due> {
+        let now = if self.has_no_connection { u64::MAX } else { self.clock.now() };
+        self.schedule.as_mut()?.take_due(now)
     }
 
     /// Registers a connect that was due at `due` and has begun, or records why it could not begin.

@@ -38,8 +38,6 @@ pub(super) struct SendSchedule {
     left: u64,
     /// Slots that have a connection.
     occupied: usize,
-    /// No slot ever had a connection: nothing waits for its time.
-    has_no_connection: bool,
     window: Window,
 }
 
@@ -54,7 +52,7 @@ impl SendSchedule {
             None => (window.end, u64::MAX),
         };
         let occupied = slots.iter().flatten().count();
-        Self { events, slots, end, left, occupied, has_no_connection: occupied == 0, window }
+        Self { events, slots, end, left, occupied, window }
     }
 
     /// Returns when message `message` of `slot` is due, if messages follow each other evenly.
@@ -64,7 +62,7 @@ impl SendSchedule {
 
     /// Returns when the next message is due, or `None` after the last.
     pub(super) fn next_due(&self) -> Option<u64> {
-        self.has_next().then(|| if self.has_no_connection { 0 } else { self.events.due() })
+        self.has_next().then(|| self.events.due())
     }
 
     /// Ends the schedule before the messages that are due from `time` on.
@@ -85,7 +83,6 @@ impl SendSchedule {
     /// Takes the next message if it is due by `now`. If no slot has a connection, takes those of a [`TICK`].
     pub(super) fn take_due(&mut self, now: u64) -> Option<Due> {
         if self.occupied == 0 {
-            let now = if self.has_no_connection { u64::MAX } else { now };
             return self.take_unsent(now);
         }
         let due = self.events.due();
@@ -99,17 +96,12 @@ impl SendSchedule {
     }
 
     fn take_unsent(&mut self, now: u64) -> Option<Due> {
-        let due = self.next_due().map(|_| self.events.due()).filter(|&due| due <= now)?;
+        let due = self.next_due().filter(|&due| due <= now)?;
         let is_reported = due >= self.window.start;
         let most = if is_reported { self.left } else { u64::MAX };
         let count = self.events.advance_to(tick_end(&self.events, now, self.window).min(self.end), most);
         self.left -= if is_reported { count } else { 0 };
         Some(Due::Unsent { due, count })
-    }
-
-    /// Lets messages wait for their time though no slot has a connection: one will have.
-    pub(super) fn await_connections(&mut self) {
-        self.has_no_connection = false;
     }
 
     /// Gives `slot`, which is empty, to the connection `key`, and returns which of the slot's messages is its next.
@@ -277,19 +269,9 @@ mod tests {
     fn messages_wait_for_connections_that_are_to_come() {
         let mut schedule =
             SendSchedule::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), vec![None; 2], None, WINDOW);
-        schedule.await_connections();
         assert_eq!((schedule.next_due(), schedule.take_due(1_999_999_999)), (Some(2_000_000_000), None));
         schedule.occupy(0, 7);
         assert_eq!(schedule.take_due(2_000_000_000), Some(Due::Message { due: 2_000_000_000, key: 7 }));
-    }
-
-    #[test]
-    fn messages_of_slots_that_never_had_a_connection_are_taken_at_once() {
-        let mut schedule =
-            SendSchedule::new(Events::even(Pace::new(2_000_000_000, 4.0, Rank::ALONE)), vec![None; 3], None, WINDOW);
-        assert_eq!(schedule.next_due(), Some(0));
-        let due = due_times(&mut schedule);
-        assert_eq!(due, [2_000_000_000, 2_250_000_000, 2_500_000_000, 2_750_000_000].map(|due| (due, None)));
     }
 
     /// A billion a second, one by one, would take longer than the run.

@@ -173,10 +173,8 @@ impl Engine {
 
     /// Enqueues the scheduled messages that are due.
     pub(super) fn enqueue_due(&mut self) {
-        let now = self.driver.clock.now();
         for _ in 0..DUE_PER_TURN {
-            let due = self.driver.schedule.as_mut().and_then(|schedule| schedule.take_due(now));
-            let (due, key) = match due {
+            let (due, key) = match self.driver.take_due() {
                 None => return,
                 Some(Due::Unsent { due, count }) => {
                     self.driver.record_unsent(due, count);

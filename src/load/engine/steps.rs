@@ -119,11 +119,7 @@ impl Engine {
             Traffic::Nothing => {}
             Traffic::OnReply => self.driver.starting = 0..self.reactor.capacity(),
             Traffic::Scheduled { rate, messages } => {
-                let schedule = SendSchedule::new(self.events(rate), slots, messages, window);
-                let schedule = self.driver.schedule.insert(schedule);
-                if self.driver.reconnects.has_open() {
-                    schedule.await_connections();
-                }
+                self.driver.schedule = Some(SendSchedule::new(self.events(rate), slots, messages, window));
             }
             Traffic::Connections { rate } => {
                 self.driver.connector.arrivals = Some(Arrivals::new(self.events(rate), window));
