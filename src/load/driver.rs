@@ -56,8 +56,14 @@ pub(super) enum Removal {
     PortTaken,
     /// The address has not accepted: a connect to the target's next one, in this pair, replaces it.
     NextAddress(u32),
+}
+
+/// What becomes of a connection after its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Remove(Removal),
     /// A rule of a fault chose it: it is not measured, and stays registered.
-    Faulted,
+    BeginFault,
 }
 
 /// The state that all connections share.
@@ -344,7 +350,7 @@ impl Driver {
             schedule.vacate(client.slot, key);
         }
         match removal {
-            Removal::Ended | Removal::Faulted => {
+            Removal::Ended => {
                 self.connector.sources.release(client.pair, client.port);
                 self.reconnects.retry(client.verifier.connection(), self.clock.now());
             }
@@ -363,9 +369,15 @@ impl Driver {
     }
 
     /// Sends and receives until the socket blocks, at most [`READS_PER_TURN`] times.
-    fn drive(&mut self, client: &mut Client) -> ControlFlow<Removal, Next<Removal>> {
-        if client.stage == Stage::Connecting && !self.establish(client)? {
-            return ControlFlow::Continue(Next::Wait);
+    fn drive(&mut self, client: &mut Client) -> ControlFlow<Removal, Next<Action>> {
+        if client.stage == Stage::Connecting {
+            if !self.establish(client)? {
+                return ControlFlow::Continue(Next::Wait);
+            }
+            if self.faults.chooses(client.verifier.connection()) {
+                return ControlFlow::Continue(Next::Act(Action::BeginFault));
+            }
+            self.begin_messages(client);
         }
         for _ in 0..READS_PER_TURN {
             if let Err(error) = self.send(client) {
@@ -475,9 +487,9 @@ impl Driver {
 }
 
 impl Handler<Registered> for Driver {
-    type Act = Removal;
+    type Act = Action;
 
-    fn ready(&mut self, key: usize, registered: &mut Registered, ready: Ready) -> Next<Removal> {
+    fn ready(&mut self, key: usize, registered: &mut Registered, ready: Ready) -> Next<Action> {
         let client = match registered {
             Registered::Client(client) => client,
             Registered::Faulted(client) => return self.drive_faulted(key, client, ready),
@@ -487,17 +499,18 @@ impl Handler<Registered> for Driver {
         client.notice(ready);
         match self.drive(client) {
             ControlFlow::Continue(next) => next,
-            ControlFlow::Break(removal) => Next::Act(removal),
+            ControlFlow::Break(removal) => Next::Act(Action::Remove(removal)),
         }
     }
 
-    fn act(&mut self, reactor: &mut Reactor<Registered>, key: usize, removal: Removal) -> Next<Infallible> {
-        if removal == Removal::Faulted {
-            self.begin_fault(reactor, key);
-            return Next::Wait;
+    fn act(&mut self, reactor: &mut Reactor<Registered>, key: usize, action: Action) -> Next<Infallible> {
+        match action {
+            Action::Remove(removal) => {
+                self.last_closed = self.clock.now();
+                self.remove(reactor, key, removal);
+            }
+            Action::BeginFault => self.begin_fault(reactor, key),
         }
-        self.last_closed = self.clock.now();
-        self.remove(reactor, key, removal);
         Next::Wait
     }
 }

@@ -1,6 +1,6 @@
 //! Connections that leave the measured ones at their handshake, to misbehave on purpose.
 
-use super::{Driver, Registered, Removal};
+use super::{Action, Driver, Registered, Removal};
 use crate::load::faulted::{FaultedClient, Progress, Shared};
 use crate::load::stage::Stage;
 use crate::reactor::{INTEREST, Next, Reactor};
@@ -27,7 +27,7 @@ impl Driver {
 
     /// Serves a connection that misbehaves.
     #[cold]
-    pub(super) fn drive_faulted(&mut self, key: usize, client: &mut FaultedClient, ready: Ready) -> Next<Removal> {
+    pub(super) fn drive_faulted(&mut self, key: usize, client: &mut FaultedClient, ready: Ready) -> Next<Action> {
         let (had_ended, now) = (client.outcome.is_some(), self.clock.read());
         let (buffer, scratch) = (&mut self.buffer[..], &mut self.scratch[..]);
         let mut shared = Shared { now, pattern: &self.pattern, sizes: &self.sizes, buffer, scratch };
@@ -38,7 +38,7 @@ impl Driver {
         let (deadline, next) = match progress {
             Progress::Wait(deadline) => (deadline, Next::Wait),
             Progress::Again => (None, Next::Again),
-            Progress::Ended => (None, Next::Act(Removal::Ended)),
+            Progress::Ended => (None, Next::Act(Action::Remove(Removal::Ended))),
         };
         self.faults.timers.set(key, &mut client.timer, deadline);
         next

@@ -44,7 +44,7 @@ impl Driver {
 
     /// Returns whether the handshake is complete, which it is once the socket knows its peer (connect(2), `EINPROGRESS`).
     pub(super) fn establish(&mut self, client: &mut Client) -> ControlFlow<Removal, bool> {
-        let now = self.clock.read();
+        self.clock.read();
         match self.ends(client) {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return ControlFlow::Continue(false),
             Err(error) if is_port_taken(&error) => return ControlFlow::Break(Removal::PortTaken),
@@ -63,9 +63,12 @@ impl Driver {
             }
         }
         self.connector.sources.settle(client.pair);
-        if self.faults.chooses(client.verifier.connection()) {
-            return ControlFlow::Break(Removal::Faulted);
-        }
+        ControlFlow::Continue(true)
+    }
+
+    /// Begins to measure a connection whose handshake is complete, with its first message.
+    pub(super) fn begin_messages(&mut self, client: &mut Client) {
+        let now = self.clock.now();
         // Churn opens connections in the warm-up too. Before the first window, its start is 0.
         if client.connect_due() >= self.window.start {
             self.totals.connect.record(now.saturating_sub(client.connect_due()));
@@ -77,7 +80,6 @@ impl Driver {
         if self.schedule.is_some() {
             client.exempt_from_schedule();
         }
-        ControlFlow::Continue(true)
     }
 
     /// Returns the local address and the peer's of a connected client; `None` for a Unix socket, which has none.
