@@ -1,7 +1,8 @@
 //! Ranks that meet at a barrier: `load --barrier`.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 use std::{fs, process, thread};
@@ -248,6 +249,60 @@ fn a_rank_waits_longer_than_the_timeout_for_a_rank_0_that_runs() {
         assert_eq!(run.report().connections.held, 2);
         assert_eq!(fs::read_dir(run.directory.path()).unwrap().count(), 1);
     }
+}
+
+/// Returns a server that echoes the first message alone.
+fn server_of_one_message() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut message = [0; 64];
+        stream.read_exact(&mut message).unwrap();
+        stream.write_all(&message).unwrap();
+        io::copy(&mut stream, &mut io::sink())
+    });
+    address
+}
+
+#[test]
+fn a_rank_that_is_ended_because_it_is_late_is_in_the_report() {
+    let run = Run::new(2, &["-c", "2", "-d", "100ms", "--timeout", "60s", "--barrier-timeout", "2s"]);
+    let [first, late] = [run.start(0), run.start_at(1, server_of_one_message(), &run.barrier)];
+    for rank in [first, late] {
+        assert_ended(&rank.wait(), 1, "): without a report within 2s (--barrier-timeout) of rank 0");
+    }
+    let report = run.report();
+    assert_eq!((report.verdict, report.connections.requested), (Verdict::Interrupted, 2));
+    assert_eq!(report.messages.unanswered, 1);
+    assert_eq!(fs::read_dir(run.directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_rank_0_that_is_interrupted_while_it_waits_for_reports_has_those_of_all() {
+    let run = Run::new(2, &["-c", "2", "-m", "100", "--timeout", "60s"]);
+    let [first, other] = [run.start(0), run.start_at(1, server_of_one_message(), &run.barrier)];
+    eventually("rank 0 has ended", || run.server.handle().stats().closed.end_of_stream == 1);
+    first.signal(Signal::INT);
+    assert_ended(&first.wait(), 130, "ecoloop: rank 0 was interrupted");
+    assert_ended(&other.wait(), 0, "ecoloop: rank 0 was interrupted");
+    let report = run.report();
+    assert_eq!((report.verdict, report.connections.requested), (Verdict::Interrupted, 2));
+    assert_eq!((report.messages.verified, report.messages.unanswered), (100, 1));
+}
+
+#[test]
+fn a_rank_whose_report_comes_too_late_keeps_it() {
+    let run = Run::new(2, &["-c", "2", "-r", "200", "-d", "2s", "--barrier-timeout", "2s"]);
+    let [first, late] = [0, 1].map(|index| run.start(index));
+    run.wait_for_window();
+    late.signal(Signal::STOP);
+    assert_ended(&first.wait(), 1, "): without a report within 2s (--barrier-timeout) of rank 0");
+    assert_eq!(run.report().connections.requested, 1);
+    late.signal(Signal::CONT);
+    assert_ended(&late.wait(), 1, &format!("ecoloop: rank 0 ({}) is lost: ", run.barrier));
+    let report = Report::from_json(&fs::read_to_string(run.file() + ".rank1").unwrap()).unwrap();
+    assert_eq!((report.rank.unwrap().index, report.messages.verified > 0), (1, true));
 }
 
 #[test]

@@ -60,8 +60,9 @@ struct Peer {
     is_ready: bool,
     is_gone: bool,
     progress: Option<Counts>,
-    has_reported: bool,
     report: Option<Report>,
+    /// Its report was taken.
+    is_collected: bool,
 }
 
 impl RankZero {
@@ -150,19 +151,28 @@ impl RankZero {
     pub(super) fn collect(&self, own: Report) -> (Vec<(String, Report)>, Option<Ending>) {
         let deadline = Instant::now() + self.shared.timeout;
         let mut state = self.shared.state();
+        let interrupted = || "rank 0 was interrupted".to_owned();
         if own.ended == Ended::Interrupted {
-            self.shared.end(&mut state, "rank 0 was interrupted".to_owned(), false);
+            self.shared.end(&mut state, interrupted(), false);
         }
-        while state.ranks.values().any(Peer::is_awaited) {
-            if Instant::now() >= deadline {
+        while state.ending.is_none() && state.awaits_report() {
+            if self.shared.interrupt.is_set() {
+                self.shared.end(&mut state, interrupted(), false);
+            } else if Instant::now() >= deadline {
                 let late = state.name_where(Peer::is_awaited);
                 self.shared.end(&mut state, self.shared.late(&late, "without a report"), true);
-                break;
+            } else {
+                state = self.shared.wait(state);
             }
+        }
+        // Those that were ended early report what they have, for which they have the time once more.
+        let deadline = Instant::now() + self.shared.timeout;
+        while state.awaits_report() && Instant::now() < deadline {
             state = self.shared.wait(state);
         }
         let mut reports = vec![("rank 0".to_owned(), own)];
         for (index, peer) in &mut state.ranks {
+            peer.is_collected = peer.report.is_some();
             reports.extend(peer.report.take().map(|report| (format!("rank {index}"), report)));
         }
         (reports, state.ending.clone())
@@ -174,9 +184,9 @@ impl RankZero {
         self.shared.end(&mut state, format!("rank 0 failed: {reason}"), true);
     }
 
-    /// Tells the other ranks that every result is written.
+    /// Tells the other ranks that every result is written. One whose report is not in it is not told, and keeps its own.
     pub(super) fn release(&self) {
-        for peer in self.shared.state().ranks.values() {
+        for peer in self.shared.state().ranks.values().filter(|peer| peer.is_collected) {
             let _ = wire::write(&peer.stream, &FromRankZero::Done);
         }
     }
@@ -280,7 +290,7 @@ impl Shared {
         let mut state = self.state();
         let Some(peer) = state.ranks.get_mut(&index) else { return };
         peer.is_gone = true;
-        if !peer.has_reported {
+        if !peer.has_reported() {
             self.end(&mut state, format!("rank {index} ({address}) is lost: {reason}"), true);
         }
         self.changed.notify_all();
@@ -308,8 +318,8 @@ impl Shared {
             is_ready: false,
             is_gone: false,
             progress: None,
-            has_reported: false,
             report: None,
+            is_collected: false,
         };
         state.ranks.insert(index, peer);
         self.changed.notify_all();
@@ -350,7 +360,7 @@ impl Shared {
             FromRank::Progress(counts) => peer.progress = Some(counts),
             FromRank::Report(report) => {
                 let is_interrupted = report.ended == Ended::Interrupted;
-                (peer.report, peer.has_reported) = (Some(*report), true);
+                peer.report = Some(*report);
                 if is_interrupted {
                     self.end(&mut state, format!("rank {index} ({address}) was interrupted"), false);
                 }
@@ -365,6 +375,10 @@ impl Shared {
 }
 
 impl State {
+    fn awaits_report(&self) -> bool {
+        self.ranks.values().any(Peer::is_awaited)
+    }
+
     fn name_where(&self, condition: impl Fn(&Peer) -> bool) -> String {
         let those = self.ranks.iter().filter(|(_, peer)| condition(peer));
         those.map(|(index, peer)| format!("rank {index} ({})", peer.address)).collect::<Vec<_>>().join(", ")
@@ -372,7 +386,11 @@ impl State {
 }
 
 impl Peer {
+    fn has_reported(&self) -> bool {
+        self.report.is_some() || self.is_collected
+    }
+
     fn is_awaited(&self) -> bool {
-        !self.has_reported && !self.is_gone
+        !self.has_reported() && !self.is_gone
     }
 }
