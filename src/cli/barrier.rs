@@ -70,7 +70,8 @@ impl Barrier {
                 .map_err(|reason| format!("cannot join the barrier: {reason}"));
         }
         let Some(listener) = listen(address, timeout, interrupt)? else { return Ok(None) };
-        let zero = RankZero::new(listener, hello, timeout, interrupt.clone(), has_jobs);
+        let times = (timeout, config.planned_time());
+        let zero = RankZero::new(listener, hello, times, interrupt.clone(), has_jobs);
         zero.map(|zero| Some(Self::RankZero(zero))).map_err(|error| format!("cannot open the barrier: {error}"))
     }
 

@@ -198,6 +198,14 @@ impl Config {
         if self.stages.is_empty() { self.duration } else { self.stages.iter().map(|stage| stage.duration).sum() }
     }
 
+    /// Returns how long the warm-up and the measured window last, or `None` if a number of messages ends the window.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn planned_time(&self) -> Option<Duration> {
+        let is_timed = self.mode != Mode::Echo || self.messages_per_connection.is_none();
+        is_timed.then(|| self.warmup.saturating_add(self.window()))
+    }
+
     /// Returns whether messages, or in churn connections, are due on a schedule, whether or not replies come.
     pub(super) fn is_open_loop(&self) -> bool {
         self.mean_rate().is_some() && self.mode != Mode::Hold

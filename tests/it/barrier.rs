@@ -1,8 +1,7 @@
 //! Ranks that meet at a barrier: `load --barrier`.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 use std::{fs, process, thread};
@@ -15,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Ended, Process, TIMEOUT, ecoloop, eventually, free_address, serve};
+use crate::support::{Ended, Process, TIMEOUT, ecoloop, eventually, free_address, reserve_port, serve};
 use crate::unix::new_path;
 
 /// A run of several ranks against one server.
@@ -249,6 +248,32 @@ fn a_rank_waits_longer_than_the_timeout_for_a_rank_0_that_runs() {
         assert_eq!(run.report().connections.held, 2);
         assert_eq!(fs::read_dir(run.directory.path()).unwrap().count(), 1);
     }
+}
+
+#[test]
+fn rank_0_waits_for_a_rank_whose_messages_take_longer_than_its_own() {
+    let run = Run::new(2, &["-q", "-c", "2", "-m", "300", "--barrier-timeout", "2s"]);
+    let mut slow = Config::default();
+    slow.faults = vec!["delay=10ms".parse().unwrap()];
+    let slow = serve(slow);
+    let [first, other] = [run.start(0), run.start_at(1, slow.local_addr(), &run.barrier)];
+    let (first, other) = (first.wait(), other.wait());
+    assert!(matches!(first.status.code(), Some(0 | 3)), "{first:?}");
+    assert_eq!((other.status.code(), &other.stderr[..]), (Some(0), &[][..]));
+    let report = run.report();
+    assert_eq!((report.messages.due, report.messages.verified), (600, 600));
+}
+
+#[test]
+fn rank_0_waits_for_the_window_of_the_others_if_it_has_no_connection_itself() {
+    let (_port, dead) = reserve_port();
+    let run = Run::new(2, &["-c", "2", "-d", "3s", "--barrier-timeout", "2s"]);
+    let [first, other] = [run.start_at(0, dead, &run.barrier), run.start(1)];
+    let (first, other) = (first.wait(), other.wait());
+    assert_eq!((first.status.code(), other.status.code()), (Some(1), Some(0)), "{first:?} {other:?}");
+    let report = run.report();
+    assert_eq!((report.ended, report.verdict), (RunEnded::Complete, Verdict::Fail));
+    assert_eq!((report.connections.requested, report.connections.held), (2, 1));
 }
 
 /// Returns a server that echoes the first message alone.

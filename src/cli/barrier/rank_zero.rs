@@ -38,6 +38,8 @@ pub(in crate::cli) struct RankZero {
 struct Shared {
     hello: Hello,
     timeout: Duration,
+    /// How long the warm-up and the window last, unless a number of messages ends the window.
+    window: Option<Duration>,
     interrupt: Interrupt,
     wants_progress: bool,
     state: Mutex<State>,
@@ -50,6 +52,8 @@ struct State {
     newcomers: usize,
     /// Why ranks were refused, by their number.
     refusals: BTreeMap<u32, String>,
+    /// When all began.
+    started: Option<Instant>,
     ending: Option<Ending>,
 }
 
@@ -70,14 +74,14 @@ impl RankZero {
     pub(super) fn new(
         listener: TcpListener,
         hello: Hello,
-        timeout: Duration,
+        (timeout, window): (Duration, Option<Duration>),
         interrupt: Interrupt,
         wants_progress: bool,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let (state, changed) = (Mutex::default(), Condvar::new());
-        let shared = Arc::new(Shared { hello, timeout, interrupt, wants_progress, state, changed });
+        let shared = Arc::new(Shared { hello, timeout, window, interrupt, wants_progress, state, changed });
         let gathering = Arc::clone(&shared);
         thread::Builder::new().name("barrier".to_owned()).spawn(move || gathering.gather(&listener))?;
         Ok(Self { shared, address, gathered_by: Instant::now() + timeout })
@@ -141,6 +145,7 @@ impl RankZero {
             }
             state = self.shared.wait(state);
         }
+        state.started = Some(Instant::now());
         for peer in state.ranks.values() {
             // One that is gone is found by its reader.
             let _ = wire::write(&peer.stream, &FromRankZero::Start);
@@ -149,8 +154,8 @@ impl RankZero {
 
     /// Returns the reports of all ranks, that of rank 0 first, and why the run ended early, if it did.
     pub(super) fn collect(&self, own: Report) -> (Vec<(String, Report)>, Option<Ending>) {
-        let deadline = Instant::now() + self.shared.timeout;
         let mut state = self.shared.state();
+        let deadline = self.shared.reports_by(&state);
         let interrupted = || "rank 0 was interrupted".to_owned();
         if own.ended == Ended::Interrupted {
             self.shared.end(&mut state, interrupted(), false);
@@ -158,7 +163,7 @@ impl RankZero {
         while state.ending.is_none() && state.awaits_report() {
             if self.shared.interrupt.is_set() {
                 self.shared.end(&mut state, interrupted(), false);
-            } else if Instant::now() >= deadline {
+            } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 let late = state.name_where(Peer::is_awaited);
                 self.shared.end(&mut state, self.shared.late(&late, "without a report"), true);
             } else {
@@ -213,6 +218,14 @@ impl Shared {
         state.ending = Some(Ending { reason, is_fault });
         self.interrupt.set();
         self.changed.notify_all();
+    }
+
+    /// Returns by when all must have reported. A number of messages may take another rank far longer than this one: then there is no
+    /// such time, and keep-alive finds a machine that is gone.
+    fn reports_by(&self, state: &State) -> Option<Instant> {
+        // Without a connection, rank 0 has ended before the window has.
+        let window_end = state.started?.checked_add(self.window?)?;
+        window_end.max(Instant::now()).checked_add(self.timeout)
     }
 
     fn late(&self, ranks: &str, what: &str) -> String {
