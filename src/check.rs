@@ -45,7 +45,7 @@ pub use self::running::{Progress, Running};
 use self::target::Target;
 pub use self::words::{LEVELS, Language, Words};
 use crate::ValueError;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// Longest run of a [`Grader`].
 pub const TIME_MAX: Duration = Duration::from_secs(60);

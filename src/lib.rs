@@ -243,6 +243,7 @@ mod server;
 #[cfg(all(any(test, fuzzing), target_os = "linux"))]
 mod simulation;
 mod socket;
+mod socket_address;
 mod splitmix;
 mod timers;
 pub mod transport;

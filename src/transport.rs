@@ -2,7 +2,6 @@
 //!
 //! [`Server`](crate::Server) is generic over it, and listens on TCP by default.
 
-mod address;
 mod unix;
 
 use std::fmt::{Debug, Display};
@@ -16,9 +15,9 @@ use socket2::SockRef;
 
 use crate::Config;
 
-pub use self::address::AnyAddress;
-pub use self::unix::{UnixAddress, UnixListener};
+pub use self::unix::UnixListener;
 pub use crate::socket::Socket;
+pub use crate::socket_address::{AnyAddress, UnixAddress};
 
 /// A listening socket of a [`Server`](crate::Server).
 ///

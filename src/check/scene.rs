@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::attempt::{Attempt, Outcome, Stop};
 use super::target::Target;
 use super::words::Language;
-use crate::transport::{AnyAddress, UnixAddress};
+use crate::socket_address::{AnyAddress, UnixAddress};
 
 /// What an attempt borrows.
 pub(super) struct Scene {

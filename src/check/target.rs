@@ -12,7 +12,7 @@ use super::attempt::{Attempt, Outcome, Stop};
 use super::problem::{Problem, Skip};
 use crate::error::cannot;
 use crate::host;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// How long the first connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::cgroup::Groups;
 use super::procfs::{self, SocketStatistics, parse_ports};
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// Descriptors of a process that are not connections, with a margin.
 const DESCRIPTORS_KEPT: u64 = 64;

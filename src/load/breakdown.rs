@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::report::{Figures, Histogram, SourceFigures, TargetFigures};
 use super::sources::Sources;
 use crate::address::ScopedIp;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// Maximum number of targets, and of sources, that have figures: each takes 190 kB.
 const PARTS_MAX: usize = 100;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 pub use self::threshold::{RelativeResult, RelativeThreshold};
 use super::report::{Ended, Loop, Mode, Quantity, Report, Verdict, shape};
 use super::statistics::{Ratio, SAMPLES_MIN, median};
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// The schema of the JSON document of a comparison.
 const SCHEMA: &str = "ecoloop.compare/1";

@@ -14,7 +14,7 @@ use super::sizes::Sizes;
 use super::sources::unpaired;
 use crate::address::ScopedIp;
 use crate::fault::{Fault, Kind};
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// Maximum number of connections, far above what the ports and the memory of a machine allow.
 const CONNECTIONS_MAX: u64 = 1 << 26;

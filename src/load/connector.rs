@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
     use crate::load::schedule::{Events, Window};
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     fn connector(change: impl FnOnce(&mut Config), retry_pause: u64) -> Connector {
         let mut config = Config::new(["127.0.0.1:9".parse::<AnyAddress>().unwrap()]);

@@ -520,7 +520,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     /// Together with its key in the schedule, in the lists of the reactor and of the connector, and its port, a held connection takes less
     /// than 256 bytes.

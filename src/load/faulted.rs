@@ -121,7 +121,7 @@ impl Faults {
 mod tests {
     use super::super::rank::Rank;
     use super::*;
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     fn config(rules: &[&str]) -> Config {
         let faults = rules.iter().map(|rule| rule.parse().unwrap()).collect();

@@ -182,7 +182,7 @@ fn backoff(attempt: u32) -> u64 {
 mod tests {
     use super::super::client::tests::client;
     use super::*;
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     const MILLISECOND: u64 = SECOND / 1000;
 

@@ -9,7 +9,7 @@ use super::progress::{Progress, ProgressCell};
 use super::report::Report;
 use super::run;
 use crate::ValueError;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 use crate::worker::Worker;
 
 /// A run to start on a thread of its own, for example in a test.

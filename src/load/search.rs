@@ -143,7 +143,7 @@ pub fn find_rate(
 mod tests {
     use super::super::rank::Rank;
     use super::*;
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     fn config() -> Config {
         Config::new(Vec::<AnyAddress>::new())

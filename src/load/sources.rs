@@ -22,8 +22,8 @@ use super::error::{ErrorName, Phase};
 use super::rank::Rank;
 use crate::address::ScopedIp;
 use crate::host::local_ports;
+use crate::socket_address::AnyAddress;
 use crate::splitmix::splitmix64;
-use crate::transport::AnyAddress;
 
 /// A socket that is connecting or connected, or a Unix socket that is to connect.
 #[derive(Debug)]

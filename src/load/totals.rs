@@ -9,7 +9,7 @@ use super::schedule::TICK;
 use super::stage_totals::StageTotals;
 use super::timer::SECOND;
 use super::verify::Corruption;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// Findings that the report lists; more are only counted.
 const FINDINGS_MAX: usize = 1000;

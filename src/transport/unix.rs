@@ -1,12 +1,9 @@
 //! Unix sockets.
 
-use std::ffi::OsStr;
-use std::fmt;
 use std::fs::{self, Metadata, Permissions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,78 +12,13 @@ use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::address::UNIX;
-use super::{Listen, Socket, Stream};
+use super::{Listen, Socket, Stream, UnixAddress};
 use crate::error::cannot;
 use crate::log_target::LOG_TARGET;
 use crate::{Config, Peer};
 
 /// Most attempts to bind a path that has a stale socket.
 const ATTEMPTS_MAX: usize = 3;
-
-/// The address of a Unix socket: the path of a file, or `@` and a name of the abstract namespace, which has no file (unix(7)).
-///
-/// # Examples
-///
-/// ```
-/// use ecoloop::transport::UnixAddress;
-///
-/// let address = UnixAddress::new("/run/echo.sock")?;
-/// assert_eq!(address.to_string(), "unix:/run/echo.sock");
-/// assert_eq!(address.path().unwrap().to_str(), Some("/run/echo.sock"));
-/// # Ok::<(), std::io::Error>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UnixAddress(PathBuf);
-
-impl UnixAddress {
-    /// Returns the address of a `path`, or of a name if `path` begins with `@`. For a file of that kind write `./@name`.
-    ///
-    /// # Errors
-    ///
-    /// - `InvalidInput`: the path or the name is empty, has a NUL byte, or is longer than the 107 bytes that the system allows.
-    /// - `Unsupported`: it is a name, and the system is not Linux.
-    pub fn new(path: impl AsRef<Path>) -> io::Result<Self> {
-        let this = Self(path.as_ref().to_owned());
-        let bytes = this.0.as_os_str().as_bytes();
-        if bytes.is_empty() || bytes == b"@" {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path or the name of the socket is empty"));
-        }
-        if bytes.contains(&0) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path of a socket cannot have a NUL byte"));
-        }
-        if this.path().is_none() && !cfg!(any(target_os = "linux", target_os = "android")) {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "names without a file (@NAME) need Linux"));
-        }
-        match this.socket_address() {
-            Ok(_) => Ok(this),
-            Err(error) => {
-                let reason = format!("the path of a socket has at most 107 bytes, and this one {}", bytes.len());
-                Err(io::Error::new(error.kind(), reason))
-            }
-        }
-    }
-
-    /// Returns the path of the file, if it has one.
-    #[must_use]
-    pub fn path(&self) -> Option<&Path> {
-        (!self.0.as_os_str().as_bytes().starts_with(b"@")).then_some(&self.0)
-    }
-
-    /// Returns the address as the system calls take it.
-    pub(crate) fn socket_address(&self) -> io::Result<SockAddr> {
-        match self.0.as_os_str().as_bytes() {
-            [b'@', name @ ..] => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat())),
-            _ => SockAddr::unix(&self.0),
-        }
-    }
-}
-
-impl fmt::Display for UnixAddress {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{UNIX}{}", self.0.display())
-    }
-}
 
 /// A listening Unix socket. Dropping it removes its file.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::load::client::Client;
 use crate::load::error::{ErrorName, Phase, classify, is_port_taken};
 use crate::load::sources::connect_unix;
 use crate::load::stage::Stage;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 impl Driver {
     /// Connects a connection to a Unix socket, unless it has ended meanwhile. It waits again if the backlog is full. Returns whether it is

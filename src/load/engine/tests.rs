@@ -7,7 +7,7 @@ use crate::load::Mode;
 use crate::load::rank::Rank;
 use crate::load::schedule::{Arrivals, Events, Pace, SendSchedule, Window};
 use crate::load::stage::Stage;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

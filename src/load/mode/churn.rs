@@ -79,7 +79,7 @@ impl Workload for ChurnMode {
 mod tests {
     use super::*;
     use crate::load::stage::{Counts, Stage};
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     fn churn(messages: Option<u64>, pipeline: Option<u32>) -> ChurnMode {
         let mut config = Config::new(Vec::<AnyAddress>::new());

@@ -56,7 +56,7 @@ impl Workload for EchoMode {
 mod tests {
     use super::*;
     use crate::load::stage::{Counts, Stage};
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     fn echo(change: impl FnOnce(&mut Config)) -> EchoMode {
         let mut config = Config::new(Vec::<AnyAddress>::new());

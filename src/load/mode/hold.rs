@@ -95,7 +95,7 @@ fn closed_after(times: &BTreeMap<u64, u64>) -> Option<ClosedAfter> {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     #[test]
     fn each_outcome_is_counted_once() {

@@ -176,7 +176,7 @@ mod tests {
     use super::super::document::tests::example;
     use super::*;
     use crate::load::config::Config;
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     const S: Duration = Duration::from_secs(1);
 

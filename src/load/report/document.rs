@@ -21,7 +21,7 @@ use crate::load::arrivals::ArrivalProcess;
 use crate::load::error::{ErrorName, Phase};
 use crate::load::proxy_protocol::ProxyVersion;
 use crate::load::rank::Rank;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// The schema of the documents that are written and read.
 pub const SCHEMA: &str = "ecoloop.load/1";

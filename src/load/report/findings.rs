@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// Corruption of the bytes that came back.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

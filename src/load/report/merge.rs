@@ -17,7 +17,7 @@ use super::outages::Outages;
 use super::stages::{lengths, merge_stages};
 use super::summary::Summary;
 use super::thresholds::{self, Threshold};
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// Share of the longest window that all windows must have in common.
 const OVERLAP_MIN: f64 = 0.9;

@@ -81,7 +81,7 @@ impl Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::AnyAddress;
+    use crate::socket_address::AnyAddress;
 
     #[test]
     fn the_options_of_a_report_are_those_of_the_run() {

@@ -8,7 +8,7 @@ use crate::load::error::{ErrorName, Phase};
 use crate::load::rank::Rank;
 use crate::load::schedule::Window;
 use crate::load::stage_totals::StageTotals;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use super::ranges::distinct;
 use crate::address::ScopedIp;
 use crate::error::ValueError;
-use crate::transport::AnyAddress;
+use crate::socket_address::AnyAddress;
 
 /// Returns the number of source/target pairs that are used at a time: each target with every source that can reach it. Without
 /// sources, one for each target. A target is a list of addresses, of which one is used.

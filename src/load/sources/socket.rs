@@ -7,7 +7,7 @@ use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::load::error::{ErrorName, Phase, classify};
-use crate::transport::UnixAddress;
+use crate::socket_address::UnixAddress;
 
 /// The options of every socket, set before it connects.
 #[derive(Clone, Copy, Debug, Default)]

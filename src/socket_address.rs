@@ -1,19 +1,82 @@
-//! The address of a TCP or Unix socket.
+//! The address of a TCP socket or of a Unix socket.
 
-use std::fmt;
-#[cfg(feature = "load")]
-use std::io;
+use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::{fmt, io};
 
-#[cfg(feature = "load")]
 use socket2::SockAddr;
 
-use super::UnixAddress;
 use crate::error::ValueError;
 
 /// What the text of a Unix socket's address begins with.
-pub(super) const UNIX: &str = "unix:";
+const UNIX: &str = "unix:";
+
+/// The address of a Unix socket: the path of a file, or `@` and a name of the abstract namespace, which has no file (unix(7)).
+///
+/// # Examples
+///
+/// ```
+/// use ecoloop::transport::UnixAddress;
+///
+/// let address = UnixAddress::new("/run/echo.sock")?;
+/// assert_eq!(address.to_string(), "unix:/run/echo.sock");
+/// assert_eq!(address.path().unwrap().to_str(), Some("/run/echo.sock"));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixAddress(PathBuf);
+
+impl UnixAddress {
+    /// Returns the address of a `path`, or of a name if `path` begins with `@`. For a file of that kind write `./@name`.
+    ///
+    /// # Errors
+    ///
+    /// - `InvalidInput`: the path or the name is empty, has a NUL byte, or is longer than the 107 bytes that the system allows.
+    /// - `Unsupported`: it is a name, and the system is not Linux.
+    pub fn new(path: impl AsRef<Path>) -> io::Result<Self> {
+        let this = Self(path.as_ref().to_owned());
+        let bytes = this.0.as_os_str().as_bytes();
+        if bytes.is_empty() || bytes == b"@" {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path or the name of the socket is empty"));
+        }
+        if bytes.contains(&0) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path of a socket cannot have a NUL byte"));
+        }
+        if this.path().is_none() && !cfg!(any(target_os = "linux", target_os = "android")) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "names without a file (@NAME) need Linux"));
+        }
+        match this.socket_address() {
+            Ok(_) => Ok(this),
+            Err(error) => {
+                let reason = format!("the path of a socket has at most 107 bytes, and this one {}", bytes.len());
+                Err(io::Error::new(error.kind(), reason))
+            }
+        }
+    }
+
+    /// Returns the path of the file, if it has one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        (!self.0.as_os_str().as_bytes().starts_with(b"@")).then_some(&self.0)
+    }
+
+    /// Returns the address as the system calls take it.
+    pub(crate) fn socket_address(&self) -> io::Result<SockAddr> {
+        match self.0.as_os_str().as_bytes() {
+            [b'@', name @ ..] => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat())),
+            _ => SockAddr::unix(&self.0),
+        }
+    }
+}
+
+impl fmt::Display for UnixAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{UNIX}{}", self.0.display())
+    }
+}
 
 /// The address of a TCP socket or of a Unix socket.
 ///
