@@ -21,7 +21,7 @@ use super::{SIZE, assert_clean, assert_sums, config, document, errors, metrics, 
 use crate::support::{Ended, Process, Scratch, ecoloop, eventually, serve};
 use crate::unix::new_path;
 
-fn unix(path: &Path) -> UnixAddress {
+fn unix(path: impl AsRef<Path>) -> UnixAddress {
     UnixAddress::new(path).unwrap()
 }
 
@@ -36,22 +36,27 @@ fn of_four(address: impl Into<AnyAddress>) -> Config {
 fn both_ends_agree_on_a_path_and_on_a_name_in_every_mode() {
     let (_directory, path) = new_path();
     let name = format!("@ecoloop-load-{}", std::process::id());
-    for text in [path.as_path(), Path::new(&name)] {
-        for (mode, rate) in [
+    for place in [path.display().to_string(), name] {
+        for (at, (mode, rate)) in [
             (Mode::Echo, None),
             (Mode::Echo, Some(500.0)),
             (Mode::Hold, None),
             (Mode::Churn, None),
             (Mode::Churn, Some(200.0)),
-        ] {
-            let server = Server::bind_unix(text, ServerConfig::default()).unwrap().spawn().unwrap();
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            // A process that another test starts has the listening socket of the server before, until its exec.
+            let text = format!("{place}-{at}");
+            let server = Server::bind_unix(&text, ServerConfig::default()).unwrap().spawn().unwrap();
             let mut config = of_four(server.local_addr());
             (config.mode, config.rate) = (mode, rate);
             let report = run(config);
             // On a loaded machine the last connections of a schedule may not begin.
             assert_eq!((&report.errors[..], &report.verify.findings[..]), (&[][..], &[][..]), "{mode:?}");
             assert_eq!((report.messages.unanswered, report.messages.failed), (0, 0), "{:?}", report.messages);
-            assert_eq!(report.config.targets, [AnyAddress::from(unix(text))]);
+            assert_eq!(report.config.targets, [AnyAddress::from(unix(&text))]);
             assert!(report.messages.verified > 0);
             server.handle().drain();
             let stats = server.join().unwrap().stats;
