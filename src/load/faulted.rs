@@ -139,11 +139,19 @@ mod tests {
         config.rank = Some(Rank { index: 1, count: 2 });
         let faults = Faults::new(&config);
         assert_eq!((chosen(&faults), faults.count_chosen(&config)), (vec![2, 5, 8, 11, 14, 17, 20], 3));
-        // Of all 11 that the ranks share.
-        assert_eq!(config.measured_connections(), 8);
         config.faults.clear();
         let faults = Faults::new(&config);
         assert_eq!((chosen(&faults), faults.count_chosen(&config)), (vec![], 0));
+    }
+
+    #[test]
+    fn the_connections_that_ranks_measure_together_are_those_that_no_rule_chooses() {
+        let mut config = config(&["rate=1KiB,first=3"]);
+        for rank in [None, Some(Rank { index: 1, count: 2 })] {
+            config.rank = rank;
+            assert_eq!(config.measured_connections(), 8, "{rank:?}");
+        }
+        config.faults.clear();
         assert_eq!(config.measured_connections(), 11);
     }
 
