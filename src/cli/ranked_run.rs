@@ -52,8 +52,8 @@ pub(super) fn run(
     let jobs = if place.has_jobs { barrier.start_jobs(rank.count)? } else { None };
     let thresholds = config.thresholds.clone();
     let progress = ProgressCell::default();
-    let connections = config.measured_connections();
-    let total = || total_progress(&barrier, place, connections);
+    let requested = (is_first && place.has_jobs).then(|| config.measured_connections());
+    let total = || total_progress(&barrier, requested);
     let (latest, total_of_latest) = (progress.clone(), total());
     metrics::start_load(display.metrics, output.quiet, move || latest.latest().map(&total_of_latest))
         .map_err(|error| format!("cannot start --metrics: {error}"))?;
@@ -86,20 +86,16 @@ pub(super) fn run(
     }
 }
 
-/// Returns what makes the progress of rank 0 that of all jobs. Ranks on several machines say nothing in the window.
-fn total_progress(
-    barrier: &Barrier,
-    place: &MeetingPoint,
-    connections: u64,
-) -> impl Fn(Progress) -> Progress + Send + Sync + 'static {
-    let (of_all, has_jobs) = (barrier.total_progress(), place.has_jobs);
+/// Returns what makes the progress of rank 0 that of all jobs, whose connections are those `requested`. Ranks on several machines say
+/// nothing in the window.
+fn total_progress(barrier: &Barrier, requested: Option<u64>) -> impl Fn(Progress) -> Progress + Send + Sync + 'static {
+    let of_all = barrier.total_progress();
     move |own| {
-        if !has_jobs {
-            return own;
-        }
-        let mut total = of_all(own);
-        total.requested = connections;
-        total
+        requested.map_or(own, |requested| {
+            let mut total = of_all(own);
+            total.requested = requested;
+            total
+        })
     }
 }
 
