@@ -88,7 +88,7 @@ pub(crate) fn measure(workload: &Workload, peers: &[Peer], settings: &Settings) 
         counters::check_tools()?;
     }
     if workload.kind == Kind::OpenLoop {
-        result.rate_per_s = Some(quarter_of_floor_rate(workload, peers, window)?);
+        result.rate_per_s = Some(twentieth_of_floor_rate(workload, peers, window)?);
     }
 
     let mut runners = runners(workload, peers, &mut result.skipped);
@@ -247,8 +247,8 @@ fn run_load(workload: &Workload, server: &Server, arguments: &[&str], timeout: D
     finish_load(Job::start(&mut command)?, timeout)
 }
 
-/// Returns a quarter of the floor's messages per second in a closed loop.
-fn quarter_of_floor_rate(workload: &Workload, peers: &[Peer], window: Duration) -> Result<f64, String> {
+/// Returns a twentieth of the floor's messages per second in a closed loop.
+fn twentieth_of_floor_rate(workload: &Workload, peers: &[Peer], window: Duration) -> Result<f64, String> {
     let server = Server::start(floor(peers)?, workload.buffer_bytes, &[])?;
     let mut generator = Generator::start(workload, &server, window, None)?;
     let mut rates = Vec::new();
@@ -258,7 +258,7 @@ fn quarter_of_floor_rate(workload: &Workload, peers: &[Peer], window: Duration) 
     generator.finish()?;
     let rate = median(&rates).ok_or("the floor's windows have no rate")?;
     // Rounded to hundreds, for readability.
-    Ok((rate / 400.0).round() * 100.0)
+    Ok((rate / 2000.0).round() * 100.0)
 }
 
 fn floor(peers: &[Peer]) -> Result<&Peer, String> {

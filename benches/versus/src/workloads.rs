@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Kind {
     /// A closed loop over connections that stay open for a session, while all servers run.
     ClosedLoop,
-    /// An open loop over such connections, at a quarter of the rate that the floor reaches in a closed loop: at
-    /// half of it the load generator did not keep its schedule.
+    /// An open loop over such connections, at a twentieth of the rate that the floor reaches in a closed loop: at
+    /// a quarter of it the load generator, which wakes up for each message, is saturated.
     OpenLoop,
     /// One run of `ecoloop load` per window, which opens and closes its connections.
     Churn,
@@ -106,10 +106,10 @@ pub(crate) fn all() -> Vec<Workload> {
     // Connects, and the closes of the window before, come in bursts. A window must contain many of them.
     let churn = closed_loop("churn", churn_title, 50, "-s 64 --mode churn", churn_metrics());
     all.push(Workload { kind: Kind::Churn, window_factor: 8, ..churn });
-    let open_title = "50 connections, 64 bytes, open loop at a quarter of the floor's rate".to_owned();
+    let open_title = "50 connections, 64 bytes, open loop at a twentieth of the floor's rate".to_owned();
     // The 99.9th percentile needs some thousands of messages.
     let open = closed_loop("open", open_title, 50, "-s 64", latency_metrics());
-    all.push(Workload { kind: Kind::OpenLoop, window_factor: 4, ..open });
+    all.push(Workload { kind: Kind::OpenLoop, window_factor: 8, ..open });
     let burst_title =
         format!("{BURST_CONNECTS} simultaneous connects, beside 200 connections at {BURST_RATE} messages per second");
     let burst_load = format!("-s 64 -r {BURST_RATE}");
