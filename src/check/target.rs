@@ -171,7 +171,7 @@ impl Process {
         self.signal(Signal::TERM)
     }
 
-    /// A process that stops itself has nobody to continue it.
+    /// A process that stops itself cannot continue itself.
     fn refuse_own(&self) -> Outcome {
         if self.pid == getpid() { Err(Stop::Skip(Skip::OwnProcess)) } else { Ok(()) }
     }

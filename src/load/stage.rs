@@ -34,7 +34,7 @@ pub(super) struct Counts {
     pub(super) replaced: u64,
     /// Connects that began or could not begin. It is the next connection's number.
     pub(super) opened: u64,
-    /// Those of them that a rule of a fault chooses.
+    /// Of `opened`, the connects of connections that a rule of a fault chooses.
     pub(super) opened_faulted: u64,
     /// Connections that have finished their handshake.
     pub(super) established: u64,

@@ -170,7 +170,7 @@ impl RankZero {
                 state = self.shared.wait(state);
             }
         }
-        // Those that were ended early report what they have, for which they have the time once more.
+        // A rank that was ended early reports what it has, and has the same time once more for that.
         let deadline = Instant::now() + self.shared.timeout;
         while state.awaits_report() && Instant::now() < deadline {
             state = self.shared.wait(state);
