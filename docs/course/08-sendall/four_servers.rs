@@ -1,4 +1,4 @@
-//! A client sends 2 MiB and reads nothing until it has. `broken` shows three servers that lose, hoard or hang. `fixed` pauses.
+//! A client sends 2 MiB, and reads when it can send no more. `broken` shows three servers that lose, hoard or hang. `fixed` pauses.
 //!
 //!     cargo run --example four_servers -- broken
 
