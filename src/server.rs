@@ -147,7 +147,9 @@ impl Server {
             let name = || listener.local_addr().map_or("a socket".to_owned(), |address| address.to_string());
             listen::adopt(listener, &config).map_err(|error| cannot(format_args!("serve {}", name()), error))?;
         }
-        Self::new(listeners.into_iter().map(TcpListener::from_std).collect(), config, None)
+        let mut server = Self::new(listeners.into_iter().map(TcpListener::from_std).collect(), config, None)?;
+        server.event_loop_mut().echo.core.acceptor.expect_older();
+        Ok(server)
     }
 }
 
@@ -221,7 +223,7 @@ impl<L: Listen> Server<(), L> {
                 Entry::Listener(index)
             });
             let key = key.map_err(|error| cannot(format_args!("wait for connections on {address}"), error))?;
-            listeners.extend(registered.map(|socket| Listener { socket, address, key }));
+            listeners.extend(registered.map(|socket| Listener { socket, address, key, has_older: false }));
         }
         let started = clock::now();
         memory::check(config.buffer_size)

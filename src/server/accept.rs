@@ -18,6 +18,8 @@ pub(super) struct Listener<L: Listen> {
     pub(super) socket: L,
     pub(super) address: L::Address,
     pub(super) key: usize,
+    /// Connections may wait that were established before the socket had its options: they have not inherited them.
+    pub(super) has_older: bool,
 }
 
 /// Accepts in bursts from the listening sockets.
@@ -93,7 +95,7 @@ impl<L: Listen> Acceptor<L> {
         attempts: usize,
         mut room: usize,
         errors: &AcceptErrorCounters,
-        mut admit: impl FnMut(&L, L::Stream, SocketAddr) -> io::Result<bool>,
+        mut admit: impl FnMut(&Listener<L>, L::Stream, SocketAddr) -> io::Result<bool>,
     ) {
         if self.fault == Some(Connect::Hang) {
             return self.pause();
@@ -120,7 +122,7 @@ impl<L: Listen> Acceptor<L> {
                     self.exhausted = false;
                     self.first = (index + 1) % self.listeners.len();
                     accepted = true;
-                    match admit(&self.listeners[index].socket, stream, address) {
+                    match admit(&self.listeners[index], stream, address) {
                         Ok(true) => room -= 1,
                         Ok(false) => {}
                         Err(error) => {
@@ -135,6 +137,7 @@ impl<L: Listen> Acceptor<L> {
                 }
                 Accepted::Blocked => {
                     self.pace.is_holding = false;
+                    self.listeners[index].has_older = false;
                     return;
                 }
                 Accepted::Failed(error) => {
@@ -264,6 +267,11 @@ impl<L: Listen> Acceptor<L> {
         before.iter().chain(after).map(|listener| listener.key)
     }
 
+    /// Expects connections that have not inherited the options of their listening sockets.
+    pub(super) fn expect_older(&mut self) {
+        self.listeners.iter_mut().for_each(|listener| listener.has_older = true);
+    }
+
     pub(super) fn listeners(&self) -> &[Listener<L>] {
         &self.listeners
     }
@@ -386,7 +394,8 @@ mod tests {
     fn acceptor<const N: usize>(scripts: [&[Option<i32>]; N]) -> Acceptor<Scripted> {
         let listener = |(key, script): (usize, &[Option<i32>])| {
             let accepts = RefCell::new(script.iter().copied().collect());
-            Listener { socket: Scripted { accepts, descriptor: UnixStream::pair().unwrap().0 }, address: key, key }
+            let socket = Scripted { accepts, descriptor: UnixStream::pair().unwrap().0 };
+            Listener { socket, address: key, key, has_older: false }
         };
         Acceptor::new((0..).zip(scripts).map(listener).collect(), None)
     }

@@ -120,7 +120,7 @@ impl<O, L: Listen> Echo<O, L> {
             registered = Some(socket);
             Entry::Listener(index)
         })?;
-        self.core.acceptor.add_listener(registered.map(|socket| Listener { socket, address, key }));
+        self.core.acceptor.add_listener(registered.map(|socket| Listener { socket, address, key, has_older: false }));
         Ok(())
     }
 }

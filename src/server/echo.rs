@@ -17,6 +17,7 @@ use super::drain::{self, Lifecycle};
 use super::faulted::Faulted;
 use super::handle::Handle;
 use super::idle::{self, Hand, Timeouts, Visit};
+use super::listen;
 use super::observer::{CloseReason, LocalAddresses, Observer, Peer};
 use super::proxy_protocol::{AwaitingHeader, BAD_HEADER};
 use super::stats::Counters;
@@ -247,7 +248,10 @@ impl<O: Observer, L: Listen> Echo<O, L> {
                 core.handle.counters().faults[Kind::Connect as usize].add(1);
                 return Ok(false);
             }
-            listener.configure(&stream, &core.config)?;
+            if listener.has_older {
+                listen::set_connection_options(&SockRef::from(&stream), &core.config)?;
+            }
+            listener.socket.configure(&stream, &core.config)?;
             // Fails if the peer has reset the connection.
             let local_address = if self.observer.needs_local_address() {
                 SockRef::from(&stream).local_addr().ok().and_then(|address| address.as_socket())
@@ -524,6 +528,24 @@ mod tests {
     /// Returns the `TCP_USER_TIMEOUT` of each connection.
     fn user_timeouts<S: Stream>(reactor: &mut Reactor<Entry<S>>) -> Vec<Option<Duration>> {
         let streams = reactor.iter_mut().filter_map(|(_, entry)| match entry {
+    /// The system gives a connection the options of its listening socket at the end of the handshake.
+    #[test]
+    fn a_connection_that_waited_before_its_socket_was_served_has_the_options_too() {
+        use rustix::event::{PollFd, PollFlags, poll};
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        poll(&mut [PollFd::new(&listener, PollFlags::IN)], None).unwrap();
+        let config = Config { stall_timeout: Some(Duration::from_secs(8)), ..Config::default() };
+        let mut server = Server::from_listener(listener, config).unwrap();
+        while server.core().connections == 0 {
+            let _ = server.turn(Some(Duration::from_secs(20))).unwrap();
+        }
+        let EventLoop { reactor, echo } = server.event_loop_mut();
+        assert!(!echo.core.acceptor.listeners()[0].has_older, "the backlog was found empty");
+        assert_eq!(user_timeouts(reactor), [Some(Duration::from_secs(9))]);
+    }
+
             Entry::AwaitingHeader(awaiting) => Some(&awaiting.stream),
             entry => entry.stream(),
         });
