@@ -116,22 +116,19 @@ impl<S: Stream> Entry<S> {
     /// Has the kernel wait for an acknowledgement as long as TCP does (tcp(7), `TCP_USER_TIMEOUT`).
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn lift_user_timeout(&self) {
-        let stream = match self {
-            Self::AwaitingHeader(awaiting) => Some(&awaiting.stream),
-            _ => self.stream(),
-        };
-        if let Some(stream) = stream {
+        if let Some(stream) = self.stream() {
             // A Unix socket has none.
             let _ = SockRef::from(stream).set_tcp_user_timeout(None);
         }
     }
 
-    /// Returns the socket of a connection that is served.
+    /// Returns the socket of a connection.
     fn stream(&self) -> Option<&S> {
         match self {
             Self::Connection { connection, .. } => Some(connection.get_ref()),
             Self::Faulted(faulted) => Some(faulted.stream()),
-            Self::Listener(_) | Self::AwaitingHeader(_) => None,
+            Self::AwaitingHeader(awaiting) => Some(&awaiting.stream),
+            Self::Listener(_) => None,
         }
     }
 }
@@ -527,7 +524,10 @@ mod tests {
 
     /// Returns the `TCP_USER_TIMEOUT` of each connection.
     fn user_timeouts<S: Stream>(reactor: &mut Reactor<Entry<S>>) -> Vec<Option<Duration>> {
-        let streams = reactor.iter_mut().filter_map(|(_, entry)| match entry {
+        let streams = reactor.iter_mut().filter_map(|(_, entry)| entry.stream());
+        streams.map(|stream| SockRef::from(stream).tcp_user_timeout().unwrap()).collect()
+    }
+
     /// The system gives a connection the options of its listening socket at the end of the handshake.
     #[test]
     fn a_connection_that_waited_before_its_socket_was_served_has_the_options_too() {
@@ -544,12 +544,6 @@ mod tests {
         let EventLoop { reactor, echo } = server.event_loop_mut();
         assert!(!echo.core.acceptor.listeners()[0].has_older, "the backlog was found empty");
         assert_eq!(user_timeouts(reactor), [Some(Duration::from_secs(9))]);
-    }
-
-            Entry::AwaitingHeader(awaiting) => Some(&awaiting.stream),
-            entry => entry.stream(),
-        });
-        streams.map(|stream| SockRef::from(stream).tcp_user_timeout().unwrap()).collect()
     }
 
     #[test]
