@@ -138,11 +138,7 @@ impl Server {
     /// - `InvalidInput`: `listeners` is empty.
     /// - Those of [`from_listener`](Self::from_listener).
     pub fn from_listeners(listeners: Vec<std::net::TcpListener>, config: Config) -> io::Result<Self> {
-        config.validate()?;
-        if listeners.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no socket to listen on"));
-        }
-        check_keeps_listeners(&config)?;
+        check_given(&listeners, &config)?;
         for listener in &listeners {
             let name = || listener.local_addr().map_or("a socket".to_owned(), |address| address.to_string());
             listen::adopt(listener, &config).map_err(|error| cannot(format_args!("serve {}", name()), error))?;
@@ -203,11 +199,7 @@ impl<L: Listen> Server<(), L> {
     /// - `OutOfMemory`: the system has not enough memory for `buffer_size`.
     /// - The process is out of descriptors.
     pub fn from_transport(listeners: Vec<L>, config: Config) -> io::Result<Self> {
-        config.validate()?;
-        if listeners.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no socket to listen on"));
-        }
-        check_keeps_listeners(&config)?;
+        check_given(&listeners, &config)?;
         Self::new(listeners, config, None)
     }
 
@@ -426,8 +418,13 @@ impl<O: Observer, L: Listen> Server<O, L> {
     }
 }
 
-/// Refuses rules that close or filter listening sockets: the server cannot open a caller's sockets again.
-fn check_keeps_listeners(config: &Config) -> io::Result<()> {
+/// Checks `config` for sockets that the caller has opened: rules that close or filter them are refused, because the server could not
+/// open them again.
+fn check_given<L>(listeners: &[L], config: &Config) -> io::Result<()> {
+    config.validate()?;
+    if listeners.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no socket to listen on"));
+    }
     if config.faults.iter().any(Fault::changes_listeners) {
         let reason = "connect=hang and connect=refuse need listening sockets that Server::bind has opened";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
