@@ -111,7 +111,8 @@ impl Server {
     /// - `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and the other errors of bind(2) and listen(2); the text names the address.
     /// - The process is out of descriptors.
     pub fn bind(address: impl ToSocketAddrs, config: Config) -> io::Result<Self> {
-        let addresses: Vec<_> = address.to_socket_addrs()?.collect();
+        let addresses = address.to_socket_addrs().map_err(|error| cannot("resolve the address", error))?;
+        let addresses: Vec<_> = addresses.collect();
         let sockets = bind_tcp(&addresses, &config)?;
         Self::new(sockets, config, Some(Open::TCP))
     }

@@ -77,6 +77,13 @@ fn bind_without_an_address_is_invalid_input() {
 }
 
 #[test]
+fn an_address_that_does_not_resolve_is_named_as_that() {
+    let error = Server::bind("127.0.0.1", Config::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().starts_with("cannot resolve the address: "), "{error}");
+}
+
+#[test]
 fn ipv4_and_ipv6_wildcards_share_a_port() {
     // A port that is free for IPv6 may be taken for IPv4.
     let servers = (0..100).find_map(|_| {
