@@ -52,9 +52,12 @@ impl Rules {
         if self.faults.is_empty() {
             return None;
         }
-        let (rule, fault) = listening_rule(&self.faults, clock::now().saturating_duration_since(self.started))?;
-        let is_chosen = fault.selector.percent.is_none_or(|percent| self.percentile(rule, number) < percent);
-        (fault.effect == Effect::Connect(Connect::Reset) && is_chosen).then_some(fault)
+        let elapsed = clock::now().saturating_duration_since(self.started);
+        let is_chosen = |&(rule, fault): &(usize, &Fault)| {
+            fault.selector.percent.is_none_or(|percent| self.percentile(rule, number) < percent)
+        };
+        let (_, fault) = connect_rules(&self.faults, elapsed).find(is_chosen)?;
+        (fault.effect == Effect::Connect(Connect::Reset)).then_some(fault)
     }
 
     /// Returns what holds for the listening sockets: the first rule of its kind whose time it is.
@@ -103,15 +106,17 @@ pub(crate) fn listening_at_start(faults: &[Fault]) -> Option<Connect> {
 }
 
 fn listening_after(faults: &[Fault], elapsed: Duration) -> Option<Connect> {
-    match listening_rule(faults, elapsed)?.1.effect {
+    // A rule with a percentage leaves the connections that it does not choose to the next one.
+    match connect_rules(faults, elapsed).find(|(_, fault)| fault.selector.percent.is_none())?.1.effect {
         Effect::Connect(connect) => Some(connect),
         _ => None,
     }
 }
 
-fn listening_rule(faults: &[Fault], elapsed: Duration) -> Option<(usize, &Fault)> {
-    let holds = |selector: &Selector| selector.at.as_ref().is_none_or(|at| at.contains(&elapsed));
-    faults.iter().enumerate().find(|(_, fault)| fault.kind() == Kind::Connect && holds(&fault.selector))
+/// Returns the rules of the listening sockets whose time it is, with their numbers.
+fn connect_rules(faults: &[Fault], elapsed: Duration) -> impl Iterator<Item = (usize, &Fault)> {
+    let holds = move |selector: &Selector| selector.at.as_ref().is_none_or(|at| at.contains(&elapsed));
+    faults.iter().enumerate().filter(move |(_, fault)| fault.kind() == Kind::Connect && holds(&fault.selector))
 }
 
 #[cfg(test)]
@@ -229,6 +234,15 @@ mod tests {
         let at_start = |rule: &str| listening_at_start(&[rule.parse().unwrap()]);
         assert_eq!(at_start("connect=refuse,at=0s..1s"), Some(Connect::Refuse));
         assert_eq!(at_start("connect=hang"), Some(Connect::Hang));
+    }
+
+    #[test]
+    fn what_a_percentage_of_resets_does_not_choose_is_left_to_the_next_rule() {
+        let paced = rules(&["connect=reset,p=50%", "connect=100ms"], 1);
+        assert_eq!(paced.listening(paced.started), Some(Connect::Every(Duration::from_millis(100))));
+        let two = rules(&["connect=reset,p=50%", "connect=reset,p=50%"], 1);
+        let count = (1..=1000).filter(|&number| two.draw_reset(number).is_some()).count();
+        assert!((700..800).contains(&count), "{count}");
     }
 
     #[test]
