@@ -50,7 +50,8 @@ const HOLD_MAX: usize = 1 << 30;
 /// A rule: what happens to which connections.
 ///
 /// Each connection draws its rules once, at its accept. Of each kind, the first rule that chooses the connection holds for its life.
-/// Rules of different kinds add up.
+/// Rules of different kinds add up. With [`Config::proxy_protocol`](crate::Config::proxy_protocol), a connection counts as accepted when
+/// its header is complete, also for the times of its rules.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Fault {
