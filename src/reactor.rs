@@ -63,6 +63,8 @@ const CALLS_MAX: usize = 128;
 /// Values that there is room for at the start. The pages of this one block cost memory only once they are used; a slab that grows from
 /// nothing leaves its earlier blocks to the allocator, 10 bytes a connection at 10,000 (docs/benchmarks-tried.md).
 const INITIAL_CAPACITY: usize = 4096;
+/// Most bytes of that room: larger values get theirs as they come.
+const INITIAL_BYTES_MAX: usize = 16 << 20;
 
 /// Largest number of events that a wait can take.
 pub(crate) const EVENTS_MAX: usize = 1 << 20;
@@ -138,7 +140,7 @@ pub trait Handler<T> {
 /// use std::io::ErrorKind;
 /// use std::time::Duration;
 ///
-/// use ecoloop::mio::net::TcpListener;
+/// use ecoloop::mio::{Interest, net::TcpListener};
 /// use ecoloop::{Handler, Next, Reactor, Ready};
 ///
 /// struct Count(u32);
@@ -163,7 +165,7 @@ pub trait Handler<T> {
 /// let mut reactor = Reactor::new(64)?;
 /// let listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
 /// let address = listener.local_addr()?;
-/// reactor.insert(listener, mio::Interest::READABLE, |listener| listener)?;
+/// reactor.insert(listener, Interest::READABLE, |listener| listener)?;
 ///
 /// let _client = std::net::TcpStream::connect(address)?;
 /// let mut count = Count(0);
@@ -218,7 +220,7 @@ impl<T> Reactor<T> {
             events_served: 0,
             events_left: false,
             batch_full: false,
-            slots: Slab::with_capacity(INITIAL_CAPACITY),
+            slots: Slab::with_capacity(INITIAL_CAPACITY.min(INITIAL_BYTES_MAX / size_of::<Slot<T>>())),
             run_queue: VecDeque::new(),
             freed: Vec::new(),
         })

@@ -247,6 +247,12 @@ fn a_key_freed_in_a_turn_is_not_used_again_before_the_next() {
 }
 
 #[test]
+fn large_values_have_no_memory_before_they_come() {
+    assert!(Reactor::<[u8; 1 << 20]>::new(1).unwrap().capacity() <= 16);
+    assert_eq!(Reactor::<u64>::new(1).unwrap().capacity(), 4096);
+}
+
+#[test]
 fn an_event_for_a_removed_key_reaches_no_handler() {
     let mut reactor = reactor();
     let ((one, _far_one), (other, _far_other)) = (insert_pair(&mut reactor), insert_pair(&mut reactor));
