@@ -57,9 +57,10 @@ impl Handle {
         }))
     }
 
-    /// Shuts down gracefully: the server accepts the connections that wait in its backlogs, up to
-    /// [`Config::max_connections`](crate::Config::max_connections), and closes its listening sockets. It keeps echoing, and sends FIN
-    /// to each connection once nothing is pending and no byte has moved for 100 ms. At [`Config::drain_timeout`](crate::Config::drain_timeout) it closes the rest.
+    /// Shuts down gracefully: the server accepts the connections that wait, within `backlog`, `max_connections` and `accept_rate` of its
+    /// [`Config`](crate::Config), and closes its listening sockets, which resets the others. It keeps echoing, and sends FIN to each
+    /// connection once nothing is pending and no byte has moved for 100 ms. At [`Config::drain_timeout`](crate::Config::drain_timeout)
+    /// it closes the rest.
     pub fn drain(&self) {
         self.send(Command::Drain);
     }

@@ -45,7 +45,7 @@ pub struct Stats {
     pub bytes_out: u64,
     /// Bytes received after the server had sent FIN, which are not echoed.
     pub discarded: u64,
-    /// Errors of accept(2), by errno.
+    /// Errors of accept(2), and of configuring and registering what it returned (`ENOSPC` of `epoll_ctl(2)`), by errno.
     pub accept_errors: AcceptErrorStats,
 }
 
@@ -136,7 +136,7 @@ impl RefusedStats {
 /// Most values of errno that [`AcceptErrorStats`] tells apart.
 const ERRNOS_MAX: usize = 8;
 
-/// Errors of accept(2), by errno. The first 8 values are counted apart, and the others together.
+/// See [`Stats::accept_errors`]. The first 8 values of errno are counted apart; the others, and errors without one, together.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct AcceptErrorStats {
     by_errno: [(i32, u64); ERRNOS_MAX],
