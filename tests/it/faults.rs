@@ -346,8 +346,10 @@ fn connects_time_out_while_they_hang_and_then_succeed() {
     let (server, address) = Process::serve(&["--fault", "connect=hang,at=0s..2s"]);
     // More than a backlog of 0 completes.
     for _ in 0..5 {
-        let error = TcpStream::connect_timeout(&address, Duration::from_millis(50)).unwrap_err();
-        assert!(error.kind() == ErrorKind::TimedOut || start.elapsed() > Duration::from_secs(1), "{error}");
+        let connected = TcpStream::connect_timeout(&address, Duration::from_millis(50)).map_err(|error| error.kind());
+        // On a loaded machine the hang may be over.
+        let may_be_over = start.elapsed() >= Duration::from_secs(2);
+        assert!(may_be_over || matches!(connected, Err(ErrorKind::TimedOut)), "{connected:?}");
     }
     eventually("a connect", || TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok());
     assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
