@@ -138,7 +138,8 @@ fn only_a_failed_threshold_fails_the_run() {
         assert!(matches!(run_with(threshold), (Verdict::Fail, Some(_))), "{threshold}");
     }
     for threshold in ["p99>1h", "max<0us", "connections<1", "rate>100M/s", "unanswered>0", "p99.99>=1h"] {
-        assert!(matches!(run_with(threshold), (Verdict::Pass, Some(_))), "{threshold}");
+        // A loaded machine can keep the generator from its core.
+        assert!(matches!(run_with(threshold), (Verdict::Pass | Verdict::Inconclusive, Some(_))), "{threshold}");
     }
     // A closed loop has no lateness, and a threshold without a value fails.
     assert_eq!(run_with("lateness_p99>1h"), (Verdict::Fail, None));
@@ -177,7 +178,7 @@ fn a_threshold_replaces_the_default_on_its_metric_but_never_the_findings() {
     // A faulty server numbers its connections over all runs, so that each run needs a new server.
     assert_eq!(verdict(closing(), &[]), Verdict::Fail);
     assert_eq!(verdict(closing(), &["errors>1"]), Verdict::Fail);
-    assert_eq!(verdict(closing(), &["errors>1", "connections<2"]), Verdict::Pass);
+    assert_ne!(verdict(closing(), &["errors>1", "connections<2"]), Verdict::Fail);
     assert_eq!(verdict(flipping, &["errors>1", "connections<1", "unanswered>9"]), Verdict::Fail);
 }
 
@@ -187,15 +188,17 @@ fn json_to_a_file_still_prints_the_table() {
     let address = server.local_addr().to_string();
     let file = Scratch::new("load-json");
     let ended = run_command(&["-m", "5", "--json", file.path(), &address]);
-    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    // A loaded machine can keep the generator from its core, which is inconclusive, and a line of standard error.
+    assert!(matches!(ended.status.code(), Some(0 | 3)), "{ended:?}");
     assert_eq!(file.json()["messages"]["verified"], 5);
     assert!(!ended.stdout.is_empty());
     assert!(!ended.stdout.iter().chain(&ended.stderr).any(|line| line.contains('\x1b')), "{ended:?}");
     let ended = run_command(&["-m", "5", "--quiet", &address]);
-    assert_eq!((ended.status.code(), ended.stdout.len()), (Some(0), 0), "{ended:?}");
+    assert!(matches!(ended.status.code(), Some(0 | 3)) && ended.stdout.is_empty(), "{ended:?}");
     let ended = run_command(&["-m", "5", "--quiet", "--fail-if", "connections<200%", &address]);
-    let failure = "ecoloop: FAIL: connections<200% (100 %)".to_owned();
-    assert_eq!((ended.status.code(), ended.stdout, ended.stderr), (Some(1), vec![], vec![failure]));
+    let failure = "ecoloop: FAIL: connections<200% (100 %)";
+    assert_eq!((ended.status.code(), ended.stderr.last().unwrap().as_str()), (Some(1), failure), "{ended:?}");
+    assert!(ended.stdout.is_empty(), "{ended:?}");
 }
 
 #[test]
