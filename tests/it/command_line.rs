@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::{
     Ended, Process, Scratch, assert_echoes, assert_ended, assert_receives, connect, ecoloop, eventually, half_close,
-    is_listening, pattern, reset,
+    is_listening, pattern, reset, wrapped,
 };
 
 #[track_caller]
@@ -69,9 +69,9 @@ fn a_privileged_port_is_refused_without_the_right() {
     let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
     let ecoloop = ecoloop(&["127.0.0.1:1"]);
     let command = if geteuid().is_root() {
-        let mut command = Command::new("setpriv");
-        command.args(["--bounding-set", "-net_bind_service"]).arg(ecoloop.get_program()).args(ecoloop.get_args());
-        command
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--bounding-set", "-net_bind_service"]);
+        wrapped(setpriv, &ecoloop)
     } else {
         ecoloop
     };

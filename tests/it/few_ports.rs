@@ -1,11 +1,11 @@
 //! `ecoloop load` with few ports: in a network namespace with its own `ip_local_port_range`.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use ecoloop::load::Report;
 use ecoloop::load::report::{ErrorName, Phase, Verdict};
 
-use crate::support::{Process, ecoloop};
+use crate::support::{Process, ecoloop, wrapped};
 
 const ADDRESS: &str = "127.0.0.1:5000";
 
@@ -29,8 +29,13 @@ impl Namespace {
     }
 
     pub(crate) fn command(&self, program: &str) -> Command {
+        wrapped(self.enter(), &Command::new(program))
+    }
+
+    /// Returns a command that runs what is appended to it in this namespace.
+    fn enter(&self) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0, program]).stdin(Stdio::null());
+        command.args(["netns", "exec", &self.0]);
         command
     }
 
@@ -56,10 +61,7 @@ impl Namespace {
 
     #[track_caller]
     pub(crate) fn start(&self, arguments: &[&str]) -> Process {
-        let inner = ecoloop(arguments);
-        let mut command = self.command(inner.get_program().to_str().unwrap());
-        command.args(inner.get_args());
-        Process::start(command)
+        Process::start(wrapped(self.enter(), &ecoloop(arguments)))
     }
 
     #[track_caller]

@@ -239,7 +239,7 @@ mod load {
 
     use super::*;
     use crate::few_ports::Namespace;
-    use crate::support::Ended;
+    use crate::support::{Ended, wrapped};
 
     #[test]
     fn connections_that_do_not_fit_in_memory_are_refused() {
@@ -348,12 +348,10 @@ mod load {
         ] {
             // `-D`: the traced process is the child, so that dropping it ends it. It outlives a strace that is killed.
             let traced = |arguments: &[&str]| {
-                let command = ecoloop(arguments);
                 let mut traced = Command::new("sh");
                 traced.args(["-c", "ulimit -Sn 512; exec strace \"$@\"", "sh", "-D", "-f", "-qq", "-o", "/dev/null"]);
                 traced.args(["-e", &format!("inject=prlimit64:error=EPERM:{when}")]);
-                traced.arg(command.get_program()).args(command.get_args());
-                traced
+                wrapped(traced, &ecoloop(arguments))
             };
             let ended = Process::start(traced(&["load", "-m", "10", "--json", "-", &address])).wait();
             let report: Value = serde_json::from_str(&ended.stdout[0]).unwrap();

@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, prlimit};
 
 use crate::support::{
     Ended, Process, Scratch, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close,
-    reserve_port,
+    reserve_port, wrapped,
 };
 
 /// Messages of one [`load`]: with `-v` their lines exceed a pipe and the queue together.
@@ -58,9 +58,8 @@ fn visit(address: SocketAddr) {
 /// Runs `command` in a shell, with these redirections.
 fn through_shell(command: &Command, redirection: &str) -> Command {
     let mut shell = Command::new("sh");
-    shell.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")]).arg(command.get_program());
-    shell.args(command.get_args()).stdin(Stdio::null());
-    shell
+    shell.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")]);
+    wrapped(shell, command)
 }
 
 /// Returns how many lines were lost, from the report of a server that has ended without an error.

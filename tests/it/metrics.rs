@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Process, Scratch, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, free_address, half_close,
-    is_listening, limit_descriptors, reserve_port, reset, with_descriptors,
+    is_listening, limit_descriptors, reserve_port, reset, with_descriptors, wrapped,
 };
 
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -31,10 +31,10 @@ fn serve(arguments: &[&str]) -> (Process, SocketAddr, SocketAddr) {
 #[ignore = "needs root"]
 fn a_name_that_resolves_to_one_address_twice_is_bound_once() {
     let address = free_address();
-    let inner = ecoloop(&["127.0.0.1:0", "--metrics", &format!("twice.example:{}", address.port())]);
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", "mount --bind /proc/self/fd/0 /etc/hosts && exec \"$0\" \"$@\""]);
-    command.arg(inner.get_program()).args(inner.get_args());
+    let mut namespace = Command::new("unshare");
+    namespace.args(["-m", "sh", "-c", "mount --bind /proc/self/fd/0 /etc/hosts && exec \"$0\" \"$@\""]);
+    let twice = format!("twice.example:{}", address.port());
+    let mut command = wrapped(namespace, &ecoloop(&["127.0.0.1:0", "--metrics", &twice]));
     let hosts = Scratch::new("hosts");
     fs::write(hosts.path(), format!("{} twice.example\n", address.ip()).repeat(2)).unwrap();
     command.stdin(File::open(hosts.path()).unwrap());

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{
     Process, Scratch, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close,
-    reserve_port,
+    reserve_port, wrapped,
 };
 
 /// A repeat within this time is one for the server too, whose interval begins after the test's.
@@ -122,10 +122,9 @@ fn sigusr1_between_two_signals_does_not_stop_the_server() {
 #[test]
 fn a_blocked_sigterm_is_unblocked() {
     let (_reserved, address) = reserve_port();
-    let inner = ecoloop(&[&address.to_string(), "--reuse-port"]);
-    let mut command = Command::new("env");
-    command.args(["--block-signal=TERM", "--block-signal=INT"]).arg(inner.get_program()).args(inner.get_args());
-    let mut server = Process::start(command);
+    let mut env = Command::new("env");
+    env.args(["--block-signal=TERM", "--block-signal=INT"]);
+    let mut server = Process::start(wrapped(env, &ecoloop(&[&address.to_string(), "--reuse-port"])));
     server.listening();
     assert!(server.terminate().summary().contains("0 connections accepted"));
 }
@@ -171,11 +170,11 @@ fn the_background_of_a_terminal_does_not_stop_the_server() {
 #[ignore = "needs root"]
 fn until_it_listens_a_signal_ends_the_server_at_once() {
     for (arguments, status) in [(&["name.example:5000"][..], 0), (&["load", "name.example:5000"], 130)] {
-        let inner = ecoloop(arguments);
         let script = "ip link set lo up && ip route add 192.0.2.0/24 dev lo && mount --bind /proc/self/fd/0 /etc/resolv.conf \
                       && echo ready >&2 && exec \"$0\" \"$@\"";
-        let mut command = Command::new("unshare");
-        command.args(["-mn", "sh", "-c", script]).arg(inner.get_program()).args(inner.get_args());
+        let mut namespace = Command::new("unshare");
+        namespace.args(["-mn", "sh", "-c", script]);
+        let mut command = wrapped(namespace, &ecoloop(arguments));
         let resolver = Scratch::new("resolv.conf");
         fs::write(resolver.path(), "nameserver 192.0.2.1\n").unwrap();
         command.stdin(File::open(resolver.path()).unwrap());
@@ -236,10 +235,9 @@ mod load {
     fn under_nohup_a_load_outlives_its_terminal() {
         let server = serve(Config::default());
         let address = server.local_addr().to_string();
-        let inner = ecoloop(&["load", "-d", "1h", "--json", "-", &address]);
-        let mut command = Command::new("sh");
-        command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
-        let process = Process::start(command);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
+        let process = Process::start(wrapped(shell, &ecoloop(&["load", "-d", "1h", "--json", "-", &address])));
         eventually("traffic", || server.handle().stats().bytes_in > 0);
         process.signal(Signal::HUP);
         let before = server.handle().stats().bytes_in;

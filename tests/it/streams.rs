@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Ended, Process, Scratch, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening,
-    reserve_port, serve,
+    reserve_port, serve, wrapped,
 };
 
 /// Runs `ecoloop load`, which sends a message, and returns its end.
@@ -99,10 +99,9 @@ fn a_closed_standard_output_discards() {
     let server = serve(Config::default());
     let address = server.local_addr().to_string();
     for arguments in [&["doctor", "-c", "1"][..], &["load", "-m", "1", "--json", "-", &address], &["--version"]] {
-        let inner = ecoloop(arguments);
-        let mut command = Command::new("sh");
-        command.args(["-c", "exec \"$0\" \"$@\" >&-"]).arg(inner.get_program()).args(inner.get_args());
-        let ended = Process::start(command).wait();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$0\" \"$@\" >&-"]);
+        let ended = Process::start(wrapped(shell, &ecoloop(arguments))).wait();
         assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &[][..]), "{arguments:?}");
     }
 }

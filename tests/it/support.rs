@@ -155,16 +155,23 @@ pub(crate) fn with_descriptors(limit: u32, command: &Command) -> Command {
     with_limit(&format!("-n {limit}"), command)
 }
 
-/// Returns `command` with a limit of the shell, and with its log in English in any locale.
+/// Returns `command` with a limit of the shell.
 fn with_limit(limit: &str, command: &Command) -> Command {
     let mut limited = Command::new("sh");
     limited.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
-    limited.arg(command.get_program()).args(command.get_args());
-    for name in ["LC_ALL", "LC_MESSAGES", "LANG"] {
-        limited.env_remove(name);
+    wrapped(limited, command)
+}
+
+/// Returns `outer` with `inner` as the command that it runs: its program, arguments and environment.
+pub(crate) fn wrapped(mut outer: Command, inner: &Command) -> Command {
+    outer.arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
     }
-    limited.stdin(Stdio::null());
-    limited
+    outer
 }
 
 /// Returns a command that runs a program of the course or of `docs/examples`, in the dev profile. `cargo test --test it` does not build
@@ -206,8 +213,7 @@ impl CpuQuota {
     pub(crate) fn limited(&self, command: &Command) -> Command {
         let mut limited = Command::new("sh");
         limited.args(["-c", "echo $$ > \"$0\"/cgroup.procs; exec \"$@\""]).arg(&self.0);
-        limited.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
-        limited
+        wrapped(limited, command)
     }
 }
 

@@ -14,18 +14,14 @@ use tempfile::TempDir;
 
 use crate::support::{
     Process, TIMEOUT, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, half_close, limit_descriptors,
-    reserve_port,
+    reserve_port, wrapped,
 };
 
 /// Returns a command that runs the binary with two sockets passed, as systemd passes them (`sd_listen_fds(3)`).
 fn with_passed(sockets: [OwnedFd; 2], arguments: &[&str]) -> Command {
-    let binary = ecoloop(arguments);
-    let mut command = Command::new("sh");
-    let script = "exec 3<&0 4<&1 0</dev/null 1>&2; LISTEN_FDS=2 LISTEN_PID=$$ exec \"$0\" \"$@\"";
-    command.args(["-c", script]).arg(binary.get_program()).args(binary.get_args());
-    for name in ["LC_ALL", "LC_MESSAGES", "LANG"] {
-        command.env_remove(name);
-    }
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 3<&0 4<&1 0</dev/null 1>&2; LISTEN_FDS=2 LISTEN_PID=$$ exec \"$0\" \"$@\""]);
+    let mut command = wrapped(shell, &ecoloop(arguments));
     let [first, second] = sockets;
     command.stdin(first).stdout(second).stderr(Stdio::piped());
     command
@@ -97,15 +93,11 @@ fn a_passed_socket_that_does_not_listen_for_tcp_is_refused() {
 fn systemd_socket_activate_starts_the_server_at_the_first_connection() {
     let reserved = [reserve_port(), reserve_port()];
     let addresses = [reserved[0].1, reserved[1].1];
-    let binary = ecoloop(&["serve"]);
     let mut command = Command::new("systemd-socket-activate");
     for address in addresses {
         command.arg(format!("--listen={address}"));
     }
-    let mut server = Process::start({
-        command.arg(binary.get_program()).args(binary.get_args());
-        command
-    });
+    let mut server = Process::start(wrapped(command, &ecoloop(&["serve"])));
     // Only a connection starts the server.
     let mut first = connect_eventually(addresses[1]);
     assert_eq!([server.listening(), server.listening()], addresses);
