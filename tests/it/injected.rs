@@ -3,14 +3,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[cfg(target_os = "linux")]
 use crate::support::limit_descriptors;
 use crate::support::{
     Ended, Process, Scratch, assert_echoes, assert_ended, await_injected, connect, ecoloop, eventually, half_close,
-    pattern,
+    pattern, strace, wrapped,
 };
 
 /// Every other call fails, from the first on.
@@ -94,7 +93,7 @@ fn a_call_that_fails_at_the_start_is_named_with_its_address() {
         // The first registration is the waker's.
         ("epoll_ctl:error=EPERM:when=2+", "cannot wait for connections on 127.0.0.1:"),
     ] {
-        let ended = Process::start(strace(fault, &["127.0.0.1:0"], NO_TRACE)).wait();
+        let ended = Process::start(wrapped(strace(fault, NO_TRACE), &ecoloop(&["127.0.0.1:0"]))).wait();
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
         let [last] = &ended.stderr[..] else { panic!("{ended:?}") };
         assert!(last.starts_with(&format!("ecoloop: {line}")), "{last}");
@@ -199,8 +198,8 @@ fn churn_pauses_after_a_failed_registration() {
     let server = crate::support::serve(ecoloop::Config::default());
     let address = server.local_addr().to_string();
     // The earlier calls register the timer and the waker.
-    let churn = ["load", "--mode", "churn", "-c", "5", "-d", "500ms", "--json", "-", &address];
-    let ended = Process::start(strace("epoll_ctl:error=ENOSPC:when=3+", &churn, NO_TRACE)).wait();
+    let churn = ecoloop(&["load", "--mode", "churn", "-c", "5", "-d", "500ms", "--json", "-", &address]);
+    let ended = Process::start(wrapped(strace("epoll_ctl:error=ENOSPC:when=3+", NO_TRACE), &churn)).wait();
     let report = Report::from_json(&ended.stdout[0]).unwrap();
     let [error] = &report.errors[..] else { panic!("not one error: {:?}", report.errors) };
     assert_eq!((report.verdict, error.phase), (Verdict::Fail, Phase::Connect));
@@ -212,11 +211,10 @@ fn churn_pauses_after_a_failed_registration() {
 #[ignore = "needs strace"]
 fn a_failed_read_of_the_signals_pipe_does_not_keep_the_server_from_ending() {
     let trace = Scratch::new("strace");
-    let command = strace("recvfrom:error=ENOMEM:when=1", &["127.0.0.1:0"], trace.path());
+    let mut strace = strace("recvfrom:error=ENOMEM:when=1", trace.path());
     // The thread that waits for signals is traced too: its first call fails.
-    let mut traced = Command::new("strace");
-    traced.arg("-f").args(command.get_args());
-    let mut server = Process::start(traced);
+    strace.arg("-f");
+    let mut server = Process::start(wrapped(strace, &ecoloop(&["127.0.0.1:0"])));
     server.listening();
     assert_eq!(server.terminate().status.code(), Some(0));
     await_injected(&trace);
@@ -227,6 +225,8 @@ fn a_failed_read_of_the_signals_pipe_does_not_keep_the_server_from_ending() {
 #[ignore = "needs strace and Python, and the right to trace a process"]
 #[cfg(all(target_os = "linux", feature = "load"))]
 fn each_failed_system_call_costs_at_most_its_own_connection() {
+    use std::process::Command;
+
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/errors/run");
     let mut command = Command::new("python3");
     command.args([script, "--binary", env!("CARGO_BIN_EXE_ecoloop"), "--every", "20", "--seconds", "40"]);
@@ -242,31 +242,13 @@ fn key(line: &str) -> usize {
     key.parse().unwrap()
 }
 
-/// Starts a server with `fault` injected into its system calls.
+/// Starts a server with `fault` injected into the system calls of its loop.
 #[track_caller]
 fn serve(fault: &str, arguments: &[&str], trace: &str) -> (Process, SocketAddr) {
-    let mut process = Process::start(strace(fault, &[&["127.0.0.1:0", "-vv"], arguments].concat(), trace));
+    let server = ecoloop(&[&["127.0.0.1:0", "-vv"], arguments].concat());
+    let mut process = Process::start(wrapped(strace(fault, trace), &server));
     let address = process.listening();
     (process, address)
-}
-
-/// Returns a command that runs the binary under `strace --inject`, which writes its trace to the file `trace`.
-///
-/// With `-D` the child process is the binary, not strace. Without `-f` strace traces only the main thread, which is the loop.
-fn strace(fault: &str, arguments: &[&str], trace: &str) -> Command {
-    let ecoloop = ecoloop(arguments);
-    let mut command = Command::new("strace");
-    let (calls, _) = fault.split_once(':').unwrap();
-    command.args(["-D", "-qq", "-o", trace]);
-    command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={fault}")]);
-    command.arg(ecoloop.get_program()).args(ecoloop.get_args());
-    for (name, value) in ecoloop.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command
 }
 
 /// Returns the warnings that the test has not waited for.

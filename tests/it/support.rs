@@ -665,6 +665,20 @@ impl Scratch {
     }
 }
 
+/// Returns a command of strace that lacks the program, which [`wrapped`] adds. It injects `fault` into system calls of the program, and
+/// writes its trace to the file `trace`.
+///
+/// With `-D` the child process is the program, not strace, so that the program ends with the test. Without `-f` strace traces only the
+/// main thread.
+#[track_caller]
+pub(crate) fn strace(fault: &str, trace: &str) -> Command {
+    let (calls, _) = fault.split_once(':').unwrap();
+    let mut command = Command::new("strace");
+    command.args(["-D", "-qq", "-o", trace]);
+    command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={fault}")]);
+    command
+}
+
 /// Waits until a trace of strace has a call into which a failure or a delay was injected. strace may exit after the process.
 #[track_caller]
 pub(crate) fn await_injected(trace: &Scratch) {

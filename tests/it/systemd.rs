@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Process, TIMEOUT, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, half_close, limit_descriptors,
-    reserve_port, wrapped,
+    reserve_port, strace, wrapped,
 };
 
 /// Returns a command that runs the binary with two sockets passed, as systemd passes them (`sd_listen_fds(3)`).
@@ -278,18 +278,14 @@ fn without_watchdog_or_as_that_of_another_process_nothing_feeds_it() {
     }
 }
 
-/// strace delays the waits of the main thread, and does not follow the others. With -D the child is the server.
+/// strace delays the waits of the main thread, and does not follow the others.
 #[test]
 #[ignore = "needs strace"]
 fn a_loop_that_hangs_does_not_feed_the_watchdog_until_it_turns_again() {
     let manager = Manager::new();
-    let inner = manager.service(&["-q"]);
-    let mut command = Command::new("strace");
-    command.args(["-D", "-qq", "-o", "/dev/null", "-e", "trace=epoll_wait"]);
-    command.args(["-e", "inject=epoll_wait:delay_exit=6s:when=20"]);
-    command.arg(inner.get_program()).args(inner.get_args());
-    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("WATCHDOG_USEC", "200000");
-    let mut server = Process::start(command);
+    let mut service = manager.service(&["-q"]);
+    service.env("WATCHDOG_USEC", "200000");
+    let mut server = Process::start(wrapped(strace("epoll_wait:delay_exit=6s:when=20", "/dev/null"), &service));
     manager.receive_line("WATCHDOG=1");
     // The 20th wait takes 6 s. Without reports, nothing arrives for 2 s.
     manager.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
@@ -15,7 +14,8 @@ use super::faulty_server::{
 };
 use super::{CONNECTIONS, ErrorRow, SHORT_TIMEOUT, config, document, errors, run, run_command};
 use crate::support::{
-    Ended, Process, Scratch, TIMEOUT, await_injected, ecoloop, half_close, join, reserve_port, serve, with_descriptors,
+    Ended, Process, Scratch, TIMEOUT, await_injected, ecoloop, half_close, join, reserve_port, serve, strace,
+    with_descriptors, wrapped,
 };
 
 #[test]
@@ -194,10 +194,8 @@ fn a_close_after_a_message_that_was_sent_in_part_fails_the_message() {
     });
     let load = ecoloop(&["load", "-s", "100KiB", "-m", "1", "--timeout", "1h", "--json", "-", &address.to_string()]);
     let trace = Scratch::new("strace");
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o", trace.path(), "-e", "trace=sendto", "-e", "inject=sendto:error=EAGAIN:when=2+"]);
-    command.arg(load.get_program()).args(load.get_args());
-    let (_, report) = document(&Process::start(command).wait());
+    let strace = strace("sendto:error=EAGAIN:when=2+", trace.path());
+    let (_, report) = document(&Process::start(wrapped(strace, &load)).wait());
     await_injected(&trace);
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::ClosedEarly, None, 1)]);
 }

@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +18,8 @@ use super::{
     run_command,
 };
 use crate::support::{
-    CpuQuota, Process, Scratch, TIMEOUT, await_injected, ecoloop, eventually, limited, reserve_port, serve,
+    CpuQuota, Process, Scratch, TIMEOUT, await_injected, ecoloop, eventually, limited, reserve_port, serve, strace,
+    wrapped,
 };
 
 const MILLISECOND: u64 = 1000;
@@ -452,10 +452,7 @@ fn stop_for(process: &Process, time: Duration) {
 fn run_with(call: &str, fault: &str, arguments: &[&str]) -> crate::support::Ended {
     let trace = Scratch::new("strace");
     let load = ecoloop(&[&["load"], arguments].concat());
-    let mut command = Command::new("strace");
-    command.args(["-D", "-qq", "-o", trace.path(), "-e", &format!("trace={call}")]);
-    command.args(["-e", &format!("inject={call}:{fault}")]).arg(load.get_program()).args(load.get_args());
-    let ended = Process::start(command).wait();
+    let ended = Process::start(wrapped(strace(&format!("{call}:{fault}"), trace.path()), &load)).wait();
     await_injected(&trace);
     ended
 }
