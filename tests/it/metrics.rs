@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -214,6 +215,7 @@ fn a_server_is_healthy_until_it_drains() {
 #[test]
 fn slow_clients_are_closed_at_their_deadline() {
     let (_server, _, metrics) = serve(&[]);
+    let start = Instant::now();
     let mut slow = [connect(metrics), connect(metrics)];
     slow[0].write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
     for client in &mut slow {
@@ -221,6 +223,8 @@ fn slow_clients_are_closed_at_their_deadline() {
         if let Err(error) = client.read_to_end(&mut Vec::new()) {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         }
+        // The deadline counts from the accept.
+        assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
     }
     assert_eq!(get(metrics, "/healthz").1, "ok\n");
 }
