@@ -1,6 +1,6 @@
 //! What the server closes: drain, stop, and the idle timeout.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use rustix::process::Signal;
 use socket2::SockRef;
 
 use crate::support::{
-    Event, Process, Recorder, TIMEOUT, TcpState, assert_echoes, assert_ended, assert_receives, await_state,
-    await_unread, connect, connect_narrow, connect_with_buffers, ecoloop, eventually, half_close, join, narrow,
-    pattern, reset, stall,
+    Event, Process, Recorder, TIMEOUT, TcpState, assert_echoes, assert_ended, assert_receives, assert_reset,
+    await_state, await_unread, connect, connect_narrow, connect_with_buffers, ecoloop, eventually, half_close, join,
+    narrow, pattern, reset, stall,
 };
 
 /// An address of these tests alone: once a drain has released a port, no other test takes it, and no client gets it and
@@ -64,9 +64,7 @@ fn draining_accepts_at_most_max_connections_and_the_backlog() {
         }
         server.handle().drain();
         let server = server.spawn().unwrap();
-        let mut dropped = waiting.pop().unwrap();
-        // Unlike `read` it retries after EINTR, which suspending the machine causes (signal(7)).
-        assert_eq!(dropped.read_to_end(&mut Vec::new()).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_reset(waiting.pop().unwrap());
         for client in &mut waiting {
             assert_echoes(client, b"hola");
             half_close(client);

@@ -13,8 +13,8 @@ use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{
-    Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, connect_from,
-    connect_narrow, ecoloop, eventually, half_close, join, narrow, pattern, reset, serve,
+    Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, assert_reset, connect,
+    connect_from, connect_narrow, ecoloop, eventually, half_close, join, narrow, pattern, reset, serve,
 };
 
 /// Returns a configuration with these rules.
@@ -186,7 +186,7 @@ fn exactly_so_many_bytes_come_back_before_a_reset_even_to_a_slow_reader() {
     let mut echo = vec![0; BYTES];
     client.read_exact(&mut echo).unwrap();
     assert!(echo == message);
-    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_reset(client);
     await_closed(&server, 1);
     assert_eq!((counts(&server), server.handle().stats().closed.fault), (vec![("reset", 1)], 1));
 }

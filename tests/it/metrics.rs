@@ -12,8 +12,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, connect, ecoloop, eventually, free_address, half_close,
-    is_listening, limit_descriptors, reserve_port, reset, with_descriptors, wrapped,
+    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_reset, connect, ecoloop, eventually, free_address,
+    half_close, is_listening, limit_descriptors, reserve_port, reset, with_descriptors, wrapped,
 };
 
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -85,8 +85,7 @@ fn used() -> (Process, SocketAddr) {
     for client in &mut open {
         assert_echoes(client, b"hola");
     }
-    let refused = connect(address).read(&mut [0]).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::ConnectionReset);
+    assert_reset(connect(address));
     // They stay open to the end of the test.
     std::mem::forget(open);
     (server, metrics)
