@@ -26,10 +26,11 @@ fn run(program: &str, case: &str) -> Vec<String> {
 
 #[track_caller]
 fn run_anew(program: &str, case: &str) -> Vec<String> {
-    let output = example(program).arg(case).stdin(Stdio::null()).output().unwrap();
-    let stdout = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{program} {case}: {stdout}{}", String::from_utf8_lossy(&output.stderr));
-    stdout.lines().map(str::to_owned).collect()
+    let mut command = example(program);
+    command.arg(case).stdin(Stdio::null());
+    let ended = Process::start(command).wait();
+    assert!(ended.status.success(), "{program} {case}: {ended:?}");
+    ended.stdout
 }
 
 /// Runs programs side by side: what takes long in them is silence.
@@ -289,9 +290,10 @@ fn the_python_twins_show_what_their_programs_show() {
     assert_eq!(twins.len(), 4);
     for (twin, case) in twins.iter().flat_map(|twin| [(twin, "broken"), (twin, "fixed")]) {
         let name = twin.file_stem().unwrap().to_str().unwrap();
-        let output = Command::new("python3").arg(twin).arg(case).stdin(Stdio::null()).output().unwrap();
-        let printed = String::from_utf8(output.stdout).unwrap().replace("sendall", "write_all");
-        let printed: Vec<_> = printed.lines().collect();
+        let mut command = Command::new("python3");
+        command.arg(twin).arg(case).stdin(Stdio::null());
+        let ended = Process::start(command).wait();
+        let printed: Vec<_> = ended.stdout.iter().map(|line| line.replace("sendall", "write_all")).collect();
         let words = |line: &str| without_figures(line).replace(|c: char| c.is_ascii_digit(), "").replace('N', "");
         let expected = run(name, case);
         let expected_words: Vec<_> = expected.iter().map(|line| words(line)).collect();

@@ -200,9 +200,10 @@ fn the_checks_find_the_five_faults_of_the_first_server_as_the_exam_shows() {
             let pid = server.pid().to_string();
             let arguments = arguments.replace("$!", &pid).replace("127.0.0.1:5000", &address);
             let arguments: Vec<_> = arguments.split(' ').collect();
-            let output = ecoloop(&arguments).env("LANG", language).output().unwrap();
-            let output = String::from_utf8(output.stdout).unwrap();
-            let lines: Vec<_> = output.lines().collect();
+            let mut check = ecoloop(&arguments);
+            check.env("LANG", language);
+            let ended = Process::start(check).wait();
+            let lines: Vec<_> = ended.stdout.iter().map(String::as_str).collect();
             if ["FAILS", "FALLA"].iter().any(|word| lines[1].ends_with(word)) {
                 printed = without_what_came(&lines);
                 break;
