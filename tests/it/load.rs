@@ -55,13 +55,13 @@ fn config(address: impl Into<AnyAddress>) -> Config {
     config
 }
 
-/// Runs a load within [`TIMEOUT`], and checks the sums of its report.
+/// Runs a load within twice [`TIMEOUT`], and checks the sums of its report. A lost message times out before, and the report shows it.
 #[track_caller]
 fn run(config: Config) -> Report {
     let (sender, report) = mpsc::channel();
     let interrupt = Interrupt::default();
     thread::spawn(move || sender.send(Box::new(load::run(config, &interrupt, &ProgressCell::default()).unwrap())));
-    let report = report.recv_timeout(TIMEOUT).expect("the run has not ended");
+    let report = report.recv_timeout(TIMEOUT * 2).expect("the run has not ended");
     assert_sums(&report);
     *report
 }

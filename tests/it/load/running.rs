@@ -68,7 +68,7 @@ fn the_messages_of_a_connection_that_has_ended_have_a_latency_in_a_running_repor
     let mut config = config(server.local_addr());
     config.targets.push(vec![closing.clone()]);
     (config.connections, config.rate) = (2, Some(200.0));
-    (config.timeout, config.duration) = (TIMEOUT, Duration::from_millis(1200));
+    config.duration = Duration::from_millis(1200);
     let mut running: Vec<Report> = Vec::new();
     let interval = Duration::from_millis(100);
     let take = |report| running.push(report);
