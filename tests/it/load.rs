@@ -26,6 +26,7 @@ mod unix;
 mod verification;
 mod windows;
 
+use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -35,6 +36,7 @@ use ecoloop::load::{self, Config, Interrupt, ProgressCell, Report};
 use ecoloop::transport::AnyAddress;
 use ecoloop::{Config as ServerConfig, Stats};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::support::{Ended, Process, TIMEOUT, ecoloop, join, serve};
 
@@ -53,6 +55,17 @@ fn config(address: impl Into<AnyAddress>) -> Config {
     config.connect_timeout = TIMEOUT;
     config.size = SIZE;
     config
+}
+
+/// Listens on a port of 127.0.0.1 with room for one connection: the kernel queues one more than the backlog (listen(2) on Linux).
+/// Returns the socket and its address.
+#[track_caller]
+fn listen_with_room_for_one() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
 }
 
 /// Runs a load within twice [`TIMEOUT`], and checks the sums of its report. A lost message times out before, and the report shows it.

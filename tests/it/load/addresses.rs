@@ -8,19 +8,15 @@ use std::time::Duration;
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Session};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
-use super::{SHORT_TIMEOUT, assert_clean, config, document, errors, run, run_command};
+use super::{SHORT_TIMEOUT, assert_clean, config, document, errors, listen_with_room_for_one, run, run_command};
 use crate::few_ports::{self, Namespace};
 use crate::support::{Process, ecoloop, eventually, join, reserve_port, serve};
 
 /// Returns an address that answers no connect: its backlog is full. It stays so while the other two live.
 fn silent_address() -> (SocketAddr, Socket, TcpStream) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    // The kernel queues one connection more than the backlog (listen(2) on Linux).
-    socket.listen(0).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let (socket, address) = listen_with_room_for_one();
     let queued = TcpStream::connect(address).unwrap();
     (address, socket, queued)
 }

@@ -1,18 +1,19 @@
 //! Connections that fail without corrupted data.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::Mode;
 use ecoloop::load::report::{ErrorName, Phase, Verdict};
-use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{
     Fault, assert_messages, discard, echo_messages, end_with_reset, faulty_server, read_message, run_on_faulty_server,
 };
-use super::{CONNECTIONS, ErrorRow, SHORT_TIMEOUT, config, document, errors, run, run_command};
+use super::{
+    CONNECTIONS, ErrorRow, SHORT_TIMEOUT, config, document, errors, listen_with_room_for_one, run, run_command,
+};
 use crate::support::{
     Ended, Process, Scratch, TIMEOUT, await_injected, ecoloop, half_close, join, reserve_port, serve, strace,
     with_descriptors, wrapped,
@@ -105,11 +106,8 @@ fn connections_that_are_never_accepted_are_established_and_not_verified() {
 
 #[test]
 fn a_full_backlog_is_reported_as_a_connect_timeout() {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    // The kernel queues one connection more than the backlog (listen(2) on Linux).
-    socket.listen(0).unwrap();
-    let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
+    let (_socket, address) = listen_with_room_for_one();
+    let mut config = config(address);
     config.connections = 3;
     config.duration = Duration::from_millis(100);
     (config.timeout, config.connect_timeout) = (SHORT_TIMEOUT, SHORT_TIMEOUT);

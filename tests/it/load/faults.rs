@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use ecoloop::load::report::FaultFigures;
 use ecoloop::load::{self, Config, Interrupt, Mode, ProgressCell, Report};
 use ecoloop::{Config as ServerConfig, Stats};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use super::faulty_server::{echo, faulty_server};
-use super::{assert_clean, assert_sums, config, document, run, run_command};
+use super::{assert_clean, assert_sums, config, document, listen_with_room_for_one, run, run_command};
 use crate::support::{TIMEOUT, eventually, join, narrow, serve};
 
 /// Faulted connections of a run.
@@ -233,11 +233,9 @@ fn connections_of_hold_and_those_opened_anew_are_measured() {
 
 #[test]
 fn a_connection_of_a_rule_is_not_among_those_opened_while_it_connects_either() {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    // The kernel queues one connection more than the backlog (listen(2) on Linux): the others go on connecting.
-    socket.listen(0).unwrap();
-    let mut config = faulted(socket.local_addr().unwrap().as_socket().unwrap(), &["stall,after=1"]);
+    // One has its handshake, and the others go on connecting.
+    let (_socket, address) = listen_with_room_for_one();
+    let mut config = faulted(address, &["stall,after=1"]);
     config.connections = 3;
     let running = load::Run::from(config).spawn().unwrap();
     let mut progress = None;

@@ -1,7 +1,6 @@
 //! `--mode hold`: which connections are alive at the end.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
@@ -10,11 +9,11 @@ use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use ecoloop::load::{Mode, Report};
 use rustix::process::Signal;
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{Fault, discard, echo, echo_messages, end_with_reset, faulty_server, read_message};
 use super::{
-    CONNECTIONS, FAULTY_CONNECTION, SHORT_TIMEOUT, SIZE, assert_clean, config, document, errors, run, run_on_server,
+    CONNECTIONS, FAULTY_CONNECTION, SHORT_TIMEOUT, SIZE, assert_clean, config, document, errors,
+    listen_with_room_for_one, run, run_on_server,
 };
 use crate::support::{Process, ecoloop, eventually, half_close, serve};
 
@@ -59,11 +58,8 @@ fn each_hold_outcome_is_counted_once() {
 
 #[test]
 fn a_connect_timeout_has_no_hold_outcome() {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    // The kernel queues one connection more than the backlog (listen(2) on Linux).
-    socket.listen(0).unwrap();
-    let mut config = config(socket.local_addr().unwrap().as_socket().unwrap());
+    let (_socket, address) = listen_with_room_for_one();
+    let mut config = config(address);
     config.mode = Mode::Hold;
     config.connections = 3;
     config.duration = Duration::from_millis(50);

@@ -10,12 +10,11 @@ use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
 use ecoloop::load::{self, Interrupt, Mode, ProgressCell, Report, Run, run_with_reports};
 use rustix::time::{ClockId, clock_gettime};
-use socket2::{Domain, Socket, Type};
 
 use super::faulty_server::{echo, echo_messages, faulty_server, read_message, slow_server};
 use super::{
-    SHORT_TIMEOUT, SIZE, assert_all_returned, assert_clean, assert_opened, assert_sums, config, document, errors, run,
-    run_command,
+    SHORT_TIMEOUT, SIZE, assert_all_returned, assert_clean, assert_opened, assert_sums, config, document, errors,
+    listen_with_room_for_one, run, run_command,
 };
 use crate::support::{
     CpuQuota, Process, Scratch, TIMEOUT, await_injected, ecoloop, eventually, limited, reserve_port, serve, strace,
@@ -110,11 +109,8 @@ fn a_deferred_message_is_late_only_until_it_was_found_due() {
 
 #[test]
 fn a_paced_connect_counts_from_when_it_was_due() {
-    // The kernel queues one connection more than the backlog, and drops the second SYN, which comes again after a second.
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    listener.listen(0).unwrap();
-    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    // The kernel drops the second SYN, which comes again after a second.
+    let (listener, address) = listen_with_room_for_one();
     let mut config = config(address);
     config.connections = 3;
     config.max_connecting = 1;
