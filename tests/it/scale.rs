@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, connect, eventually};
+use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, connect, connect_with_buffers, eventually};
 #[cfg(target_os = "linux")]
 use crate::{limits::limit_memory, support::assert_ended};
 
@@ -189,12 +189,9 @@ fn a_connection_for_which_there_is_no_memory_is_dropped_and_the_others_are_serve
 /// Connects a client with the smallest socket buffers, which are full soon.
 #[track_caller]
 fn connect_tiny(address: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    socket.set_send_buffer_size(4096).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket.into()
+    let stream = connect_with_buffers(address, 4096);
+    stream.set_nonblocking(true).unwrap();
+    stream
 }
 
 /// Sends until no client can send more and the server is idle: then every connection has pending output.

@@ -1,7 +1,7 @@
 //! A server over a transport that is not the library's: the TLS of `docs/examples/tls.rs`.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -52,12 +52,8 @@ fn assert_ends(mut client: Client) {
     assert_eq!(client.read(&mut [0; 64]).unwrap(), 0);
 }
 
-fn connect_for_bursts(address: SocketAddr) -> TcpStream {
-    let stream = connect_with_buffers(address, 1 << 20);
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream
-}
+/// Bytes of each socket buffer of a client that sends a burst before it reads.
+const BURST_BUFFER: usize = 1 << 20;
 
 #[test]
 fn bursts_over_tls_come_back_whole_across_a_key_update() {
@@ -65,7 +61,7 @@ fn bursts_over_tls_come_back_whole_across_a_key_update() {
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
-                let mut client = handshake(connect_for_bursts(server.local_addr()), &config);
+                let mut client = handshake(connect_with_buffers(server.local_addr(), BURST_BUFFER), &config);
                 assert_burst_echoes(&mut client);
                 client.conn.refresh_traffic_keys().unwrap();
                 assert_burst_echoes(&mut client);
@@ -106,7 +102,7 @@ fn tls_clients_that_stall_or_send_garbage_harm_nobody() {
             Ok(_) => {}
         }
     }
-    let mut client = handshake(connect_for_bursts(address), &tls);
+    let mut client = handshake(connect_with_buffers(address, BURST_BUFFER), &tls);
     assert_burst_echoes(&mut client);
     assert_ends(client);
 }
