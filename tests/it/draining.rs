@@ -16,7 +16,7 @@ use crate::support::{
 
 /// An address of these tests alone: once a drain has released a port, no other test takes it, and no client gets it and
 /// connects to itself.
-const ADDRESS: &str = "127.0.0.2:0";
+const ADDRESS: &str = "127.0.7.1:0";
 
 /// Longer than any test: what ends earlier ends for another reason.
 const NEVER: Duration = Duration::from_secs(3600);

@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 /// An address of these tests alone: once a server has released a port, no other test or client takes it.
-const ADDRESS: &str = "127.0.0.3:0";
+const ADDRESS: &str = "127.0.7.2:0";
 
 /// A drain timeout that no test reaches.
 fn long_drain() -> Config {

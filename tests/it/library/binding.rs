@@ -25,7 +25,7 @@ fn bind_listens_on_every_address_of_a_name() {
 
 #[test]
 fn local_addrs_are_in_the_order_of_bind_with_their_actual_ports() {
-    let addresses: [SocketAddr; 2] = ["127.0.0.4:0", ADDRESS].map(|address| address.parse().unwrap());
+    let addresses: [SocketAddr; 2] = ["127.0.0.1:0", ADDRESS].map(|address| address.parse().unwrap());
     let server = Server::bind(&addresses[..], Config::default()).unwrap();
     let bound = server.local_addrs().to_vec();
     assert_eq!(bound.iter().map(SocketAddr::ip).collect::<Vec<_>>(), addresses.map(|address| address.ip()));
@@ -41,7 +41,8 @@ fn local_addrs_are_in_the_order_of_bind_with_their_actual_ports() {
 fn if_one_address_cannot_be_bound_none_is_served() {
     let taken = TcpListener::bind(ADDRESS).unwrap();
     let second = taken.local_addr().unwrap();
-    let first = SocketAddr::new(Ipv4Addr::new(127, 0, 0, 4).into(), second.port());
+    // No other test uses this address.
+    let first = SocketAddr::new(Ipv4Addr::new(127, 0, 7, 3).into(), second.port());
     let error = Server::bind(&[first, second][..], Config::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     assert!(error.to_string().starts_with(&format!("cannot listen on {second}: ")), "{error}");
