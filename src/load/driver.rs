@@ -276,10 +276,10 @@ impl Driver {
         }
     }
 
-    /// Records how late a connection of an open loop is now.
-    pub(super) fn record_connect_lateness(&mut self, due: u64) {
+    /// Records how late `count` connections of an open loop are now, which are due from `due` on, within a tick.
+    pub(super) fn record_connect_lateness(&mut self, due: u64, count: u64) {
         if due >= self.window.start {
-            self.totals.record_lateness(due, self.clock.now());
+            self.totals.record_lateness(due, self.clock.now(), count);
         }
     }
 
@@ -428,7 +428,7 @@ impl Driver {
         for index in messages {
             let due = client.message(index, self.schedule.as_ref()).due;
             if due >= self.window.start {
-                self.totals.record_lateness(due, now);
+                self.totals.record_lateness(due, now, 1);
             }
         }
     }

@@ -125,12 +125,12 @@ impl Totals {
         }
     }
 
-    /// Records how late a message that was due at `due` is at `now`.
-    pub(super) fn record_lateness(&mut self, due: u64, now: u64) {
+    /// Records how late `count` messages that were due from `due` on, within a tick and a stage, are at `now`.
+    pub(super) fn record_lateness(&mut self, due: u64, now: u64, count: u64) {
         let lateness = now.saturating_sub(due);
-        self.lateness.record(lateness);
+        self.lateness.record_times(lateness, count);
         if let Some(stage) = self.stages.at(due) {
-            stage.lateness.record(lateness);
+            stage.lateness.record_times(lateness, count);
         }
     }
 

@@ -92,7 +92,7 @@ impl Engine {
         }
         if let Some((due, false)) = arrival {
             self.driver.clock.read();
-            self.driver.record_connect_lateness(due);
+            self.driver.record_connect_lateness(due, 1);
         }
     }
 
@@ -121,13 +121,17 @@ impl Engine {
             return self.end_arrivals(u64::MAX, DUE_PER_TURN);
         }
         let now = self.driver.clock.now();
+        if now >= self.driver.window.end {
+            // After a pause of the generator itself, none of them has waited for a place.
+            return;
+        }
         if self.driver.connector.arrivals.is_none() || self.next_connect().is_some_and(|at| at <= now) {
             return;
         }
         for _ in 0..DUE_PER_TURN {
             let arrivals = self.driver.connector.arrivals.as_mut();
             let Some(due) = arrivals.and_then(|arrivals| arrivals.take_waiting(now)) else { return };
-            self.driver.record_connect_lateness(due);
+            self.driver.record_connect_lateness(due, 1);
             self.driver.record_connect_deferred(due);
         }
     }
@@ -136,8 +140,12 @@ impl Engine {
     pub(super) fn end_arrivals(&mut self, time: u64, ticks_max: usize) {
         for _ in 0..ticks_max {
             let arrivals = self.driver.connector.arrivals.as_mut();
-            let Some((due, count)) = arrivals.and_then(|arrivals| arrivals.take_unsent(time)) else { return };
+            let Some((due, count, untimed)) = arrivals.and_then(|arrivals| arrivals.take_unsent(time)) else { return };
             self.driver.record_unsent(due, count);
+            // The generator did not come to these in time. One that connects nothing is never late.
+            if untimed > 0 && !self.driver.has_no_connection {
+                self.driver.record_connect_lateness(due, untimed);
+            }
         }
     }
 

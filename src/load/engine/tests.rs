@@ -141,6 +141,19 @@ fn connections_that_are_due_wait_only_while_none_may_begin() {
 }
 
 #[test]
+fn connections_that_are_found_after_the_window_are_late_and_have_not_waited_for_a_place() {
+    let (mut engine, _) = engine(|config| (config.mode, config.rate) = (Mode::Churn, Some(1e9)));
+    let window = Window { start: 0, end: 3000 };
+    (engine.driver.step, engine.driver.window) = (Step::Measure, window);
+    engine.driver.connector.arrivals = Some(Arrivals::new(events(), window));
+    while engine.driver.clock.read() < window.end {}
+    engine.defer_arrivals();
+    engine.end_arrivals(window.end, usize::MAX);
+    let totals = &engine.driver.totals;
+    assert_eq!((totals.messages.unsent, totals.messages.deferred, totals.lateness.count()), (3000, 0, 3000));
+}
+
+#[test]
 fn messages_that_are_due_when_every_connection_has_ended_are_unsent() {
     let (mut engine, _) = engine(|config| config.rate = Some(1e9));
     let window = Window { start: 0, end: 10 };

@@ -80,7 +80,8 @@ pub struct Report {
     /// Time from connect(2) to the end of the handshake; of a paced connect, from when it was due.
     pub connect_us: Summary,
     /// Time from when a message was due to the return of the write(2) that took its first byte, or to when it was found to wait because
-    /// the pipeline or the socket was full. In [`Mode::Churn`], from when a connection was due to the return of connect(2).
+    /// the pipeline or the socket was full. In [`Mode::Churn`], from when a connection was due to the return of connect(2), or to when
+    /// it was found after the window's end.
     pub lateness_us: Summary,
     /// Whether messages were sent when they were due.
     pub schedule: ScheduleReport,

@@ -72,8 +72,9 @@ impl Histogram {
         self.record_times(nanoseconds, count);
     }
 
+    /// Records the same duration `count` times.
     #[inline]
-    fn record_times(&mut self, nanoseconds: u64, count: u64) {
+    pub(crate) fn record_times(&mut self, nanoseconds: u64, count: u64) {
         let mut microseconds = nanoseconds.div_ceil(NANOSECONDS_A_MICROSECOND).max(1);
         if microseconds > MICROSECONDS_MAX {
             microseconds = MICROSECONDS_MAX;
