@@ -98,7 +98,7 @@ pub enum Difference {
 /// Compares the windows `new` with the windows `old`, each with the name of its file.
 ///
 /// Compares the rate of a closed loop, the mean, the median and the 99th percentile of latency, the server's CPU time a message if it is
-/// known, and the metrics of `thresholds`.
+/// known, and the metrics of `thresholds`. The connect times of a session, which all of its windows have, are one sample.
 ///
 /// # Errors
 ///
@@ -122,8 +122,7 @@ pub fn compare(
     let names = metric_names(&first.1, thresholds);
     let samples = names.iter().filter_map(|name| {
         let metric = Quantity::from_name(name).ok()?;
-        let values = |side: &Vec<&Report>| side.iter().filter_map(|run| metric.value(run)).collect();
-        let [old, new] = windows.each_ref().map(|side| -> Vec<f64> { values(side) });
+        let [old, new] = windows.each_ref().map(|side| values(side, metric));
         let is_requested = thresholds.iter().any(|threshold| threshold.metric() == *name);
         (is_requested || !(old.is_empty() && new.is_empty())).then_some((*name, metric, old, new))
     });
@@ -152,6 +151,16 @@ fn counts(run: &Report) -> bool {
 
 fn is_late(run: &Report) -> bool {
     run.schedule.kept == Some(false) || run.generator.saturated == Some(true)
+}
+
+/// Returns the values of a quantity, one of each window. Of the connects, the windows of one session have one together.
+fn values(windows: &[&Report], quantity: Quantity) -> Vec<f64> {
+    let is_of_connects = quantity.metric.is_of_connects();
+    // A window of a session has no connect phase.
+    let samples = windows.chunk_by(|before, window| {
+        is_of_connects && window.phases_s.connect <= 0.0 && window.connect_us == before.connect_us
+    });
+    samples.filter_map(|sample| quantity.value(sample.first()?)).collect()
 }
 
 fn metric_names<'a>(run: &Report, thresholds: &'a [RelativeThreshold]) -> Vec<&'a str> {

@@ -177,10 +177,15 @@ fn an_interrupted_comparison_evaluates_no_condition() {
 }
 
 #[test]
-fn a_condition_of_live_windows_that_needs_an_option_is_a_usage_error() {
-    let ended = compare(&["--live", "--fail-if", "server_cpu>+10%", ":9", ":9"]);
-    let expected = "error: --fail-if server_cpu>+10% needs --server-pids";
-    assert_eq!((ended.status.code(), &ended.stderr[0][..]), (Some(2), expected), "{ended:?}");
+fn a_condition_that_live_windows_cannot_tell_is_a_usage_error() {
+    for (condition, reason) in [
+        ("server_cpu>+10%", "needs --server-pids"),
+        ("connect_p99>+10%", "needs reports of several runs: --live connects once"),
+    ] {
+        let ended = compare(&["--live", "--fail-if", condition, ":9", ":9"]);
+        let expected = format!("error: --fail-if {condition} {reason}");
+        assert_eq!((ended.status.code(), &ended.stderr[0]), (Some(2), &expected), "{ended:?}");
+    }
 }
 
 #[test]

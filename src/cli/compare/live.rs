@@ -77,6 +77,12 @@ impl Arguments {
             if condition.metric() == "server_cpu" && self.server_pids.is_empty() {
                 usage_error(COMPARE, format!("--fail-if {condition} needs --server-pids"));
             }
+            if condition.metric().starts_with("connect_") {
+                usage_error(
+                    COMPARE,
+                    format!("--fail-if {condition} needs reports of several runs: --live connects once"),
+                );
+            }
         }
         let interrupt = Interrupt::default();
         let (requests, _requested) = mpsc::sync_channel(1);

@@ -199,6 +199,35 @@ fn one_window_on_each_side_tells_nothing() {
 }
 
 #[test]
+fn the_connect_times_of_a_session_are_one_sample() {
+    let sessions = |connects: &[u64]| -> Vec<_> {
+        let of_session = |&connect: &u64| {
+            exact([1000; 10]).into_iter().map(move |(name, mut run)| {
+                (run.phases_s.connect, run.connect_us.p99) = (0.0, Some(connect));
+                (name, run)
+            })
+        };
+        connects.iter().flat_map(of_session).collect()
+    };
+    let thresholds = ["connect_p99>+10%".parse().unwrap()];
+    let comparison = compare(&sessions(&[100]), &sessions(&[200]), &thresholds).unwrap();
+    assert_eq!((comparison.verdict, comparison.thresholds[0].failed), (Verdict::Inconclusive, None));
+    assert_eq!((comparison.old.windows, metric(comparison, "connect_p99").ratio), (10, Some(2.0)));
+    // Several sessions are several samples, and so are runs of one window that happen to have the same times.
+    let (old, new) = ([100, 101, 102, 103, 104, 105], [200, 201, 202, 203, 204, 205]);
+    let comparison = compare(&sessions(&old), &sessions(&new), &thresholds).unwrap();
+    assert_eq!(comparison.thresholds[0].failed, Some(true));
+    let [old, new] = [100, 200].map(|connect| {
+        let mut runs = sessions(&[connect]);
+        for (_, run) in &mut runs {
+            run.phases_s.connect = 0.1;
+        }
+        runs
+    });
+    assert_eq!(compare(&old, &new, &thresholds).unwrap().thresholds[0].failed, Some(true));
+}
+
+#[test]
 fn windows_in_which_nothing_came_back_have_no_infinite_ratio() {
     let with_rates = |rates: [f64; 20]| {
         rates.map(|rate| {

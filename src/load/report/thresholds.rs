@@ -71,6 +71,7 @@ impl Threshold {
     pub(in crate::load) fn is_goal(&self) -> bool {
         let Quantity { metric, stage } = self.quantity;
         stage.is_none()
+            && !metric.is_of_connects()
             && !matches!(
                 metric,
                 Metric::Schedule | Metric::FoundRate | Metric::Outages | Metric::LongestOutage | Metric::Hold(_)

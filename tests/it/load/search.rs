@@ -271,6 +271,7 @@ fn options_of_a_search_need_each_other() {
             "cannot be combined with --repeat",
         ),
         (&["-r", "1..2", "--find-rate", "schedule", ":9"], "a search needs a goal"),
+        (&["-r", "1..2", "--find-rate", "connect_max<1s", ":9"], "a search needs a goal"),
         (&["--window", "1s", ":9"], "--find-rate <EXPR>"),
     ] {
         let ended = run_command(arguments);
@@ -284,7 +285,7 @@ fn a_goal_in_the_sense_of_fail_if_is_refused_with_the_one_that_was_meant() {
     for (goal, meant) in [
         ("p99>50ms", "p99<=50ms"),
         ("p99.9 >= 50ms", "p99.9<50ms"),
-        ("connect_max>1s", "connect_max<=1s"),
+        ("lateness_max>1s", "lateness_max<=1s"),
         ("errors>0", "errors<=0"),
         ("errors>=1", "errors<1"),
         ("unanswered>0.1%", "unanswered<=0.1%"),

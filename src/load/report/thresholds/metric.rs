@@ -171,6 +171,11 @@ impl Metric {
         matches!(self, Self::Duration(_, Statistic::Quantile(_) | Statistic::Max))
     }
 
+    /// Returns whether the metric is of connects, which all windows of a session have in common.
+    pub(in crate::load) fn is_of_connects(self) -> bool {
+        matches!(self, Self::Duration(Distribution::Connect, _))
+    }
+
     /// Returns whether a higher value is a better one.
     pub(in crate::load) fn is_better_higher(self) -> bool {
         matches!(self, Self::Rate | Self::Connections)

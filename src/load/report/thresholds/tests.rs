@@ -429,6 +429,9 @@ fn a_goal_of_a_search_is_on_what_a_window_measures() {
         ("outages<1", false),
         ("longest_outage<1s", false),
         ("hold_reset<1", false),
+        ("lateness_p99<1ms", true),
+        // The same at every rate.
+        ("connect_p99<1ms", false),
     ] {
         assert_eq!(threshold(text).is_goal(), is_goal, "{text}");
         assert_eq!(threshold(text).is_on_found_rate(), text.starts_with("found_rate"), "{text}");
