@@ -464,10 +464,12 @@ impl Driver {
         let is_in_window = is_measuring && (self.window.start..self.window.end).contains(&now);
         while let Some(message) = client.take_reply(&self.sizes, self.schedule.as_ref()) {
             self.totals.in_flight -= 1;
-            if is_in_window {
+            let is_reported = self.workload.is_reported(message, self.window);
+            // The rate has the replies to messages of the warm-up too, which are not reported.
+            if is_in_window && (is_reported || !self.workload.only_verifies(message)) {
                 self.totals.record_arrival(now);
             }
-            if self.workload.is_reported(message, self.window) {
+            if is_reported {
                 let latency = now.saturating_sub(message.due);
                 client.is_late |= message.index > 0 && latency > LATE;
                 let is_first = self.workload.is_first(message);

@@ -38,9 +38,12 @@ impl Workload for EchoMode {
         Reaction::Send(left.min(self.pipeline - messages.outstanding()))
     }
 
-    /// The first message of a connection only verifies it.
     fn is_reported(&self, message: Message, window: Window) -> bool {
-        message.index > 0 && message.due >= window.start
+        !self.only_verifies(message) && message.due >= window.start
+    }
+
+    fn only_verifies(&self, message: Message) -> bool {
+        message.index == 0
     }
 
     fn is_timed(&self) -> bool {

@@ -41,6 +41,11 @@ pub(in crate::load) trait Workload: fmt::Debug + Send + Sync {
     /// Returns whether a message belongs to the report.
     fn is_reported(&self, message: Message, window: Window) -> bool;
 
+    /// Returns whether a message only verifies its connection. It is in no figure.
+    fn only_verifies(&self, _: Message) -> bool {
+        false
+    }
+
     /// Returns whether a message is the first of its connection and its latency is reported apart.
     fn is_first(&self, _: Message) -> bool {
         false

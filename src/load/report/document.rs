@@ -73,7 +73,8 @@ pub struct Report {
     pub faults: Vec<FaultFigures>,
     /// Number of messages of the measured window, by outcome.
     pub messages: Messages,
-    /// Verified replies that arrived in the measured window, to messages of the warm-up too, per second.
+    /// Verified replies that arrived in the measured window, to messages of the warm-up too, per second. In [`Mode::Echo`], without those
+    /// to the first message of a connection, which only verifies it.
     pub rate_per_s: Option<f64>,
     /// Time from when a message was due to its reply, of every message due; in [`Mode::Hold`] of the last messages alone.
     pub latency_us: Summary,

@@ -207,6 +207,17 @@ fn a_connection_that_ends_at_once_waits_before_the_next() {
 }
 
 #[test]
+fn a_reply_that_only_verifies_a_connection_is_not_in_the_rate() {
+    let address = faulty_server(|_, stream| echo_messages(stream, 1));
+    let mut config = reconnecting(address);
+    // A connection is lost before, or by, a message of the window.
+    (config.connections, config.rate, config.duration) = (1, Some(1.0), Duration::from_secs(2));
+    let report = run(config);
+    assert!(outages(&report).recovered >= 1, "{report:?}");
+    assert_eq!((report.messages.verified, report.rate_per_s), (0, Some(0.0)));
+}
+
+#[test]
 fn a_connection_goes_back_to_its_own_target() {
     let (_port, address) = reserve_port();
     let (steady, server) = (serve(ServerConfig::default()), serve_on(address));
