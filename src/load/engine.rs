@@ -302,7 +302,7 @@ impl Engine {
         let Driver { step, clock, window, totals, connector, breakdown, .. } = &mut self.driver;
         if *step == Step::Measure {
             totals.expire_lost(clock.now(), breakdown);
-            let sample = self.timeline.end_second(clock.now(), *window, totals, connector.counts.open()).copied();
+            let sample = self.timeline.end_second(clock.now(), *window, totals, connector.counts.connected()).copied();
             if sample.is_some() {
                 self.publish(sample);
             }
@@ -314,7 +314,7 @@ impl Engine {
         let is_timed = matches!(step, Step::Warmup | Step::Measure) && window.end < u64::MAX;
         self.progress.publish(Progress {
             step: *step,
-            open: connector.counts.open(),
+            open: connector.counts.connected(),
             requested: connector.counts.requested,
             opened: connector.counts.opened_measured(),
             messages: totals.messages,

@@ -11,7 +11,7 @@ use super::report::Messages;
 pub struct Progress {
     /// The current step.
     pub step: Step,
-    /// Open connections.
+    /// Open connections: their handshake is complete.
     pub open: u64,
     /// Requested connections.
     pub requested: u64,

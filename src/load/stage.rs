@@ -91,6 +91,11 @@ impl Counts {
         self.by_stage.iter().sum()
     }
 
+    /// Returns how many connections are open: their handshake is complete.
+    pub(super) fn connected(&self) -> u64 {
+        self.open() - self.at(Stage::Connecting)
+    }
+
     /// Returns how many connections are in `stage`.
     pub(super) fn at(&self, stage: Stage) -> u64 {
         self.by_stage[stage as usize]
@@ -124,6 +129,7 @@ mod tests {
         for stage in stages {
             counts.change(from, Some(stage));
             assert_eq!((counts.open(), counts.at(stage)), (1, 1));
+            assert_eq!(counts.connected(), u64::from(stage != Stage::Connecting));
             from = Some(stage);
         }
         counts.change(from, None);

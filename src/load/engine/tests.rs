@@ -119,7 +119,7 @@ fn progress_counts_no_connection_with_a_fault() {
         engine.open_connection();
         engine.publish(None);
         let progress = progress.latest().unwrap();
-        assert_eq!((progress.requested, progress.opened), (3, opened));
+        assert_eq!((progress.requested, progress.opened, progress.open), (3, opened, 0));
     }
 }
 
