@@ -117,9 +117,13 @@ impl Engine {
         self.turn_start = self.driver.clock.read();
         self.record_gap(start, self.turn_start);
         while self.driver.step < until && !self.interrupted {
+            let is_window = self.driver.step == Step::Measure;
             let next = self.advance();
             if self.driver.step >= until {
                 // The caller takes its measurements before the first work of this step.
+                if is_window {
+                    self.end_last_turn();
+                }
                 break;
             }
             let is_mid_second = self.driver.step == Step::Measure && self.driver.totals.is_mid_second();
@@ -233,6 +237,14 @@ impl Engine {
             self.end_all();
         }
         Ok(())
+    }
+
+    /// Records the turn that has ended the window, which no wait follows.
+    fn end_last_turn(&mut self) {
+        let (start, end) = (self.turn_start, self.driver.clock.read());
+        self.turn.record(end - start);
+        self.record_gap(start, end);
+        self.turn_start = end;
     }
 
     /// Records that the generator was late at the poll from `start` to `end`.

@@ -94,6 +94,15 @@ fn the_turns_of_a_window_take_no_longer_than_the_window() {
 }
 
 #[test]
+fn the_turn_that_ends_the_window_is_one_of_its_turns() {
+    let (mut engine, _) = engine(|_| {});
+    (engine.driver.step, engine.driver.window) = (Step::Measure, Window { start: 0, end: 1 });
+    while engine.driver.clock.read() < 2 {}
+    engine.run_until(Step::Drain, u64::MAX).unwrap();
+    assert_eq!((engine.driver.step, engine.turn.count()), (Step::Drain, 1));
+}
+
+#[test]
 fn progress_has_the_time_that_is_left_of_a_window_with_an_end() {
     let (mut engine, progress) = engine(|_| {});
     let mut left = |step, end| {

@@ -261,6 +261,8 @@ fn a_window_does_not_get_longer_because_the_generator_was_stopped_at_its_end() {
     let (_, report) = document(&process.wait());
     assert!((report.phases_s.measure - 1.0).abs() < 1e-6, "{:?}", report.phases_s);
     assert_eq!(report.timeline.last().unwrap().t, 1);
+    // In a wait or in the last turn.
+    assert!(report.generator.longest_gap_us.unwrap() > 2300 * MILLISECOND, "{:?}", report.generator);
 }
 
 #[test]
