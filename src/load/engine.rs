@@ -168,13 +168,13 @@ impl Engine {
         self.longest_gap = 0;
     }
 
-    /// Begins to open a connection in place of each that has ended.
+    /// Begins to open a connection in place of each that has ended. A run without one of its targets connects nothing.
     pub(super) fn reopen(&mut self) {
         self.driver.connector.restart_pace(self.driver.clock.now());
         let counts = &mut self.driver.connector.counts;
         let missing = counts.requested.saturating_sub(counts.open());
         counts.replaced = (counts.opened + missing).saturating_sub(counts.requested);
-        if missing > 0 && !self.interrupted {
+        if missing > 0 && !self.interrupted && self.config.unresolved == 0 {
             self.enter(Step::Connect);
         }
     }

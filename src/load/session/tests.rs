@@ -83,6 +83,14 @@ fn messages_planned_without_a_connection_have_their_age_at_the_end_of_the_window
 }
 
 #[test]
+fn a_session_that_connects_nothing_opens_nothing_anew() {
+    let mut session = session(|config| config.rate = Some(1.0));
+    assert_eq!(session.reopen().unwrap(), 0);
+    let errors: Vec<_> = session.close().unwrap().errors.iter().map(|of| (of.phase, of.count)).collect();
+    assert_eq!(errors, [(Phase::Resolve, 1)]);
+}
+
+#[test]
 fn each_window_of_a_poisson_process_has_other_arrivals() {
     let mut session = session(|config| {
         (config.rate, config.arrivals, config.duration) = (Some(1.0), ArrivalProcess::Poisson, HOUR);
