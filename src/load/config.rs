@@ -18,6 +18,8 @@ use crate::socket_address::AnyAddress;
 
 /// Maximum number of connections, far above what the ports and the memory of a machine allow.
 const CONNECTIONS_MAX: u64 = 1 << 26;
+/// Maximum number of bytes of a message, so that no position in a stream overflows.
+const SIZE_MAX: usize = 1 << 30;
 /// Maximum number of messages in flight in a closed loop, which keeps 8 bytes for each.
 const IN_FLIGHT_MAX: u64 = 1 << 27;
 /// Maximum rate of messages or connects: one a nanosecond, the resolution of a run's clock.
@@ -55,10 +57,10 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Timeout of a reply, from when the message was due. 10 s.
     pub timeout: Duration,
-    /// Bytes of a message. 64.
+    /// Bytes of a message, at most 1 GiB. 64.
     pub size: usize,
-    /// Bytes of the largest message: sizes are uniform from [`Config::size`] to this, and seeded. `None`: every message has the same
-    /// size.
+    /// Bytes of the largest message, at most 1 GiB: sizes are uniform from [`Config::size`] to this, and seeded. `None`: every message has
+    /// the same size.
     pub size_max: Option<usize>,
     /// Maximum number of messages in flight on a connection. `None`: 1 in a closed loop, no limit in an open one.
     pub pipeline: Option<u32>,
@@ -253,6 +255,8 @@ impl Config {
             "connections must be at most 2^26"
         } else if self.size == 0 || self.pipeline == Some(0) || self.messages_per_connection == Some(0) {
             "size, pipeline and messages_per_connection must be at least 1"
+        } else if self.size.max(self.size_max.unwrap_or(0)) > SIZE_MAX {
+            "size and size_max must be at most 1 GiB"
         } else if self.size_max.is_some_and(|most| most < self.size) {
             "size_max must be at least size"
         } else if !self.is_scheduled() && in_flight > IN_FLIGHT_MAX {
@@ -407,11 +411,21 @@ mod tests {
     #[test]
     fn a_setting_may_be_at_its_limit_and_not_beyond_it() {
         const S: Duration = Duration::from_secs(1);
-        let cases: [(Change, Change, &str); 9] = [
+        let cases: [(Change, Change, &str); 11] = [
             (
                 |config| config.connections = 1 << 26,
                 |config| config.connections = (1 << 26) + 1,
                 "connections must be at most 2^26",
+            ),
+            (
+                |config| config.size = 1 << 30,
+                |config| config.size = (1 << 30) + 1,
+                "size and size_max must be at most 1 GiB",
+            ),
+            (
+                |config| config.size_max = Some(1 << 30),
+                |config| config.size_max = Some((1 << 30) + 1),
+                "size and size_max must be at most 1 GiB",
             ),
             (
                 |config| config.size_max = Some(64),

@@ -161,7 +161,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// - `InvalidInput`: the size is 0.
+    /// - `InvalidInput`: the size is 0 or over 1 GiB.
     pub fn set_size(&mut self, size: usize) -> io::Result<()> {
         validate(Config { size, size_max: None, ..self.engine.config.clone() })?;
         self.catch_up()?;
