@@ -10,8 +10,8 @@ use super::interrupt::Interrupt;
 use super::profile::RateStage;
 use super::progress::{ProgressCell, Step};
 use super::report::{
-    self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Messages, Mode, Origin, Phases, Readings, Report,
-    Settings, StageFigures, Summary, TargetCount, Verdict,
+    self, Connections, CpuTimes, Ended, ErrorCount, Loop, Measured, Mode, Origin, Phases, Readings, Report, Settings,
+    StageFigures, Summary, TargetCount, Verdict,
 };
 use super::search::StopRule;
 use super::stage::Stage;
@@ -270,8 +270,10 @@ impl Session {
         driver.totals.end_second();
         let mut measured = measured(&self.engine, self.start, self.readings);
         measured.ended = Ended::Interrupted;
-        let Messages { unsent, verified, unanswered, failed, .. } = measured.messages;
-        measured.messages.due = unsent + verified + unanswered + failed;
+        let of_stages = measured.stages.iter_mut().map(|stage| &mut stage.messages);
+        for messages in of_stages.chain([&mut measured.messages]) {
+            messages.due = messages.unsent + messages.verified + messages.unanswered + messages.failed;
+        }
         let mut report = report::build(measured, &self.engine.config.thresholds);
         report.verdict = Verdict::Running;
         if let Some(kept) = kept {

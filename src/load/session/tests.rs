@@ -188,9 +188,12 @@ fn lost_messages_have_their_age_in_a_running_report_and_are_still_lost_after_it(
     driver.totals.stages.begin(0);
     driver.window = Window { start: 0, end: nanoseconds(HOUR) };
     driver.totals.record_unsent(0, 3);
+    // What is in flight is due in no running report, nor in one of its stages.
+    driver.totals.record_due(0, true);
     for _ in 0..2 {
         let age = session.engine.driver.clock.read();
         let report = session.running_report();
+        assert_eq!((report.messages.due, report.stages[0].messages.due), (3, 3));
         for latency in [&report.latency_us, &report.stages[0].latency_us] {
             assert_eq!((latency.count, latency.censored), (3, 3));
             assert!(latency.max.unwrap() >= age / 1000, "{latency:?} after {age} ns");
