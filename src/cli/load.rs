@@ -64,7 +64,7 @@ EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
           RATE      rate; its percentage is of --rate; found_rate, of --find-rate
           COUNT     connections, outages, hold_alive, hold_late, hold_reset, hold_closed,
                     hold_silent, hold_unasked; percentages are of --connections
-                    errors; its percentage is of the connections opened
+                    errors; its percentage is of all connects
                     unanswered, unsent, deferred; percentages are of the messages due
           schedule alone, without a value, fails if the schedule was not kept
           of a stage, its number from 1 follows the metric: p99[2]>5ms, errors[1]>0

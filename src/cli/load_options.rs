@@ -68,7 +68,7 @@ pub(super) struct LoadOptions {
     #[arg(long, help_heading = MESSAGES, value_name = "even|poisson", default_value = "even", hide_possible_values = true)]
     arrivals: ArrivalName,
 
-    /// Messages per connection, instead of -d [churn default: 1]
+    /// Messages per connection, in echo instead of -d [churn: 1]
     #[arg(short, long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     messages_per_connection: Option<u32>,
 

@@ -15,7 +15,7 @@ pub struct Progress {
     pub open: u64,
     /// Requested connections.
     pub requested: u64,
-    /// Connections opened during the run, over all.
+    /// Connects that began or could not begin, so far.
     pub opened: u64,
     /// Messages of the measured window so far, by outcome.
     pub messages: Messages,

@@ -39,7 +39,7 @@ fn encode_progress(encoder: &mut Encoder<'_>, progress: &Progress) -> fmt::Resul
     encoder.gauges("ecoloop_load_step", "Step of the run: 1 for the current one", "step", steps)?;
     encoder.gauge("ecoloop_load_connections", "Open connections", &progress.open)?;
     encoder.gauge("ecoloop_load_connections_requested", "Connections to hold open", &progress.requested)?;
-    encoder.counter("ecoloop_load_connections_opened", "Connections opened", &progress.opened)?;
+    encoder.counter("ecoloop_load_connections_opened", "Connects that began or could not begin", &progress.opened)?;
     let messages = progress.messages;
     encoder.counter("ecoloop_load_messages_due", "Messages whose scheduled time came", &messages.due)?;
     let outcomes = [

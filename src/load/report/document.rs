@@ -283,7 +283,7 @@ pub struct Connections {
     pub verified: u64,
     /// Verified, and still open when the measurement ended.
     pub held: u64,
-    /// Opened during the run, over all.
+    /// Connects that began or could not begin, established or not.
     pub opened_total: u64,
 }
 
@@ -334,9 +334,9 @@ pub struct Messages {
     pub unsent: u64,
     /// Came back intact.
     pub verified: u64,
-    /// Did not come back before the timeout.
+    /// Sent, and no full reply came before the timeout, an error such as a reset, or an interrupt.
     pub unanswered: u64,
-    /// Came back corrupted, or the connection failed.
+    /// Sent, and the connection ended with a finding or the server's FIN.
     pub failed: u64,
     /// Waited because the pipeline or the socket was full, or in [`Mode::Churn`] the maximum of connections open. They are also counted by
     /// outcome.

@@ -24,7 +24,7 @@ const SCHEDULE: &str = "schedule";
 /// | one of these after `connect_` or `lateness_` | time | |
 /// | `rate` | replies per second: `2000`, `10k/s` | of the rate that was asked for: `rate<99%` |
 /// | `connections` | connections that were held | of those requested |
-/// | `errors` | errors of every phase | of the connections opened |
+/// | `errors` | errors of every phase | of the connects (`opened_total`) |
 /// | `unanswered`, `unsent`, `deferred` | messages | of the messages due |
 /// | `hold_alive`, `hold_late`, `hold_reset`, `hold_closed`, `hold_silent`, `hold_unasked` | connections of `hold` | of those requested |
 /// | `outages`, `longest_outage` | outages and time, if lost connections are opened again | `outages`: of the connections requested |
@@ -276,7 +276,7 @@ impl Quantity {
         }
     }
 
-    /// Returns the value in percent of what was asked of the run or of the stage, opened, or due.
+    /// Returns the value in percent of what was asked of the run or of the stage, of the connects, or of what was due.
     fn percent(self, report: &Report) -> Option<f64> {
         let whole = match self.stage {
             None => self.metric.whole(report)?,

@@ -186,7 +186,7 @@ impl Metric {
         matches!(self, Self::Duration(..) | Self::Rate | Self::ServerCpu)
     }
 
-    /// Returns what a percentage is of: what was asked of the run, opened, or due.
+    /// Returns what a percentage is of: what was asked of the run, the connects, or what was due.
     pub(super) fn whole(self, report: &Report) -> Option<f64> {
         let whole = match self {
             Self::Rate => report.config.rate.filter(|_| report.r#loop == Loop::Open)? * report.messages_per_arrival(),
