@@ -138,7 +138,7 @@ fn settings(body: &mut String, report: &Report) {
             row("generator", &text(&format!("{host}, kernel {kernel}")));
             let command: String = origin.command.join(" ").chars().take(COMMAND_LETTERS_MAX).collect();
             row("command", &format!("<code>{}</code>", text(&command)));
-            row("options", &text(&options(&origin.options)));
+            row("options", &text(&options(&origin.options, report.config.messages_per_connection)));
         }
         None => row("generator", "several, whose reports are merged"),
     }
@@ -160,8 +160,8 @@ fn settings(body: &mut String, report: &Report) {
     body.push_str("</table>\n</section>\n");
 }
 
-/// Returns the options that are not in the first row of the results.
-fn options(options: &Options) -> String {
+/// Returns the options that are not in the first row of the results. Each connection sends `messages`, if there is a limit.
+fn options(options: &Options, messages: Option<u64>) -> String {
     let duration = |seconds: f64| round_time(seconds * 1e6);
     let mut words = vec![
         format!("timeout {}", duration(options.timeout)),
@@ -169,7 +169,7 @@ fn options(options: &Options) -> String {
         format!("at most {} in progress", plural(count(options.max_connecting.into()), "connect", "connects")),
     ];
     words.extend(options.connect_rate.map(|rate| format!("{} connects/s", number(rate))));
-    words.extend(options.messages_per_connection.map(|messages| format!("{} messages a connection", count(messages))));
+    words.extend(messages.map(|messages| format!("{} a connection", plural(count(messages), "message", "messages"))));
     words.push(format!("closed with {}", options.close.to_uppercase()));
     words.extend(options.recv_buffer.map(|bytes| format!("receive buffer {} B", count(bytes))));
     words.extend(options.send_buffer.map(|bytes| format!("send buffer {} B", count(bytes))));

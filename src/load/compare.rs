@@ -258,6 +258,7 @@ fn settings(run: &Report) -> Map<String, Value> {
         ("rate", json!(config.rate)),
         ("arrivals", json!(run.arrivals())),
         ("stages", json!(shape(&run.stages))),
+        ("messages_per_connection", json!(config.messages_per_connection)),
         ("proxy_protocol", json!(config.proxy_protocol)),
     ] {
         settings.insert(what.to_owned(), value);
@@ -266,8 +267,6 @@ fn settings(run: &Report) -> Map<String, Value> {
     if let Some(Value::Object(options)) = options {
         settings.extend(options);
     }
-    // A merged report has it too, and with the default of churn.
-    settings.insert("messages_per_connection".to_owned(), json!(config.messages_per_connection));
     settings
 }
 

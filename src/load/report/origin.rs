@@ -33,8 +33,6 @@ pub struct Options {
     pub timeout: f64,
     /// Length of the measured window.
     pub duration: f64,
-    /// Messages of each connection; `None` has no limit.
-    pub messages_per_connection: Option<u64>,
     /// Whether a lost connection is opened again.
     #[serde(default)]
     pub reconnect: bool,
@@ -62,7 +60,6 @@ impl Origin {
                 connect_timeout: config.connect_timeout.as_secs_f64(),
                 timeout: config.timeout.as_secs_f64(),
                 duration: config.window().as_secs_f64(),
-                messages_per_connection: config.messages_per_connection,
                 reconnect: config.reconnect,
                 warmup: config.warmup.as_secs_f64(),
                 close: match config.close {
