@@ -119,9 +119,8 @@ impl Totals {
 
     /// Counts a message due at `due` that waits because the pipeline or the socket is full, or the maximum of connections open.
     pub(super) fn record_deferred(&mut self, due: u64) {
-        self.messages.deferred += 1;
-        if let Some(stage) = self.stages.at(due) {
-            stage.messages.deferred += 1;
+        for messages in self.messages_at(due) {
+            messages.deferred += 1;
         }
     }
 
