@@ -109,12 +109,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if is_interrupted {
         comparison.verdict = Verdict::Interrupted;
     }
-    if let Some(output) = &json {
-        output.write(&(serde_json::to_string(&comparison)? + "\n"))?;
-    }
-    if !arguments.quiet && !matches!(json, Some(Output::Stdout)) {
-        output::print(table(&comparison).as_bytes())?;
-    }
+    let document = serde_json::to_string(&comparison)? + "\n";
+    let written = json.as_ref().map_or(Ok(()), |output| output.write(&document));
+    let has_table = !arguments.quiet && !matches!(json, Some(Output::Stdout));
+    let printed = if has_table { output::print(table(&comparison).as_bytes()) } else { Ok(()) };
+    written?;
+    printed?;
     Ok(exit_status(comparison.verdict))
 }
 

@@ -126,6 +126,16 @@ fn the_comparison_is_written_as_json() {
 }
 
 #[test]
+fn a_comparison_that_cannot_be_written_is_an_error_after_the_table() {
+    let (old, new) = (windows("old", 10, 1000, |_| ()), windows("new", 10, 1200, |_| ()));
+    let ended = compare(&[old.path(), new.path(), "--json", "/dev/full"]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(row(&ended, "p50").ends_with(" slower"), "{ended:?}");
+    let [line] = &ended.stderr[..] else { panic!("not one line: {ended:?}") };
+    assert!(line.starts_with("ecoloop: cannot write /dev/full: No space left on device"), "{line}");
+}
+
+#[test]
 fn reports_that_cannot_be_compared_are_refused_by_name() {
     let old = windows("old", 2, 1000, |_| ());
     let other_size = windows("size", 2, 1000, |report| report["config"]["size"] = 65.into());
