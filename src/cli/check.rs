@@ -11,6 +11,7 @@ use std::thread;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use ecoloop::check::{self, Grade, Graded, Grader, Report};
+use signal_hook::consts::SIGQUIT;
 
 use super::format::{plural, strip_control, wrap};
 use super::log_observer::Language;
@@ -255,10 +256,10 @@ struct Stage {
     interrupt: AtomicBool,
 }
 
-/// Starts a thread for SIGINT, SIGTERM and SIGHUP: the first interrupts the run, which then prints what was graded. Before the run and
-/// after it a signal ends the process; never during it, when the server may be stopped.
+/// Starts a thread for SIGINT, SIGTERM, SIGHUP and SIGQUIT: the first interrupts the run, which then prints what was graded. Before the
+/// run and after it a signal ends the process; never during it, when the server may be stopped.
 fn handle_signals(stage: Arc<Stage>) -> Result<(), Box<dyn Error>> {
-    let signals = Requests::to_end_a_run()?;
+    let signals = Requests::to_end_a_run(&[SIGQUIT])?;
     let handle_each = move || {
         for _ in signals {
             if stage.has_ended.load(Ordering::Acquire) || !stage.has_begun.load(Ordering::Acquire) {

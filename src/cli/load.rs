@@ -381,7 +381,7 @@ pub(super) fn handle_signals(
     interrupt: Interrupt,
     requests: SyncSender<io::Result<bool>>,
 ) -> Result<(), Box<dyn Error>> {
-    let mut signals = Requests::to_end_a_run()?;
+    let mut signals = Requests::to_end_a_run(&[])?;
     let wait = move || {
         if signals.next().is_some() && has_begun.load(Ordering::Acquire) {
             interrupt.set();

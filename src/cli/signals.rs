@@ -52,10 +52,10 @@ impl Requests {
         Ok(Self { signals, ending, last: None })
     }
 
-    /// Receives the signals that end a load or a grading. Under nohup(1), which ignores SIGHUP, it outlives its terminal.
+    /// Receives the signals that end a load or a grading, and `others`. Under nohup(1), which ignores SIGHUP, it outlives its terminal.
     #[cfg(feature = "load")]
-    pub(super) fn to_end_a_run() -> Result<Self, String> {
-        Self::new(if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] }, &[])
+    pub(super) fn to_end_a_run(others: &[i32]) -> Result<Self, String> {
+        Self::new(if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] }, others)
     }
 
     /// Records a signal, and returns whether it is a request of its own. A signal that does not end the process always is.

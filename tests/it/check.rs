@@ -614,25 +614,28 @@ fn an_interrupted_run_prints_what_was_graded_and_leaves_the_server_as_it_was() {
     let (server, address) = Process::serve(&[]);
     let pid = server.pid().to_string();
     let before = prlimit_of(&server);
-    let mut check = Process::start(ecoloop(&[
-        "check",
-        "--pid",
-        &pid,
-        "--only",
-        "echo",
-        "--only",
-        "descriptors",
-        "--only",
-        "drain",
-        &address.to_string(),
-    ]));
-    check.line_with("echo");
-    eventually("a lowered limit", || prlimit_of(&server) != before);
-    check.signal(Signal::INT);
-    let ended = check.wait();
-    assert_eq!(ended.status.code(), Some(130), "{ended:?}");
-    assert_eq!(ended.stdout, ["1 check: 1 ok, 0 failed, 0 late, 0 skipped"]);
-    assert_eq!(prlimit_of(&server), before);
+    // Those of Ctrl-C and of Ctrl-\.
+    for signal in [Signal::INT, Signal::QUIT] {
+        let mut check = Process::start(ecoloop(&[
+            "check",
+            "--pid",
+            &pid,
+            "--only",
+            "echo",
+            "--only",
+            "descriptors",
+            "--only",
+            "drain",
+            &address.to_string(),
+        ]));
+        check.line_with("echo");
+        eventually("a lowered limit", || prlimit_of(&server) != before);
+        check.signal(signal);
+        let ended = check.wait();
+        assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+        assert_eq!(ended.stdout, ["1 check: 1 ok, 0 failed, 0 late, 0 skipped"]);
+        assert_eq!(prlimit_of(&server), before);
+    }
     assert!(server.terminate().status.success());
 }
 
