@@ -148,7 +148,9 @@ impl Process {
         self.refuse_own()?;
         self.signal(Signal::STOP)?;
         let paused = Paused(self);
-        if attempt.eventually(|| self.state().is_none_or(|state| state == 'T'))? {
+        // A process that is traced, as by strace, stops in state t (proc(5)). It has this state at each system call too: the signal is
+        // pending then, and stops it when the call returns.
+        if attempt.eventually(|| self.state().is_none_or(|state| matches!(state, 'T' | 't')))? {
             Ok(paused)
         } else {
             Err(Problem::not_stopped().into())

@@ -383,6 +383,21 @@ fn descriptors_run_out_for_8_clients_which_are_served_a_second_later() {
     assert!(ended.summary().contains("Done: 11 connections accepted"), "{ended:?}");
 }
 
+/// Its state while it is stopped is not that of a process that is not traced. With -D the child is the server.
+#[test]
+#[ignore = "needs strace"]
+fn a_server_under_strace_can_be_stopped() {
+    let inner = ecoloop(&["127.0.0.1:0", "--lang", "en"]);
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null"]).arg(inner.get_program()).args(inner.get_args());
+    let mut server = Process::start(command);
+    let mut grader = Grader::new([server.listening()]).only(["pause", "gone-before-accept", "drain"]).unwrap();
+    grader.pid = Some(server.pid().as_raw_nonzero().get().unsigned_abs());
+    let report = grader.run(&AtomicBool::new(false), |_| ()).unwrap();
+    assert!(report.passed() && report.count(Grade::Skipped) == 0, "{report}");
+    assert!(server.wait().status.success());
+}
+
 /// Starts `faulty.py`, and expects these results of level 8 and of the storm of resets.
 #[track_caller]
 fn assert_grades_process(fault: &str, failing: &[&str], skipped: &[&str]) {
