@@ -133,11 +133,7 @@ impl Arguments {
         let has_jobs = self.jobs.is_some();
         let loopback = Address::Socket((Ipv4Addr::LOCALHOST, 0).into());
         let address = if self.starts_jobs() { loopback } else { self.barrier.clone()? };
-        let timeout = self.barrier_timeout;
-        if timeout.is_zero() {
-            usage_error("load", "--barrier-timeout must be above zero");
-        }
-        Some(MeetingPoint { address, timeout, has_jobs })
+        Some(MeetingPoint { address, timeout: self.barrier_timeout, has_jobs })
     }
 
     pub(super) fn has_rank(&self) -> bool {
