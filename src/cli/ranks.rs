@@ -15,6 +15,9 @@ use super::values::{Address, count, timeout};
 /// The heading of their options in the help.
 pub(super) const GENERATORS: &str = "Several generators";
 
+/// Time for which ranks wait for each other without `--barrier-timeout`.
+const BARRIER_TIMEOUT: Duration = Duration::from_secs(60);
+
 // The subcommand that flattens these arguments has a group of this name already.
 #[derive(Args)]
 #[group(skip)]
@@ -39,10 +42,9 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = GENERATORS, value_name = "ADDR", requires = "rank")]
     barrier: Option<Address>,
 
-    /// Time for which ranks wait for each other
-    #[arg(long, help_heading = GENERATORS, value_name = "DURATION", default_value = "60s", requires = "barrier",
-        value_parser = barrier_timeout)]
-    barrier_timeout: Duration,
+    /// Time for which ranks or jobs wait for each other [default: 60s]
+    #[arg(long, help_heading = GENERATORS, value_name = "DURATION", value_parser = barrier_timeout)]
+    barrier_timeout: Option<Duration>,
 }
 
 /// Parses the time for which ranks wait for each other. A quarter of it is an interval of keep-alive, at most 32767 s.
@@ -97,6 +99,9 @@ impl Arguments {
         if self.starts_jobs() && (self.rank.is_some() || self.barrier.is_some()) {
             return Some("--jobs cannot be combined with --rank and --barrier: it starts ranks of its own");
         }
+        if self.barrier_timeout.is_some() && self.barrier.is_none() && !self.starts_jobs() {
+            return Some("--barrier-timeout needs --barrier or --jobs: without them no generator waits for another");
+        }
         let is_chosen_by_system = self.barrier.as_ref().is_some_and(|address| address.to_string().ends_with(":0"));
         is_chosen_by_system.then_some("--barrier needs a port above 0, which every rank knows before the run")
     }
@@ -133,7 +138,8 @@ impl Arguments {
         let has_jobs = self.jobs.is_some();
         let loopback = Address::Socket((Ipv4Addr::LOCALHOST, 0).into());
         let address = if self.starts_jobs() { loopback } else { self.barrier.clone()? };
-        Some(MeetingPoint { address, timeout: self.barrier_timeout, has_jobs })
+        let timeout = self.barrier_timeout.unwrap_or(BARRIER_TIMEOUT);
+        Some(MeetingPoint { address, timeout, has_jobs })
     }
 
     pub(super) fn has_rank(&self) -> bool {

@@ -450,7 +450,8 @@ fn the_barrier_needs_a_rank_and_a_time() {
             &["--rank", "0/1", "--barrier", "127.0.0.1:1", "--start-at", "2026-11-22T08:00:00Z"],
             "--start-at and --barrier",
         ),
-        (&["--rank", "0/1", "--barrier-timeout", "1s"], "--barrier"),
+        (&["--rank", "0/1", "--barrier-timeout", "1s"], "--barrier-timeout needs --barrier or --jobs"),
+        (&["--barrier-timeout", "1s"], "--barrier-timeout needs --barrier or --jobs"),
     ] {
         let ended = Process::start(ecoloop(&[&["load", ":1"], arguments].concat())).wait();
         assert_ended(&ended, 2, reason);

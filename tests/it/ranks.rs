@@ -309,6 +309,18 @@ fn jobs_end_by_themselves_if_the_first_process_is_killed() {
     });
 }
 
+/// The second process connects to a server that never replies.
+#[test]
+fn jobs_wait_for_each_other_for_the_barrier_timeout() {
+    let server = serve(Config::default());
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let second = silent.local_addr().unwrap().to_string();
+    let arguments = ["-j", "2", "-c", "2", "-d", "60s", "--timeout", "60s", "--barrier-timeout", "2s", &second];
+    let ended = Process::start(load(server.local_addr(), &arguments)).wait();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(ended.stderr.iter().any(|line| line.contains(" within 2s (--barrier-timeout)")), "{ended:?}");
+}
+
 #[test]
 fn the_number_of_jobs_is_at_most_that_of_the_connections() {
     let server = serve(Config::default());
