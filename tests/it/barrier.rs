@@ -193,6 +193,23 @@ fn a_rank_that_never_comes_and_a_rank_0_that_never_comes_end_all() {
     assert_ended(&alone.start(1).wait(), 1, &reason);
 }
 
+/// Its words are nearly as long as a rank reads.
+#[test]
+fn a_stranger_that_says_that_it_is_a_rank_does_not_lose_the_others() {
+    let run = Run::new(3, &["-c", "3", "-d", "60s", "--barrier-timeout", "2s"]);
+    let ranks = [0, 1].map(|index| run.start(index));
+    let mut stranger = run.stranger();
+    let version = "x".repeat(16_300);
+    let hello = format!("{{\"ecoloop\":\"{version}\",\"rank\":{{\"index\":2,\"count\":3}}}}\n");
+    stranger.write_all(hello.as_bytes()).unwrap();
+    let mut reply = String::new();
+    BufReader::new(stranger).read_line(&mut reply).unwrap();
+    assert!(reply.starts_with("{\"refused\":\"its version is xxx"), "{reply}");
+    for rank in ranks {
+        assert_ended(&rank.wait(), 1, "rank 2 of 3 did not come within 2s (--barrier-timeout); rank 2 (127.");
+    }
+}
+
 #[test]
 fn a_barrier_timeout_above_a_day_is_a_usage_error() {
     let barrier = ["--rank", "0/2", "--barrier", "127.0.0.1:9", "--barrier-timeout", "25h", "127.0.0.1:9"];

@@ -25,6 +25,10 @@ const TICK: Duration = Duration::from_millis(50);
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of newcomers that have not greeted.
 const NEWCOMERS_MAX: usize = 256;
+/// Ranks, and refusals, that the reason of an end names: another rank reads at most `GREETING_MAX` bytes of it.
+const NAMES_MAX: usize = 10;
+/// Maximum characters of a refusal, which contains what the other program said.
+const REFUSAL_MAX: usize = 200;
 
 /// The barrier of rank 0. Clones share it.
 #[derive(Clone)]
@@ -236,9 +240,9 @@ impl Shared {
     fn absent(&self, state: &State) -> String {
         let Rank { count, .. } = self.hello.rank;
         let absent: Vec<_> = (1..count).filter(|index| !state.ranks.contains_key(index)).collect();
-        let names: Vec<_> = absent.iter().take(10).map(ToString::to_string).collect();
+        let names: Vec<_> = absent.iter().take(NAMES_MAX).map(ToString::to_string).collect();
         let more = if absent.len() > names.len() { ", ..." } else { "" };
-        let refusals: Vec<_> = state.refusals.values().map(|reason| format!("; {reason}")).collect();
+        let refusals: Vec<_> = state.refusals.values().take(NAMES_MAX).map(|reason| format!("; {reason}")).collect();
         let noun = if absent.len() == 1 { "rank" } else { "ranks" };
         let timeout = humantime::format_duration(self.timeout);
         format!(
@@ -317,6 +321,7 @@ impl Shared {
         let mut state = self.state();
         let index = hello.rank.index;
         if let Some(reason) = self.refusal(&state, &hello) {
+            let reason: String = reason.chars().take(REFUSAL_MAX).collect();
             let _ = wire::write(&stream, &FromRankZero::Refused(reason.clone()));
             // What a stranger says is no rank of this run.
             if index < self.hello.rank.count {
@@ -392,9 +397,15 @@ impl State {
         self.ranks.values().any(Peer::is_awaited)
     }
 
+    /// Names at most `NAMES_MAX` ranks for which a condition holds.
     fn name_where(&self, condition: impl Fn(&Peer) -> bool) -> String {
-        let those = self.ranks.iter().filter(|(_, peer)| condition(peer));
-        those.map(|(index, peer)| format!("rank {index} ({})", peer.address)).collect::<Vec<_>>().join(", ")
+        let those = self.ranks.iter().filter(|(_, peer)| condition(peer)).take(NAMES_MAX + 1);
+        let mut names: Vec<_> = those.map(|(index, peer)| format!("rank {index} ({})", peer.address)).collect();
+        if names.len() > NAMES_MAX {
+            names.truncate(NAMES_MAX);
+            names.push("...".to_owned());
+        }
+        names.join(", ")
     }
 }
 
@@ -405,5 +416,31 @@ impl Peer {
 
     fn is_awaited(&self) -> bool {
         !self.has_reported() && !self.is_gone
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_ten_of_many_ranks_are_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = || Peer {
+            stream: TcpStream::connect(address).unwrap(),
+            address,
+            is_ready: false,
+            is_gone: false,
+            progress: None,
+            report: None,
+            is_collected: false,
+        };
+        let ten = (1..=10).map(|index| format!("rank {index} ({address})")).collect::<Vec<_>>().join(", ");
+        let mut state = State { ranks: (1..=10).map(|index| (index, peer())).collect(), ..State::default() };
+        assert_eq!(state.name_where(|peer| !peer.is_ready), ten);
+        state.ranks.insert(11, peer());
+        assert_eq!(state.name_where(|peer| !peer.is_ready), ten + ", ...");
     }
 }
