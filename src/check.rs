@@ -49,7 +49,7 @@ use crate::socket_address::AnyAddress;
 
 /// Longest run of a [`Grader`].
 pub const TIME_MAX: Duration = Duration::from_secs(60);
-/// A check passes late if the server kept it waiting for longer than this.
+/// A check passes late if the server kept it, or the client after it, waiting for longer than this.
 pub const LATE: Duration = Duration::from_secs(1);
 
 /// A check does not start with less than this left of [`TIME_MAX`]: too little to tell a slow server from a wrong one.
@@ -152,8 +152,8 @@ pub enum Grade {
     Ok,
     /// Something was wrong, or did not come.
     Fails,
-    /// Everything was right, but the server kept the check waiting for longer than [`LATE`], or the check's time was over before all
-    /// had come.
+    /// Everything was right, but the server kept the check, or the client after it, waiting for longer than [`LATE`], or the time of one
+    /// of them was over before all had come.
     Late,
     /// The check could not run.
     Skipped,
@@ -341,14 +341,13 @@ impl Grader {
         };
         let attempt = Attempt::new(target, interrupt, limit(check.seconds));
         let outcome = (check.run)(&attempt);
-        let waited = attempt.longest_wait();
+        let after = Attempt::new(target, interrupt, limit(check.seconds));
         let aftermath = if check.name == shortage::LAST {
             Ok(())
         } else {
-            Attempt::new(target, interrupt, limit(check.seconds))
-                .connect()
-                .and_then(|mut client| client.exchange(HELLO))
+            after.connect().and_then(|mut client| client.exchange(HELLO))
         };
+        let waited = attempt.longest_wait().max(after.longest_wait());
         Some(match (outcome, aftermath) {
             (Err(Stop::Interrupted), _) | (_, Err(Stop::Interrupted)) => return None,
             (outcome, Err(Stop::Fail(_))) => {

@@ -194,6 +194,26 @@ fn a_reply_after_its_time_is_late() {
 }
 
 #[test]
+fn a_reply_to_the_client_after_a_check_is_late_too() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        // The first connect of the run, the check, and the client after it.
+        for delay_ms in [0, 0, 1500] {
+            let (stream, _) = listener.accept().unwrap();
+            thread::sleep(Duration::from_millis(delay_ms));
+            // Ends at the client's FIN.
+            let _ = io::copy(&mut &stream, &mut &stream);
+        }
+    });
+    let grader = Grader::new([address]).only(["echo"]).unwrap();
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
+    assert_eq!(results[0].grade, Grade::Late, "{results:?}");
+    let words = results[0].came(English).unwrap();
+    assert!(words.starts_with("all right, but one wait took "), "{words}");
+}
+
+#[test]
 fn ecoloop_passes_every_check() {
     let (server, address) = Process::serve(&[]);
     let json = Scratch::new("json");
