@@ -109,6 +109,21 @@ enum Command {
     Man(manual::ManArguments),
 }
 
+impl Command {
+    /// Returns whether the subcommand handles the signals that end it.
+    fn handles_signals(&self) -> bool {
+        #[cfg(feature = "load")]
+        if let Self::Compare(arguments) = self {
+            return arguments.is_live();
+        }
+        #[cfg(feature = "load")]
+        if matches!(self, Self::Load(_) | Self::Check(_)) {
+            return true;
+        }
+        matches!(self, Self::Serve(_))
+    }
+}
+
 /// Options of the server that `-h` shows. `--help` shows all.
 const COMMON: [&str; 11] = [
     "addresses",
@@ -194,6 +209,9 @@ pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
             None => suggest_subcommand(without_control(error)).exit(),
         },
     };
+    if cli.command.as_ref().is_some_and(|command| !command.handles_signals()) {
+        signals::end_process_1()?;
+    }
     match cli.command {
         None => serve::run(&cli.serve),
         Some(Command::Serve(arguments)) => serve::run(&arguments),

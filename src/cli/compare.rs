@@ -88,11 +88,17 @@ pub(super) fn hide_load_options(command: clap::Command) -> clap::Command {
     })
 }
 
+impl Arguments {
+    pub(super) fn is_live(&self) -> bool {
+        self.live.is_live()
+    }
+}
+
 /// Compares, writes the results, and returns the exit status.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let json = arguments.json.as_deref().map(Output::open).transpose()?;
     let names = [&arguments.old, &arguments.new];
-    let live::Windows { sides: [old, new], is_interrupted } = if arguments.live.is_live() {
+    let live::Windows { sides: [old, new], is_interrupted } = if arguments.is_live() {
         arguments.live.measure(names, &arguments.thresholds, arguments.quiet)?
     } else {
         live::Windows {

@@ -2,16 +2,19 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
+use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 #[cfg(feature = "load")]
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::SIGHUP;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::backend::{PollResult, SignalDelivery, SignalIterator};
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use super::hints::with_descriptor_hint;
+use super::output;
 
 /// A second signal within this time is the same request, whichever it is: timeout(1) sends one to the process and once more to its group,
 /// and a wrapper turns Ctrl-C into SIGTERM for its child, which had SIGINT from the terminal.
@@ -29,6 +32,25 @@ pub(crate) fn set_mask() -> io::Result<()> {
     let set = |signals: [Signal; 2]| signals.into_iter().collect::<SigSet>();
     set([Signal::SIGINT, Signal::SIGTERM]).thread_unblock()?;
     set([Signal::SIGXFSZ, Signal::SIGTTOU]).thread_block()?;
+    Ok(())
+}
+
+/// Lets SIGINT and SIGTERM end process 1 of a container, for which they have no default action (`pid_namespaces(7)`).
+pub(super) fn end_process_1() -> Result<(), String> {
+    if process::id() != 1 {
+        return Ok(());
+    }
+    let mut requests = Requests::new(&[SIGINT, SIGTERM], &[])?;
+    let wait = move || {
+        if let Some(signal) = requests.next() {
+            // The status that a shell reports for a process which the signal has ended.
+            output::exit(128 + signal);
+        }
+    };
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .map_err(|error| format!("cannot start the thread that waits for signals: {error}"))?;
     Ok(())
 }
 

@@ -191,6 +191,30 @@ fn until_it_listens_a_signal_ends_the_server_at_once() {
     }
 }
 
+/// A signal has no default action for process 1 of a PID namespace (`pid_namespaces(7)`).
+#[test]
+#[ignore = "needs root"]
+fn sigterm_ends_a_subcommand_that_is_process_1() {
+    let inner = ecoloop(&["strip", "-", "-o", "-"]);
+    let mut command = Command::new("unshare");
+    command.args(["--fork", "--pid", "--mount-proc"]).arg(inner.get_program()).args(inner.get_args());
+    command.stdin(Stdio::piped());
+    let mut process = Process::start(command);
+    let _input = process.take_input();
+    let (parent, mut subcommand) = (process.pid(), None);
+    eventually("process 1", || {
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+        subcommand = children.trim().parse().ok().and_then(Pid::from_raw);
+        subcommand.is_some()
+    });
+    // Until it handles them, signals have no effect.
+    eventually("the exit of the process", || {
+        let _ = kill_process(subcommand.unwrap(), Signal::TERM);
+        process.has_ended()
+    });
+    assert_eq!(process.wait().status.code(), Some(128 + 15));
+}
+
 #[cfg(feature = "load")]
 mod load {
     use std::io::Write;
