@@ -115,9 +115,12 @@ pub(super) struct Watchdog {
 impl Watchdog {
     /// Returns `None` if systemd does not watch this process.
     fn from_environment() -> Option<Self> {
-        let timeout = sd_notify::watchdog_enabled().filter(|timeout| !timeout.is_zero())?;
+        sd_notify::watchdog_enabled().filter(|timeout| !timeout.is_zero()).map(Self::new)
+    }
+
+    fn new(timeout: Duration) -> Self {
         // A wait of the poll takes whole milliseconds.
-        Some(Self { interval: (timeout / 2).max(Duration::from_millis(2)), turns: Arc::default() })
+        Self { interval: (timeout / 2).max(Duration::from_millis(2)), turns: Arc::default() }
     }
 
     /// Returns how long a turn may wait, so that at least two come per interval, also without events.
@@ -235,5 +238,24 @@ impl Watch {
         // A loop that is late is looked at again soon.
         self.due = now + if has_turned { self.watchdog.interval } else { self.watchdog.interval / 8 };
         has_turned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_turns_feeds_the_watchdog_once_in_half_of_its_time() {
+        let watchdog = Watchdog::new(Duration::from_secs(10));
+        assert_eq!((watchdog.interval, watchdog.wait_max()), (Duration::from_secs(5), Duration::from_millis(2500)));
+        let start = Instant::now();
+        let mut watch = Watch::new(watchdog.clone());
+        watchdog.count_turn();
+        assert!(!watch.has_turned(start + Duration::from_millis(4999)));
+        assert!(watch.has_turned(watch.due));
+        let due = watch.due;
+        assert!(!watch.has_turned(due), "it has not turned since");
+        assert_eq!(watch.due, due + Duration::from_millis(625), "a loop that is late is looked at again soon");
     }
 }
