@@ -16,6 +16,8 @@ const DESCRIPTORS_KEPT: u64 = 64;
 const NR_OPEN_MAX: u64 = 0x7fff_ffc0;
 /// Threads of a server or of a load generator.
 const THREADS: u64 = 4;
+/// Threads with which the first process of a load waits for each of the others, and for its end.
+const THREADS_FOR_OTHER: u64 = 2;
 /// Bytes of kernel memory of one idle end: its socket, its file and its epoll entry.
 const END_BYTES: u64 = 4096;
 /// Largest burst of new connections to plan for: the default backlog of a server.
@@ -48,7 +50,7 @@ pub struct Plan {
     pub targets: Vec<AnyAddress>,
     /// Number of source/target pairs, each with the whole port range; at least 1.
     pub pairs: u32,
-    /// Number of processes that share the connections, each with its own descriptors; at least 1.
+    /// Number of processes that share the connections, each with its own descriptors and threads; at least 1.
     pub processes: u32,
     /// Descriptors that each process uses for anything but connections. `None`: at most 64.
     pub other_descriptors: Option<u64>,
@@ -468,7 +470,8 @@ fn group_tasks(groups: &Groups, machine: &Machine, plan: &Plan) -> Option<Limit>
     const NAME: &str = "pids.max";
     let tasks = groups.tasks()?;
     let value = with_used(tasks.most, tasks.used);
-    let needed = THREADS * machine.ends(plan);
+    let others = u64::from(plan.processes.saturating_sub(1));
+    let needed = THREADS * machine.ends(plan) + (THREADS + THREADS_FOR_OTHER) * others;
     if tasks.left() >= needed {
         return Some(Limit { value: Some(value), capacity: Capacity::Any, ..Limit::unknown(NAME) });
     }

@@ -183,6 +183,24 @@ fn control_groups_are_limits() {
 }
 
 #[test]
+fn each_process_of_a_load_has_threads() {
+    let (files, machine) = large_machine();
+    files.write("self/cgroup", "0::/a\n");
+    files.write("cgroup/a/pids.max", "100\n");
+    let plan = |processes| Plan { processes, ..plan(8, Purpose::Load) };
+    let is_enough = |plan: &Plan| limits_of(&machine, plan).iter().all(|limit| !limit.insufficient);
+    // Eight have four each, and the first has two more for each of the others.
+    files.write("cgroup/a/pids.current", "54\n");
+    assert!(is_enough(&plan(8)));
+    files.write("cgroup/a/pids.current", "55\n");
+    assert!(is_enough(&plan(1)));
+    let limit = only_insufficient(&machine, &plan(8));
+    assert_eq!((limit.name, limit.capacity), ("pids.max", Capacity::Connections(0)));
+    let advice = "101 tasks for the control group (TasksMax= of systemd, --pids-limit of docker)";
+    assert_eq!(limit.advice.as_deref(), Some(advice));
+}
+
+#[test]
 fn nr_open_is_raised_before_the_hard_limit() {
     let (files, mut machine) = large_machine();
     machine.descriptors = Some((256, 1000));
