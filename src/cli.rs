@@ -266,10 +266,12 @@ fn print_help(help: &clap::Error) -> Result<(), Box<dyn Error>> {
 
 /// Has the parser of each number say what is wrong with `-1`, which would be an unknown option otherwise.
 fn accept_hyphen_values(command: clap::Command) -> clap::Command {
-    const NUMBERS: [&str; 7] = ["COUNT", "RATE", "SIZE", "DURATION", "U64", "PID", "SOURCE"];
+    /// Beginnings of names: one is `COUNT|auto`.
+    const NUMBERS: [&str; 8] = ["COUNT", "RATE", "SIZE", "DURATION", "U64", "PID", "SOURCE", "PERCENT"];
+    let is_number = |name: &str| NUMBERS.iter().any(|number| name.starts_with(number));
     command.mut_args(|argument| {
-        let is_number =
-            argument.get_value_names().is_some_and(|names| names.iter().any(|name| NUMBERS.contains(&name.as_str())));
+        let names = argument.get_value_names().unwrap_or_default();
+        let is_number = names.iter().any(|name| is_number(name.as_str()));
         argument.allow_hyphen_values(is_number)
     })
 }

@@ -227,6 +227,18 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
 }
 
 #[test]
+fn a_negative_number_is_answered_with_what_is_expected() {
+    assert_usage_error(&[":0", "--max-per-source", "-1"], "'-1' for '--max-per-source <COUNT[/V4LEN[:V6LEN]]>': ");
+    #[cfg(feature = "load")]
+    for (option, expected) in [
+        ("--jobs", "'-1' for '--jobs <COUNT|auto>': expected a number of at least 1, or auto"),
+        ("--tolerance", "'-1' for '--tolerance <PERCENT>': expected a percentage from 0.1% to 100%"),
+    ] {
+        assert_usage_error(&["load", option, "-1", ":9"], expected);
+    }
+}
+
+#[test]
 fn an_unknown_flag_subcommand_or_language_is_a_usage_error() {
     for (arguments, named) in [
         (&["--nope"][..], "--nope"),
