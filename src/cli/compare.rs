@@ -119,6 +119,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let written = json.as_ref().map_or(Ok(()), |output| output.write(&document));
     let has_table = !arguments.quiet && !matches!(json, Some(Output::Stdout));
     let printed = if has_table { output::print(table(&comparison).as_bytes()) } else { Ok(()) };
+    if arguments.quiet {
+        print_failure(&comparison);
+    }
     written?;
     printed?;
     Ok(exit_status(comparison.verdict))
@@ -186,6 +189,15 @@ fn verdict(metric: &MetricRatio) -> String {
             let needed = metric.windows_needed.map(|needed| format!(" ({} windows needed)", count(needed)));
             format!("cannot tell{}", needed.unwrap_or_default())
         }
+    }
+}
+
+/// Prints why the comparison failed or is inconclusive, without a table.
+fn print_failure(comparison: &Comparison) {
+    if matches!(comparison.verdict, Verdict::Fail | Verdict::Inconclusive)
+        && let Some(result) = result(comparison)
+    {
+        print_error(&result);
     }
 }
 

@@ -46,6 +46,9 @@ fn a_slower_server_is_named_and_fails_the_condition() {
     let p50 = row(&ended, "p50");
     assert!(p50.starts_with("p50          1.00 ms  1.21 ms  1.200  1.19") && p50.ends_with(" slower"), "{p50}");
     assert_eq!(row(&ended, "result"), "result       FAIL: p50>+10% (+20.0 %)");
+    let quiet = compare(&[old.path(), new.path(), "--fail-if", "p50>+10%", "-q"]);
+    let failure = ["ecoloop: FAIL: p50>+10% (+20.0 %)".to_owned()];
+    assert_eq!((&quiet.stdout[..], &quiet.stderr[..]), (&[][..], &failure[..]), "{quiet:?}");
     let reversed = compare(&[new.path(), old.path(), "--fail-if", "p50>+10%"]);
     assert!(row(&reversed, "p50").ends_with(" faster"), "{reversed:?}");
     assert_eq!((reversed.status.code(), row(&reversed, "result")), (Some(0), "result       PASS (1 threshold)"));
@@ -59,7 +62,12 @@ fn one_report_on_each_side_cannot_tell() {
     let ended = compare(&[old.path(), new.path(), "--fail-if", "p50>+10%"]);
     assert!(row(&ended, "p50").ends_with("cannot tell (6 windows needed)"), "{ended:?}");
     assert_eq!(ended.status.code(), Some(3));
+    let quiet = compare(&[old.path(), new.path(), "--fail-if", "p50>+10%", "-q"]);
+    let [line] = &quiet.stderr[..] else { panic!("not one line: {quiet:?}") };
+    assert!(quiet.stdout.is_empty() && line.starts_with("ecoloop: INCONCLUSIVE: cannot tell p50>+10% ("), "{quiet:?}");
     assert_eq!(compare(&[old.path(), new.path()]).status.code(), Some(0));
+    let quiet = compare(&[old.path(), new.path(), "-q"]);
+    assert_eq!((quiet.status.code(), &quiet.stdout[..], &quiet.stderr[..]), (Some(0), &[][..], &[][..]));
 }
 
 /// Asserts that nothing is compared, for `reason`, in words and in JSON.
