@@ -62,7 +62,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
 
-    /// Language of the table [default: from the locale]
+    /// Language of the results [default: from the locale]
     #[arg(long)]
     lang: Option<Language>,
 
