@@ -14,7 +14,7 @@ pub(super) fn document(results: &[Graded], target: &str, language: Language) -> 
     let write = || -> io::Result<Vec<u8>> {
         let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
         writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
-        let name = format!("ecoloop check {target}");
+        let name = strip_control(&format!("ecoloop check {target}"));
         let suites = writer.create_element("testsuites").with_attribute(("name", &name[..]));
         let suites = suites.with_attributes(totals(results).iter().map(|(key, value)| (*key, &value[..])));
         suites.write_inner_content(|writer| {
@@ -131,7 +131,7 @@ mod tests {
             grader.checks.retain(|check| check.name() == name);
             results.extend(grader.run(&AtomicBool::new(false), |_| ()).unwrap().results);
         }
-        let document = document(&results, "<&\">", Language::Spanish).unwrap();
+        let document = document(&results, "<&\">\u{1}", Language::Spanish).unwrap();
         let expected = [
             (0, "testsuites", &["name", "tests", "failures", "errors", "time"][..]),
             (1, "testsuite", &["name", "tests", "failures", "errors", "time", "skipped"]),
@@ -149,7 +149,7 @@ mod tests {
             expected.map(|(depth, name, keys)| (depth, name, keys.iter().map(ToString::to_string).collect()));
         assert_eq!(found, expected, "{document}");
         assert!(
-            document.contains("name=\"ecoloop check &lt;&amp;&quot;&gt;\" tests=\"3\" failures=\"2\""),
+            document.contains("name=\"ecoloop check &lt;&amp;&quot;&gt;\u{fffd}\" tests=\"3\" failures=\"2\""),
             "{document}"
         );
         assert!(document.contains("message=\"necesita --pid\""), "{document}");
