@@ -30,7 +30,7 @@ use super::ranks;
 use super::result_files::{self, Outputs, REPORT};
 use super::signals::Requests;
 use super::thresholds;
-use super::values::{Address, Endpoint, duration, time};
+use super::values::{Address, Endpoint, time, timeout};
 use super::{exit_status, print_error, table, usage_error};
 
 /// How often a run rewrites its JSON file.
@@ -172,7 +172,7 @@ pub(super) struct Arguments {
     server_pid: Option<u32>,
 
     /// Interval of progress lines on standard error [default: none]
-    #[arg(long, help_heading = REPORT, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, help_heading = REPORT, value_name = "DURATION", value_parser = timeout)]
     interval: Option<Duration>,
 
     /// Address at which to serve the running figures for Prometheus
@@ -192,9 +192,6 @@ impl Arguments {
 
     /// Returns a usage error that the parser cannot see: options that exclude each other.
     fn conflict(&self) -> Option<&'static str> {
-        if self.interval.is_some_and(|interval| interval.is_zero()) {
-            return Some("--interval must be above zero");
-        }
         if self.repeat && !self.load.is_echo() {
             return Some("--repeat needs --mode echo: in the other modes no connection outlasts a window");
         }

@@ -325,7 +325,7 @@ fn a_malformed_duration_is_answered_with_the_units() {
         }
     }
     #[cfg(feature = "load")]
-    for option in ["--duration", "--connect-timeout", "--timeout", "--window"] {
+    for option in ["--duration", "--connect-timeout", "--timeout", "--interval", "--window"] {
         assert_usage_error(
             &["load", option, "0s", ":9"],
             &format!("'0s' for '{option} <DURATION>': it must be above zero"),
