@@ -309,6 +309,13 @@ fn the_dashboard_shows_families_that_there_are_and_all_of_ecoloop() {
     for family in families.iter().filter(|family| family.starts_with("ecoloop_") && **family != "ecoloop_build_info") {
         assert!(shown.iter().any(|name| name.starts_with(family)), "the dashboard does not show {family}");
     }
+    // A family that a load does not serve.
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let queries: Vec<_> = variables.iter().filter(|variable| variable["type"] == "query").collect();
+    assert!(!queries.is_empty());
+    for query in queries {
+        assert!(query["query"].as_str().unwrap().starts_with("label_values(ecoloop_max_connections"), "{query}");
+    }
 }
 
 #[test]
