@@ -118,6 +118,8 @@ fn the_unit_files_are_valid_and_expose_little() {
         let unit = unit.replace("/usr/local/bin/ecoloop", env!("CARGO_BIN_EXE_ecoloop"));
         fs::write(directory.path().join(name), unit).unwrap();
     }
+    let service = fs::read_to_string(directory.path().join("ecoloop.service")).unwrap();
+    assert!(service.lines().any(|line| line == "StartLimitIntervalSec=0"), "systemd would close the sockets");
     let analyze = |arguments: &[&str]| {
         let mut command = Command::new("systemd-analyze");
         command.args(arguments).current_dir(directory.path()).stdin(Stdio::null());
