@@ -156,6 +156,13 @@ impl Parser {
         // A line that strace has cut, and another call of the thread after it.
         self.unfinished.remove(&id);
         self.has_duration |= outcome.duration_ns.is_some();
+        // A new socket is not the connection that had its descriptor.
+        if head.name == "socket"
+            && let Some(socket) = outcome.socket
+        {
+            let key = (self.table(id), socket.descriptor);
+            self.by_descriptor.remove(&key);
+        }
         let is_new = matches!(head.name.as_str(), "clone" | "clone3" | "fork" | "vfork");
         if let (true, Some(child)) = (is_new && !self.trace.is_full(), outcome.value) {
             let table = if head.shares_files { self.table(id) } else { child };
@@ -217,7 +224,8 @@ impl Parser {
         self.trace.push(step);
     }
 
-    /// Returns the connection of a step. accept(2) opens one, and so does the first call on one whose accept is not in the trace.
+    /// Returns the connection of a step. accept(2) and connect(2) open one, and so does the first call on one whose accept is not in
+    /// the trace.
     fn connection(&mut self, id: u32, kind: Kind, head: &Head, outcome: Option<&Outcome>) -> Option<u32> {
         let (socket, peer) = match kind {
             Kind::Wait | Kind::Other => return None,
@@ -225,7 +233,7 @@ impl Parser {
                 let socket = outcome?.socket?;
                 (socket, socket.addresses.map(|(_, peer)| peer).or(outcome?.peer))
             }
-            _ => (head.socket?, head.socket?.addresses.map(|(_, peer)| peer)),
+            _ => (head.socket?, head.socket?.addresses.map(|(_, peer)| peer).or(head.peer)),
         };
         let connection = match self.known(id, socket) {
             Some(connection) if kind != Kind::Accept => connection,
@@ -244,10 +252,14 @@ impl Parser {
 
     /// Returns the connection of a socket, if the trace has shown it before.
     fn known(&self, id: u32, socket: Socket) -> Option<u32> {
+        let by_descriptor = self.by_descriptor.get(&(self.table(id), socket.descriptor)).copied();
         match socket.addresses {
-            Some(addresses) => self.by_addresses.get(&addresses).copied(),
-            // A socket without a connection any more: its descriptor has to tell.
-            None => self.by_descriptor.get(&(self.table(id), socket.descriptor)).copied(),
+            Some(addresses) => self.by_addresses.get(&addresses).copied().or_else(|| {
+                // connect(2) opened it before the socket had addresses.
+                by_descriptor.filter(|&serial| self.trace.connections[serial as usize].peer == Some(addresses.1))
+            }),
+            // A socket without a connection any more, or not yet: its descriptor has to tell.
+            None => by_descriptor,
         }
     }
 
@@ -257,11 +269,7 @@ impl Parser {
         match (kind, result, error) {
             (Kind::Read, Some(0), _) => self.ends[place] = "end_of_stream",
             (_, _, Some("ECONNRESET" | "EPIPE")) => self.ends[place] = "reset",
-            (_, _, Some(error))
-                if !matches!(error, "EAGAIN" | "EINTR" | "ENOTCONN") && !error.starts_with("ERESTART") =>
-            {
-                self.ends[place] = "failed";
-            }
+            (_, _, Some(error)) if !is_harmless(error) => self.ends[place] = "failed",
             _ => {}
         }
         self.trace.connections[place].end = (kind == Kind::Close).then_some(self.ends[place]);
@@ -299,4 +307,10 @@ impl Parser {
         self.trace.keep_threads(&served);
         Ok(self.trace)
     }
+}
+
+/// Returns whether a connection goes on after this error.
+fn is_harmless(error: &str) -> bool {
+    matches!(error, "EAGAIN" | "EINTR" | "ENOTCONN" | "EINPROGRESS" | "EALREADY" | "EISCONN")
+        || error.starts_with("ERESTART")
 }

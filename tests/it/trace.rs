@@ -172,6 +172,20 @@ fn output_that_the_socket_did_not_take_is_pending() {
 }
 
 #[test]
+fn a_connect_on_a_reused_descriptor_is_a_connection_of_its_own() {
+    let trace = drawn(
+        r#"7 1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = 4<TCP:[127.0.0.1:5000->127.0.0.1:4000]> <0.000005>
+7 1.1 close(4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>) = 0 <0.000005>
+7 1.2 socket(AF_INET, SOCK_STREAM|SOCK_NONBLOCK, IPPROTO_TCP) = 4<TCP:[7]> <0.000005>
+7 1.3 connect(4<TCP:[7]>, {sa_family=AF_INET, sin_port=htons(80), sin_addr=inet_addr("10.0.0.1")}, 16) = -1 EINPROGRESS (Operation now in progress) <0.000005>
+7 1.4 sendto(4<TCP:[10.0.0.2:4001->10.0.0.1:80]>, "a", 1, 0, NULL, 0) = 1 <0.000005>
+"#,
+    );
+    assert_eq!(steps(&trace), ["0 accept 0", "0 close 0", "0 connect 1 EINPROGRESS", "0 write 1 1"]);
+    assert_eq!((ends(&trace), &trace["connections"][1]["peer"]), (vec!["closed", "open"], &"10.0.0.1:80".into()));
+}
+
+#[test]
 fn a_trace_without_its_beginning_and_its_end_is_drawn() {
     // As of `strace -p`, ended by Ctrl-C: a resumed call without its first half, a connection whose accept is not in it, a call
     // that does not return, a line that is cut; and on a terminal, where the thread is in brackets.

@@ -37,6 +37,8 @@ pub(super) struct Head {
     pub(super) start_ns: u64,
     /// The first argument, if it is a TCP socket.
     pub(super) socket: Option<Socket>,
+    /// The address that connect(2) was given.
+    pub(super) peer: Option<SocketAddr>,
     /// Bytes that a write was to send.
     pub(super) requested: Option<u32>,
     /// A new thread shares the descriptors of its creator.
@@ -117,6 +119,7 @@ fn parse_event(text: &str, time_ns: u64) -> Option<Event<'_>> {
         name: name.to_owned(),
         start_ns: time_ns,
         socket: parse_socket(arguments),
+        peer: if name == "connect" { parse_sockaddr(arguments) } else { None },
         requested: parse_requested(name, arguments),
         // Only of calls whose arguments show no text of a peer.
         shares_files: matches!(name, "clone" | "clone3") && arguments.contains("CLONE_FILES"),
