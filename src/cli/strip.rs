@@ -287,6 +287,10 @@ impl Parser {
     /// Returns the trace, with the calls that have not returned, or what its lines lack.
     fn finish(mut self) -> Result<Trace, String> {
         let mut unfinished: Vec<_> = std::mem::take(&mut self.unfinished).into_iter().collect();
+        // Only such a call lasts until the last line. A step that is left out has no time on the page.
+        if !unfinished.is_empty() && !self.trace.is_full() {
+            self.trace.end_ns = self.now_ns.saturating_sub(self.start_ns.unwrap_or_default());
+        }
         unfinished.sort_by_key(|(id, head)| (head.start_ns, *id));
         for (id, head) in unfinished {
             self.step(id, &head, None, None);

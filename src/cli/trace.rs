@@ -71,6 +71,8 @@ pub(super) struct Trace {
     calls: Vec<Call>,
     errors: Vec<String>,
     steps: Vec<Step>,
+    /// When the trace ended, if a call had not returned. Otherwise 0: its last step has its end.
+    pub(super) end_ns: u64,
     /// Steps that there was no room for.
     pub(super) dropped: u64,
 }
@@ -153,6 +155,7 @@ impl Trace {
             calls: Vec::new(),
             errors: Vec::new(),
             steps: Vec::new(),
+            end_ns: 0,
             dropped: 0,
         }
     }
@@ -250,6 +253,7 @@ impl Trace {
             },
             "complete": self.is_complete,
             "dropped": self.dropped,
+            "end_us": self.end_ns / 1000,
             "threads": self.threads,
             "calls": calls,
             "errors": self.errors,

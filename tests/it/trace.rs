@@ -202,6 +202,17 @@ fn a_trace_without_its_beginning_and_its_end_is_drawn() {
 }
 
 #[test]
+fn a_call_that_has_not_returned_lasts_until_the_last_line() {
+    let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
+    let trace = drawn(&format!(
+        "1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = {socket} <0.000010>\n\
+         2.0 recvfrom({socket},  <unfinished ...>\n\
+         12.0 +++ killed by SIGKILL +++\n"
+    ));
+    assert_eq!((&trace["steps"][1][4], &trace["end_us"]), (&Value::Null, &11_000_000.into()));
+}
+
+#[test]
 fn a_call_that_keeps_its_thread_is_drawn_once_the_thread_serves() {
     let trace = drawn(
         "1.0 openat(AT_FDCWD, \"x\", O_RDONLY) = 3</x> <0.5>\n\
