@@ -14,12 +14,27 @@ pub(super) fn count(value: u64) -> String {
 
 /// Formats a number with commas, and with a fraction only where it has one: `2,000`, `31.2`, `0.25`.
 pub(super) fn number(value: f64) -> String {
-    let digits = match value.abs() {
+    let digits = fraction_digits(value);
+    format!("{:.digits$}", HumanFloatCount(value))
+}
+
+/// Returns the value that [`number`] shows.
+pub(super) fn rounded(value: f64) -> f64 {
+    let digits = fraction_digits(value);
+    format!("{value:.digits$}").parse().unwrap_or(value)
+}
+
+fn fraction_digits(value: f64) -> usize {
+    match value.abs() {
         ..10.0 => 2,
         ..100.0 => 1,
         _ => 0,
-    };
-    format!("{:.digits$}", HumanFloatCount(value))
+    }
+}
+
+/// Formats a number with commas and up to four digits of its fraction: `1,999.9`.
+pub(super) fn precise(value: f64) -> String {
+    HumanFloatCount(value).to_string()
 }
 
 /// Formats a number with its noun: `1 message`, `20,000 messages`.
@@ -41,10 +56,15 @@ pub(super) fn time(microseconds: u64) -> String {
 /// Formats a mean of microseconds to three digits: `5.10 µs`.
 pub(super) fn mean_time(microseconds: f64) -> String {
     // Rounded before the unit is chosen: 9.996 ms is 10.0 ms, and 999.7 ms is 1.00 s.
-    let last_digit = 10_f64.powf(microseconds.max(1.0).log10().floor() - 2.0);
-    let (value, unit) = scale_time((microseconds / last_digit).round() * last_digit);
+    let (value, unit) = scale_time(rounded_time(microseconds));
     let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
     format!("{value:.digits$} {unit}")
+}
+
+/// Returns the microseconds that [`mean_time`] shows.
+pub(super) fn rounded_time(microseconds: f64) -> f64 {
+    let last_digit = 10_f64.powf(microseconds.max(1.0).log10().floor() - 2.0);
+    (microseconds / last_digit).round() * last_digit
 }
 
 /// Formats microseconds without trailing zeros: `5 ms`.

@@ -15,7 +15,10 @@ use indicatif::HumanBytes;
 pub(super) use self::row::Row;
 use self::row::Table;
 use super::find_rate;
-use super::format::{NO_DATA, abbreviate, count, mean_time, number, plural, round_time, strip_control, time, wrap};
+use super::format::{
+    NO_DATA, abbreviate, count, mean_time, number, plural, precise, round_time, rounded, rounded_time, strip_control,
+    time, wrap,
+};
 
 /// Errors that are printed; the JSON has them all.
 const ERRORS_MAX: usize = 8;
@@ -448,11 +451,21 @@ pub(super) fn threshold(result: &ThresholdResult) -> String {
     let value = match value {
         None => "no data".to_owned(),
         Some(_) if expr == "schedule" => "not kept".to_owned(),
-        Some(value) if expr.ends_with('%') => format!("{} %", number(*value)),
-        Some(value) if result.is_time() => mean_time(*value),
-        Some(value) => number(*value),
+        Some(value) => measured(result, *value),
     };
     format!("{} ({value})", strip_control(expr))
+}
+
+/// Formats the value of a threshold. It has more digits if a failed threshold would not fail with the rounded value.
+fn measured(result: &ThresholdResult, value: f64) -> String {
+    let (shown, text, unit) = if result.expr.ends_with('%') {
+        (rounded(value), format!("{} %", number(value)), " %")
+    } else if result.is_time() {
+        (rounded_time(value), mean_time(value), " µs")
+    } else {
+        (rounded(value), number(value), "")
+    };
+    if result.failed && !result.holds_for(shown) { format!("{}{unit}", precise(value)) } else { text }
 }
 
 #[cfg(test)]

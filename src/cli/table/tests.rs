@@ -149,6 +149,21 @@ fn a_failed_threshold_has_the_unit_of_its_quantity() {
 }
 
 #[test]
+fn the_value_of_a_failed_threshold_is_one_that_fails() {
+    let value = |expr: &str, value: f64| {
+        let report = example_with(|json| {
+            json["thresholds"] = json!([{"expr": expr, "default": false, "value": value, "failed": true}]);
+        });
+        threshold(&report.thresholds[0])
+    };
+    assert_eq!(value("rate<2000", 1999.9), "rate<2000 (1,999.9)");
+    assert_eq!(value("rate<99%", 98.96), "rate<99% (98.96 %)");
+    assert_eq!(value("p99>5ms", 5003.0), "p99>5ms (5,003 µs)");
+    assert_eq!(value("p99>5ms", 5100.0), "p99>5ms (5.10 ms)");
+    assert_eq!(value("p99>=5ms", 5003.0), "p99>=5ms (5.00 ms)");
+}
+
+#[test]
 fn a_quantity_without_data_is_a_dash() {
     let report = example_with(|json| {
         json["generator"] = json!({"cpu_us_per_message": null, "cpu_percent": null, "turn_us_p99": null, "longest_gap_us": null, "saturated": null});

@@ -157,6 +157,15 @@ impl ThresholdResult {
         let name = self.expr.split(['<', '>']).next().unwrap_or_default();
         Quantity::from_name(name.trim()).is_ok_and(|quantity| quantity.metric.unit() == Unit::Duration)
     }
+
+    /// Returns whether the condition holds for a value, in the unit of [`ThresholdResult::value`].
+    #[must_use]
+    pub fn holds_for(&self, value: f64) -> bool {
+        self.expr.parse::<Threshold>().is_ok_and(|Threshold { comparison, bound, .. }| {
+            let (Bound::Value(bound) | Bound::Percent(bound)) = bound;
+            comparison.holds(value, bound)
+        })
+    }
 }
 
 /// What a metric is compared to: in microseconds if it is a duration.
