@@ -219,7 +219,11 @@ impl Parser {
             connection,
             result,
             error: error.and_then(|error| self.trace.error(error)),
-            pending: outcome.and(head.requested).map(|all| all.saturating_sub(result.unwrap_or_default())),
+            // After an error that ends the connection nothing is left to send.
+            pending: outcome
+                .and(head.requested)
+                .filter(|_| error.is_none_or(is_harmless))
+                .map(|all| all.saturating_sub(result.unwrap_or_default())),
         };
         self.trace.push(step);
     }

@@ -147,7 +147,8 @@ impl TraceObserver {
     fn push_held(&mut self, ended: Option<(Option<u32>, Option<&str>)>) {
         let Some(mut step) = self.held.take() else { return };
         if let Some((result, error)) = ended {
-            if step.pending.is_none() {
+            // A write that failed leaves nothing to send.
+            if step.pending.take().is_none() {
                 (step.call, step.result) = (self.call(Kind::Read), result);
             }
             step.error = error.and_then(|error| self.trace.error(error));

@@ -172,6 +172,19 @@ fn output_that_the_socket_did_not_take_is_pending() {
 }
 
 #[test]
+fn a_write_that_failed_leaves_nothing_pending() {
+    let trace = drawn(
+        r#"7 1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = 4<TCP:[127.0.0.1:5000->127.0.0.1:4000]> <0.000005>
+7 1.1 sendto(4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>, "x", 1, MSG_NOSIGNAL, NULL, 0) = -1 EPIPE (Broken pipe) <0.000005>
+"#,
+    );
+    assert_eq!(
+        (steps(&trace), &trace["steps"][1][6]),
+        (vec!["0 accept 0".to_owned(), "0 write 0 EPIPE".to_owned()], &Value::Null)
+    );
+}
+
+#[test]
 fn a_connect_on_a_reused_descriptor_is_a_connection_of_its_own() {
     let trace = drawn(
         r#"7 1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = 4<TCP:[127.0.0.1:5000->127.0.0.1:4000]> <0.000005>
