@@ -96,7 +96,7 @@ fn line(probe: &Probe, goal: &[String]) -> String {
 
 /// Returns the figures of a window, as [`HEADS`] names them.
 pub(super) fn cells(probe: &Probe) -> [String; HEADS.len()] {
-    let rate = |rate: Option<f64>| rate.map_or(NO_DATA.to_owned(), |rate| format!("{}/s", number(rate.round())));
+    let rate = |rate: Option<f64>| rate.map_or(NO_DATA.to_owned(), |rate| format!("{}/s", number(rate)));
     let value = |value: Option<u64>| value.map_or(NO_DATA.to_owned(), time);
     let window = round_time((probe.seconds * 100.0).round() * 1e4);
     [rate(Some(probe.rate)), rate(probe.rate_per_s), value(probe.p50_us), value(probe.p99_us), window]
@@ -127,12 +127,12 @@ pub(super) fn has_counted(search: &SearchReport) -> bool {
 pub(super) fn result(search: &SearchReport) -> String {
     let goal = strip_control(&search.goal.join(" and "));
     if search.server_gone {
-        let when = search.probes.last().map(|probe| format!(" after the window at {}/s", number(probe.rate.round())));
+        let when = search.probes.last().map(|probe| format!(" after the window at {}/s", number(probe.rate)));
         let when = when.unwrap_or_default();
         return format!("no rate with {goal}; THE SERVER IS GONE: no connection could be opened{when}");
     }
     let found = match search.found_rate {
-        Some(rate) => format!("{}/s, the highest rate with {goal}", number(rate.round())),
+        Some(rate) => format!("{}/s, the highest rate with {goal}", number(rate)),
         None if !has_counted(search) && search.limited_by == Some(LimitedBy::Generator) => {
             "no rate, because no window counted".to_owned()
         }

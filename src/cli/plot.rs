@@ -108,7 +108,7 @@ pub(super) fn title(report: &Report) -> String {
     let connections = plural(count(report.connections.requested), "connection", "connections");
     let pace = match &report.search {
         Some(search) => {
-            search.found_rate.map_or("no rate found".to_owned(), |rate| format!("{}/s found", number(rate.round())))
+            search.found_rate.map_or("no rate found".to_owned(), |rate| format!("{}/s found", number(rate)))
         }
         None => pace,
     };
@@ -507,6 +507,20 @@ mod tests {
         );
         assert_eq!(svg.matches("<circle ").count(), 3);
         assert!(!texts(&svg).contains(&"seconds"));
+    }
+
+    #[test]
+    fn a_search_below_one_message_a_second_has_its_rates() {
+        let probe = |rate: f64| {
+            serde_json::json!({"rate": rate, "passed": true, "confirming": false, "schedule_kept": true, "seconds": 5, "rate_per_s": rate,
+                "p50_us": 100, "p99_us": 200, "errors": 0, "failed": []})
+        };
+        let svg = plot(&example_with(|json| {
+            json["search"] = serde_json::json!({"goal": ["p99<5ms"], "found_rate": 3.36, "limited_by": "server", "reopened": 0,
+                "probes": [probe(0.2), probe(3.36), probe(20.0)]});
+        }));
+        let title = "ecoloop load: echo, 50 connections, 3.36/s found";
+        assert_has(&svg.unwrap(), &[title, "0.2/s", "0.5/s", "1/s", "10/s"]);
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(super) fn draw_search(area: &Area<'_>, search: &SearchReport) -> Drawn {
     };
     let y = latency_axis(low, high.max(low + 1.0));
     let name = "messages due per second, on a logarithmic axis";
-    let label = |logarithm: &f64| format!("{}/s", number(10_f64.powf(*logarithm).round()));
+    let label = |logarithm: &f64| format!("{}/s", number(10_f64.powf(*logarithm)));
     let mut chart = latency_chart(area, MARGIN * 2, x, y, name, label)?;
     for curve in &curves {
         let line = curve.color.stroke_width(curve.width);

@@ -390,6 +390,8 @@ fn a_search_says_what_it_found_and_what_limits_it() {
     };
     let found = "found        41,200/s, the highest rate with p99<5ms; limited by the server";
     assert_has(&table_of(Some(41_200.0), "server", "pass"), &[found, "result       PASS (0 thresholds)"]);
+    let slow = "found        3.36/s, the highest rate with p99<5ms; limited by the server";
+    assert_has(&table_of(Some(3.36), "server", "pass"), &[slow]);
     let none = "found        no rate with p99<5ms; limited by the server";
     assert_has(&table_of(None, "server", "fail"), &[none, "result       FAIL: no rate was found"]);
     let generator = [
