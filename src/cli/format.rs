@@ -44,6 +44,16 @@ pub(super) fn plural(number: impl Display, one: &str, many: &str) -> String {
     format!("{number} {noun}")
 }
 
+/// Formats a size without rounding it: `64 B`, `4 KiB`, `1,025 B`.
+pub(super) fn size(bytes: u64) -> String {
+    let (shift, unit) = match bytes.trailing_zeros() {
+        20..64 => (20, "MiB"),
+        10..20 => (10, "KiB"),
+        _ => (0, "B"),
+    };
+    format!("{} {unit}", count(bytes >> shift))
+}
+
 /// Formats a whole number of microseconds: `66 µs`, `1.23 ms`, `2.50 s`.
 pub(super) fn time(microseconds: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "to three digits")]
@@ -142,6 +152,21 @@ mod tests {
             [(0.0, "0"), (1.5, "1.5"), (0.254, "0.25"), (31.25, "31.2"), (2000.0, "2,000"), (1_234_567.8, "1,234,568")]
         {
             assert_eq!(number(value), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_exact() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (64, "64 B"),
+            (1025, "1,025 B"),
+            (1500, "1,500 B"),
+            (4096, "4 KiB"),
+            (1 << 20, "1 MiB"),
+            (1_u64 << 63, "8,796,093,022,208 MiB"),
+        ] {
+            assert_eq!(size(bytes), text);
         }
     }
 

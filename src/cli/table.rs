@@ -16,8 +16,8 @@ pub(super) use self::row::Row;
 use self::row::Table;
 use super::find_rate;
 use super::format::{
-    NO_DATA, abbreviate, count, mean_time, number, plural, precise, round_time, rounded, rounded_time, strip_control,
-    time, wrap,
+    NO_DATA, abbreviate, count, mean_time, number, plural, precise, round_time, rounded, rounded_time, size,
+    strip_control, time, wrap,
 };
 
 /// Errors that are printed; the JSON has them all.
@@ -116,8 +116,8 @@ pub(super) fn stages_in_words(report: &Report) -> String {
 
 fn sizes(config: &Settings) -> String {
     match config.size_max {
-        None => format!("{} a message", HumanBytes(config.size)),
-        Some(most) => format!("{} to {} a message", HumanBytes(config.size), HumanBytes(most)),
+        None => format!("{} a message", size(config.size)),
+        Some(most) => format!("{} to {} a message", size(config.size), size(most)),
     }
 }
 

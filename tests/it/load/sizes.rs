@@ -64,7 +64,7 @@ fn a_range_of_sizes_is_an_option() {
     let (json, _) = document(&run_command(&["-s", "64..4KiB", "-m", "5", "--json", "-", &address]));
     assert_eq!((&json["config"]["size"], &json["config"]["size_max"]), (&64.into(), &4096.into()));
     let ended = run_command(&["-s", "64..4KiB", "-m", "5", &address]);
-    assert!(ended.stdout[0].contains("64 B to 4.00 KiB a message"), "{ended:?}");
+    assert!(ended.stdout[0].contains("64 B to 4 KiB a message"), "{ended:?}");
     let ended = run_command(&["-s", "65..64", &address]);
     assert_eq!(ended.status.code(), Some(2));
     assert!(ended.stderr[0].contains("the first size must be at most the second"), "{ended:?}");
