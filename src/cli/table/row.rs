@@ -52,7 +52,8 @@ impl Row {
             Self::Cells { label, cells } => {
                 let mut row = format!("{label:<LABEL_WIDTH$}");
                 for cell in cells {
-                    let _ = write!(row, "{cell:>8}");
+                    // A space keeps apart a cell that is longer.
+                    let _ = write!(row, " {cell:>7}");
                 }
                 line(&row);
             }

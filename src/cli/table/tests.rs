@@ -373,6 +373,17 @@ fn no_line_is_longer_than_80_characters() {
 }
 
 #[test]
+fn long_cells_do_not_run_together() {
+    let table = table(&example_with(|json| {
+        json["stages"] = json!([{
+            "from": 10_000, "to": 10_000, "seconds": 10_800, "messages": json["messages"], "rate_per_s": 10_000, "errors": 0,
+            "latency_us": json["latency_us"], "lateness_us": json["lateness_us"],
+        }]);
+    }));
+    assert!(table.contains("  10,000  10,000 10,800 s"), "{table}");
+}
+
+#[test]
 fn an_overload_that_was_deferred_is_mentioned_with_the_verdict() {
     let words = "             99.8 % of the messages were deferred: the pipeline or the socket";
     let table_of = |deferred: u64| table(&example_with(|json| json["messages"]["deferred"] = deferred.into()));
