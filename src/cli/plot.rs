@@ -341,10 +341,13 @@ fn draw_time(area: &Area<'_>, report: &Report) -> Drawn {
         format: number,
         is_last: false,
     };
+    // Percentiles of several generators cannot be merged.
+    let has_latency = report.timeline.iter().any(|point| point.p50.is_some() || point.p99.is_some());
+    let figures = if has_latency { "p99, and p50 in green" } else { "no data" };
     let latency_strip = Strip {
         series: vec![(|point| point.p99, BLUE), (|point| point.p50, GREEN)],
         format: |microseconds| round_time(microseconds),
-        ..strip("latency of each second: p99, and p50 in green".to_owned(), |point| point.p99, BLUE)
+        ..strip(format!("latency of each second: {figures}"), |point| point.p99, BLUE)
     };
     let asked_name = match &asked[..] {
         [] => String::new(),
@@ -532,6 +535,15 @@ mod tests {
         let svg = svg.unwrap();
         assert_has(&svg, &["no message was answered"]);
         assert!(!texts(&svg).contains(&"seconds"));
+    }
+
+    #[test]
+    fn a_timeline_without_latency_says_so() {
+        let svg = plot(&example_with(|json| {
+            (json["timeline"][0]["p50"], json["timeline"][0]["p99"]) =
+                (serde_json::Value::Null, serde_json::Value::Null);
+        }));
+        assert_has(&svg.unwrap(), &["latency of each second: no data"]);
     }
 
     #[test]
