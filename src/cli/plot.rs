@@ -202,13 +202,15 @@ fn logarithm(value: u64) -> f64 {
 fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
     let latency = Histogram::from_summary(&report.latency_us)?;
     let lateness = Histogram::from_summary(&report.lateness_us)?;
-    let curves: Vec<_> = [
-        Curve::of(&lateness, "lateness of the generator", GREY, 2),
-        Curve::of(&latency, "latency, from the scheduled send time", BLUE, 3),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    let latency_name = match report.r#loop {
+        Loop::Open => "latency, from the scheduled send time",
+        Loop::Closed => "latency, in a closed loop",
+    };
+    let curves: Vec<_> =
+        [Curve::of(&lateness, "lateness of the generator", GREY, 2), Curve::of(&latency, latency_name, BLUE, 3)]
+            .into_iter()
+            .flatten()
+            .collect();
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let right = points().map(|point| point.0).fold(2.0, f64::max);
     let (low, high) = points().fold((f64::MAX, f64::MIN), |(low, high), point| (low.min(point.1), high.max(point.1)));
@@ -535,6 +537,13 @@ mod tests {
         let svg = svg.unwrap();
         assert_has(&svg, &["no message was answered"]);
         assert!(!texts(&svg).contains(&"seconds"));
+    }
+
+    #[test]
+    fn only_an_open_loop_has_a_scheduled_send_time() {
+        assert_has(&plot(&example()).unwrap(), &["latency, from the scheduled send time"]);
+        let closed = plot(&example_with(|json| json["loop"] = "closed".into())).unwrap();
+        assert_has(&closed, &["latency, in a closed loop"]);
     }
 
     #[test]
