@@ -384,6 +384,23 @@ fn the_page_draws_each_step_in_the_row_of_its_connection() {
     }
 }
 
+#[test]
+#[ignore = "needs chromium"]
+fn each_label_of_the_time_axis_differs_from_the_others() {
+    let directory = TempDir::new().unwrap();
+    let (_, page) = strip("blocking.strace", include_str!("strip/blocking.strace").as_bytes());
+    let file = directory.path().join("page.html");
+    fs::write(&file, page.unwrap()).unwrap();
+    for zoom in [0, 7, 12] {
+        let dom = rendered(&file, &format!("scale=time&zoom={zoom}"), directory.path());
+        let svg = dom.split_once("<svg class=\"strip\"").unwrap().1.split_once("</svg>").unwrap().0;
+        let texts = svg.split("<path class=\"axis\"").skip(1).map(|tick| tick.split_once("y=\"12\">").unwrap().1);
+        let labels: Vec<_> = texts.map(|text| text.split_once('<').unwrap().0).collect();
+        let different: BTreeSet<_> = labels.iter().collect();
+        assert!(labels.len() > 1 && different.len() == labels.len(), "{labels:?}");
+    }
+}
+
 /// Returns the document that a browser makes of a page.
 fn rendered(page: &Path, fragment: &str, profile: &Path) -> String {
     let url = format!("file://{}#{fragment}", page.display());
