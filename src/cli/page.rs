@@ -44,7 +44,11 @@ pub(super) fn page(report: &Report) -> Result<String, String> {
         probes(&mut body, search);
     }
     // plotters has escaped the text in it.
-    let _ = write!(body, "<section class=\"plot\">\n<h2>Plot</h2>\n{plot}</section>\n");
+    let name = text(&title);
+    let _ = write!(
+        body,
+        "<section class=\"plot\">\n<h2>Plot</h2>\n<div role=\"img\" aria-label=\"{name}\">\n{plot}</div>\n</section>\n"
+    );
     settings(&mut body, report);
     words(&mut body);
     let page = PAGE.replacen(TITLE, &text(&title), 1);

@@ -386,6 +386,19 @@ fn the_page_draws_each_step_in_the_row_of_its_connection() {
 
 #[test]
 #[ignore = "needs chromium"]
+fn the_page_has_the_steps_as_text() {
+    let directory = TempDir::new().unwrap();
+    let (_, page) = strip("blocking.strace", include_str!("strip/blocking.strace").as_bytes());
+    let file = directory.path().join("page.html");
+    fs::write(&file, page.unwrap()).unwrap();
+    let dom = rendered(&file, "lang=en", directory.path());
+    let text = dom.split_once("<pre id=\"text\">").unwrap().1.split_once("</pre>").unwrap().0;
+    assert!(text.contains("7. recvfrom = 5 bytes\n127.0.0.1:42748, thread 19266\ntook "), "{text}");
+    assert!(dom.contains("aria-label=\"Next steps\""), "{dom}");
+}
+
+#[test]
+#[ignore = "needs chromium"]
 fn each_label_of_the_time_axis_differs_from_the_others() {
     let directory = TempDir::new().unwrap();
     let (_, page) = strip("blocking.strace", include_str!("strip/blocking.strace").as_bytes());
