@@ -112,6 +112,11 @@ pub(super) fn strip_control(text: &str) -> String {
     text.replace(is_replaced, "\u{fffd}")
 }
 
+/// Returns the first `max` characters of a text, and `…` if it has more.
+pub(super) fn shorten(text: &str, max: usize) -> String {
+    text.char_indices().nth(max).map_or_else(|| text.to_owned(), |(end, _)| format!("{}…", &text[..end]))
+}
+
 /// Joins words into lines of at most `width` characters.
 pub(super) fn wrap(words: &[String], separator: &str, width: usize) -> Vec<String> {
     let length = |text: &str| text.chars().count();
@@ -185,6 +190,11 @@ mod tests {
         {
             assert_eq!(strip_control(&format!("ñ{character}€")), "ñ\u{fffd}€", "{character:?}");
         }
+    }
+
+    #[test]
+    fn a_text_that_is_cut_says_so() {
+        assert_eq!([2, 3].map(|max| shorten("ñé€", max)), ["ñé…", "ñé€"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use ecoloop::load::report::{Options, Probe, SearchReport, ThresholdResult, Verdi
 use quick_xml::escape::escape;
 
 use super::find_rate;
-use super::format::{count, number, plural, round_time, strip_control};
+use super::format::{count, number, plural, round_time, shorten, strip_control};
 use super::plot::{plot, start, title};
 use super::table::{self, Row, rows};
 
@@ -140,7 +140,7 @@ fn settings(body: &mut String, report: &Report) {
             let host = origin.host.clone().unwrap_or_else(unknown);
             let kernel = origin.kernel.clone().unwrap_or_else(unknown);
             row("generator", &text(&format!("{host}, kernel {kernel}")));
-            let command: String = origin.command.join(" ").chars().take(COMMAND_LETTERS_MAX).collect();
+            let command = shorten(&origin.command.join(" "), COMMAND_LETTERS_MAX);
             row("command", &format!("<code>{}</code>", text(&command)));
             row("options", &text(&options(&origin.options, report.config.messages_per_connection)));
         }
@@ -160,7 +160,7 @@ fn settings(body: &mut String, report: &Report) {
     let phases = phases.iter().filter(|(_, seconds)| *seconds > 0.0);
     let phases: Vec<_> = phases.map(|(name, seconds)| format!("{name} {}", round_time(seconds * 1e6))).collect();
     row("phases", &text(&phases.join(" · ")));
-    row("run", &text(&report.run_id.chars().take(COMMAND_LETTERS_MAX).collect::<String>()));
+    row("run", &text(&shorten(&report.run_id, COMMAND_LETTERS_MAX)));
     body.push_str("</table>\n</section>\n");
 }
 

@@ -13,7 +13,7 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::format::{count, number, plural, round_time, strip_control, time, wrap};
+use super::format::{count, number, plural, round_time, shorten, strip_control, time, wrap};
 use super::table::{deferred, settings, stages_in_words, verdict};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -137,8 +137,7 @@ fn draw_title(area: &Area<'_>, report: &Report) -> Drawn {
 fn remark(report: &Report) -> Option<String> {
     let verdict = (report.verdict != Verdict::Pass).then(|| verdict(report));
     let remarks: Vec<_> = verdict.into_iter().chain(deferred(report)).collect();
-    let letters = |text: &str| text.chars().take(REMARK_LETTERS_MAX).collect::<String>();
-    (!remarks.is_empty()).then(|| letters(&remarks.join("; ")))
+    (!remarks.is_empty()).then(|| shorten(&remarks.join("; "), REMARK_LETTERS_MAX))
 }
 
 /// Returns the size of letters up to `size` in which a text fits the width.
@@ -572,6 +571,13 @@ mod tests {
         let svg = plot(&example_with(|json| (json["verdict"], json["thresholds"]) = ("fail".into(), failed))).unwrap();
         assert_has(&svg, &["FAIL: errors&gt;0 (3)"]);
         assert_eq!(words(|json| json["verdict"] = "interrupted".into()), "INTERRUPTED");
+        let many: Vec<_> = (1..=20)
+            .map(|seconds| serde_json::json!({"expr": format!("p99>{seconds}s"), "default": false, "value": 3e7, "failed": true}))
+            .collect();
+        let svg = plot(&example_with(|json| (json["verdict"], json["thresholds"]) = ("fail".into(), many.into())));
+        let svg = svg.unwrap();
+        let remark = texts(&svg)[2];
+        assert!(remark.starts_with("FAIL: p99&gt;1s (30.0 s), ") && remark.ends_with('…'), "{remark}");
         let late = words(|json| (json["verdict"], json["schedule"]["kept"]) = ("inconclusive".into(), false.into()));
         assert_eq!(late, "INCONCLUSIVE: the schedule was not kept, so the figures are not the server&apos;s alone");
         let deferred = words(|json| json["messages"]["deferred"] = 500.into());
