@@ -2,7 +2,7 @@
 
 mod chrome;
 
-use std::collections::{HashSet, TryReserveError};
+use std::collections::{HashMap, HashSet, TryReserveError};
 use std::ffi::OsStr;
 use std::fmt::{self, Display, Write as _};
 use std::net::SocketAddr;
@@ -195,9 +195,22 @@ impl Trace {
         place(self.threads.len() - 1)
     }
 
-    /// Leaves out the steps of all other threads.
+    /// Leaves out all other threads and their steps. The rest gets new places, in the same order.
     pub(super) fn keep_threads(&mut self, kept: &HashSet<u32>) {
-        self.steps.retain(|step| kept.contains(&step.thread));
+        let mut places = HashMap::new();
+        let mut threads = Vec::new();
+        for (old, &id) in self.threads.iter().enumerate() {
+            if kept.contains(&place(old)) {
+                places.insert(place(old), place(threads.len()));
+                threads.push(id);
+            }
+        }
+        self.threads = threads;
+        self.steps.retain_mut(|step| {
+            let new = places.get(&step.thread);
+            step.thread = new.copied().unwrap_or_default();
+            new.is_some()
+        });
     }
 
     /// Returns the place of a call, or `None` if there are too many names. One name may have two kinds: `write` to a socket, or to a file.

@@ -226,6 +226,17 @@ fn a_call_that_has_not_returned_lasts_until_the_last_line() {
 }
 
 #[test]
+fn a_thread_without_a_socket_is_not_counted() {
+    let accept =
+        "7 1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = 4<TCP:[127.0.0.1:5000->127.0.0.1:4000]> <0.000010>\n";
+    let wait = "8 1.0 epoll_wait(5<anon_inode:[eventpoll]>, [], 1024, 100) = 0 <0.100000>\n";
+    for lines in [[accept, wait], [wait, accept]] {
+        let trace = drawn(&lines.concat());
+        assert_eq!((steps(&trace), &trace["threads"]), (vec!["0 accept 0".to_owned()], &serde_json::json!([7])));
+    }
+}
+
+#[test]
 fn a_call_that_keeps_its_thread_is_drawn_once_the_thread_serves() {
     let trace = drawn(
         "1.0 openat(AT_FDCWD, \"x\", O_RDONLY) = 3</x> <0.5>\n\
