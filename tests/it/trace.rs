@@ -410,6 +410,22 @@ fn the_page_has_the_steps_as_text() {
 
 #[test]
 #[ignore = "needs chromium"]
+fn a_timeout_of_a_blocking_socket_is_drawn_as_a_wait() {
+    let directory = TempDir::new().unwrap();
+    let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
+    let trace = format!(
+        "1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = {socket} <0.000010>\n\
+         2.0 recvfrom({socket}, 0x7ffc742e0000, 1024, 0, NULL, NULL) = -1 EAGAIN (Resource temporarily unavailable) <5.0>\n"
+    );
+    let (_, page) = strip("timeout.strace", trace.as_bytes());
+    let file = directory.path().join("page.html");
+    fs::write(&file, page.unwrap()).unwrap();
+    let dom = rendered(&file, "lang=en", directory.path());
+    assert!(dom.contains("<rect class=\"box wait\""), "{dom}");
+}
+
+#[test]
+#[ignore = "needs chromium"]
 fn each_label_of_the_time_axis_differs_from_the_others() {
     let directory = TempDir::new().unwrap();
     let (_, page) = strip("blocking.strace", include_str!("strip/blocking.strace").as_bytes());
