@@ -226,6 +226,17 @@ fn a_call_that_has_not_returned_lasts_until_the_last_line() {
 }
 
 #[test]
+fn the_calls_of_32_bit_systems_are_drawn() {
+    let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
+    let trace = drawn(&format!(
+        "1.0 sendfile64({socket}, 3</x>, NULL, 5) = 5 <0.000010>\n\
+         2.0 ppoll_time64([{{fd={socket}, events=POLLIN}}], 1, NULL, NULL, 8) = 1 <0.000010>\n\
+         3.0 pselect6_time64(5, [4], NULL, NULL, NULL, NULL) = 1 <0.000010>\n"
+    ));
+    assert_eq!(steps(&trace), ["0 write 0 5", "0 wait -", "0 wait -"]);
+}
+
+#[test]
 fn a_thread_without_a_socket_is_not_counted() {
     let accept =
         "7 1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = 4<TCP:[127.0.0.1:5000->127.0.0.1:4000]> <0.000010>\n";

@@ -72,12 +72,12 @@ pub(super) struct Outcome<'a> {
 /// Returns what a call does.
 pub(super) fn kind(name: &str) -> Kind {
     match name {
-        "epoll_wait" | "epoll_pwait" | "epoll_pwait2" | "poll" | "ppoll" | "select" | "pselect6" | "_newselect"
-        | "io_uring_enter" => Kind::Wait,
+        "epoll_wait" | "epoll_pwait" | "epoll_pwait2" | "poll" | "ppoll" | "ppoll_time64" | "select" | "pselect6"
+        | "pselect6_time64" | "_newselect" | "io_uring_enter" => Kind::Wait,
         "accept" | "accept4" => Kind::Accept,
         "connect" => Kind::Connect,
         "read" | "readv" | "recv" | "recvfrom" | "recvmsg" => Kind::Read,
-        "write" | "writev" | "send" | "sendto" | "sendmsg" | "sendfile" => Kind::Write,
+        "write" | "writev" | "send" | "sendto" | "sendmsg" | "sendfile" | "sendfile64" => Kind::Write,
         "shutdown" => Kind::Shutdown,
         "close" => Kind::Close,
         _ => Kind::Other,
