@@ -15,7 +15,7 @@ pub struct Progress {
     pub open: u64,
     /// Requested connections.
     pub requested: u64,
-    /// Connects that began or could not begin, so far.
+    /// Connects that began or could not begin since the start of the run.
     pub opened: u64,
     /// Messages of the measured window so far, by outcome.
     pub messages: Messages,

@@ -649,7 +649,7 @@ fn an_interrupted_run_prints_what_was_graded_and_leaves_the_server_as_it_was() {
     let (server, address) = Process::serve(&[]);
     let pid = server.pid().to_string();
     let before = prlimit_of(&server);
-    // Those of Ctrl-C and of Ctrl-\.
+    // The signals of Ctrl-C and of Ctrl-\.
     for signal in [Signal::INT, Signal::QUIT] {
         let mut check = Process::start(ecoloop(&[
             "check",
