@@ -330,16 +330,7 @@ impl Shared {
             return None;
         }
         wire::write(&stream, &FromRankZero::Welcome { wants_progress: self.wants_progress }).ok()?;
-        let peer = Peer {
-            stream,
-            address,
-            is_ready: false,
-            is_gone: false,
-            progress: None,
-            report: None,
-            is_collected: false,
-        };
-        state.ranks.insert(index, peer);
+        state.ranks.insert(index, Peer::new(stream, address));
         self.changed.notify_all();
         Some((index, line))
     }
@@ -410,6 +401,10 @@ impl State {
 }
 
 impl Peer {
+    fn new(stream: TcpStream, address: SocketAddr) -> Self {
+        Self { stream, address, is_ready: false, is_gone: false, progress: None, report: None, is_collected: false }
+    }
+
     fn has_reported(&self) -> bool {
         self.report.is_some() || self.is_collected
     }
@@ -428,15 +423,7 @@ mod tests {
     fn the_first_ten_of_many_ranks_are_named() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let peer = || Peer {
-            stream: TcpStream::connect(address).unwrap(),
-            address,
-            is_ready: false,
-            is_gone: false,
-            progress: None,
-            report: None,
-            is_collected: false,
-        };
+        let peer = || Peer::new(TcpStream::connect(address).unwrap(), address);
         let ten = (1..=10).map(|index| format!("rank {index} ({address})")).collect::<Vec<_>>().join(", ");
         let mut state = State { ranks: (1..=10).map(|index| (index, peer())).collect(), ..State::default() };
         assert_eq!(state.name_where(|peer| !peer.is_ready), ten);
