@@ -267,8 +267,8 @@ fn print_help(help: &clap::Error) -> Result<(), Box<dyn Error>> {
 /// Has the parser of each number say what is wrong with `-1`, which would be an unknown option otherwise.
 fn accept_hyphen_values(command: clap::Command) -> clap::Command {
     /// Beginnings of names: one is `COUNT|auto`.
-    const NUMBERS: [&str; 8] = ["COUNT", "RATE", "SIZE", "DURATION", "U64", "PID", "SOURCE", "PERCENT"];
-    let is_number = |name: &str| NUMBERS.iter().any(|number| name.starts_with(number));
+    const NUMBERS: [&str; 9] = ["COUNT", "RATE", "SIZE", "DURATION", "U64", "PID", "SOURCE", "PERCENT", "R/N"];
+    let is_number = |name: &str| name == "N" || NUMBERS.iter().any(|number| name.starts_with(number));
     command.mut_args(|argument| {
         let names = argument.get_value_names().unwrap_or_default();
         let is_number = names.iter().any(|name| is_number(name.as_str()));

@@ -229,10 +229,13 @@ fn a_zero_and_a_malformed_number_are_usage_errors() {
 #[test]
 fn a_negative_number_is_answered_with_what_is_expected() {
     assert_usage_error(&[":0", "--max-per-source", "-1"], "'-1' for '--max-per-source <COUNT[/V4LEN[:V6LEN]]>': ");
+    #[cfg(target_os = "linux")]
+    assert_usage_error(&["check", "--level", "-1", ":9"], "'-1' for '--level <N>': -1 is not in 1..=8");
     #[cfg(feature = "load")]
     for (option, expected) in [
         ("--jobs", "'-1' for '--jobs <COUNT|auto>': expected a number of at least 1, or auto"),
         ("--tolerance", "'-1' for '--tolerance <PERCENT>': expected a percentage from 0.1% to 100%"),
+        ("--rank", "'-1' for '--rank <R/N|auto>': "),
     ] {
         assert_usage_error(&["load", option, "-1", ":9"], expected);
     }
