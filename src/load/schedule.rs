@@ -141,6 +141,16 @@ pub(super) struct Arrivals {
     window: Window,
 }
 
+/// Connections that never begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct UnsentArrivals {
+    /// When the first is due.
+    pub(super) due: u64,
+    pub(super) count: u64,
+    /// How many of these were not found to wait before.
+    pub(super) untimed: u64,
+}
+
 impl Arrivals {
     pub(super) fn new(events: Events, window: Window) -> Self {
         Self { next: events.clone(), timed: events, window }
@@ -162,9 +172,8 @@ impl Arrivals {
         Some((due, waited))
     }
 
-    /// Takes connections that are due by `now` and will not begin: when the first is due, how many are in its [`TICK`], and how many of
-    /// these were not found to wait before.
-    pub(super) fn take_unsent(&mut self, now: u64) -> Option<(u64, u64, u64)> {
+    /// Takes connections that are due by `now` and will not begin: those of a [`TICK`].
+    pub(super) fn take_unsent(&mut self, now: u64) -> Option<UnsentArrivals> {
         let due = self.next_due().filter(|&due| due <= now)?;
         let end = tick_end(&self.next, now, self.window).min(self.window.end);
         let count = self.next.advance_to(end, u64::MAX);
@@ -172,7 +181,7 @@ impl Arrivals {
         if untimed > 0 {
             self.timed = self.next.clone();
         }
-        Some((due, count, untimed))
+        Some(UnsentArrivals { due, count, untimed })
     }
 
     /// Returns when the next connection is due that was not found to wait before.
@@ -288,7 +297,8 @@ mod tests {
         ended.vacate(1, 9);
         let mut arrivals = Arrivals::new(pace(), window);
         assert_eq!(arrivals.take_due(2 * SECONDS), Some((2 * SECONDS, false)));
-        let take_arrival = |now| arrivals.take_unsent(now).map(|(due, count, _)| Due::Unsent { due, count });
+        let take_arrival =
+            |now| arrivals.take_unsent(now).map(|UnsentArrivals { due, count, .. }| Due::Unsent { due, count });
         let takes: [Box<dyn FnMut(u64) -> Option<Due>>; 2] =
             [Box::new(|now| ended.take_due(now)), Box::new(take_arrival)];
         for mut take in takes {
@@ -332,10 +342,11 @@ mod tests {
         // Two are found to wait, of which one never begins, and then neither does the other nor the one after it.
         assert_eq!(arrivals.take_waiting(2_250_000_000), Some(2_000_000_000));
         assert_eq!(arrivals.take_waiting(2_250_000_000), Some(2_250_000_000));
-        assert_eq!(arrivals.take_unsent(2_200_000_000), Some((2_000_000_000, 1, 0)));
+        let unsent = |due, untimed| Some(UnsentArrivals { due, count: 1, untimed });
+        assert_eq!(arrivals.take_unsent(2_200_000_000), unsent(2_000_000_000, 0));
         assert_eq!(arrivals.next_untimed(), Some(2_500_000_000));
-        assert_eq!(arrivals.take_unsent(2_500_000_000), Some((2_250_000_000, 1, 0)));
-        assert_eq!(arrivals.take_unsent(2_500_000_000), Some((2_500_000_000, 1, 1)));
+        assert_eq!(arrivals.take_unsent(2_500_000_000), unsent(2_250_000_000, 0));
+        assert_eq!(arrivals.take_unsent(2_500_000_000), unsent(2_500_000_000, 1));
         assert_eq!(arrivals.take_unsent(2_500_000_000), None);
         assert_eq!((arrivals.next_due(), arrivals.next_untimed()), (Some(2_750_000_000), Some(2_750_000_000)));
     }

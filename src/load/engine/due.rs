@@ -140,11 +140,11 @@ impl Engine {
     pub(super) fn end_arrivals(&mut self, time: u64, ticks_max: usize) {
         for _ in 0..ticks_max {
             let arrivals = self.driver.connector.arrivals.as_mut();
-            let Some((due, count, untimed)) = arrivals.and_then(|arrivals| arrivals.take_unsent(time)) else { return };
-            self.driver.record_unsent(due, count);
+            let Some(unsent) = arrivals.and_then(|arrivals| arrivals.take_unsent(time)) else { return };
+            self.driver.record_unsent(unsent.due, unsent.count);
             // The generator did not come to these in time. One that connects nothing is never late.
-            if untimed > 0 && !self.driver.has_no_connection {
-                self.driver.record_connect_lateness(due, untimed);
+            if unsent.untimed > 0 && !self.driver.has_no_connection {
+                self.driver.record_connect_lateness(unsent.due, unsent.untimed);
             }
         }
     }
