@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -384,14 +384,11 @@ fn the_notes_server_is_drawn_as_in_the_stored_trace() {
 #[test]
 #[ignore = "needs chromium"]
 fn the_page_draws_each_step_in_the_row_of_its_connection() {
-    let directory = TempDir::new().unwrap();
-    let (_, page) = strip("blocking.strace", include_str!("strip/blocking.strace").as_bytes());
-    let file = directory.path().join("page.html");
-    fs::write(&file, page.unwrap()).unwrap();
+    let page = Page::of(include_str!("strip/blocking.strace").as_bytes());
     for (language, label) in [("en", "thread 19266"), ("es", "hilo 19266")] {
         for scale in ["steps", "time"] {
-            let dom = rendered(&file, &format!("lang={language}&scale={scale}"), directory.path());
-            let svg = dom.split_once("<svg class=\"strip\"").unwrap().1.split_once("</svg>").unwrap().0;
+            let dom = page.rendered(&format!("lang={language}&scale={scale}"));
+            let svg = svg(&dom);
             assert!(svg.contains(label), "{svg}");
             // The middle of a step's box: thread, first connection, second connection.
             let groups: Vec<_> = svg.split("<g data-step=").skip(1).collect();
@@ -409,11 +406,8 @@ fn the_page_draws_each_step_in_the_row_of_its_connection() {
 #[test]
 #[ignore = "needs chromium"]
 fn the_page_has_the_steps_as_text() {
-    let directory = TempDir::new().unwrap();
-    let (_, page) = strip("blocking.strace", include_str!("strip/blocking.strace").as_bytes());
-    let file = directory.path().join("page.html");
-    fs::write(&file, page.unwrap()).unwrap();
-    let dom = rendered(&file, "lang=en", directory.path());
+    let page = Page::of(include_str!("strip/blocking.strace").as_bytes());
+    let dom = page.rendered("lang=en");
     let text = dom.split_once("<pre id=\"text\">").unwrap().1.split_once("</pre>").unwrap().0;
     assert!(text.contains("7. recvfrom = 5 bytes\n127.0.0.1:42748, thread 19266\ntook "), "{text}");
     assert!(dom.contains("aria-label=\"Next steps\""), "{dom}");
@@ -422,29 +416,22 @@ fn the_page_has_the_steps_as_text() {
 #[test]
 #[ignore = "needs chromium"]
 fn a_timeout_of_a_blocking_socket_is_drawn_as_a_wait() {
-    let directory = TempDir::new().unwrap();
     let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
     let trace = format!(
         "1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = {socket} <0.000010>\n\
          2.0 recvfrom({socket}, 0x7ffc742e0000, 1024, 0, NULL, NULL) = -1 EAGAIN (Resource temporarily unavailable) <5.0>\n"
     );
-    let (_, page) = strip("timeout.strace", trace.as_bytes());
-    let file = directory.path().join("page.html");
-    fs::write(&file, page.unwrap()).unwrap();
-    let dom = rendered(&file, "lang=en", directory.path());
+    let dom = Page::of(trace.as_bytes()).rendered("lang=en");
     assert!(dom.contains("<rect class=\"box wait\""), "{dom}");
 }
 
 #[test]
 #[ignore = "needs chromium"]
 fn each_label_of_the_time_axis_differs_from_the_others() {
-    let directory = TempDir::new().unwrap();
-    let (_, page) = strip("blocking.strace", include_str!("strip/blocking.strace").as_bytes());
-    let file = directory.path().join("page.html");
-    fs::write(&file, page.unwrap()).unwrap();
+    let page = Page::of(include_str!("strip/blocking.strace").as_bytes());
     for zoom in [0, 7, 12] {
-        let dom = rendered(&file, &format!("scale=time&zoom={zoom}"), directory.path());
-        let svg = dom.split_once("<svg class=\"strip\"").unwrap().1.split_once("</svg>").unwrap().0;
+        let dom = page.rendered(&format!("scale=time&zoom={zoom}"));
+        let svg = svg(&dom);
         let texts = svg.split("<path class=\"axis\"").skip(1).map(|tick| tick.split_once("y=\"12\">").unwrap().1);
         let labels: Vec<_> = texts.map(|text| text.split_once('<').unwrap().0).collect();
         let different: BTreeSet<_> = labels.iter().collect();
@@ -452,11 +439,33 @@ fn each_label_of_the_time_axis_differs_from_the_others() {
     }
 }
 
-/// Returns the document that a browser makes of a page.
-fn rendered(page: &Path, fragment: &str, profile: &Path) -> String {
-    let url = format!("file://{}#{fragment}", page.display());
-    let output = chromium(profile, &["--dump-dom", &url]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap()
+/// The page that `ecoloop strip` makes of a trace, in a folder that a browser uses too.
+struct Page(TempDir);
+
+impl Page {
+    #[track_caller]
+    fn of(trace: &[u8]) -> Self {
+        let this = Self(TempDir::new().unwrap());
+        let (_, page) = strip("page.strace", trace);
+        fs::write(this.path(), page.unwrap()).unwrap();
+        this
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("page.html")
+    }
+
+    /// Returns the document that a browser makes of it.
+    fn rendered(&self, fragment: &str) -> String {
+        let url = format!("file://{}#{fragment}", self.path().display());
+        let output = chromium(self.0.path(), &["--dump-dom", &url]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// Returns the picture of the strip in a document.
+fn svg(document: &str) -> &str {
+    document.split_once("<svg class=\"strip\"").unwrap().1.split_once("</svg>").unwrap().0
 }
 
 /// Records every call as text.
@@ -784,7 +793,6 @@ fn what_a_fault_holds_back_is_not_pending_output() {
 #[ignore = "needs chromium"]
 fn the_pictures_of_the_docs_are_drawn_from_the_stored_traces() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let directory = TempDir::new().unwrap();
     let strips = [
         ("blocking", 4),
         ("loop", 4),
@@ -797,11 +805,9 @@ fn the_pictures_of_the_docs_are_drawn_from_the_stored_traces() {
         ("drain", 4),
     ];
     for (name, zoom) in strips {
-        let (_, page) = strip("stored", &fs::read(root.join(format!("tests/it/strip/{name}.strace"))).unwrap());
-        let file = directory.path().join("page.html");
-        fs::write(&file, page.unwrap()).unwrap();
+        let page = Page::of(&fs::read(root.join(format!("tests/it/strip/{name}.strace"))).unwrap());
         for (language, suffix) in [("en", ""), ("es", ".es")] {
-            let dom = rendered(&file, &format!("lang={language}&zoom={zoom}"), directory.path());
+            let dom = page.rendered(&format!("lang={language}&zoom={zoom}"));
             let picture = fs::read_to_string(root.join(format!("docs/images/strip-{name}{suffix}.svg"))).unwrap();
             assert_eq!(places(&picture), places(&dom), "docs/images/strips draws {name}{suffix} again");
         }
@@ -810,8 +816,7 @@ fn the_pictures_of_the_docs_are_drawn_from_the_stored_traces() {
 
 /// Returns the steps of a picture in their order, each with its boxes and words.
 fn places(document: &str) -> Vec<(&str, Vec<&str>)> {
-    let svg = document.split_once("<svg class=\"strip\"").unwrap().1.split_once("</svg>").unwrap().0;
-    let groups = svg.split("<g data-step=\"").skip(1).map(|group| group.split_once("</g>").unwrap().0);
+    let groups = svg(document).split("<g data-step=\"").skip(1).map(|group| group.split_once("</g>").unwrap().0);
     groups
         .map(|group| {
             let (number, rest) = group.split_once('"').unwrap();
