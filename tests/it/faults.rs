@@ -294,15 +294,16 @@ fn a_drain_ends_stalled_and_delayed_connections_orderly() {
 
 #[test]
 fn stop_and_the_timeouts_close_connections_with_faults() {
-    let mut config = faulty(&["stall,first=2", "delay=1h,after=2,first=3"]);
+    // Of the fourth, what is read takes more room twice than is left.
+    let mut config = faulty(&["stall,first=2", "delay=1h,hold=4,after=2", "duplicate=1,after=3"]);
     config.idle_timeout = Some(Duration::from_millis(200));
     let server = serve(config);
-    let mut clients = [(); 3].map(|()| connect(server.local_addr()));
+    let mut clients = [(); 4].map(|()| connect(server.local_addr()));
     for client in &mut clients[1..] {
         client.write_all(b"hola").unwrap();
     }
-    await_closed(&server, 3);
-    assert_eq!(server.handle().stats().closed.idle, 3);
+    await_closed(&server, 4);
+    assert_eq!(server.handle().stats().closed.idle, 4);
     assert_ended(&mut clients[0]);
 
     let server = serve(faulty(&["stall"]));

@@ -163,6 +163,16 @@ fn each_source_and_target_pair_uses_the_whole_port_range() {
 }
 
 #[test]
+#[ignore = "needs root: it makes a network namespace with two ports"]
+fn a_connection_with_a_fault_gives_its_port_back() {
+    let namespace = Namespace::new("fault", "20000 20001");
+    let _server = namespace.serve(&[ADDRESS]);
+    let arguments = ["-m", "2", "-c", "3", "--max-connecting", "1", "--source", "127.0.0.1", ADDRESS];
+    let report = namespace.load(&[&["--fault", "reset=0s,first=1"], &arguments[..]].concat());
+    assert_eq!((report.connections.held, errors(&report)), (2, vec![]));
+}
+
+#[test]
 #[ignore = "needs root: it makes two network namespaces and a link between them"]
 fn ports_in_time_wait_are_forecast_and_an_own_source_uses_them_again() {
     const REMOTE: &str = "10.77.0.2:5000";

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::net::TcpListener;
+
 use super::*;
 use crate::load::Mode;
 use crate::load::rank::Rank;
@@ -130,6 +132,23 @@ fn progress_counts_no_connection_with_a_fault() {
         let progress = progress.latest().unwrap();
         assert_eq!((progress.requested, progress.opened, progress.open), (3, opened, 0));
     }
+}
+
+#[test]
+fn the_end_that_comes_with_the_handshake_of_a_connection_with_a_fault_is_seen() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut engine, _) = engine(|config| {
+        (config.unresolved, config.targets) = (0, vec![vec![listener.local_addr().unwrap().into()]]);
+        config.faults = vec!["stall".parse().unwrap()];
+    });
+    engine.driver.step = Step::Connect;
+    engine.open_connection();
+    drop(listener.accept().unwrap());
+    // The first turn has both events, and the next one the end again.
+    for _ in 0..2 {
+        engine.turn(0).unwrap();
+    }
+    assert_eq!(engine.driver.faults.figures()[0].closed, 1);
 }
 
 #[test]

@@ -45,6 +45,23 @@ fn a_late_reply_counts_as_held_and_late() {
 }
 
 #[test]
+fn a_first_reply_is_never_late() {
+    let address = faulty_server(|_, stream| {
+        let message = read_message(stream)?;
+        thread::sleep(LATE);
+        stream.write_all(&message)?;
+        echo(stream)
+    });
+    let mut config = config(address);
+    config.mode = Mode::Hold;
+    config.connections = 1;
+    config.duration = Duration::from_millis(50);
+    let report = run(config);
+    assert_eq!(outcomes(&report), [1, 0, 0, 0, 0]);
+    assert!(report.hold.unwrap().first_us.max.unwrap() >= 1_000_000);
+}
+
+#[test]
 fn each_hold_outcome_is_counted_once() {
     let closed: Fault = |stream, _| {
         half_close(stream);
