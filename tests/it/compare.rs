@@ -163,10 +163,10 @@ fn reports_that_cannot_be_compared_are_refused_by_name() {
 
 #[test]
 fn two_servers_are_measured_in_turn_over_connections_that_last() {
-    // The delay is longer than an echo takes on a loaded machine.
+    // The delay is longer than an echo takes on a loaded machine, and a window has several of them.
     let (old, new) = (serve(Config::default()), slow_server(Duration::from_millis(100)));
     let (address, pid) = (old.local_addr().to_string(), std::process::id().to_string());
-    let live = ["--live", "-c", "2", "-d", "150ms", "--windows", "6", "--server-pids", &pid, &pid];
+    let live = ["--live", "-c", "2", "-d", "400ms", "--windows", "6", "--server-pids", &pid, &pid];
     let ended = compare(&[&live[..], &["--json", "-", &address, &new.to_string()]].concat());
     assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &[][..]), "{ended:?}");
     let document: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
