@@ -20,7 +20,7 @@ use crate::socket_address::AnyAddress;
 const CONNECTIONS_MAX: u64 = 1 << 26;
 /// Maximum number of bytes of a message, so that no position in a stream overflows.
 const SIZE_MAX: usize = 1 << 30;
-/// Maximum number of messages in flight in a closed loop, which keeps 8 bytes for each.
+/// Maximum number of messages in flight, except in echo with a rate: the others keep 8 bytes for each.
 const IN_FLIGHT_MAX: u64 = 1 << 27;
 /// Maximum rate of messages or connects: one a nanosecond, the resolution of a run's clock.
 const RATE_MAX: f64 = 1e9;
@@ -62,7 +62,7 @@ pub struct Config {
     /// Bytes of the largest message, at most 1 GiB: sizes are uniform from [`Config::size`] to this, and seeded. `None`: every message has
     /// the same size.
     pub size_max: Option<usize>,
-    /// Maximum number of messages in flight on a connection. `None`: 1 in a closed loop, no limit in an open one.
+    /// Maximum number of messages in flight on a connection. `None`: no limit in [`Mode::Echo`] with a rate, else 1.
     pub pipeline: Option<u32>,
     /// Messages a second over all connections, in an open loop; in [`Mode::Churn`], connections a second. `None`: a closed loop.
     pub rate: Option<f64>,
@@ -260,7 +260,7 @@ impl Config {
         } else if self.size_max.is_some_and(|most| most < self.size) {
             "size_max must be at least size"
         } else if !self.is_scheduled() && in_flight > IN_FLIGHT_MAX {
-            "connections times pipeline must be at most 2^27 in a closed loop"
+            "connections times pipeline must be at most 2^27 except in echo with a rate"
         } else if !possible(self.rate) || !possible(self.connect_rate) {
             "a rate must be above 0 and at most 1000M a second"
         } else if let Some(reason) = self.invalid_stages().or_else(|| self.invalid_arrivals()) {
