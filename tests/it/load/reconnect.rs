@@ -29,7 +29,7 @@ fn reconnecting(address: SocketAddr) -> Config {
 }
 
 /// Starts a run that is interrupted once `recovered` outages are over.
-fn start(mut config: Config, recovered: u64) -> JoinHandle<Report> {
+pub(super) fn start(mut config: Config, recovered: u64) -> JoinHandle<Report> {
     config.duration = TIMEOUT * 2;
     let run = move || {
         let interrupt = Interrupt::default();

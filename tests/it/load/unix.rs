@@ -1,7 +1,7 @@
 //! Loads over Unix sockets.
 
 use std::fs::{self, Permissions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,7 +17,7 @@ use ecoloop::{Config as ServerConfig, Server};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{SIZE, assert_clean, assert_sums, config, document, errors, metrics, run, run_command};
+use super::{SIZE, assert_clean, assert_sums, config, document, errors, metrics, reconnect, run, run_command};
 use crate::support::{Ended, Process, Scratch, ecoloop, eventually, serve};
 use crate::unix::new_path;
 
@@ -87,13 +87,25 @@ fn listen_with_room_for_one(path: &Path) -> UnixListener {
     socket.into()
 }
 
-fn echo(mut stream: UnixStream) {
+/// Echoes until the client's end.
+fn echo(mut stream: UnixStream) -> io::Result<()> {
     let mut buffer = [0; 1024];
-    while let Ok(n @ 1..) = stream.read(&mut buffer) {
-        if stream.write_all(&buffer[..n]).is_err() {
-            return;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => stream.write_all(&buffer[..n])?,
         }
     }
+}
+
+/// Echoes `count` messages, and closes the connection.
+fn echo_messages(mut stream: UnixStream, count: usize) -> io::Result<()> {
+    let mut message = [0; SIZE];
+    for _ in 0..count {
+        stream.read_exact(&mut message)?;
+        stream.write_all(&message)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -187,15 +199,8 @@ fn replies_before_a_servers_close_are_counted() {
     let (_directory, path) = new_path();
     let listener = UnixListener::bind(&path).unwrap();
     thread::spawn(move || {
-        for mut stream in listener.incoming().map(Result::unwrap) {
-            thread::spawn(move || {
-                let mut message = [0; SIZE];
-                for _ in 0..3 {
-                    stream.read_exact(&mut message)?;
-                    stream.write_all(&message)?;
-                }
-                Ok::<_, std::io::Error>(())
-            });
+        for stream in listener.incoming().map(Result::unwrap) {
+            thread::spawn(move || echo_messages(stream, 3));
         }
     });
     let mut config = of_four(unix(&path));
@@ -239,7 +244,7 @@ fn what_tcp_alone_has_is_refused() {
     let (_directory, path) = new_path();
     let mut config = of_four(unix(&path));
     config.close = Close::Rst;
-    assert_eq!(config.validate().unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+    assert_eq!(config.validate().unwrap_err().kind(), io::ErrorKind::InvalidInput);
     let target = format!("unix:{}", path.display());
     for (arguments, reason) in [
         (&["--source", "127.0.0.1"][..], "a connection to a Unix socket has no source address: leave out the sources"),
@@ -275,20 +280,43 @@ fn run_on_command(server_options: &[&str], options: &[&str]) -> (Value, Ended) {
 #[test]
 fn options_apply_to_unix_sockets() {
     let (json, _) = run_on_command(&[], &["-c", "2", "-r", "0..200@100ms,200@100ms"]);
-    assert_eq!(json["stages"].as_array().unwrap().len(), 2);
+    let stages = json["stages"].as_array().unwrap();
+    let due: Vec<_> = stages.iter().map(|stage| stage["messages"]["due"].as_u64().unwrap()).collect();
+    assert_eq!(due, [10, 20]);
     let (json, _) = run_on_command(&[], &["-c", "2", "--reconnect", "-d", "200ms"]);
     assert_eq!(json["outages"]["count"], 0);
     let (json, _) =
         run_on_command(&[], &["-c", "4", "--fault", "stall,first=1", "--fault", "fin=1,after=3", "-d", "200ms"]);
     let faults = json["faults"].as_array().unwrap();
-    assert!(faults.iter().all(|fault| fault["connections"] == 1), "{faults:?}");
+    assert!(faults.len() == 2 && faults.iter().all(|fault| fault["connections"] == 1), "{faults:?}");
     let (json, _) = run_on_command(&[], &["-c", "2", "-r", "50..100", "--find-rate", "p99<10s", "--window", "100ms"]);
-    assert_eq!(json["search"]["probes"][0]["rate"], 50.0);
+    let probe = &json["search"]["probes"][0];
+    assert_eq!(probe["rate"], 50.0);
+    assert_eq!(probe["passed"], true, "{probe}");
+    assert!(probe["p50_us"].as_u64() > Some(0), "{probe}");
     let (json, _) = run_on_command(&[], &["-c", "4", "-j", "2", "-d", "200ms"]);
     assert_eq!(json["connections"]["held"], 4);
     for version in ["v1", "v2"] {
         run_on_command(&["--proxy-protocol"], &["-c", "2", "--proxy-protocol", version, "-d", "100ms"]);
     }
+}
+
+#[test]
+fn a_connection_to_a_unix_socket_is_opened_anew() {
+    let (_directory, path) = new_path();
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().map(Result::unwrap).enumerate() {
+            // The second message is in the window.
+            thread::spawn(move || if number == 0 { echo_messages(stream, 2) } else { echo(stream) });
+        }
+    });
+    let mut config = config(unix(&path));
+    (config.connections, config.reconnect) = (1, true);
+    let report = reconnect::start(config, 1).join().unwrap();
+    assert_sums(&report);
+    let outages = report.outages.as_ref().unwrap();
+    assert_eq!((outages.count, outages.recovered, report.connections.opened_total), (1, 1, 2), "{outages:?}");
 }
 
 #[test]
@@ -337,12 +365,17 @@ fn reports_of_unix_sockets_are_merged_and_compared() {
         assert!([Some(0), Some(3)].contains(&ended.status.code()), "{ended:?}");
     }
     let merged = Process::start(ecoloop(&["merge", "--json", "-", files[0].path(), files[1].path()])).wait();
-    let (json, _) = document(&merged);
+    let (json, report) = document(&merged);
     assert_eq!(json["config"]["targets"], serde_json::json!([target]));
+    let due = files.each_ref().map(|file| file.json()["messages"]["due"].as_u64().unwrap());
+    assert_eq!(report.messages.due, due.iter().sum::<u64>(), "{due:?}");
 
-    let live = ["compare", "--live", "--windows", "3", "-d", "50ms", &target, &target];
+    let live = ["compare", "--live", "--windows", "3", "-d", "50ms", "--json", "-", &target, &target];
     let ended = Process::start(ecoloop(&live)).wait();
-    assert!(ended.stdout[0].contains(&format!("to {target}")), "{ended:?}");
+    assert!([Some(0), Some(3)].contains(&ended.status.code()), "{ended:?}");
+    let json: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
+    let side = serde_json::json!({"targets": [target], "windows": 3, "left_out": 0, "errors": 0});
+    assert_eq!((&json["old"], &json["new"]), (&side, &side), "{json}");
     server.terminate();
 }
 
