@@ -1,7 +1,7 @@
 //! Ranks that meet at a barrier: `load --barrier`.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 use std::{fs, process, thread};
@@ -74,7 +74,7 @@ impl Run {
     }
 }
 
-/// Asserts that a process ended with a status, and with one line on standard error that contains `words`.
+/// Asserts that a process ended with a status, and with a line on standard error that contains `words`.
 #[track_caller]
 fn assert_ended(ended: &Ended, status: i32, words: &str) {
     assert_eq!(ended.status.code(), Some(status), "{ended:?}");
@@ -145,11 +145,11 @@ fn a_rank_that_dies_before_it_is_ready_ends_all() {
 #[test]
 fn a_rank_that_dies_after_it_is_ready_ends_all() {
     let run = Run::new(3, &["-c", "3", "-d", "60s"]);
-    let first = run.start(0);
-    let dying = run.start(1);
-    eventually("two ranks are connected", || run.server.handle().stats().bytes_out == 2 * 64);
+    let (relay, lines) = relay(run.barrier.clone(), |line| line);
+    let [first, dying] = [run.start(0), run.start_at(1, run.server.local_addr(), &relay.to_string())];
+    while lines.recv_timeout(TIMEOUT).unwrap() != "\"ready\"" {}
     dying.signal(Signal::KILL);
-    assert_ended(&first.wait(), 1, ") is lost: ");
+    assert_ended(&first.wait(), 1, ") is lost: it is gone");
 }
 
 #[test]
@@ -392,7 +392,7 @@ fn two_runs_on_one_port_end_one_of_them() {
     assert_eq!(one.report().messages.due, 90);
 }
 
-/// Passes the lines of one rank on to rank 0 and back, as `change` makes them, and returns all of them.
+/// Passes the lines of one rank on to rank 0 and back, as `change` makes them, until one of both ends, and returns all of them.
 fn relay(rank_zero: String, change: impl Fn(String) -> String + Send + 'static) -> (SocketAddr, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -414,8 +414,12 @@ fn relay(rank_zero: String, change: impl Fn(String) -> String + Send + 'static) 
                     let line = change(line);
                     // Before the other side can reply.
                     said.send(line.clone()).unwrap();
-                    to.write_all((line + "\n").as_bytes()).unwrap();
+                    if to.write_all((line + "\n").as_bytes()).is_err() {
+                        break;
+                    }
                 }
+                // The other direction has the socket too. It fails if the other side has gone.
+                let _ = to.shutdown(Shutdown::Write);
             }
         };
         let back = pass(zero.try_clone().unwrap(), rank.try_clone().unwrap(), Box::new(|line| line), said.clone());
