@@ -180,10 +180,10 @@ fn an_interrupted_rank_ends_all_and_rank_0_reports() {
 
 #[test]
 fn a_rank_that_never_comes_and_a_rank_0_that_never_comes_end_all() {
-    let run = Run::new(3, &["-c", "3", "-d", "60s", "--barrier-timeout", "1s"]);
+    let run = Run::new(3, &["-c", "3", "-d", "60s", "--barrier-timeout", "5s"]);
     let ranks = [0, 1].map(|index| run.start(index));
     for rank in ranks {
-        assert_ended(&rank.wait(), 1, "rank 2 of 3 did not come within 1s (--barrier-timeout)");
+        assert_ended(&rank.wait(), 1, "rank 2 of 3 did not come within 5s (--barrier-timeout)");
     }
     let alone = Run::new(2, &["-c", "2", "--barrier-timeout", "300ms"]);
     let reason = format!(
@@ -220,11 +220,11 @@ fn a_barrier_timeout_above_a_day_is_a_usage_error() {
 
 #[test]
 fn a_rank_that_is_not_ready_in_time_ends_all() {
-    let run = Run::new(2, &["-c", "2", "-d", "60s", "--timeout", "60s", "--barrier-timeout", "1s"]);
+    let run = Run::new(2, &["-c", "2", "-d", "60s", "--timeout", "60s", "--barrier-timeout", "5s"]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let late = run.start_at(1, silent.local_addr().unwrap(), &run.barrier);
-    assert_ended(&run.start(0).wait(), 1, "): not ready within 1s (--barrier-timeout) of rank 0");
-    assert_ended(&late.wait(), 1, "): not ready within 1s (--barrier-timeout) of rank 0");
+    assert_ended(&run.start(0).wait(), 1, "): not ready within 5s (--barrier-timeout) of rank 0");
+    assert_ended(&late.wait(), 1, "): not ready within 5s (--barrier-timeout) of rank 0");
 }
 
 #[test]
@@ -349,7 +349,7 @@ fn a_rank_whose_report_comes_too_late_keeps_it() {
 
 #[test]
 fn another_program_at_the_barrier_is_named() {
-    let run = Run::new(2, &["-c", "2", "--barrier-timeout", "1s"]);
+    let run = Run::new(2, &["-c", "2", "--barrier-timeout", "5s"]);
     for (reply, reason) in [
         (&b"HTTP/1.1 400 Bad Request\r\n"[..], "is not rank 0, but another program: it said \"HTTP/1.1 400 Bad"),
         (b"", "is not rank 0, but another program: it says nothing"),
