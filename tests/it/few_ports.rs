@@ -8,6 +8,8 @@ use ecoloop::load::report::{ErrorName, Phase, Verdict};
 use crate::support::{Process, ecoloop, wrapped};
 
 const ADDRESS: &str = "127.0.0.1:5000";
+/// The interface of a namespace to another one.
+const LINK: &str = "veth0";
 
 /// A network namespace of one test, which is deleted when dropped.
 pub(crate) struct Namespace(String);
@@ -42,21 +44,19 @@ impl Namespace {
     /// Connects this namespace, as 10.77.0.1, and another one, as 10.77.0.2.
     #[track_caller]
     pub(crate) fn link_to(&self, other: &Self) {
-        let process = std::process::id();
-        let ends = [(self, "a", "10.77.0.1/24"), (other, "b", "10.77.0.2/24")];
-        let name = |letter| format!("eco{process}{letter}");
-        run(Command::new("ip").args(["link", "add", &name("a"), "type", "veth", "peer", "name", &name("b")]));
-        for (namespace, letter, address) in ends {
-            run(Command::new("ip").args(["link", "set", &name(letter), "netns", &namespace.0]));
-            run(namespace.command("ip").args(["address", "add", address, "dev", &name(letter)]));
-            run(namespace.command("ip").args(["link", "set", &name(letter), "up"]));
+        // Outside of the namespaces, the tests of one process would share the names.
+        let pair = ["link", "add", LINK, "type", "veth", "peer", "name", LINK, "netns", &other.0];
+        run(self.command("ip").args(pair));
+        for (namespace, address) in [(self, "10.77.0.1/24"), (other, "10.77.0.2/24")] {
+            run(namespace.command("ip").args(["address", "add", address, "dev", LINK]));
+            run(namespace.command("ip").args(["link", "set", LINK, "up"]));
         }
     }
 
     /// Drops every packet from and to the other namespace, without a word to either end.
     #[track_caller]
     pub(crate) fn cut_link(&self) {
-        run(self.command("ip").args(["link", "set", &format!("eco{}a", std::process::id()), "down"]));
+        run(self.command("ip").args(["link", "set", LINK, "down"]));
     }
 
     #[track_caller]
