@@ -521,6 +521,7 @@ mod tests {
     use super::*;
     use crate::Server;
     use crate::server::EventLoop;
+    use crate::server::tests::turn_until;
 
     /// Returns the `TCP_USER_TIMEOUT` of each connection.
     fn user_timeouts<S: Stream>(reactor: &mut Reactor<Entry<S>>) -> Vec<Option<Duration>> {
@@ -538,9 +539,7 @@ mod tests {
         poll(&mut [PollFd::new(&listener, PollFlags::IN)], None).unwrap();
         let config = Config { stall_timeout: Some(Duration::from_secs(8)), ..Config::default() };
         let mut server = Server::from_listener(listener, config).unwrap();
-        while server.core().connections == 0 {
-            let _ = server.turn(Some(Duration::from_secs(20))).unwrap();
-        }
+        turn_until(&mut server, |server| server.core().connections == 1);
         let EventLoop { reactor, echo } = server.event_loop_mut();
         assert!(!echo.core.acceptor.listeners()[0].has_older, "the backlog was found empty");
         assert_eq!(user_timeouts(reactor), [Some(Duration::from_secs(9))]);
@@ -553,9 +552,7 @@ mod tests {
             let config = Config { stall_timeout, faults, proxy_protocol, ..Config::default() };
             let mut server = Server::bind("127.0.0.1:0", config).unwrap();
             let _client = TcpStream::connect(server.local_addr()).unwrap();
-            while server.core().connections == 0 {
-                let _ = server.turn(Some(Duration::from_secs(20))).unwrap();
-            }
+            turn_until(&mut server, |server| server.core().connections == 1);
             let EventLoop { reactor, echo } = server.event_loop_mut();
             assert_eq!(user_timeouts(reactor), [Some(Duration::from_secs(9))]);
             echo.begin_drain(reactor);

@@ -364,6 +364,7 @@ mod tests {
     #[test]
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn a_client_that_reads_late_receives_all_bytes_before_its_reset() {
+        use crate::server::tests::turn_until;
         use crate::{Config, Server};
 
         const LENGTH: usize = 60_000;
@@ -382,15 +383,10 @@ mod tests {
         client.set_read_timeout(Some(TIMEOUT)).unwrap();
         client.write_all(&vec![b'a'; LENGTH]).unwrap();
         let handle = server.handle();
-        while handle.stats().bytes_out < LENGTH as u64 {
-            let _ = server.turn(Some(TIMEOUT)).unwrap();
-        }
+        turn_until(&mut server, |_| handle.stats().bytes_out == LENGTH as u64);
         assert_eq!(handle.stats().open(), 1, "the system has not sent everything");
         client.read_exact(&mut vec![0; LENGTH]).unwrap();
-        let start = Instant::now();
-        while handle.stats().open() > 0 && start.elapsed() < TIMEOUT {
-            let _ = server.turn(Some(TIMEOUT)).unwrap();
-        }
+        turn_until(&mut server, |_| handle.stats().open() == 0);
         assert_eq!(handle.stats().closed.fault, 1);
         assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }

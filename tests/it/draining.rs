@@ -4,14 +4,14 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use ecoloop::{CloseReason, Config, Observer, Server, Turn};
+use ecoloop::{CloseReason, Config, Server, Turn};
 use rustix::process::Signal;
 use socket2::SockRef;
 
 use crate::support::{
     Event, Process, Recorder, TIMEOUT, TcpState, assert_echoes, assert_ended, assert_receives, assert_reset,
     await_state, await_unread, connect, connect_narrow, connect_with_buffers, ecoloop, eventually, half_close, join,
-    narrow, pattern, reset, stall,
+    narrow, pattern, reset, stall, turn_until,
 };
 
 /// An address of these tests alone: once a drain has released a port, no other test takes it, and no client gets it and
@@ -132,7 +132,7 @@ fn draining_keeps_echoing_active_connections() {
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(500) {
         client.write_all(b"hola").unwrap();
-        turn_until(&mut server, || recorder.take().iter().any(|(_, event)| *event == Event::Received(4)));
+        turn_until(&mut server, |_| recorder.take().iter().any(|(_, event)| *event == Event::Received(4)));
         assert_receives(&mut client, b"hola");
     }
     let server = server.spawn().unwrap();
@@ -317,7 +317,7 @@ fn the_idle_timeout_closes_only_idle_connections() {
     let mut closed = Vec::new();
     let mut echo = |server: &mut Server<_>, closed: &mut Vec<_>| {
         moves.write_all(b"a").unwrap();
-        turn_until(server, || {
+        turn_until(server, |_| {
             let events = recorder.take();
             closed.extend(events.iter().filter(|(_, event)| matches!(event, Event::Closed(_))));
             events.iter().any(|(_, event)| *event == Event::Received(1))
@@ -339,7 +339,7 @@ fn the_idle_timeout_closes_only_idle_connections() {
     assert_ended(&mut silent);
 
     // Without traffic the other connection is closed too.
-    turn_until(&mut server, || recorder.take().iter().any(|(_, event)| *event == Event::Closed(CloseReason::Idle)));
+    turn_until(&mut server, |_| recorder.take().iter().any(|(_, event)| *event == Event::Closed(CloseReason::Idle)));
     assert_ended(&mut moves);
     assert_eq!(server.report().stats.closed.idle, 2);
 }
@@ -370,14 +370,4 @@ fn serve(drain_timeout: Duration) -> (Process, SocketAddr) {
 #[track_caller]
 fn assert_refused(address: SocketAddr) {
     assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-}
-
-#[track_caller]
-fn turn_until<O: Observer>(server: &mut Server<O>, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}");
-        // A short wait: a deadline may have made the condition true before the poll.
-        assert_eq!(server.turn(Some(Duration::from_millis(10))).unwrap(), Turn::Running);
-    }
 }

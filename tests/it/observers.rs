@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ecoloop::{CloseReason, Config, Fault, Observer, Peer, Running, Server, Turn};
+use ecoloop::{CloseReason, Config, Fault, Observer, Peer, Running, Server};
 
 use crate::support::{
-    TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, eventually, half_close, is_listening,
+    TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, eventually, half_close, is_listening, turn_until,
 };
 
 /// An address of these tests alone: once a server has released a port, no other test takes it.
@@ -71,9 +71,7 @@ fn serve_one(config: Config, observer: impl Observer) {
     let mut client = connect(server.local_addr());
     client.write_all(b"hola").unwrap();
     half_close(&client);
-    while server.report().stats.closed.total() == 0 {
-        assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
-    }
+    turn_until(&mut server, |server| server.report().stats.closed.total() == 1);
     assert_receives(&mut client, b"hola");
     assert_ended(&mut client);
 }
@@ -195,9 +193,7 @@ fn a_peer_has_the_address_that_it_has_connected_to_if_the_observer_needs_it() {
             let mut client = connect(address);
             client.write_all(if proxy_protocol { b"PROXY UNKNOWN\r\nhola" } else { b"hola" }).unwrap();
             half_close(&client);
-            while server.report().stats.closed.end_of_stream < u64::from(last) - 1 {
-                assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
-            }
+            turn_until(&mut server, |server| server.report().stats.closed.end_of_stream == u64::from(last) - 1);
             let local_address = needs_local_address.then_some(address);
             let peers = std::mem::take(&mut server.observer_mut().0.peers);
             assert_eq!(peers.len(), 5, "{peers:?}");
@@ -226,9 +222,7 @@ fn into_observer_closes_each_connection_and_returns_the_observer() {
     let mut server = Server::bind(ADDRESS, Config::default()).unwrap().with_observer(Calls::default());
     let handle = server.handle();
     let mut client = connect(server.local_addr());
-    while handle.stats().accepted == 0 {
-        assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
-    }
+    turn_until(&mut server, |_| handle.stats().accepted == 1);
     server.observer_mut().lines.clear();
     let observer = server.into_observer();
     assert_eq!(observer.lines, ["closed Stopped"]);

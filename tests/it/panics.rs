@@ -15,7 +15,7 @@ use ecoloop::{CloseReason, Config, Handle, Observer, Peer, Running, Server, Turn
 
 use crate::support::{
     Event, Recorder, TIMEOUT, TcpState, assert_ended, assert_receives, await_state, connect, eventually, half_close,
-    pattern,
+    pattern, turn_until,
 };
 
 const ADDRESS: &str = "127.0.0.1:0";
@@ -106,9 +106,7 @@ fn dropping_a_server_closes_each_connection_as_stopped() {
     let mut server = Server::bind(ADDRESS, Config::default()).unwrap().with_observer(recorder.clone());
     let handle = server.handle();
     let clients: Vec<_> = (0..3).map(|_| connect(server.local_addr())).collect();
-    while handle.stats().accepted < 3 {
-        assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
-    }
+    turn_until(&mut server, |_| handle.stats().accepted == 3);
     drop(server);
     let stats = handle.stats();
     assert_eq!((stats.closed.stopped, stats.open()), (3, 0));
@@ -144,9 +142,7 @@ fn every_connection_is_closed_though_each_call_of_closed_panics() {
             Server::bind(ADDRESS, Config::default()).unwrap().with_observer(PanicsAtClosed(Arc::clone(&calls)));
         let handle = server.handle();
         let mut clients: Vec<_> = (0..3).map(|_| connect(server.local_addr())).collect();
-        while handle.stats().accepted < 3 {
-            assert_eq!(server.turn(Some(TIMEOUT)).unwrap(), Turn::Running);
-        }
+        turn_until(&mut server, |_| handle.stats().accepted == 3);
         assert_eq!(payload_of(move || end(server)), "closed");
         assert_eq!((handle.stats().closed.stopped, *calls.lock().unwrap()), (3, 3));
         clients.iter_mut().for_each(assert_ended);

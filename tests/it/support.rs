@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecoloop::{CloseReason, Config, Handle, Observer, Peer, Report, Running, Server};
+use ecoloop::{CloseReason, Config, Handle, Observer, Peer, Report, Running, Server, Turn};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 #[cfg(target_os = "linux")]
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
@@ -110,6 +110,17 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(start.elapsed() < TIMEOUT, "{what}: not within {TIMEOUT:?}");
         thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs turns of a server on this thread until `condition` holds. Panics after [`TIMEOUT`].
+#[track_caller]
+pub(crate) fn turn_until<O: Observer>(server: &mut Server<O>, mut condition: impl FnMut(&Server<O>) -> bool) {
+    let start = Instant::now();
+    while !condition(server) {
+        assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}");
+        // A short wait: a deadline may have made the condition true before the poll.
+        assert_eq!(server.turn(Some(Duration::from_millis(10))).unwrap(), Turn::Running);
     }
 }
 
