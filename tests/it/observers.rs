@@ -106,8 +106,10 @@ fn a_reference_a_box_and_a_mutex_pass_every_call_on() {
     serve_one(config.clone(), Arc::clone(&shared));
     assert_complete(&shared.lock().unwrap());
 
-    let dynamic: Arc<Mutex<dyn Observer>> = Arc::new(Mutex::new(Calls::default()));
+    let shared = Arc::new(Mutex::new(Calls::default()));
+    let dynamic: Arc<Mutex<dyn Observer>> = shared.clone();
     serve_one(config, dynamic);
+    assert_complete(&shared.lock().unwrap());
 }
 
 #[test]
