@@ -465,7 +465,7 @@ fn a_rank_of_another_version_is_refused_by_name() {
 #[test]
 fn the_barrier_needs_a_rank_and_a_time() {
     for (arguments, reason) in [
-        (&["--barrier", "127.0.0.1:1"][..], "--rank"),
+        (&["--barrier", "127.0.0.1:1"][..], "  --rank <R/N|auto>"),
         (&["--rank", "0/1", "--barrier", "127.0.0.1:1", "--barrier-timeout", "0s"], "must be above zero"),
         (
             &["--rank", "0/1", "--barrier", "127.0.0.1:1", "--start-at", "2026-11-22T08:00:00Z"],

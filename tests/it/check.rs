@@ -274,6 +274,7 @@ fn a_unix_socket_without_a_server_or_with_another_process_is_an_error() {
     let (tcp, _) = Process::serve(&[]);
     let pid = tcp.pid().to_string();
     let ended = run(&["--pid", &pid, &target]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
     assert!(ended.stderr[0].contains(&format!("process {pid} listens on no Unix socket")), "{ended:?}");
 }
 

@@ -65,8 +65,10 @@ fn sorted(report: &str) -> String {
     serde_json::from_str::<Value>(report).unwrap().to_string()
 }
 
+/// Returns how many messages were due in reports that pass.
 #[track_caller]
 fn merged_due(ended: &Ended) -> u64 {
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     let [document] = &ended.stdout[..] else { panic!("not one document: {ended:?}") };
     serde_json::from_str::<Value>(document).unwrap()["messages"]["due"].as_u64().unwrap()
 }
@@ -112,6 +114,8 @@ fn many_kinds_of_errors_are_merged_in_time() {
     };
     let file = file("errnos", |report| report["errors"] = (0..160_000).map(errno).collect());
     let ended = merge(&["--json", "-", file.path()]);
+    // The errors fail a threshold.
+    assert_eq!(ended.status.code(), Some(1), "{:?}", ended.stderr);
     let merged: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
     assert_eq!(merged["errors"].as_array().unwrap().len(), 160_000);
 }
@@ -121,6 +125,7 @@ fn many_rules_of_faults_are_merged_in_time() {
     let rule = |number: u32| json!({"rule": format!("mute={number}"), "connections": 1, "open": 1, "closed": 0, "reset": 0, "own_end": 0});
     let file = file("rules", |report| report["faults"] = (0..160_000).map(rule).collect());
     let ended = merge(&["--json", "-", file.path()]);
+    assert_eq!(ended.status.code(), Some(0), "{:?}", ended.stderr);
     let merged: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
     assert_eq!(merged["faults"].as_array().unwrap().len(), 160_000);
 }
@@ -158,7 +163,7 @@ fn counts_that_add_up_to_over_2_63_are_refused() {
     let (one, two) = (large("one"), large("two"));
     let alone = merge(&["--json", "-", one.path()]);
     let merged: Value = serde_json::from_str(&alone.stdout[0]).unwrap();
-    assert_eq!(merged["latency_us"]["count"], 1_u64 << 62, "{merged}");
+    assert_eq!((alone.status.code(), &merged["latency_us"]["count"]), (Some(0), &json!(1_u64 << 62)), "{merged}");
     let ended = merge(&[one.path(), two.path()]);
     let reason =
         format!("ecoloop: cannot merge {}: latency_us: the counts of the files add up to over 2^63", two.path());
@@ -279,7 +284,8 @@ fn an_endless_stream_without_a_report_is_refused() {
     command.stdin(yes.stdout.take().unwrap());
     let ended = Process::start(command).wait();
     yes.wait().unwrap();
-    assert_eq!(ended.stderr, ["ecoloop: cannot read -: it is larger than 64 MiB"]);
+    let reason = "ecoloop: cannot read -: it is larger than 64 MiB";
+    assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(1), &[reason.to_owned()][..]));
 }
 
 #[test]
@@ -304,6 +310,7 @@ fn each_rank_must_be_there_once_unless_the_merge_is_partial() {
         (of_none, "-, line 2: it is of no rank, and -, line 1 is"),
     ] {
         let refused = merge_stream(&format!("{}\n{other}", rank(0, 2)), &["--partial"]);
-        assert_eq!(refused.stderr, [format!("ecoloop: cannot merge {reason}")]);
+        let reason = format!("ecoloop: cannot merge {reason}");
+        assert_eq!((refused.status.code(), &refused.stderr[..]), (Some(1), &[reason][..]));
     }
 }

@@ -192,7 +192,7 @@ fn the_rank_comes_from_the_launcher() {
         (&[("PMI_RANK", "1")], &["--rank", "auto"], "PMI_RANK is set, and PMI_SIZE is not"),
         (&[("JOB_COMPLETION_INDEX", "1")], &["--rank", "auto"], "JOB_COMPLETION_INDEX is set, and --ranks is not"),
         (&[], &["--rank", "0/3", "--ranks", "3"], "--ranks is for --rank auto"),
-        (&[], &["--ranks", "3"], "--rank"),
+        (&[], &["--ranks", "3"], "  --rank <R/N|auto>"),
         (&[], &["--rank", "3/3"], "expected R/N with R from 0 to N - 1"),
         (&[], &["--rank", "0/4"], "connections must be at least one for each rank"),
         (&[], &["--rank", "0/3", "--label", "rank=7"], "--label rank=... cannot"),

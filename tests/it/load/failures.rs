@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::Mode;
@@ -15,8 +15,8 @@ use super::{
     CONNECTIONS, ErrorRow, SHORT_TIMEOUT, config, document, errors, listen_with_room_for_one, run, run_command,
 };
 use crate::support::{
-    Ended, Process, Scratch, TIMEOUT, await_injected, ecoloop, half_close, join, reserve_port, serve, strace,
-    with_descriptors, wrapped,
+    Ended, Process, Scratch, await_injected, ecoloop, half_close, join, reserve_port, serve, strace, with_descriptors,
+    wrapped,
 };
 
 #[test]
@@ -170,12 +170,10 @@ fn running_out_of_descriptors_is_distinct_from_a_refusal_and_prints_a_hint() {
     assert!(hint(&ended, "no_descriptors") && hint(&ended, "ulimit -n"), "{ended:?}");
 
     let (_port, address) = reserve_port();
-    let start = Instant::now();
     let ended = run_command(&["-c", "100", "-m", "2", "--json", "-", &address.to_string()]);
     let (_, report) = document(&ended);
     assert_eq!(errors(&report), [(Phase::Connect, ErrorName::Refused, Some("ECONNREFUSED"), 100)]);
     assert!(hint(&ended, "refused") && !hint(&ended, "no_descriptors"), "{ended:?}");
-    assert!(start.elapsed() < TIMEOUT);
 }
 
 #[test]

@@ -337,10 +337,8 @@ fn a_timeout_expires_although_the_generator_was_stopped_before() {
     }
     stop_for(&process, Duration::from_millis(300));
     server.pause();
-    let start = Instant::now();
     let (_, report) = document(&process.wait());
     assert_eq!(errors(&report), [(Phase::Receive, ErrorName::Timeout, None, 3)]);
-    assert!(start.elapsed() < TIMEOUT);
 }
 
 // ---- saturation ----
