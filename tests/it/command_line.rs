@@ -1,17 +1,17 @@
-//! The command line: addresses, errors, help, signals, and the final figures.
+//! The command line: addresses, errors, help, and the final figures.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::Command;
 
 use rustix::process::{Signal, geteuid};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{
-    Ended, Process, Scratch, assert_echoes, assert_ended, assert_receives, connect, ecoloop, eventually, half_close,
-    is_listening, pattern, reset, wrapped,
+    Ended, Process, Scratch, assert_echoes, assert_ended, connect, ecoloop, eventually, half_close, is_listening,
+    pattern, reset, wrapped,
 };
 
 #[track_caller]
@@ -595,79 +595,6 @@ fn two_processes_share_a_port_that_both_ask_to_share() {
 
     let line = refusal(ecoloop(&[&address.to_string()]));
     assert!(line.contains("Address already in use"), "{line}");
-}
-
-/// Sends `signal`, and returns a client that was echoed and has received FIN, but not sent it.
-#[track_caller]
-fn drained_by(signal: Signal, process: &Process, address: SocketAddr) -> TcpStream {
-    let mut client = connect(address);
-    assert_echoes(&mut client, b"hola");
-    process.signal(signal);
-    assert_ended(&mut client);
-    assert!(!is_listening(address));
-    client
-}
-
-/// Asserts exit status 0, and that `count` connections were closed, all for this reason.
-#[track_caller]
-fn assert_closed(ended: &Ended, report: &Scratch, reason: &str, count: u64) {
-    assert!(ended.status.success(), "{ended:?}");
-    let json = report.json();
-    assert_eq!(json["closed"][reason], count, "{json}");
-    assert_eq!(json["accepted"], count, "{json}");
-}
-
-#[test]
-fn sigint_and_sigterm_drain() {
-    for signal in [Signal::INT, Signal::TERM] {
-        let report = Scratch::new("drain");
-        let (process, address) = Process::serve(&["--drain-timeout", "1h", "--report", report.path()]);
-        drop(drained_by(signal, &process, address));
-        assert_closed(&process.wait(), &report, "drained", 1);
-    }
-}
-
-#[test]
-fn a_second_signal_ends_at_once() {
-    for (first, second) in [(Signal::INT, Signal::INT), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
-        let report = Scratch::new("second-signal");
-        let (mut process, address) = Process::serve(&["--drain-timeout", "1h", "--report", report.path()]);
-        let client = drained_by(first, &process, address);
-        process.signal_until_ended(second);
-        assert_closed(&process.wait(), &report, "stopped", 1);
-        drop(client);
-    }
-}
-
-#[test]
-fn at_the_drain_timeout_the_rest_are_cut() {
-    let report = Scratch::new("cut");
-    let (process, address) = Process::serve(&["--drain-timeout", "200ms", "--report", report.path()]);
-    let client = drained_by(Signal::TERM, &process, address);
-    assert_closed(&process.wait(), &report, "cut", 1);
-    drop(client);
-}
-
-#[test]
-fn sighup_sigpipe_sigstop_and_sigcont_change_nothing() {
-    let report = Scratch::new("harmless");
-    let (process, address) = Process::serve(&["--drain-timeout", "1h", "--report", report.path()]);
-    let mut client = connect(address);
-    for signal in [Signal::HUP, Signal::PIPE, Signal::HUP] {
-        process.signal(signal);
-        assert_echoes(&mut client, b"hola");
-    }
-    process.pause();
-    let mut other = connect(address);
-    other.write_all(b"while it sleeps").unwrap();
-    process.resume();
-    assert_receives(&mut other, b"while it sleeps");
-    // If one of them had started a drain, this would be the second signal, which stops.
-    process.signal(Signal::TERM);
-    for mut client in [client, other] {
-        assert_ended(&mut client);
-    }
-    assert_closed(&process.wait(), &report, "drained", 2);
 }
 
 #[test]

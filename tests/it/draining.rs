@@ -279,7 +279,8 @@ fn sigint_and_sigterm_drain() {
 
 #[test]
 fn a_second_signal_stops() {
-    for (first, second) in [(Signal::INT, Signal::INT), (Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM)] {
+    let [int, term] = [Signal::INT, Signal::TERM];
+    for (first, second) in [(int, int), (term, term), (int, term), (term, int)] {
         let (mut server, address) = serve(NEVER);
         let mut client = connect(address);
         assert_echoes(&mut client, b"hola");

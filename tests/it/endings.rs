@@ -1,10 +1,9 @@
-//! End of stream, reset, broken pipe; and signals that close nothing.
+//! End of stream, reset, broken pipe.
 
 use std::io::Write;
 use std::net::TcpStream;
 
 use ecoloop::{CloseReason, Config, Server};
-use rustix::process::Signal;
 
 use crate::support::{
     Event, Process, Recorder, TcpState, assert_echoes, assert_ended, assert_receives, await_reset, await_state,
@@ -154,24 +153,4 @@ fn a_reset_after_unread_data_is_detected() {
     drop(other);
     let ended = server.terminate();
     assert!(ended.summary().contains("2 closed (1 end of stream, 1 reset), "), "{}", ended.summary());
-}
-
-#[test]
-fn sighup_sigpipe_and_sigcont_do_not_disturb_the_echo() {
-    let (server, address) = Process::serve(&[]);
-    let mut client = connect(address);
-    for message in [b"uno", b"dos"] {
-        for signal in [Signal::HUP, Signal::PIPE] {
-            server.signal(signal);
-            assert_echoes(&mut client, message);
-        }
-        // SIGSTOP and SIGCONT interrupt epoll_wait(2) with EINTR.
-        server.pause();
-        server.resume();
-        assert_echoes(&mut client, message);
-    }
-    drop(client);
-    let ended = server.terminate();
-    let counts = "1 connection accepted, 1 closed (1 end of stream), 18 bytes in, 18 bytes out";
-    assert!(ended.summary().contains(counts), "{}", ended.summary());
 }

@@ -1,6 +1,7 @@
 //! Signals of the process: requests, repeats, and what is blocked or ignored.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{
-    Process, Scratch, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close,
-    reserve_port, wrapped,
+    Process, Scratch, assert_echoes, assert_ended, assert_receives, connect, connect_eventually, ecoloop, eventually,
+    half_close, reserve_port, wrapped,
 };
 
 /// A repeat within this time is one for the server too, whose interval begins after the test's.
@@ -37,20 +38,37 @@ fn assert_same_request(first: Signal, second: Signal) {
 }
 
 #[test]
-fn a_repeat_of_a_signal_is_the_same_request_and_a_later_one_stops_the_server() {
+fn a_repeat_of_a_signal_is_the_same_request() {
     assert_same_request(Signal::TERM, Signal::TERM);
-
-    let (mut server, address) = Process::serve(&["--drain-timeout", "1h"]);
-    let mut client = connect(address);
-    assert_echoes(&mut client, b"hola");
-    server.signal_until_ended(Signal::TERM);
-    assert!(server.wait().summary().contains("1 closed (1 stopped)"));
 }
 
 /// A wrapper turns Ctrl-C, which its child has received too, into SIGTERM for the child.
 #[test]
 fn another_signal_within_the_interval_is_the_same_request() {
     assert_same_request(Signal::INT, Signal::TERM);
+}
+
+#[test]
+fn sighup_sigpipe_sigstop_and_sigcont_change_nothing() {
+    let (server, address) = Process::serve(&["--drain-timeout", "1h"]);
+    let mut client = connect(address);
+    for signal in [Signal::HUP, Signal::PIPE, Signal::HUP] {
+        server.signal(signal);
+        assert_echoes(&mut client, b"hola");
+    }
+    // SIGSTOP and SIGCONT interrupt epoll_wait(2) with EINTR.
+    server.pause();
+    // A server that drains would refuse it.
+    let mut other = connect(address);
+    other.write_all(b"while it sleeps").unwrap();
+    server.resume();
+    assert_receives(&mut other, b"while it sleeps");
+    server.signal(Signal::TERM);
+    for mut client in [client, other] {
+        assert_ended(&mut client);
+    }
+    let ended = server.wait();
+    assert!(ended.summary().contains("2 connections accepted, 2 closed (2 drained)"), "{}", ended.summary());
 }
 
 /// SIGHUP is ignored, and starts no interval in which another signal would be ignored too.
@@ -217,8 +235,6 @@ fn sigterm_ends_a_subcommand_that_is_process_1() {
 
 #[cfg(feature = "load")]
 mod load {
-    use std::io::Write;
-
     use ecoloop::Config;
     use ecoloop::load::Report;
     use ecoloop::load::report::Verdict;
