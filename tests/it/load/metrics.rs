@@ -1,8 +1,6 @@
 //! `load --metrics`: the running figures, beside those of the report.
 
-use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +9,7 @@ use serde_json::Value;
 
 use super::faulty_server::{echo, echo_messages, faulty_server};
 use super::{document, run_command};
-use crate::metrics::get;
+use crate::metrics::{assert_promtool_accepts, get};
 use crate::support::{Process, ecoloop, eventually, join, serve};
 
 /// Starts a load with metrics, and returns it with their address.
@@ -141,11 +139,7 @@ fn promtool_accepts_the_metrics_of_a_load() {
     let address = server.local_addr().to_string();
     let (load, metrics) = start(&["-c", "2", "-r", "200", "-d", "1m", &address]);
     eventually("the first second", || sample(metrics, "ecoloop_load_latency_p99_seconds").is_some());
-    let mut promtool = Command::new("promtool");
-    let mut child = promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(get(metrics, "/metrics").1.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_promtool_accepts(metrics);
     let (json, _) = document(&load.terminate());
     assert_eq!(json["ended"], "interrupted");
 }
