@@ -204,7 +204,7 @@ impl Graded {
         self.check.sends.about(self.is_unix).get(language)
     }
 
-    /// Returns what came, or why it was late or skipped; `None` if it is ok.
+    /// Returns what happened, or why it was late or skipped; `None` if it is ok.
     #[must_use]
     pub fn came(&self, language: Language) -> Option<String> {
         match &self.finding {

@@ -218,7 +218,7 @@ fn row(graded: &Graded, language: Language) -> String {
         Grade::Fails => language.pick("FAILS\n", "FALLA\n"),
         Grade::Late => language.pick("late\n", "con retraso\n"),
     };
-    let labels = language.pick(["sent", "received", "why", "read"], ["se envió", "pasó", "por qué", "leer"]);
+    let labels = language.pick(["sent", "happened", "why", "read"], ["se envió", "pasó", "por qué", "leer"]);
     let texts = [graded.sent(words), &came, check.matters().get(words), &check.read(words)];
     let paragraphs = labels.into_iter().zip(texts).map(|(label, text)| paragraph(label, text));
     [row, result.to_owned()].into_iter().chain(paragraphs).collect()

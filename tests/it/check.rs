@@ -591,15 +591,15 @@ fn a_name_of_no_check_is_an_error() {
 #[test]
 fn a_failure_is_explained_in_both_languages() {
     let address = faulty::serve(Fault::DropsZeroBytes).to_string();
-    for (language, row, words) in [
-        ("en", "binary                  1  FAILS", "byte 0 differs: 0x00 was sent, 0x01 came back"),
-        ("es", "binary                  1  FALLA", "el byte 0 no es el mismo: salió 0x00 y volvió 0x01"),
+    for (language, row, label, words) in [
+        ("en", "binary                  1  FAILS", "happened", "byte 0 differs: 0x00 was sent, 0x01 came back"),
+        ("es", "binary                  1  FALLA", "pasó", "el byte 0 no es el mismo: salió 0x00 y volvió 0x01"),
     ] {
         let junit = Scratch::new("junit");
         let ended = run(&["--only", "binary", "--lang", language, "--junit", junit.path(), &address]);
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
         assert!(ended.stdout.contains(&row.to_owned()), "{ended:?}");
-        assert!(ended.stdout.iter().any(|line| line.ends_with(words)), "{ended:?}");
+        assert!(ended.stdout.contains(&format!("    {label:12}{words}")), "{ended:?}");
         assert!(ended.stdout.iter().any(|line| line.contains(" 3: ")), "the chapter: {ended:?}");
         let junit = fs::read_to_string(junit.path()).unwrap();
         assert!(junit.contains(&format!("<failure message=\"{words}\">")), "{junit}");

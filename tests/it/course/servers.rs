@@ -186,7 +186,7 @@ fn the_checks_find_the_five_faults_of_the_first_server_as_the_exam_shows() {
     let is_word = |line: &&str| line.starts_with("    ") && !line.starts_with("     ");
     let without_what_came = |lines: &[&str]| -> Vec<String> {
         let came =
-            lines.iter().position(|line| line.starts_with("    received") || line.starts_with("    pasó")).unwrap();
+            lines.iter().position(|line| line.starts_with("    happened") || line.starts_with("    pasó")).unwrap();
         let next = came + 1 + lines[came + 1..].iter().position(is_word).unwrap();
         [&lines[..came], &lines[next..]].concat().iter().map(|line| (*line).to_owned()).collect()
     };
