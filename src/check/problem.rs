@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::attempt::{Outcome, Stop};
 use super::words::{Language, Words};
+use super::{TIME_LEFT_MIN, TIME_MAX};
 
 /// What came instead of what was expected, in both languages.
 #[derive(Debug)]
@@ -197,8 +198,12 @@ impl Skip {
         match self {
             Self::NoPid if es => "necesita --pid".into(),
             Self::NoPid => "needs --pid".into(),
-            Self::NoTime if es => "los 60 segundos se acabaron".into(),
-            Self::NoTime => "the 60 seconds are over".into(),
+            Self::NoTime if es => {
+                format!("quedan menos de {} s de los {} s", TIME_LEFT_MIN.as_secs(), TIME_MAX.as_secs())
+            }
+            Self::NoTime => {
+                format!("less than {} s of the {} s are left", TIME_LEFT_MIN.as_secs(), TIME_MAX.as_secs())
+            }
             Self::NoSyn if es => "solo TCP tiene SYN: en un socket Unix el cliente espera".into(),
             Self::NoSyn => "TCP alone has SYNs: the client of a Unix socket waits".into(),
             Self::Gone { since } if es => format!("desde {since} el servidor no atiende"),
@@ -243,7 +248,7 @@ mod tests {
     fn each_reason_to_skip_is_given_in_the_language_asked_for() {
         for (skip, en, es) in [
             (Skip::NoPid, "needs --pid", "necesita --pid"),
-            (Skip::NoTime, "the 60 seconds are over", "los 60 segundos se acabaron"),
+            (Skip::NoTime, "less than 4 s of the 60 s are left", "quedan menos de 4 s de los 60 s"),
             (
                 Skip::NoSyn,
                 "TCP alone has SYNs: the client of a Unix socket waits",
