@@ -65,10 +65,10 @@ pub(super) const CHECKS: &[Check] = &[
         connections: TEN_THOUSAND,
         needs_pid: false,
         seconds: SECONDS,
-        proves: Words::new("10,000 clients are served at once", "se atiende a 10 000 clientes a la vez"),
+        proves: Words::new("10,000 clients are served at once", "se atiende a 10,000 clientes a la vez"),
         sends: Words::new(
             "8 bytes on each of 10,000 connections, and again once all are open",
-            "8 bytes por cada una de 10 000 conexiones, y otra vez cuando todas están abiertas",
+            "8 bytes por cada una de 10,000 conexiones, y otra vez cuando todas están abiertas",
         ),
         matters: Words::new(
             "each connection needs a descriptor: raise the limit (ulimit -n), and use a call whose cost does not grow with idle clients",

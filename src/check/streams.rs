@@ -53,7 +53,7 @@ pub(super) const CHECKS: &[Check] = &[
         ),
         sends: Words::new(
             "one `a`, 16,000 times `ñ`, and a newline: every buffer of an even size ends in the middle of a `ñ`",
-            "una `a`, 16 000 veces `ñ` y un salto de línea: todo buffer de tamaño par termina en medio de una `ñ`",
+            "una `a`, 16,000 veces `ñ` y un salto de línea: todo buffer de tamaño par termina en medio de una `ñ`",
         ),
         matters: Words::new(
             "half a letter cannot be decoded: a server that decodes each read loses it, or ends with an exception",

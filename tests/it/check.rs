@@ -2,6 +2,7 @@
 
 mod faulty;
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener};
@@ -686,6 +687,20 @@ fn the_documentation_lists_every_check() {
     assert_eq!(rows.len(), check::all().count());
     let connections = check::all().map(check::Check::connections).max();
     assert_eq!(connections, Some(10_000), "the help names this number");
+}
+
+#[test]
+fn large_numbers_are_written_alike_in_both_languages() {
+    let mut large = BTreeSet::new();
+    for words in check::all().flat_map(|check| [check.proves(), check.sends(), check.matters()]) {
+        let [en, es] = [English, Spanish].map(|language| {
+            let words = words.get(language).split(' ').map(|word| word.trim_end_matches(','));
+            words.filter(|word| word.contains(',')).collect::<Vec<_>>()
+        });
+        assert_eq!(en, es);
+        large.extend(en);
+    }
+    assert_eq!(large, BTreeSet::from(["10,000", "16,000"]));
 }
 
 /// Returns the descriptor limits of a server, as the kernel prints them.
