@@ -218,7 +218,7 @@ impl<const MESSAGES: bool> Observer for LogObserver<MESSAGES> {
         }
         self.open += 1;
         let words = self.language.pick("Connection from:", "Conexion desde:");
-        log::info!(target: TARGET, "{words} {}", Name(peer));
+        log::info!(target: TARGET, "{words} {}", PeerName::from(peer));
     }
 
     fn faulted(&mut self, peer: Peer, fault: &Fault) {
@@ -273,21 +273,34 @@ struct Bracketed(Peer);
 
 impl Display for Bracketed {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.address {
-            SocketAddr::V4(_) => write!(formatter, "[{}]", Name(self.0)),
-            SocketAddr::V6(address) => write!(formatter, "{address}"),
+        match PeerName::from(self.0) {
+            name @ PeerName::Address(SocketAddr::V6(_)) => name.fmt(formatter),
+            name => write!(formatter, "[{name}]"),
         }
     }
 }
 
 /// A peer by its address, or by its key if it has none: `unix#7`.
-struct Name(Peer);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PeerName {
+    Address(SocketAddr),
+    Unix { key: usize },
+}
 
-impl Display for Name {
+impl From<Peer> for PeerName {
+    fn from(peer: Peer) -> Self {
+        match peer.address {
+            Peer::NO_ADDRESS => Self::Unix { key: peer.key },
+            address => Self::Address(address),
+        }
+    }
+}
+
+impl Display for PeerName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.address {
-            Peer::NO_ADDRESS => write!(formatter, "unix#{}", self.0.key),
-            address => address.fmt(formatter),
+        match self {
+            Self::Address(address) => address.fmt(formatter),
+            Self::Unix { key } => write!(formatter, "unix#{key}"),
         }
     }
 }

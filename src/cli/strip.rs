@@ -15,6 +15,7 @@ use clap::Args;
 use self::strace::{Event, Head, Line, Outcome, RESTART, Socket};
 use super::format::{self, count};
 use super::input::Input;
+use super::log_observer::PeerName;
 use super::output::Output;
 use super::print_error;
 use super::trace::{Format, Kind, STEPS_MAX, Source, Step, Trace};
@@ -243,7 +244,7 @@ impl Parser {
             Some(connection) if kind != Kind::Accept => connection,
             _ if kind == Kind::Accept || peer.is_some() => {
                 self.ends.push("closed");
-                self.trace.open(peer, head.sets_nonblocking)
+                self.trace.open(peer.map(PeerName::Address), head.sets_nonblocking)
             }
             _ => return None,
         };
@@ -260,7 +261,8 @@ impl Parser {
         match socket.addresses {
             Some(addresses) => self.by_addresses.get(&addresses).copied().or_else(|| {
                 // connect(2) opened it before the socket had addresses.
-                by_descriptor.filter(|&serial| self.trace.connections[serial as usize].peer == Some(addresses.1))
+                let peer = Some(PeerName::Address(addresses.1));
+                by_descriptor.filter(|&serial| self.trace.connections[serial as usize].peer == peer)
             }),
             // A socket without a connection any more, or not yet: its descriptor has to tell.
             None => by_descriptor,

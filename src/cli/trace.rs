@@ -5,9 +5,10 @@ mod chrome;
 use std::collections::{HashMap, HashSet, TryReserveError};
 use std::ffi::OsStr;
 use std::fmt::{self, Display, Write as _};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use super::log_observer::PeerName;
 
 /// Steps that a trace keeps: it counts the rest.
 pub(super) const STEPS_MAX: usize = 1 << 20;
@@ -80,7 +81,8 @@ pub(super) struct Trace {
 /// A connection. Its place in [`Trace::connections`] is its serial number.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) peer: Option<SocketAddr>,
+    /// `None` if the trace does not show it.
+    pub(super) peer: Option<PeerName>,
     /// How it ended. `None` while it is open.
     pub(super) end: Option<&'static str>,
     /// Its calls do not wait.
@@ -184,7 +186,7 @@ impl Trace {
     }
 
     /// Adds a connection, and returns its serial number.
-    pub(super) fn open(&mut self, peer: Option<SocketAddr>, nonblocking: bool) -> u32 {
+    pub(super) fn open(&mut self, peer: Option<PeerName>, nonblocking: bool) -> u32 {
         self.connections.push(Connection { peer, end: None, nonblocking });
         place(self.connections.len() - 1)
     }

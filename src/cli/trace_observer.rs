@@ -2,7 +2,6 @@
 
 use std::io;
 use std::mem;
-use std::net::SocketAddr;
 use std::process;
 use std::time::Instant;
 
@@ -168,9 +167,8 @@ impl TraceObserver {
         self.open_mut(peer.key).serial
     }
 
-    fn open(&mut self, address: SocketAddr) -> Option<u32> {
-        (!self.trace.is_full())
-            .then(|| self.trace.open(Some(address).filter(|&address| address != Peer::NO_ADDRESS), true))
+    fn open(&mut self, peer: Peer) -> Option<u32> {
+        (!self.trace.is_full()).then(|| self.trace.open(Some(peer.into()), true))
     }
 }
 
@@ -197,7 +195,7 @@ impl Observer for TraceObserver {
 
     fn opened(&mut self, peer: Peer) {
         self.push_held(None);
-        let serial = self.open(peer.address);
+        let serial = self.open(peer);
         *self.open_mut(peer.key) = Open { serial, ..Open::default() };
         let step = self.step(Kind::Accept, serial);
         self.trace.push(step);

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -18,6 +19,7 @@ use crate::support::{
     Ended, Process, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_reset, await_unread, chromium,
     connect, connect_narrow, ecoloop, eventually, half_close, limited, reset,
 };
+use crate::unix::new_path;
 
 /// Runs `ecoloop strip` on a file with this content, and returns its exit and the page.
 #[track_caller]
@@ -439,15 +441,19 @@ fn each_label_of_the_time_axis_differs_from_the_others() {
     }
 }
 
-/// The page that `ecoloop strip` makes of a trace, in a folder that a browser uses too.
+/// The page of a trace, in a folder that a browser uses too.
 struct Page(TempDir);
 
 impl Page {
     #[track_caller]
     fn of(trace: &[u8]) -> Self {
-        let this = Self(TempDir::new().unwrap());
         let (_, page) = strip("page.strace", trace);
-        fs::write(this.path(), page.unwrap()).unwrap();
+        Self::with(&page.unwrap())
+    }
+
+    fn with(content: &str) -> Self {
+        let this = Self(TempDir::new().unwrap());
+        fs::write(this.path(), content).unwrap();
         this
     }
 
@@ -681,6 +687,51 @@ fn the_slices_for_perfetto_nest() {
             assert!(around.iter().all(|outer| slice.1 <= outer.1 + 0.0005), "{slice:?} is not inside {around:?}");
             around.push(*slice);
         }
+    }
+}
+
+/// Serves two clients of a Unix socket with a trace, and returns their names in the log, and the document.
+#[track_caller]
+fn traced_on_unix(extension: &str) -> ([String; 2], String) {
+    let (directory, path) = new_path();
+    let (target, file) = (format!("unix:{}", path.display()), directory.path().join(format!("trace.{extension}")));
+    let mut server = Process::start(ecoloop(&[&target, "--trace", file.to_str().unwrap()]));
+    server.line_with("Waiting for connections...");
+    let clients = [(); 2].map(|()| {
+        let client = UnixStream::connect(&path).unwrap();
+        let opened = server.line_with("Connection from: ");
+        (client, opened.rsplit(' ').next().unwrap().to_owned())
+    });
+    // A client that stays would hold up the end of the server.
+    let names = clients.map(|(_, name)| name);
+    let ended = server.terminate();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+    (names, fs::read_to_string(file).unwrap())
+}
+
+#[test]
+fn clients_of_a_unix_socket_have_the_names_of_the_log() {
+    let (names, json) = traced_on_unix("json");
+    assert!(names.iter().all(|name| name.starts_with("unix#")) && names[0] != names[1], "{names:?}");
+    let document: Value = serde_json::from_str(&json).unwrap();
+    let tracks = document["traceEvents"].as_array().unwrap().iter().filter(|event| event["name"] == "thread_name");
+    let tracks: Vec<_> = tracks.map(|event| event["args"]["name"].as_str().unwrap()).collect();
+    assert_eq!(tracks, ["loop", &names[0], &names[1]]);
+
+    let (names, page) = traced_on_unix("html");
+    let trace = data(&page);
+    let connections = trace["connections"].as_array().unwrap();
+    let peers: Vec<_> = connections.iter().map(|connection| connection["peer"].as_str().unwrap()).collect();
+    assert_eq!(peers, names);
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_box_of_an_accept_has_the_name_of_a_client_of_a_unix_socket() {
+    let (names, page) = traced_on_unix("html");
+    let dom = Page::with(&page).rendered("lang=en");
+    for name in names {
+        assert!(svg(&dom).contains(&format!("text-anchor=\"middle\">{name}</text>")), "{name}: {dom}");
     }
 }
 

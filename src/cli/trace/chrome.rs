@@ -21,7 +21,7 @@ pub(super) fn document(trace: &Trace) -> String {
     events.push_name("process_name", PROCESS, &format!("{}{state}", trace.title));
     events.push_name("thread_name", PROCESS, "loop");
     for ((track, connection), life) in (FIRST_CONNECTION..).zip(&trace.connections).zip(lives(trace)) {
-        let peer = connection.peer.map_or_else(|| "unknown peer".to_owned(), |peer| peer.to_string());
+        let peer = connection.peer.map(|peer| peer.to_string()).unwrap_or_default();
         events.push_name("thread_name", track, &peer);
         let arguments = serde_json::json!({ "end": connection.end.unwrap_or("open") });
         events.push_slice("connection", track, life, &arguments);
