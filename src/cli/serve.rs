@@ -157,7 +157,7 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = OUTPUT, value_name = "ADDR")]
     metrics: Option<Address>,
 
-    /// Language of the log [default: from the locale]
+    /// Language of the log; warnings and errors are in English [default: from the locale]
     #[arg(long, help_heading = OUTPUT, value_name = "en|es", hide_possible_values = true)]
     lang: Option<Language>,
 
