@@ -433,12 +433,34 @@ fn each_label_of_the_time_axis_differs_from_the_others() {
     let page = Page::of(include_str!("strip/blocking.strace").as_bytes());
     for zoom in [0, 7, 12] {
         let dom = page.rendered(&format!("scale=time&zoom={zoom}"));
-        let svg = svg(&dom);
-        let texts = svg.split("<path class=\"axis\"").skip(1).map(|tick| tick.split_once("y=\"12\">").unwrap().1);
-        let labels: Vec<_> = texts.map(|text| text.split_once('<').unwrap().0).collect();
+        let labels = axis_labels(&dom);
         let different: BTreeSet<_> = labels.iter().collect();
         assert!(labels.len() > 1 && different.len() == labels.len(), "{labels:?}");
     }
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_time_axis_of_a_later_page_counts_from_the_start_of_the_trace() {
+    let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
+    let mut trace = format!("1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = {socket} <0.000010>\n");
+    // A read each millisecond: step 1001 begins after 1 s, and step 1500 after 1.499 s.
+    for ms in 1001..2500 {
+        let time = format!("{}.{:03}", ms / 1000, ms % 1000);
+        let _ = writeln!(trace, "{time} recvfrom({socket}, \"a\", 1, 0, NULL, NULL) = 1 <0.000010>");
+    }
+    let dom = Page::of(trace.as_bytes()).rendered("lang=en&scale=time&step=1001");
+    assert!(dom.contains("1,001. recvfrom = 1 byte\n127.0.0.1:4000, thread\ntook 10 µs, at 1.000000 s"), "{dom}");
+    let labels = axis_labels(&dom);
+    assert!(labels.len() > 1 && labels[0].starts_with("1.0"), "{labels:?}");
+    assert!(labels.iter().all(|label| label.starts_with("1.") && label.ends_with(" s")), "{labels:?}");
+}
+
+/// Returns the labels of the time axis in a document.
+fn axis_labels(document: &str) -> Vec<&str> {
+    let ticks = svg(document).split("<path class=\"axis\"").skip(1);
+    let texts = ticks.map(|tick| tick.split_once("y=\"12\">").unwrap().1);
+    texts.map(|text| text.split_once('<').unwrap().0).collect()
 }
 
 /// The page of a trace, in a folder that a browser uses too.
