@@ -456,6 +456,45 @@ fn the_time_axis_of_a_later_page_counts_from_the_start_of_the_trace() {
     assert!(labels.iter().all(|label| label.starts_with("1.") && label.ends_with(" s")), "{labels:?}");
 }
 
+#[test]
+#[ignore = "needs chromium"]
+fn true_times_go_from_left_to_right_where_there_is_no_room_for_them() {
+    let page = Page::of(include_str!("strip/blocking.strace").as_bytes())
+        .edited("</head>", "<style>#strip { width: 100px; }</style></head>");
+    let dom = page.rendered("scale=time");
+    let groups = svg(&dom).split("<g data-step=").skip(1);
+    let left = |group: &str| group.split_once(" x=\"").unwrap().1.split_once('"').unwrap().0.parse::<f64>().unwrap();
+    let lefts: Vec<_> = groups.map(left).collect();
+    assert!(lefts.len() > 1 && lefts.is_sorted(), "{lefts:?}");
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn true_times_are_as_wide_as_the_paper_whatever_the_zoom() {
+    let page = Page::of(include_str!("strip/blocking.strace").as_bytes()).edited(SHOW, "\nshow();\nshowLines();\n");
+    let width = |zoom: u32| -> u32 {
+        let dom = page.rendered(&format!("scale=time&zoom={zoom}"));
+        svg(&dom).split_once(" width=\"").unwrap().1.split_once('"').unwrap().0.parse().unwrap()
+    };
+    assert_eq!(width(0), width(4));
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_address_of_a_page_keeps_what_it_shows() {
+    let page = Page::of(include_str!("strip/blocking.strace").as_bytes())
+        .edited(SHOW, "\nshow();\nchange({});\ndocument.body.dataset.address = location.hash;\n");
+    for address in
+        ["lang=es&scale=steps&step=1", "lang=en&scale=steps&step=1&zoom=2", "lang=en&scale=time&step=1&zoom=5"]
+    {
+        let dom = page.rendered(address);
+        assert!(dom.contains(&format!("data-address=\"#{}\"", address.replace('&', "&amp;"))), "{address}: {dom}");
+    }
+}
+
+/// The last line of the page's script.
+const SHOW: &str = "\nshow();\n";
+
 /// Returns the labels of the time axis in a document.
 fn axis_labels(document: &str) -> Vec<&str> {
     let ticks = svg(document).split("<path class=\"axis\"").skip(1);
@@ -477,6 +516,15 @@ impl Page {
         let this = Self(TempDir::new().unwrap());
         fs::write(this.path(), content).unwrap();
         this
+    }
+
+    /// Returns the page with `new` in place of `old`, which it has once.
+    #[track_caller]
+    fn edited(self, old: &str, new: &str) -> Self {
+        let content = fs::read_to_string(self.path()).unwrap();
+        assert_eq!(content.matches(old).count(), 1, "{old}");
+        fs::write(self.path(), content.replace(old, new)).unwrap();
+        self
     }
 
     fn path(&self) -> PathBuf {
