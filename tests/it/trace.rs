@@ -417,6 +417,30 @@ fn the_page_has_the_steps_as_text() {
 
 #[test]
 #[ignore = "needs chromium"]
+fn the_legend_has_the_kinds_of_the_steps_and_the_colors_of_the_threads() {
+    let mut trace = "1 1.0 connect(4<TCP:[7]>, {sa_family=AF_INET, sin_port=htons(80), sin_addr=inet_addr(\"10.0.0.1\")}, 16) = 0 <0.000010>\n\
+        1 1.1 shutdown(4<TCP:[10.0.0.2:4001->10.0.0.1:80]>, SHUT_WR) = 0 <0.000010>\n"
+        .to_owned();
+    for thread in 1..=7 {
+        let _ = writeln!(trace, "{thread} 1.2 read(4<TCP:[10.0.0.2:4001->10.0.0.1:80]>, \"a\", 1) = 1 <0.000010>");
+    }
+    let page = Page::of(trace.as_bytes());
+    for (language, expected) in [
+        ("en", "thread 1, …|thread 2, …|thread 3|thread 4|thread 5|connect|read|FIN sent (shutdown)"),
+        ("es", "hilo 1, …|hilo 2, …|hilo 3|hilo 4|hilo 5|conecta|lee|FIN enviado (shutdown)"),
+    ] {
+        let dom = page.rendered(&format!("lang={language}"));
+        let legend = dom.split_once("<ul id=\"legend\">").unwrap().1.split_once("</ul>").unwrap().0;
+        let texts = legend.split("</svg>").skip(1).map(|rest| rest.split_once('<').unwrap().0);
+        assert_eq!(texts.collect::<Vec<_>>(), expected.split('|').collect::<Vec<_>>());
+        for color in 0..5 {
+            assert_eq!(legend.matches(&format!("class=\"path t{color}\"")).count(), 1, "{legend}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs chromium"]
 fn a_timeout_of_a_blocking_socket_is_drawn_as_a_wait() {
     let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
     let trace = format!(
