@@ -441,6 +441,27 @@ fn the_legend_has_the_kinds_of_the_steps_and_the_colors_of_the_threads() {
 
 #[test]
 #[ignore = "needs chromium"]
+fn why_the_server_ended_a_connection_is_the_same_in_both_languages() {
+    let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
+    let trace = format!(
+        "1.0 accept4(3<TCP:[127.0.0.1:5000]>, NULL, NULL, 0) = {socket} <0.000010>\n\
+         1.1 recvfrom({socket}, \"\", 1024, 0, NULL, NULL) = 0 <0.000010>\n\
+         1.2 close({socket}) = 0 <0.000010>\n"
+    );
+    for (end, english, spanish) in [
+        ("stalled", "reset: the client did not read", "RST: el cliente no leía"),
+        ("cut", "cut: drain timeout", "cortada: venció el plazo de apagado"),
+    ] {
+        let page = Page::of(trace.as_bytes()).edited("\"end\":\"end_of_stream\"", &format!("\"end\":\"{end}\""));
+        for (language, words) in [("en", english), ("es", spanish)] {
+            let dom = page.rendered(&format!("lang={language}"));
+            assert!(svg(&dom).contains(&format!(">{words}</text>")), "{words}: {dom}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs chromium"]
 fn a_timeout_of_a_blocking_socket_is_drawn_as_a_wait() {
     let socket = "4<TCP:[127.0.0.1:5000->127.0.0.1:4000]>";
     let trace = format!(
