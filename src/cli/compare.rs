@@ -49,6 +49,9 @@ Examples:
   ecoloop compare --live -c 50 --windows 40 127.0.0.1:5000 127.0.0.1:5001
       80 windows of one second, each server in turn: which is faster with 50 connections?";
 
+/// Width of each column but the last, as usual values need it: one layout for most tables.
+const WIDTHS_MIN: [usize; 5] = [10, 8, 7, 5, 11];
+
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(super) struct Arguments {
@@ -148,18 +151,36 @@ fn table(comparison: &Comparison) -> String {
     for (name, side) in [("old", &comparison.old), ("new", &comparison.new)] {
         let _ = writeln!(text, "{name:<13}{}", words(side));
     }
-    let _ = writeln!(text, "\n{:<11}{:>9}{:>9}{:>7}  interval", "", "old", "new", "ratio");
-    for metric in &comparison.metrics {
-        let value = |value: Option<f64>| value.map_or(NO_DATA.to_owned(), |value| figure(&metric.metric, value));
-        let ratio = metric.ratio.map_or(NO_DATA.to_owned(), |ratio| format!("{ratio:.3}"));
-        let interval = metric.interval.map_or(NO_DATA.to_owned(), |[low, high]| format!("{low:.3}-{high:.3}"));
-        let (name, [old, new], verdict) = (&metric.metric, [metric.old, metric.new].map(value), verdict(metric));
-        let _ = writeln!(text, "{name:<11}{old:>9}{new:>9}{ratio:>7}  {interval:<13}{verdict}");
-    }
+    text.push('\n');
+    print_metrics(&mut text, &comparison.metrics);
     if let Some(result) = result(comparison) {
         let _ = writeln!(text, "\n{:<13}{result}", "result");
     }
     text
+}
+
+/// Adds a row for each metric, in columns that are as wide as their longest cell.
+fn print_metrics(text: &mut String, metrics: &[MetricRatio]) {
+    let mut rows = vec![["", "old", "new", "ratio", "interval", ""].map(str::to_owned)];
+    rows.extend(metrics.iter().map(cells));
+    let width = |column: usize| {
+        let widths = rows.iter().map(|row| row[column].chars().count());
+        widths.fold(WIDTHS_MIN[column], usize::max)
+    };
+    let [metric, old, new, ratio, interval] = [0, 1, 2, 3, 4].map(width);
+    for [name, before, after, change, range, verdict] in &rows {
+        let row =
+            format!("{name:<metric$}  {before:>old$}  {after:>new$}  {change:>ratio$}  {range:<interval$}  {verdict}");
+        let _ = writeln!(text, "{}", row.trim_end());
+    }
+}
+
+/// Returns a metric, its medians, their ratio with its interval, and the verdict.
+fn cells(metric: &MetricRatio) -> [String; 6] {
+    let value = |value: Option<f64>| value.map_or(NO_DATA.to_owned(), |value| figure(&metric.metric, value));
+    let ratio = metric.ratio.map_or(NO_DATA.to_owned(), |ratio| format!("{ratio:.3}"));
+    let interval = metric.interval.map_or(NO_DATA.to_owned(), |[low, high]| format!("{low:.3}-{high:.3}"));
+    [metric.metric.clone(), value(metric.old), value(metric.new), ratio, interval, verdict(metric)]
 }
 
 fn words(side: &Side) -> String {

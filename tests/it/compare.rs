@@ -57,6 +57,27 @@ fn a_slower_server_is_named_and_fails_the_condition() {
 }
 
 #[test]
+fn long_cells_do_not_run_together() {
+    let side = |name: &str, p50: u64| {
+        windows(name, 6, 0, |report| {
+            (report["loop"], report["rate_per_s"]) = ("closed".into(), 167_353.into());
+            report["latency_us"]["p50"] = p50.into();
+            report["lateness_us"]["p99_9"] = 500.into();
+        })
+    };
+    let (old, new) = (side("old", 1000), side("new", 800_000));
+    let ended = compare(&[old.path(), new.path(), "--fail-if", "lateness_p99.9>+10%"]);
+    let expected = [
+        "                      old        new    ratio  interval",
+        "rate            167,353/s  167,353/s    1.000  1.000-1.000      no difference seen",
+        "p50               1.00 ms     800 ms  800.000  800.000-800.000  slower",
+        "server_cpu        5.00 µs    5.00 µs    1.000  1.000-1.000      no difference seen",
+        "lateness_p99.9     500 µs     500 µs    1.000  1.000-1.000      no difference seen",
+    ];
+    assert_eq!(ended.stdout[3..8], expected, "{ended:?}");
+}
+
+#[test]
 fn one_report_on_each_side_cannot_tell() {
     let (old, new) = (windows("old", 1, 1000, |_| ()), windows("new", 1, 2000, |_| ()));
     let ended = compare(&[old.path(), new.path(), "--fail-if", "p50>+10%"]);
