@@ -27,10 +27,15 @@ const LATENCY_HEIGHT: i32 = 376;
 const STRIP_HEIGHT: i32 = 112;
 /// Extra height of the bottom strip, for the labels and the name of its time axis.
 const TIME_AXIS_HEIGHT: i32 = 44;
+/// Height of the name of a strip, above it, and of the ticks below it.
+const STRIP_NAME_HEIGHT: i32 = 28;
+const TICKS_HEIGHT: i32 = 10;
 const PRINT_LINE_HEIGHT: i32 = 17;
 const PRINT_LINE_LETTERS: usize = 140;
 const LEFT: i32 = 84;
 const MARGIN: i32 = 24;
+/// Width of a chart without its labels.
+const PLOT_WIDTH: i32 = WIDTH - LEFT - MARGIN;
 /// Space between an axis's name and the edge.
 const AXIS_NAME_MARGIN: i32 = 12;
 const LABELS_MAX: usize = 32;
@@ -377,13 +382,16 @@ struct Strip {
 
 #[expect(clippy::cast_precision_loss, reason = "the picture has a thousand points")]
 fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
-    let ends = || timeline.iter().map(|point| point.t as f64);
-    let (start, end) = (ends().fold(f64::MAX, f64::min) - 1.0, ends().fold(f64::MIN, f64::max));
+    let first = timeline.iter().map(|point| point.t).min().unwrap_or(0);
+    let last = timeline.iter().map(|point| point.t).max().unwrap_or(0);
+    let (start, end) = (first as f64 - 1.0, last as f64);
     let step = round_step((end - start) / 8.0);
     let values = strip.series.iter().flat_map(|(of, _)| timeline.iter().filter_map(of));
     let most = values.map(|value| value as f64).chain(strip.asked.iter().map(|point| point.1)).fold(1.0, f64::max);
     let level = round_step(most / 2.0);
     let top = (most / level).ceil() * level;
+    // A column is at least a pixel wide, so that the picture of a week is no larger than that of a quarter of an hour.
+    let seconds = (last - first) / u64::from(PLOT_WIDTH.cast_unsigned()) + 1;
     let x = Axis { range: start..end, labels: multiples(start, end, step), lines: Vec::new() };
     let y = Axis { range: 0.0..top, labels: multiples(0.0, top, level), lines: Vec::new() };
 
@@ -391,8 +399,8 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
     area.draw(&Text::new(strip.name.clone(), (LEFT, 8), style(TEXT_SIZE, color)))?;
     let mut chart = ChartBuilder::on(area)
         .margin_right(MARGIN)
-        .margin_top(28)
-        .x_label_area_size(if strip.is_last { 4 + TIME_AXIS_HEIGHT } else { 10 })
+        .margin_top(STRIP_NAME_HEIGHT)
+        .x_label_area_size(if strip.is_last { 4 + TIME_AXIS_HEIGHT } else { TICKS_HEIGHT })
         .y_label_area_size(LEFT)
         .build_cartesian_2d(x, y)?;
     let second = |second: &f64| if strip.is_last { number(*second) } else { String::new() };
@@ -412,11 +420,16 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
     }
     chart.draw_series(LineSeries::new(stages::clip(&strip.asked, start..end), GREY.stroke_width(2)))?;
     for (of, color) in &strip.series {
-        let points: Vec<_> = timeline.iter().filter_map(|point| Some((point.t, of(point)? as f64))).collect();
-        for run in unbroken(&points) {
-            // A value applies to its whole second.
-            let line: Vec<_> =
-                run.iter().flat_map(|&(t, value)| [(t as f64 - 1.0, value), (t as f64, value)]).collect();
+        for run in unbroken(&columns(timeline, *of, first, seconds)) {
+            // A value applies to all of its seconds.
+            let points = run.iter().flat_map(|column| {
+                let left = start + (column.number * seconds) as f64;
+                let right = (left + seconds as f64).min(end);
+                let (lowest, highest) = (column.lowest as f64, column.highest as f64);
+                [(left, lowest), (left, highest), (right, highest)]
+            });
+            let mut line: Vec<_> = points.collect();
+            line.dedup();
             let ground = [(line[line.len() - 1].0, 0.0), (line[0].0, 0.0)];
             let surface: Vec<_> = line.iter().copied().chain(ground).collect();
             chart.draw_series([Polygon::new(surface, color.mix(0.14).filled())])?;
@@ -426,9 +439,31 @@ fn draw_strip(area: &Area<'_>, timeline: &[Sample], strip: &Strip) -> Drawn {
     Ok(())
 }
 
-/// Splits values of seconds where seconds are missing.
-fn unbroken(points: &[(u64, f64)]) -> impl Iterator<Item = &[(u64, f64)]> {
-    points.chunk_by(|point, next| Some(next.0) == point.0.checked_add(1))
+/// Seconds that are drawn as one, with the lowest and the highest of their values.
+#[derive(Debug, PartialEq)]
+struct Column {
+    number: u64,
+    lowest: u64,
+    highest: u64,
+}
+
+/// Returns the values of a strip in columns of `seconds` each, of which the second `first` begins the first.
+fn columns(timeline: &[Sample], of: Quantity, first: u64, seconds: u64) -> Vec<Column> {
+    let mut columns: Vec<Column> = Vec::new();
+    for (number, value) in timeline.iter().filter_map(|point| Some(((point.t - first) / seconds, of(point)?))) {
+        match columns.last_mut() {
+            Some(column) if column.number == number => {
+                (column.lowest, column.highest) = (column.lowest.min(value), column.highest.max(value));
+            }
+            _ => columns.push(Column { number, lowest: value, highest: value }),
+        }
+    }
+    columns
+}
+
+/// Splits columns where one is missing.
+fn unbroken(columns: &[Column]) -> impl Iterator<Item = &[Column]> {
+    columns.chunk_by(|column, next| Some(next.number) == column.number.checked_add(1))
 }
 
 /// Returns 1, 2 or 5 times a power of ten that is whole and at least `least`.
@@ -552,6 +587,60 @@ mod tests {
                 (serde_json::Value::Null, serde_json::Value::Null);
         }));
         assert_has(&svg.unwrap(), &["latency of each second: no data"]);
+    }
+
+    /// A day of quiet seconds, but for one with a high latency, and one without any reply.
+    fn day() -> Report {
+        let mut report = example();
+        let sample = report.timeline[0];
+        let second = |t: u64| {
+            let mut second = sample;
+            (second.t, second.rate) = (t, 1900 + t % 200);
+            (second.p50, second.p99) = (Some(60 + t % 7), Some(100 + t % 40));
+            match t {
+                40_000 => second.p99 = Some(1_000_000),
+                50_000 => (second.rate, second.open, second.errors) = (0, 0, 50),
+                _ => {}
+            }
+            second
+        };
+        report.timeline = (1..=86_400).map(second).collect();
+        report
+    }
+
+    #[test]
+    fn the_picture_of_a_day_is_small_and_has_its_worst_seconds() {
+        let svg = plot(&day()).unwrap();
+        assert!(svg.len() < 200_000, "{} bytes", svg.len());
+        // The highest p99 is at the top of its axis, and no open connection at the bottom of its own, two strips below.
+        let top = TITLE_HEIGHT + LATENCY_HEIGHT + STRIP_NAME_HEIGHT;
+        let bottom = TITLE_HEIGHT + LATENCY_HEIGHT + 3 * STRIP_HEIGHT - TICKS_HEIGHT - 1;
+        let lines: Vec<_> = svg.lines().filter(|line| line.starts_with("<polyline ")).collect();
+        let reaches = |y: i32, color: &str| {
+            let y = format!(",{y} ");
+            lines.iter().any(|line| line.contains(color) && line.contains(&y))
+        };
+        assert!(reaches(top, "#1C62BE") && reaches(bottom, "#238654"), "{lines:#?}");
+    }
+
+    #[test]
+    fn a_column_has_the_lowest_and_the_highest_value_of_its_seconds() {
+        let mut timeline = Vec::new();
+        for (t, p99) in [(3, Some(10)), (4, Some(7)), (5, None), (6, None), (7, Some(1)), (8, None), (9, Some(5))] {
+            let mut sample = example().timeline[0];
+            (sample.t, sample.p99) = (t, p99);
+            timeline.push(sample);
+        }
+        let column = |number, lowest, highest| Column { number, lowest, highest };
+        let p99: Quantity = |sample| sample.p99;
+        assert_eq!(
+            columns(&timeline, p99, 3, 1),
+            [column(0, 10, 10), column(1, 7, 7), column(4, 1, 1), column(6, 5, 5)]
+        );
+        let in_pairs = columns(&timeline, p99, 3, 2);
+        assert_eq!(in_pairs, [column(0, 7, 10), column(2, 1, 1), column(3, 5, 5)]);
+        let runs: Vec<_> = unbroken(&in_pairs).map(<[Column]>::len).collect();
+        assert_eq!(runs, [1, 2]);
     }
 
     #[test]
