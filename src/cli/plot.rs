@@ -39,7 +39,12 @@ const PLOT_WIDTH: i32 = WIDTH - LEFT - MARGIN;
 /// Space between an axis's name and the edge.
 const AXIS_NAME_MARGIN: i32 = 12;
 const LABELS_MAX: usize = 32;
-const LEGEND_WIDTH: i32 = 330;
+/// The middle of the legend, and the parts of an entry: its sample, the name, and the space around that.
+const LEGEND_MIDDLE: i32 = 14;
+const LEGEND_SAMPLE_WIDTH: i32 = 26;
+const LEGEND_LETTER_WIDTH: i32 = 7;
+const LEGEND_NAME_MARGIN: i32 = 8;
+const LEGEND_GAP: i32 = 37;
 
 /// Width of a bold letter, as a share of the size.
 const LETTER_WIDTH: f64 = 0.57;
@@ -232,9 +237,15 @@ fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
     }
     draw_legend(area, &curves)?;
     if curves.is_empty() {
-        let middle = style(TEXT_SIZE, PALE).pos(Pos::new(HPos::Center, VPos::Center));
-        area.draw(&Text::new("no message was answered", (WIDTH / 2, LATENCY_HEIGHT / 2), middle))?;
+        draw_no_answer(area)?;
     }
+    Ok(())
+}
+
+/// Says in the middle of the upper chart why it has no curve.
+fn draw_no_answer(area: &Area<'_>) -> Drawn {
+    let middle = style(TEXT_SIZE, PALE).pos(Pos::new(HPos::Center, VPos::Center));
+    area.draw(&Text::new("no message was answered", (WIDTH / 2, LATENCY_HEIGHT / 2), middle))?;
     Ok(())
 }
 
@@ -269,17 +280,30 @@ fn latency_chart<'area, 'text>(
     Ok(chart)
 }
 
-/// Draws the legend above the chart, where no curve can cross it.
-fn draw_legend(area: &Area<'_>, curves: &[Curve]) -> Drawn {
+/// Draws the legend above the chart, where no curve can cross it, and returns where its next entry would begin.
+fn draw_legend(area: &Area<'_>, curves: &[Curve]) -> Result<i32, Box<dyn Error>> {
     let mut left = LEFT;
     for curve in curves.iter().rev() {
-        let sample = [(left, 14), (left + 26, 14)];
-        area.draw(&PathElement::new(sample, curve.color.stroke_width(curve.width)))?;
-        let middle = style(TEXT_SIZE, INK).pos(Pos::new(HPos::Left, VPos::Center));
-        area.draw(&Text::new(curve.name, (left + 34, 14), middle))?;
-        left += LEGEND_WIDTH;
+        draw_legend_line(area, left, curve.color.stroke_width(curve.width))?;
+        left = draw_legend_name(area, left, curve.name)?;
     }
+    Ok(left)
+}
+
+/// Draws a line as the sample of the entry of the legend that begins at `left`.
+fn draw_legend_line(area: &Area<'_>, left: i32, line: ShapeStyle) -> Drawn {
+    let ends = [(left, LEGEND_MIDDLE), (left + LEGEND_SAMPLE_WIDTH, LEGEND_MIDDLE)];
+    area.draw(&PathElement::new(ends, line))?;
     Ok(())
+}
+
+/// Draws the name of the entry of the legend that begins at `left`, and returns where the next one begins.
+fn draw_legend_name(area: &Area<'_>, left: i32, name: &str) -> Result<i32, Box<dyn Error>> {
+    let start = left + LEGEND_SAMPLE_WIDTH + LEGEND_NAME_MARGIN;
+    let middle = style(TEXT_SIZE, INK).pos(Pos::new(HPos::Left, VPos::Center));
+    area.draw(&Text::new(name, (start, LEGEND_MIDDLE), middle))?;
+    let letters = i32::try_from(name.chars().count())?;
+    Ok(start + letters * LEGEND_LETTER_WIDTH + LEGEND_GAP)
 }
 
 fn percentile_axis(right: f64) -> Axis {
@@ -525,41 +549,67 @@ mod tests {
         assert!(texts(&svg).iter().any(|text| text.contains("64 B a message")), "the settings");
     }
 
+    /// A window of a search, without latencies if it has no p99.
+    fn probe(rate: f64, passed: bool, schedule_kept: bool, p99: Option<u64>) -> serde_json::Value {
+        serde_json::json!({"rate": rate, "passed": passed, "confirming": false, "schedule_kept": schedule_kept, "seconds": 5,
+            "rate_per_s": rate, "p50_us": p99.map(|_| 100), "p99_us": p99, "errors": 0, "failed": []})
+    }
+
+    fn plot_of_search(found_rate: Option<f64>, probes: &[serde_json::Value]) -> String {
+        let report = example_with(|json| {
+            json["search"] = serde_json::json!({"goal": ["p99<5ms"], "found_rate": found_rate, "limited_by": "server", "reopened": 0,
+                "probes": probes});
+        });
+        plot(&report).unwrap()
+    }
+
     #[test]
     fn a_search_is_drawn_as_latency_over_rate() {
-        let probe = |rate: f64, passed: bool, p99: u64| {
-            serde_json::json!({"rate": rate, "passed": passed, "confirming": false, "schedule_kept": true, "seconds": 5, "rate_per_s": rate,
-                "p50_us": 100, "p99_us": p99, "errors": 0, "failed": []})
-        };
-        let svg = plot(&example_with(|json| {
-            json["search"] = serde_json::json!({"goal": ["p99<5ms"], "found_rate": 1000, "limited_by": "server", "reopened": 0,
-                "probes": [probe(500.0, true, 200), probe(1000.0, true, 900), probe(2000.0, false, 50_000)]});
-        }));
-        let svg = svg.unwrap();
-        assert_has(
-            &svg,
-            &["ecoloop load: echo, 50 connections, 1,000/s found", "p50", "p99, green where the goal held"],
-        );
+        let probes = [
+            probe(500.0, true, true, Some(200)),
+            probe(1000.0, true, true, Some(900)),
+            probe(1500.0, true, false, Some(7000)),
+            probe(2000.0, false, true, Some(50_000)),
+        ];
+        let svg = plot_of_search(Some(1000.0), &probes);
+        assert_has(&svg, &["ecoloop load: echo, 50 connections, 1,000/s found"]);
+        assert_has(&svg, &["p99", "p50", "passed", "failed", "generator too slow", "found rate"]);
         assert_has(
             &svg,
             &["500/s", "1,000/s", "2,000/s", "100 µs", "1 ms", "messages due per second, on a logarithmic axis"],
         );
-        assert_eq!(svg.matches("<circle ").count(), 3);
+        // Each mark is in the legend too, and each p50 is a small circle.
+        let count = |mark: &str| svg.matches(mark).count();
+        assert_eq!(count(r##"r="4" opacity="1" fill="#238654" stroke="none""##), 3);
+        assert_eq!(count(r##"r="4" opacity="1" fill="none" stroke="#CB2D2D""##), 2);
+        assert_eq!(count(r##"<line opacity="1" stroke="#B06000""##), 2 * 2);
+        assert_eq!(count(r##"r="2" opacity="1" fill="#969DA7""##), 4);
         assert!(!texts(&svg).contains(&"seconds"));
     }
 
     #[test]
     fn a_search_below_one_message_a_second_has_its_rates() {
-        let probe = |rate: f64| {
-            serde_json::json!({"rate": rate, "passed": true, "confirming": false, "schedule_kept": true, "seconds": 5, "rate_per_s": rate,
-                "p50_us": 100, "p99_us": 200, "errors": 0, "failed": []})
-        };
-        let svg = plot(&example_with(|json| {
-            json["search"] = serde_json::json!({"goal": ["p99<5ms"], "found_rate": 3.36, "limited_by": "server", "reopened": 0,
-                "probes": [probe(0.2), probe(3.36), probe(20.0)]});
-        }));
+        let probes = [0.2, 3.36, 20.0].map(|rate| probe(rate, true, true, Some(200)));
         let title = "ecoloop load: echo, 50 connections, 3.36/s found";
-        assert_has(&svg.unwrap(), &[title, "0.2/s", "0.5/s", "1/s", "10/s"]);
+        assert_has(&plot_of_search(Some(3.36), &probes), &[title, "0.2/s", "0.5/s", "1/s", "10/s"]);
+    }
+
+    #[test]
+    fn the_line_at_the_rate_that_was_found_is_as_high_as_the_chart() {
+        let svg = plot_of_search(Some(1000.0), &[probe(1000.0, true, true, Some(200))]);
+        let line = svg.lines().find(|line| line.contains(r##"stroke="#238654" stroke-width="1" points="##)).unwrap();
+        let heights: Vec<_> = line.split(['"', ' ']).filter_map(|point| Some(point.split_once(',')?.1)).collect();
+        assert_eq!(heights, ["387", "94"], "{line}");
+        assert!(svg.contains(r#"y1="387" x2="84" y2="94""#), "the axis is higher or lower");
+    }
+
+    #[test]
+    fn a_search_without_an_answer_has_no_axes() {
+        for probes in [&[probe(1000.0, false, true, None), probe(2000.0, false, true, None)][..], &[]] {
+            let svg = plot_of_search(None, probes);
+            assert_has(&svg, &["no message was answered"]);
+            assert_eq!((svg.matches("<line ").count(), svg.matches("<polyline ").count()), (0, 0));
+        }
     }
 
     #[test]
