@@ -39,6 +39,8 @@ const PLOT_WIDTH: i32 = WIDTH - LEFT - MARGIN;
 /// Space between an axis's name and the edge.
 const AXIS_NAME_MARGIN: i32 = 12;
 const LABELS_MAX: usize = 32;
+/// Width of a letter of a label, at most.
+const LABEL_LETTER_WIDTH: f64 = 8.0;
 /// The middle of the legend, and the parts of an entry: its sample, the name, and the space around that.
 const LEGEND_MIDDLE: i32 = 14;
 const LEGEND_SAMPLE_WIDTH: i32 = 26;
@@ -307,11 +309,16 @@ fn draw_legend_name(area: &Area<'_>, left: i32, name: &str) -> Result<i32, Box<d
 }
 
 fn percentile_axis(right: f64) -> Axis {
+    let range = 0.0..right + 0.08;
     // With many decades its label would touch the next one.
     let half = Some(2_f64.log10()).filter(|_| right < 6.0);
+    // `99.9 %` is the label of three decades, and each further one adds a 9: from nine on, a label is wider than a decade.
+    let label_width = (right.floor() + 3.0) * LABEL_LETTER_WIDTH;
+    let decade_width = f64::from(PLOT_WIDTH) / range.end;
+    let step = (label_width / decade_width).ceil();
     Axis {
-        range: 0.0..right + 0.08,
-        labels: [0.0].into_iter().chain(half).chain(multiples(1.0, right, 1.0)).collect(),
+        range,
+        labels: [0.0].into_iter().chain(half).chain(multiples(step, right, step)).collect(),
         lines: logarithms(0.0..right, &[2, 3, 4, 5, 6, 7, 8, 9]),
     }
 }
@@ -747,6 +754,23 @@ mod tests {
     fn a_broken_histogram_is_an_error() {
         let refused = plot(&example_with(|json| json["latency_us"]["count"] = 7.into())).unwrap_err();
         assert_eq!(refused, "cannot draw the plot: count is 7, and 1000 in hdr_v2");
+    }
+
+    #[test]
+    fn labels_of_many_percentiles_do_not_touch() {
+        assert_eq!(percentile_axis(8.9).labels, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        assert_eq!(percentile_axis(9.0).labels, [0.0, 2.0, 4.0, 6.0, 8.0]);
+        // 10^19.3 is the most that a histogram can count.
+        for right in (20..=193).map(|tenths| f64::from(tenths) / 10.0) {
+            let axis = percentile_axis(right);
+            let labels: Vec<_> =
+                axis.labels.iter().map(|&label| (axis.map(&label, (0, PLOT_WIDTH)), percentile(label))).collect();
+            for pair in labels.windows(2) {
+                let letters = pair.iter().map(|(_, label)| label.chars().count()).sum::<usize>();
+                let width = i32::try_from(letters).unwrap() * 8 / 2;
+                assert!(pair[1].0 - pair[0].0 > width, "{right}: {labels:?}");
+            }
+        }
     }
 
     #[test]
