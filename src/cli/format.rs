@@ -67,8 +67,11 @@ pub(super) fn time(microseconds: u64) -> String {
 pub(super) fn mean_time(microseconds: f64) -> String {
     // Rounded before the unit is chosen: 9.996 ms is 10.0 ms, and 999.7 ms is 1.00 s.
     let (value, unit) = scale_time(rounded_time(microseconds));
-    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
-    format!("{value:.digits$} {unit}")
+    match value {
+        ..9.995 => format!("{value:.2} {unit}"),
+        ..99.95 => format!("{value:.1} {unit}"),
+        _ => format!("{} {unit}", number(value)),
+    }
 }
 
 /// Returns the microseconds that [`mean_time`] shows.
@@ -83,12 +86,10 @@ pub(super) fn round_time(microseconds: f64) -> String {
     format!("{} {unit}", number(value))
 }
 
+/// Returns a time in the first unit in which [`number`] shows less than 1,000: 999.7 µs are 1 ms.
 fn scale_time(microseconds: f64) -> (f64, &'static str) {
-    match microseconds {
-        ..1e3 => (microseconds, "µs"),
-        ..1e6 => (microseconds / 1e3, "ms"),
-        _ => (microseconds / 1e6, "s"),
-    }
+    let units = [(microseconds, "µs"), (microseconds / 1e3, "ms")];
+    units.into_iter().find(|(value, _)| rounded(*value) < 1000.0).unwrap_or((microseconds / 1e6, "s"))
 }
 
 /// Names at most two items: `a`, `a and b`, `a and 3 more`.
@@ -148,9 +149,23 @@ mod tests {
             (99_960, "100 ms"),
             (999_700, "1.00 s"),
             (900_000, "900 ms"),
-            (3_600_000_000, "3600 s"),
+            (999_499, "999 ms"),
+            (999_999_999, "1,000 s"),
+            (3_600_000_000, "3,600 s"),
         ] {
             assert_eq!(time(microseconds), text);
+        }
+        for (microseconds, text) in [
+            (0.254, "0.25 µs"),
+            (999.4, "999 µs"),
+            (999.7, "1 ms"),
+            (5000.0, "5 ms"),
+            (999_499.0, "999 ms"),
+            (999_700.0, "1 s"),
+            (2_500_000.0, "2.5 s"),
+            (3_600_000_000.0, "3,600 s"),
+        ] {
+            assert_eq!(round_time(microseconds), text);
         }
         assert_eq!([0.25, 5.1, 999.7].map(mean_time), ["0.25 µs", "5.10 µs", "1.00 ms"]);
         for (value, text) in
