@@ -49,6 +49,8 @@ Examples:
   ecoloop compare --live -c 50 --windows 40 127.0.0.1:5000 127.0.0.1:5001
       80 windows of one second, each server in turn: which is faster with 50 connections?";
 
+/// Digits of the fraction of a percentage.
+const DIGITS_MAX: usize = 6;
 /// Width of each column but the last, as usual values need it: one layout for most tables.
 const WIDTHS_MIN: [usize; 5] = [10, 8, 7, 5, 11];
 
@@ -256,6 +258,14 @@ fn nothing_compared(comparison: &Comparison) -> Option<String> {
 }
 
 fn threshold(threshold: &RelativeResult) -> String {
-    let value = threshold.value.map_or("no data".to_owned(), |percent| format!("{percent:+.1} %"));
+    let value = threshold.value.map_or("no data".to_owned(), |percent| format!("{} %", change(threshold, percent)));
     format!("{} ({value})", threshold.expr)
+}
+
+/// Formats a change in percent. It has more digits if a condition that failed would not fail with the rounded value.
+fn change(threshold: &RelativeResult, percent: f64) -> String {
+    let rounded = |digits: usize| format!("{percent:+.digits$}");
+    let fails = |shown: &String| shown.parse::<f64>().is_ok_and(|shown| threshold.holds_for(shown));
+    let shown = (1..=DIGITS_MAX).map(rounded).find(fails).filter(|_| threshold.failed == Some(true));
+    shown.unwrap_or_else(|| rounded(1))
 }

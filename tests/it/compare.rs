@@ -57,6 +57,22 @@ fn a_slower_server_is_named_and_fails_the_condition() {
 }
 
 #[test]
+fn the_change_of_a_failed_condition_is_shown_beyond_its_bound() {
+    let side = |name: &str, p50: u64| windows(name, 6, 0, |report| report["latency_us"]["p50"] = p50.into());
+    let old = side("old", 100_000);
+    for (p50, condition, result) in [
+        (110_040, "p50>+10%", "FAIL: p50>+10% (+10.04 %)"),
+        (110_002, "p50>+10%", "FAIL: p50>+10% (+10.002 %)"),
+        (110_100, "p50>+10%", "FAIL: p50>+10% (+10.1 %)"),
+        (79_960, "p50<-20%", "FAIL: p50<-20% (-20.04 %)"),
+        (110_040, "p50>+20%", "PASS (1 threshold)"),
+    ] {
+        let ended = compare(&[old.path(), side("new", p50).path(), "--fail-if", condition]);
+        assert_eq!(row(&ended, "result"), format!("result       {result}"), "{ended:?}");
+    }
+}
+
+#[test]
 fn long_cells_do_not_run_together() {
     let side = |name: &str, p50: u64| {
         windows(name, 6, 0, |report| {

@@ -49,18 +49,29 @@ impl RelativeThreshold {
         &self.text
     }
 
+    fn is_beyond(&self, percent: f64) -> bool {
+        if self.is_above { percent > self.bound } else { percent < self.bound }
+    }
+
     pub(super) fn evaluate(&self, metrics: &[MetricRatio]) -> RelativeResult {
         let metric = metrics.iter().find(|metric| metric.metric == self.name);
         let percent = |ratio: f64| (ratio - 1.0) * 100.0;
         let interval = metric.and_then(|metric| metric.interval).map(|interval| interval.map(percent));
-        let is_beyond = |percent: f64| if self.is_above { percent > self.bound } else { percent < self.bound };
         let is_told = metric.is_some_and(|metric| metric.verdict != Difference::CannotTell);
-        let failed = interval.and_then(|ends| match ends.map(is_beyond) {
+        let failed = interval.and_then(|ends| match ends.map(|end| self.is_beyond(end)) {
             [true, true] => Some(true),
             [false, false] => Some(false),
             _ => is_told.then_some(false),
         });
         RelativeResult { expr: self.text.clone(), value: metric.and_then(|metric| metric.ratio).map(percent), failed }
+    }
+}
+
+impl RelativeResult {
+    /// Returns whether a change in percent is beyond the bound of the condition.
+    #[must_use]
+    pub fn holds_for(&self, percent: f64) -> bool {
+        self.expr.parse::<RelativeThreshold>().is_ok_and(|threshold| threshold.is_beyond(percent))
     }
 }
 
