@@ -14,7 +14,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::format::{count, number, plural, round_time, shorten, strip_control, time, wrap};
-use super::table::{deferred, settings, stages_in_words, verdict};
+use super::table::{deferred, pace_of_last_messages, settings, stages_in_words, verdict};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// What a strip draws of a second.
@@ -115,6 +115,7 @@ pub(super) fn title(report: &Report) -> String {
         Some(_) if !report.stages.is_empty() => stages_in_words(report),
         Some(rate) if report.mode == Mode::Churn => format!("{}/s", plural(number(rate), "connect", "connects")),
         Some(rate) => format!("{}/s", plural(number(rate), "message", "messages")),
+        None if report.mode == Mode::Hold => pace_of_last_messages(report),
         None => "closed loop".to_owned(),
     };
     let connections = plural(count(report.connections.requested), "connection", "connections");
@@ -214,6 +215,7 @@ fn draw_latency(area: &Area<'_>, report: &Report) -> Drawn {
     let latency = Histogram::from_summary(&report.latency_us)?;
     let lateness = Histogram::from_summary(&report.lateness_us)?;
     let latency_name = match report.r#loop {
+        _ if report.mode == Mode::Hold => "latency of the last messages, from the scheduled send time",
         Loop::Open => "latency, from the scheduled send time",
         Loop::Closed => "latency, in a closed loop",
     };
@@ -635,6 +637,18 @@ mod tests {
         assert_has(&plot(&example()).unwrap(), &["latency, from the scheduled send time"]);
         let closed = plot(&example_with(|json| json["loop"] = "closed".into())).unwrap();
         assert_has(&closed, &["latency, in a closed loop"]);
+    }
+
+    #[test]
+    fn the_last_messages_of_hold_have_a_scheduled_send_time() {
+        let hold = plot(&example_with(|json| {
+            (json["mode"], json["loop"], json["config"]["rate"]) = ("hold".into(), "closed".into(), 10_000.into());
+            json["lateness_us"] = json["latency_us"].clone();
+        }));
+        let hold = hold.unwrap();
+        assert_has(&hold, &["ecoloop load: hold, 50 connections, last messages at 10,000/s"]);
+        assert_has(&hold, &["latency of the last messages, from the scheduled send time", "lateness of the generator"]);
+        assert!(!hold.contains("closed loop"), "{hold}");
     }
 
     #[test]

@@ -77,6 +77,7 @@ pub(super) fn rows(report: &Report) -> Vec<Row> {
 pub(super) fn settings(report: &Report) -> Vec<String> {
     let config = &report.config;
     let pace = match (report.r#loop, config.rate) {
+        _ if report.mode == Mode::Hold => pace_of_last_messages(report),
         (Loop::Closed, _) => "closed loop".to_owned(),
         _ if !report.stages.is_empty() => format!("open loop in {}", stages_in_words(report)),
         (Loop::Open, Some(rate)) => format!("open loop at {}/s", number(rate)),
@@ -106,6 +107,13 @@ pub(super) fn settings(report: &Report) -> Vec<String> {
     words.extend(config.seed.map(|seed| format!("seed {seed}")));
     words.extend(config.labels.iter().map(|(key, value)| strip_control(&format!("{key}={value}"))));
     words
+}
+
+/// Returns when the last messages of a run of `hold` are due.
+pub(super) fn pace_of_last_messages(report: &Report) -> String {
+    // A report of an older version has no rate that was not asked for.
+    let rate = report.config.rate.map(|rate| format!("last messages at {}/s", number(rate)));
+    rate.unwrap_or_else(|| "last messages on a schedule".to_owned())
 }
 
 /// Returns how many stages a run has, and their highest rate.
@@ -254,7 +262,7 @@ fn distributions(table: &mut Table, report: &Report) {
     let schedule = match report.schedule.kept {
         Some(true) => "kept",
         Some(false) => "NOT KEPT: the generator sent messages late",
-        None if report.r#loop == Loop::Open => NO_DATA,
+        None if report.r#loop == Loop::Open || report.mode == Mode::Hold => NO_DATA,
         None => "- (closed loop)",
     };
     table.row("schedule", schedule);

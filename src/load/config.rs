@@ -24,6 +24,8 @@ const SIZE_MAX: usize = 1 << 30;
 const IN_FLIGHT_MAX: u64 = 1 << 27;
 /// Maximum rate of messages or connects: one a nanosecond, the resolution of a run's clock.
 const RATE_MAX: f64 = 1e9;
+/// The rate of the last messages of [`Mode::Hold`], unless one is configured.
+const RATE_OF_LAST_MESSAGES: f64 = 10_000.0;
 /// Maximum rate of a Poisson process: the generator draws every event of all ranks.
 const POISSON_RATE_MAX: f64 = 1e7;
 /// Maximum number of stages: each has figures, which take 380 kB.
@@ -193,6 +195,11 @@ impl Config {
     /// Returns the rate of all ranks; of stages, the mean over the window.
     pub(super) fn mean_rate(&self) -> Option<f64> {
         self.rate.or_else(|| mean_rate(&self.stages))
+    }
+
+    /// Returns the rate of the last messages of [`Mode::Hold`], over all ranks.
+    pub(super) fn rate_of_last_messages(&self) -> f64 {
+        self.rate.unwrap_or(RATE_OF_LAST_MESSAGES)
     }
 
     /// Returns the duration of the measured window, unless a number of messages ends it.

@@ -294,6 +294,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
     let (config, driver) = (&engine.config, &engine.driver);
     let (totals, counts) = (&driver.totals, driver.connector.counts);
     let is_open_loop = config.is_open_loop();
+    let rate = if config.mode == Mode::Hold { Some(config.rate_of_last_messages()) } else { config.mean_rate() };
     let (targets, sources) = if config.unresolved > 0 {
         (config.targets.concat(), config.sources.clone())
     } else {
@@ -314,7 +315,7 @@ fn measured(engine: &Engine, start: SystemTime, readings: Readings) -> Measured<
             size: config.size as u64,
             size_max: config.size_max.map(|bytes| bytes as u64),
             pipeline: config.pipeline.or(if config.is_scheduled() { None } else { Some(1) }),
-            rate: config.mean_rate().map(|rate| config.share_of_rate(rate)),
+            rate: rate.map(|rate| config.share_of_rate(rate)),
             arrivals: is_open_loop.then_some(config.arrivals),
             messages_per_connection: config.messages_per_connection.or((config.mode == Mode::Churn).then_some(1)),
             proxy_protocol: config.proxy_protocol,

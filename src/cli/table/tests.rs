@@ -130,6 +130,23 @@ fn held_connections_that_failed_otherwise_are_an_outcome() {
 }
 
 #[test]
+fn the_last_messages_of_hold_are_on_a_schedule() {
+    let table_at = |rate: Value| {
+        table(&example_with(|json| {
+            (json["mode"], json["loop"], json["config"]["rate"]) = ("hold".into(), "closed".into(), rate);
+            json["schedule"]["kept"] = Value::Null;
+        }))
+    };
+    let paced = table_at(10_000.into());
+    assert_has(
+        &paced,
+        &["run          hold, last messages at 10,000/s, 50 connections, 64 B a message", "schedule     -"],
+    );
+    let older = table_at(Value::Null);
+    assert_has(&older, &["run          hold, last messages on a schedule, 50 connections, 64 B a message"]);
+}
+
+#[test]
 fn a_failed_threshold_has_the_unit_of_its_quantity() {
     let row = |expr: &str, value: f64| json!({"expr": expr, "default": false, "value": value, "failed": true});
     let table = table(&example_with(|json| {

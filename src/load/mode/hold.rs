@@ -11,9 +11,6 @@ use crate::load::report::{ClosedAfter, Histogram, Hold};
 use crate::load::schedule::Window;
 use crate::load::stage::Counts;
 
-/// The rate of the last messages, unless one is configured.
-const DEFAULT_RATE: f64 = 10_000.0;
-
 #[derive(Debug)]
 pub(super) struct HoldMode {
     rate: f64,
@@ -26,7 +23,7 @@ pub(super) struct HoldMode {
 
 impl HoldMode {
     pub(super) fn new(config: &Config) -> Self {
-        Self { rate: config.rate.unwrap_or(DEFAULT_RATE), ended: Hold::default(), closed_after: BTreeMap::new() }
+        Self { rate: config.rate_of_last_messages(), ended: Hold::default(), closed_after: BTreeMap::new() }
     }
 }
 
@@ -164,7 +161,7 @@ mod tests {
     #[test]
     fn the_last_messages_are_paced_and_one_for_each_connection() {
         let mut config = Config::new(Vec::<AnyAddress>::new());
-        for (rate, paced) in [(None, DEFAULT_RATE), (Some(7.0), 7.0)] {
+        for (rate, paced) in [(None, 10_000.0), (Some(7.0), 7.0)] {
             config.rate = rate;
             let expected = Traffic::Scheduled { rate: paced, messages: Some(1) };
             assert_eq!(HoldMode::new(&config).last_traffic(), expected);

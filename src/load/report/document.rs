@@ -237,7 +237,8 @@ pub struct Settings {
     pub size_max: Option<u64>,
     /// Maximum messages in flight per connection; `None` is unlimited.
     pub pipeline: Option<u32>,
-    /// Messages due per second, over all connections, in an open loop; in [`Mode::Churn`], connections. Of [`Report::stages`], the mean.
+    /// Messages due per second, over all connections, in an open loop; in [`Mode::Churn`], connections, and in [`Mode::Hold`], last
+    /// messages. Of [`Report::stages`], the mean.
     #[serde(serialize_with = "number")]
     pub rate: Option<f64>,
     /// How messages follow each other in an open loop; in [`Mode::Churn`], connections.

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use ecoloop::Config as ServerConfig;
-use ecoloop::load::report::{ErrorName, Phase, Verdict};
+use ecoloop::load::report::{ErrorName, Loop, Phase, Verdict};
 use ecoloop::load::{Mode, Report};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -30,6 +30,7 @@ fn hold_sends_one_message_at_the_start_and_one_at_the_end() {
     assert_eq!((report.latency_us.count, hold.first_us.count), (20, 20));
     assert_eq!([hold.alive, hold.late, hold.reset, hold.closed, hold.silent], [20, 0, 0, 0, 0]);
     assert_eq!((report.messages.due, stats.bytes_in), (40, 40 * SIZE as u64));
+    assert_eq!((report.r#loop, report.config.rate), (Loop::Closed, Some(10_000.0)));
 }
 
 #[test]
