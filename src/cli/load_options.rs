@@ -56,7 +56,7 @@ pub(super) struct LoadOptions {
     #[arg(short, long, help_heading = MESSAGES, value_name = "SIZE", default_value = "64", value_parser = sizes)]
     size: (usize, Option<usize>),
 
-    /// Maximum in flight per connection [default: 1; any with -r]
+    /// Maximum in flight per connection [default: 1; echo -r: any]
     #[arg(short = 'p', long, help_heading = MESSAGES, value_name = "COUNT", value_parser = count)]
     pipeline: Option<u32>,
 
