@@ -22,15 +22,16 @@ use super::{exit_status, print_error};
 
 const HELP: &str = "\
 EXPR  METRIC, < or >, and a change in percent with its sign: p99>+10%, rate<-5%
-      METRIC is any percentile, mean, max, rate or server_cpu; p99[2]: of stage 2
+      METRIC is any percentile, mean or max, each also with connect_ or lateness_ before it, or rate
+      or server_cpu; p99[2]: of stage 2
 
-With --live, measures windows of both servers in turn, over connections that last. It also takes
-the options of ecoloop load for connections, messages, time and sockets; a window lasts --duration,
-here 1s by default.
+With --live, measures windows of --duration, by default 1s, of both servers in turn, over
+connections that last. It also takes the options of ecoloop load for connections, messages, time and
+sockets, but not --reconnect, --fault, --repeat, --start-at, --mode hold or churn, or a range of -r.
 
 For each metric: the ratio of the medians, NEW to OLD, and an interval. The intervals of all metrics
 hold together with 95 % confidence. A verdict needs 6 windows on each side, and usually more:
-  faster, slower      the interval is on one side of 1
+  faster, slower      the interval is on one side of 1, and more than 1 % away from it
   no difference seen  the interval is within 5 % of 1
   cannot tell         neither; N windows on each side find a difference of 5 %
 

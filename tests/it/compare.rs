@@ -244,6 +244,24 @@ fn a_condition_that_live_windows_cannot_tell_is_a_usage_error() {
 }
 
 #[test]
+fn the_help_names_what_live_does_not_take() {
+    let help = compare(&["--help"]).stdout.join(" ");
+    for (words, options) in [
+        ("--reconnect", &["--reconnect"][..]),
+        ("--fault", &["--fault", "rate=1KiB"]),
+        ("--repeat", &["--repeat"]),
+        ("--start-at", &["--start-at", "2100-01-01T00:00:00Z"]),
+        ("--mode hold or churn", &["--mode", "hold"]),
+        ("--mode hold or churn", &["--mode", "churn"]),
+        ("a range of -r", &["-r", "1..2"]),
+    ] {
+        let ended = compare(&[&["--live"], options, &[":9", ":9"]].concat());
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(help.contains(words), "{words} is not in {help}");
+    }
+}
+
+#[test]
 fn options_of_a_load_need_live() {
     let ended = compare(&["-c", "5", "old.json", "new.json"]);
     assert_eq!(ended.status.code(), Some(2));
