@@ -63,19 +63,21 @@ EXPR      METRIC, one of > >= < <=, and a value: p99>5ms, rate<99%, errors>10
                     longest_outage, with --reconnect
           RATE      rate; its percentage is of --rate; found_rate, of --find-rate
           COUNT     connections, outages, hold_alive, hold_late, hold_reset, hold_closed,
-                    hold_silent, hold_unasked; percentages are of --connections
+                    hold_silent, hold_unasked; percentages are of the connections requested,
+                    without those of --fault
                     errors; its percentage is of all connects
                     unanswered, unsent, deferred; percentages are of the messages due
           schedule alone, without a value, fails if the schedule was not kept
           of a stage, its number from 1 follows the metric: p99[2]>5ms, errors[1]>0
 
-A run also fails if fewer connections than requested are held at its end, on any error, unanswered
-message or wrong byte, and if no message is verified. --fail-if on connections, errors or unanswered
-replaces that condition; with --reconnect, one on outages or longest_outage replaces those on errors
-and unanswered.
+A run also fails if fewer connections than requested are held at its end (not in churn), on any
+error, unanswered message or wrong byte, and if no message is verified. --fail-if on connections,
+errors or unanswered replaces that condition; with --reconnect, one on outages or longest_outage
+replaces those on errors and unanswered.
 
 SIGINT, SIGTERM and SIGHUP end the run, and it reports. A second signal, at least 0.3 s later, ends
-the process immediately. The file of --json is rewritten every minute, with the verdict running.
+the process immediately. The file of --json is rewritten every minute, with the verdict running, but
+not with --jobs, --barrier or --find-rate.
 
 Exit status:
   0    pass: no threshold failed
