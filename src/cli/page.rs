@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use ecoloop::load::Report;
-use ecoloop::load::report::{Options, Probe, SearchReport, ThresholdResult, Verdict};
+use ecoloop::load::report::{Options, Probe, SearchReport, Verdict};
 use quick_xml::escape::escape;
 
 use super::find_rate;
@@ -26,11 +26,17 @@ const WORDS: [(&str, &str); 5] = [
         "latency",
         "from when a message was due to its reply. With a rate, messages are due whatever the server does: a stall delays them all",
     ),
-    ("connect", "from connect(2) to the end of the TCP handshake"),
+    (
+        "connect",
+        "from connect(2), or with a rate of connects from when the connect was due, until the connection is established",
+    ),
     ("lateness", "from when a message was due to when the generator sent it: what the generator itself added"),
     ("censored", "counted with the age of a message that had no reply when the timeout or the run ended"),
     ("p99", "99 of 100 values are at most this"),
 ];
+/// A word that the reports of `hold` alone have.
+const FIRST: (&str, &str) =
+    ("first", "latency of the first message of each connection; latency itself is that of the last messages");
 
 /// Draws a report as a page.
 pub(super) fn page(report: &Report) -> Result<String, String> {
@@ -39,7 +45,7 @@ pub(super) fn page(report: &Report) -> Result<String, String> {
     let mut body = format!("<h1>{}</h1>\n", text(&title));
     head(&mut body, report);
     results(&mut body, report);
-    thresholds(&mut body, &report.thresholds);
+    thresholds(&mut body, report);
     if let Some(search) = &report.search {
         probes(&mut body, search);
     }
@@ -50,7 +56,7 @@ pub(super) fn page(report: &Report) -> Result<String, String> {
         "<section class=\"plot\">\n<h2>Plot</h2>\n<div role=\"img\" aria-label=\"{name}\">\n{plot}</div>\n</section>\n"
     );
     settings(&mut body, report);
-    words(&mut body);
+    words(&mut body, report);
     let page = PAGE.replacen(TITLE, &text(&title), 1);
     let (before, after) = page.rsplit_once(BODY).unwrap_or((&page, ""));
     Ok([before, &body, after].concat())
@@ -112,10 +118,15 @@ fn figures(body: &mut String, label: &str, cells: &[String], element: &str) {
     body.push_str("</tr>\n");
 }
 
-fn thresholds(body: &mut String, thresholds: &[ThresholdResult]) {
-    body.push_str("<section>\n<h2>Thresholds: the run fails if one of them holds</h2>\n<table>\n");
+fn thresholds(body: &mut String, report: &Report) {
+    body.push_str("<section>\n<h2>Thresholds: the run fails if one of them holds</h2>\n");
+    if report.verdict == Verdict::Interrupted {
+        body.push_str("<p>None was evaluated, because the run was interrupted.</p>\n</section>\n");
+        return;
+    }
+    body.push_str("<table>\n");
     for (class, outcome, failed) in [("fail", "failed", true), ("pass", "passed", false)] {
-        let results: Vec<_> = thresholds.iter().filter(|threshold| threshold.failed == failed).collect();
+        let results: Vec<_> = report.thresholds.iter().filter(|threshold| threshold.failed == failed).collect();
         if results.is_empty() {
             continue;
         }
@@ -183,9 +194,9 @@ fn options(options: &Options, messages: Option<u64>) -> String {
     words.join(" · ")
 }
 
-fn words(body: &mut String) {
+fn words(body: &mut String, report: &Report) {
     body.push_str("<section>\n<h2>What the words mean</h2>\n<table>\n");
-    for (word, meaning) in WORDS {
+    for (word, meaning) in WORDS.into_iter().chain(report.hold.as_ref().map(|_| FIRST)) {
         let _ = writeln!(body, "<tr><th>{word}</th><td>{meaning}</td></tr>");
     }
     body.push_str("</table>\n</section>\n");

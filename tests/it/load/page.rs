@@ -162,6 +162,41 @@ fn the_page_of_a_search_has_its_windows() {
     assert!(page.contains(&fs::read_to_string(&svg).unwrap()), "the plot is not that of --plot");
 }
 
+/// Returns the page of a report with something else in its JSON.
+#[track_caller]
+fn page_with(change: impl FnOnce(&mut Value)) -> String {
+    let mut report: Value = serde_json::from_str(include_str!("../../report.json")).unwrap();
+    change(&mut report);
+    let directory = TempDir::new().unwrap();
+    let [file, html] =
+        ["report.json", "page.html"].map(|name| directory.path().join(name).to_str().unwrap().to_owned());
+    fs::write(&file, report.to_string()).unwrap();
+    let ended = Process::start(ecoloop(&["merge", "-q", "--html", &html, &file])).wait();
+    fs::read_to_string(html).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+#[test]
+fn the_page_of_an_interrupted_run_says_that_no_threshold_was_evaluated() {
+    let words = "<p>None was evaluated, because the run was interrupted.</p>";
+    let interrupted = page_with(|report| report["ended"] = "interrupted".into());
+    assert!(interrupted.contains(words) && interrupted.contains(">INTERRUPTED</p>"), "{interrupted}");
+    let complete = page_with(|_| ());
+    assert!(!complete.contains(words) && complete.contains("errors&gt;0 (0)"), "{complete}");
+}
+
+#[test]
+fn the_page_of_hold_explains_its_first_latencies() {
+    let words = "<tr><th>first</th><td>latency of the first message of each connection; ";
+    let hold = page_with(|report| {
+        let first = report["connect_us"].clone();
+        (report["mode"], report["loop"]) = ("hold".into(), "closed".into());
+        report["hold"] = json!({
+            "alive": 50, "late": 0, "reset": 0, "closed": 0, "silent": 0, "unasked": 0, "failed": 0, "closed_after_s": null, "first_us": first,
+        });
+    });
+    assert!(hold.contains(words) && !page_with(|_| ()).contains(words), "{hold}");
+}
+
 /// Returns a report with more of everything than a page shows, on IPv4.
 fn full(report: &Value) -> Value {
     let mut full = report.clone();
