@@ -49,12 +49,8 @@ pub(super) fn page(report: &Report) -> Result<String, String> {
     if let Some(search) = &report.search {
         probes(&mut body, search);
     }
-    // plotters has escaped the text in it.
-    let name = text(&title);
-    let _ = write!(
-        body,
-        "<section class=\"plot\">\n<h2>Plot</h2>\n<div role=\"img\" aria-label=\"{name}\">\n{plot}</div>\n</section>\n"
-    );
+    // The text in it is escaped.
+    let _ = write!(body, "<section class=\"plot\">\n<h2>Plot</h2>\n{plot}</section>\n");
     settings(&mut body, report);
     words(&mut body, report);
     let page = PAGE.replacen(TITLE, &text(&title), 1);

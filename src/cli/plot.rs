@@ -4,6 +4,7 @@ mod search;
 mod stages;
 
 use std::error::Error;
+use std::iter::once;
 use std::ops::Range;
 
 use ecoloop::load::report::{Loop, Sample, Verdict};
@@ -12,6 +13,7 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use quick_xml::escape::escape;
 
 use super::format::{count, number, plural, round_time, shorten, strip_control, time, wrap};
 use super::table::{deferred, pace_of_last_messages, settings, stages_in_words, verdict};
@@ -106,7 +108,18 @@ fn draw(report: &Report) -> Result<String, Box<dyn Error>> {
         }
         root.present()?;
     }
-    Ok(svg)
+    Ok(describe(&svg, report))
+}
+
+/// Adds a title and a description to a picture, for those who cannot see it.
+fn describe(svg: &str, report: &Report) -> String {
+    let latency = &report.latency_us;
+    let figures = [("p50", latency.p50), ("p99", latency.p99), ("max", latency.max)];
+    let figures = figures.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", time(value?))));
+    let description: Vec<_> = once(verdict(report)).chain(figures).collect();
+    let (title, description) = (escape(title(report)), escape(description.join(", ")));
+    let (head, drawing) = svg.split_once('>').unwrap_or_default();
+    format!("{head} role=\"img\">\n<title>{title}</title>\n<desc>{description}</desc>{drawing}")
 }
 
 /// Returns what a report is of: `ecoloop load: echo, 50 connections, 2,000 messages/s`.
@@ -754,6 +767,22 @@ mod tests {
             );
         }
         assert!((fitting_size(TITLE_SIZE, "ecoloop load") - TITLE_SIZE).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_picture_has_a_title_and_a_description() {
+        let title = "<title>ecoloop load: echo, 50 connections, 100 messages/s</title>";
+        let head = |figures: &str| format!("role=\"img\">\n{title}\n<desc>{figures}</desc>\n<rect ");
+        let svg = plot(&example()).unwrap();
+        assert!(svg.starts_with("<svg width="), "{svg}");
+        assert!(svg.contains(&head("PASS (1 threshold), p50 80 µs, p99 100 µs, max 20.0 ms")), "{svg}");
+        let svg = plot(&example_with(|json| {
+            json["verdict"] = "fail".into();
+            json["thresholds"] = serde_json::json!([{"expr": "errors>0", "default": true, "value": 3, "failed": true}]);
+            json["latency_us"] = json["lateness_us"].clone();
+        }));
+        let svg = svg.unwrap();
+        assert!(svg.contains(&head("FAIL: errors&gt;0 (3)")), "{svg}");
     }
 
     #[test]
