@@ -534,6 +534,7 @@ pub(super) fn start(report: &Report) -> String {
 fn small_print(report: &Report) -> Vec<String> {
     let mut words = vec![format!("ecoloop {}", strip_control(&report.version)), start(report)];
     words.extend(settings(report));
+    let words: Vec<_> = words.iter().map(|word| shorten(word, PRINT_LINE_LETTERS - 1)).collect();
     wrap(&words, " · ", PRINT_LINE_LETTERS)
 }
 
@@ -783,6 +784,13 @@ mod tests {
         }));
         let svg = svg.unwrap();
         assert!(svg.contains(&head("FAIL: errors&gt;0 (3)")), "{svg}");
+    }
+
+    #[test]
+    fn a_long_label_is_cut_at_the_edge() {
+        let svg = plot(&example_with(|json| json["config"]["labels"]["k"] = "x".repeat(300).into())).unwrap();
+        let label = texts(&svg).into_iter().find(|text| text.starts_with("k=")).unwrap();
+        assert!(label.chars().count() == PRINT_LINE_LETTERS && label.ends_with("x…"), "{label}");
     }
 
     #[test]
