@@ -66,7 +66,8 @@ pub struct Config {
     pub size_max: Option<usize>,
     /// Maximum number of messages in flight on a connection. `None`: no limit in [`Mode::Echo`] with a rate, else 1.
     pub pipeline: Option<u32>,
-    /// Messages a second over all connections, in an open loop; in [`Mode::Churn`], connections a second. `None`: a closed loop.
+    /// Messages a second over all connections, in an open loop; in [`Mode::Churn`], connections a second. `None`: a closed loop. In
+    /// [`Mode::Hold`], last messages a second; `None` is 10,000.
     pub rate: Option<f64>,
     /// Stages in which the rate changes, in place of [`Config::rate`] and [`Config::duration`]: the window is as long as they are
     /// together. Not in [`Mode::Hold`]. Empty: the rate is constant.
