@@ -14,8 +14,8 @@ use ecoloop::{CloseReason, Config, Handle, Observer, Peer, Server, Turn};
 use socket2::SockRef;
 
 use crate::support::{
-    Event, Recorder, TIMEOUT, assert_echoes, assert_ended, connect, connect_narrow, ends_by_itself, eventually,
-    half_close, is_listening, join, narrow, pattern, reset, serve,
+    Event, Recorder, TIMEOUT, assert_echoes, assert_ended, await_not_listening, connect, connect_narrow,
+    ends_by_itself, eventually, half_close, join, narrow, pattern, reset, serve,
 };
 
 /// An address of these tests alone: once a server has released a port, no other test or client takes it.
@@ -69,7 +69,7 @@ fn dropping_a_running_server_stops_it_and_joins_its_thread() {
     // `drop` returns after the thread has ended.
     let stats = handle.stats();
     assert_eq!((stats.accepted, stats.closed.stopped), (1, 1));
-    assert!(!is_listening(address));
+    await_not_listening(address);
     assert_ended(&mut client);
     Server::bind(address, Config::default()).unwrap();
 }

@@ -14,8 +14,8 @@ use rustix::process::Signal;
 use rustix::process::{Resource, Rlimit, prlimit};
 
 use crate::support::{
-    Ended, Process, Scratch, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close,
-    is_listening, reserve_port, wrapped,
+    Ended, Process, Scratch, assert_echoes, assert_ended, await_not_listening, connect, connect_eventually, ecoloop,
+    eventually, half_close, reserve_port, wrapped,
 };
 
 /// Messages of one [`load`]: with `-v` their lines exceed a pipe and the queue together.
@@ -106,7 +106,7 @@ fn a_second_signal_while_the_log_waits_for_its_reader_does_not_cost_the_report()
     let (mut process, address, _reader) = serve_into_a_pipe(&report);
     send(address, QUEUED_MESSAGES);
     process.signal(Signal::TERM);
-    eventually("the end of the server", || !is_listening(address));
+    await_not_listening(address);
     process.signal_until_ended(Signal::TERM);
     let ended = process.wait();
     assert!(lost_lines(&ended, &report) > 0);

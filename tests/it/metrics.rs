@@ -12,8 +12,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_reset, connect, ecoloop, eventually, free_address,
-    half_close, is_listening, limit_descriptors, reserve_port, reset, with_descriptors, wrapped,
+    Process, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_reset, await_not_listening, connect, ecoloop,
+    eventually, free_address, half_close, is_listening, limit_descriptors, reserve_port, reset, with_descriptors,
+    wrapped,
 };
 
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -201,7 +202,7 @@ fn a_server_is_healthy_until_it_drains() {
     assert_echoes(&mut client, b"hola");
     assert_eq!(get(metrics, "/healthz").1, "ok\n");
     server.signal(Signal::TERM);
-    eventually("the drain", || !is_listening(address));
+    await_not_listening(address);
     let (head, body) = get(metrics, "/healthz");
     assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{head}");
     assert_eq!(body, "shutting down\n");

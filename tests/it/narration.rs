@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 use crate::support::{
-    Process, assert_echoes, assert_ended, connect, connect_eventually, ecoloop, eventually, half_close, is_listening,
-    pattern, reserve_port, reset,
+    Process, assert_echoes, assert_ended, await_not_listening, connect, connect_eventually, ecoloop, eventually,
+    half_close, pattern, reserve_port, reset,
 };
 
 /// The parts of a line of the log.
@@ -282,7 +282,7 @@ fn lines_after_signal(
     assert_echoes(&mut client, b"hola");
     process.lines_through("hola");
     process.signal(Signal::TERM);
-    eventually("the drain", || !is_listening(address));
+    await_not_listening(address);
     end(&process, client);
     (peer, parse_all(&process.wait().stdout))
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use ecoloop::{CloseReason, Config, Fault, Observer, Peer, Running, Server};
 
 use crate::support::{
-    TIMEOUT, assert_echoes, assert_ended, assert_receives, connect, eventually, half_close, is_listening, turn_until,
+    TIMEOUT, assert_echoes, assert_ended, assert_receives, await_not_listening, connect, eventually, half_close,
+    turn_until,
 };
 
 /// An address of these tests alone: once a server has released a port, no other test takes it.
@@ -263,7 +264,7 @@ fn a_running_server_drains_and_stops_and_has_finished_then() {
         assert!(!server.is_finished());
         end(&server);
         eventually("the end of the thread", || server.is_finished());
-        assert!(!is_listening(server.local_addr()), "it listens still");
+        await_not_listening(server.local_addr());
         let report = server.join().unwrap();
         assert_eq!(report.stats.accepted, 0);
     }

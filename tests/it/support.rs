@@ -641,6 +641,13 @@ pub(crate) fn is_listening(address: SocketAddr) -> bool {
     table.lines().any(|row| row.contains(&format!(": {local} 00000000:0000 0A")))
 }
 
+/// Waits until no socket listens on this IPv4 address. A process that another test starts has a copy of each socket of this process
+/// until its exec, and the kernel accepts connections for it that long.
+#[track_caller]
+pub(crate) fn await_not_listening(address: SocketAddr) {
+    eventually("the end of listening", || !is_listening(address));
+}
+
 /// Calls `wait`, which must return within [`TIMEOUT`]: if not, calls `wake` to end it, and panics.
 #[track_caller]
 pub(crate) fn ends_by_itself<T>(wake: impl FnOnce() + Send + 'static, wait: impl FnOnce() -> T) -> T {

@@ -16,8 +16,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{ADDRESS, bind, long_drain, one_small_read_per_turn, turn, turn_until};
 use crate::support::{
-    Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_unread, connect,
-    ends_by_itself, eventually, half_close, is_listening, join, pattern,
+    Event, Process, Recorder, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_receives, await_not_listening,
+    await_unread, connect, ends_by_itself, eventually, half_close, join, pattern,
 };
 
 #[test]
@@ -44,7 +44,7 @@ fn run_returns_after_drain_and_after_stop() {
         let stats = thread.join().unwrap().stats;
         assert_eq!((stats.accepted, stats.closed.end_of_stream), (1, 1));
         assert_eq!((stats.bytes_in, stats.bytes_out), (4, 4));
-        assert!(!is_listening(address));
+        await_not_listening(address);
     }
 }
 
@@ -333,7 +333,7 @@ fn a_nested_server_stops() {
     while outer.turn(&mut server) == Turn::Running {}
     thread.join().unwrap();
     // A finished server has closed its sockets before it is dropped.
-    assert!(!is_listening(server.local_addr()));
+    await_not_listening(server.local_addr());
     assert_ended(&mut client);
 }
 
