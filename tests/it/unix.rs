@@ -32,6 +32,14 @@ pub(crate) fn new_path() -> (TempDir, PathBuf) {
     (directory, path)
 }
 
+/// Leaves a socket at `path` that nobody listens on, as a server that is killed does. A process that another test starts has a copy
+/// of the listener until its exec.
+#[track_caller]
+fn abandon_socket(path: &Path) {
+    drop(UnixListener::bind(path).unwrap());
+    eventually("the end of listening", || UnixStream::connect(path).is_err());
+}
+
 #[track_caller]
 fn connect_unix(path: &Path) -> UnixStream {
     with_timeouts(UnixStream::connect(path).unwrap())
@@ -131,7 +139,7 @@ fn a_dropped_server_removes_its_file_and_no_other() {
 #[test]
 fn a_socket_that_nobody_listens_on_is_replaced_and_others_are_refused() {
     let (directory, path) = new_path();
-    drop(UnixListener::bind(&path).unwrap());
+    abandon_socket(&path);
     assert!(is_socket(&path), "std leaves the file");
     let server = Server::bind_unix(&path, Config::default()).unwrap();
 
@@ -386,7 +394,7 @@ fn control_characters_of_a_path_are_escaped_in_the_log_and_replaced_in_an_error(
     let (directory, _) = new_path();
     let path = directory.path().join("x\u{1e}\n3\u{1b}[2J\u{202e}\u{1e}");
     // The library logs that it replaces it.
-    drop(UnixListener::bind(&path).unwrap());
+    abandon_socket(&path);
     let (address, report) = (format!("unix:{}", path.display()), Scratch::new("escaped"));
     let mut process = Process::start(ecoloop(&[&address, "-v", "--report", report.path()]));
     let escaped = "/x\\u{1e}\\n3\\u{1b}[2J\\u{202e}\\u{1e}";
