@@ -235,6 +235,8 @@ pub mod load;
 mod log_target;
 mod memory;
 mod network;
+#[cfg(all(test, feature = "load", any(target_os = "linux", target_os = "android")))]
+mod process_start;
 #[cfg(test)]
 mod profiles;
 mod reactor;

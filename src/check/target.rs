@@ -234,6 +234,7 @@ mod tests {
 
     use super::super::scene::Scene;
     use super::*;
+    use crate::process_start;
 
     fn process(number: u32) -> Process {
         let pid = Pid::from_raw(number.try_into().unwrap()).unwrap();
@@ -252,7 +253,7 @@ mod tests {
             let script = "sh -c 'echo $$; read line'; true";
             let mut command = Command::new("sh");
             let command = command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut parent = command.spawn().unwrap();
+            let mut parent = process_start::spawn(command);
             let mut line = String::new();
             BufReader::new(parent.stdout.take().unwrap()).read_line(&mut line).unwrap();
             Self { parent, child: line.trim_end().parse().unwrap() }

@@ -9,6 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::super::fake_proc::Files;
 use super::*;
+use crate::process_start;
 
 /// Keeps the CPU busy until the calling thread has used `time` of it.
 fn burn(time: Duration) {
@@ -109,7 +110,7 @@ fn resident_memory_grows_with_touched_pages() {
 
 #[test]
 fn an_ended_process_has_no_values() {
-    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child = process_start::spawn(Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()));
     let process = Process::open(child.id()).unwrap();
     drop(child.stdin.take());
     child.wait().unwrap();

@@ -3,23 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream as StdStream};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{PoisonError, RwLock};
 
 use super::ranges::distinct;
 use super::*;
 use crate::load::error::Phase;
+use crate::process_start;
 
 const OPTIONS: SocketOptions = SocketOptions { nodelay: true, recv_buffer: None, send_buffer: None };
 
-/// Locked for writing while a process starts: until its exec it has a copy of every socket, so that one which a test drops stays bound.
-static PROCESS_START: RwLock<()> = RwLock::new(());
-
-/// Runs a command, while no test that reuses ports runs.
 fn run(command: &mut Command) -> Output {
-    let starting = PROCESS_START.write().unwrap_or_else(PoisonError::into_inner);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(starting);
-    child.wait_with_output().unwrap()
+    process_start::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
 }
 
 /// Returns loopback addresses that no other test uses.
@@ -29,7 +22,8 @@ fn loopback<const N: u8>() -> Vec<ScopedIp> {
     (first..first + N).map(|last| IpAddr::from(Ipv4Addr::new(127, 81, 44, last)).into()).collect()
 }
 
-/// Returns `count` consecutive ports that are free on `sources`, outside the range of the system.
+/// Returns `count` consecutive ports that are free on `sources`, outside the range of the system. A process that starts meanwhile keeps
+/// them bound for a moment.
 fn free_ports(sources: &[ScopedIp], count: u16) -> Vec<u16> {
     let is_free = |port| sources.iter().all(|&source| TcpListener::bind(source.with_port(port)).is_ok());
     let block = (0..100).map(|block| (20_000 + block * count..).take(count.into()).collect::<Vec<_>>());
@@ -76,6 +70,7 @@ fn a_source_without_a_target_is_rejected() {
 
 #[test]
 fn every_pair_is_used_evenly() {
+    let _no_process_starts = process_start::prevent();
     let (servers, targets) = servers(loopback::<1>()[0], 2);
     let addresses = loopback::<3>();
     let ports = free_ports(&addresses, 10);
@@ -95,7 +90,7 @@ fn every_pair_is_used_evenly() {
 
 #[test]
 fn each_pair_holds_as_many_connections_as_there_are_ports() {
-    let _no_process_starts = PROCESS_START.read().unwrap_or_else(PoisonError::into_inner);
+    let _no_process_starts = process_start::prevent();
     for (sources_count, targets_count) in [(3, 1), (1, 2), (2, 2)] {
         let (servers, targets) = servers(loopback::<1>()[0], targets_count);
         let addresses = &loopback::<3>()[..sources_count];
@@ -116,7 +111,7 @@ fn each_pair_holds_as_many_connections_as_there_are_ports() {
 
 #[test]
 fn released_ports_are_used_in_the_order_of_their_release() {
-    let _no_process_starts = PROCESS_START.read().unwrap_or_else(PoisonError::into_inner);
+    let _no_process_starts = process_start::prevent();
     let (servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 5);
@@ -138,7 +133,7 @@ fn released_ports_are_used_in_the_order_of_their_release() {
 
 #[test]
 fn a_taken_port_is_skipped_and_found_when_it_is_free() {
-    let _no_process_starts = PROCESS_START.read().unwrap_or_else(PoisonError::into_inner);
+    let _no_process_starts = process_start::prevent();
     let (servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 10);
@@ -154,6 +149,7 @@ fn a_taken_port_is_skipped_and_found_when_it_is_free() {
 
 #[test]
 fn a_connection_never_comes_from_its_own_target() {
+    let _no_process_starts = process_start::prevent();
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 3);
     // Nothing listens: a connect from the target's own address would succeed, connected to itself.
@@ -167,6 +163,7 @@ fn a_connection_never_comes_from_its_own_target() {
 
 #[test]
 fn a_source_that_is_not_local_is_reported() {
+    let _no_process_starts = process_start::prevent();
     // RFC 5737: reserved for documentation.
     let addresses = ["192.0.2.1".parse().unwrap()];
     let target = vec!["127.0.0.1:9".parse().unwrap()];
@@ -201,6 +198,7 @@ fn the_next_address_is_used_if_a_connect_fails_at_once() {
 
 #[test]
 fn the_pairs_of_a_source_begin_with_different_ports_whatever_the_seed() {
+    let _no_process_starts = process_start::prevent();
     for seed in [0, u64::MAX] {
         let (_servers, targets) = servers(loopback::<1>()[0], 8);
         let addresses = loopback::<1>();
@@ -214,6 +212,7 @@ fn the_pairs_of_a_source_begin_with_different_ports_whatever_the_seed() {
 
 #[test]
 fn every_port_is_tried_once_if_connects_fail_later() {
+    let _no_process_starts = process_start::prevent();
     let (_servers, targets) = servers(loopback::<1>()[0], 1);
     let addresses = loopback::<1>();
     let ports = free_ports(&addresses, 5);
