@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use crate::support::{
     Process, Scratch, TIMEOUT, assert_echoes, assert_ended, assert_reset, await_not_listening, connect, ecoloop,
-    eventually, free_address, half_close, is_listening, limit_descriptors, reserve_port, reset, with_descriptors,
-    wrapped,
+    eventually, free_address, half_close, is_listening, limit_descriptors, reserve_port, reset, serial,
+    with_descriptors, wrapped,
 };
 
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -231,6 +231,7 @@ fn slow_clients_are_closed_at_their_deadline() {
 
 #[test]
 fn a_thousand_silent_clients_delay_neither_a_scrape_nor_the_echo() {
+    let _serial = serial();
     let (server, address, metrics) = serve(&[]);
     let silent: Vec<_> = (0..1000).map(|_| TcpStream::connect(metrics).unwrap()).collect();
     assert_echoes(&mut connect(address), b"hola");

@@ -4,32 +4,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Process, Scratch, TIMEOUT, assert_echoes, connect, connect_with_buffers, eventually};
+use crate::support::{
+    Process, Scratch, TIMEOUT, assert_echoes, connect, connect_with_buffers, eventually, raise_descriptors, serial,
+};
 #[cfg(target_os = "linux")]
 use crate::{limits::limit_memory, support::assert_ended};
 
 /// Descriptors reserved for the tests that run in parallel.
 const DESCRIPTORS_KEPT: u64 = 200;
 
-/// Serializes the tests of this file: two of them together would exceed the descriptor limit.
-fn serial() -> MutexGuard<'static, ()> {
-    static HEAVY: Mutex<()> = Mutex::new(());
-    HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Connects `count` clients, or as many as the hard limit of descriptors allows.
 #[track_caller]
 fn connect_many(address: SocketAddr, count: usize) -> Vec<TcpStream> {
-    let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    let most = usize::try_from(limit.saturating_sub(DESCRIPTORS_KEPT)).unwrap();
-    assert!(most >= 500, "the hard limit of {limit} descriptors is too low for this test");
+    let most = usize::try_from(raise_descriptors() - DESCRIPTORS_KEPT).unwrap();
     (0..count.min(most)).map(|_| connect(address)).collect()
 }
 

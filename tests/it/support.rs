@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -707,6 +707,26 @@ pub(crate) fn await_injected(trace: &Scratch) {
         let calls = fs::read_to_string(trace.path()).unwrap();
         calls.contains("(INJECTED)") || calls.contains("(DELAYED)")
     });
+}
+
+/// Descriptors of this process that a test with thousands of connections needs: both ends of 2,000, and those of the tests beside it.
+const DESCRIPTORS_MIN: u64 = 5000;
+
+/// Serializes the tests with thousands of connections, two of which together could exceed the descriptor limit, and raises that limit.
+#[track_caller]
+pub(crate) fn serial() -> MutexGuard<'static, ()> {
+    static HEAVY: Mutex<()> = Mutex::new(());
+    let serial = HEAVY.lock().unwrap_or_else(PoisonError::into_inner);
+    raise_descriptors();
+    serial
+}
+
+/// Raises the soft descriptor limit of this process to the hard one, and returns it.
+#[track_caller]
+pub(crate) fn raise_descriptors() -> u64 {
+    let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    assert!(limit >= DESCRIPTORS_MIN, "the hard limit of {limit} descriptors is too low for this test");
+    limit
 }
 
 /// Sets the soft descriptor limit of a running process.
