@@ -20,7 +20,7 @@ use serde_json::Value;
 use socket2::SockRef;
 
 use self::faulty::Fault;
-use crate::support::{Ended, Process, Scratch, ecoloop, eventually, serial};
+use crate::support::{Ended, Process, Scratch, ecoloop, eventually, reserve_port, serial};
 use crate::unix::new_path;
 
 /// Runs checks of levels 1 to 6 against a server with a fault: those named must fail, and no other.
@@ -625,9 +625,8 @@ fn a_document_on_standard_output_replaces_the_table() {
 
 #[test]
 fn a_server_that_is_not_there_is_one_line() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    let (_reserved, address) = reserve_port();
+    let address = address.to_string();
     let ended = run(&[&address]);
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
     let [line] = &ended.stderr[..] else { panic!("{ended:?}") };

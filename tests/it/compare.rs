@@ -266,7 +266,7 @@ fn options_of_a_load_need_live() {
     let ended = compare(&["-c", "5", "old.json", "new.json"]);
     assert_eq!(ended.status.code(), Some(2));
     assert!(ended.stderr.iter().any(|line| line.trim() == "--live"), "{ended:?}");
-    let (_, refused) = reserve_port();
+    let (_reserved, refused) = reserve_port();
     let refused = refused.to_string();
     let ended = compare(&[&refused, &refused]);
     let reason = format!("cannot read {refused}: No such file or directory (os error 2); --live compares servers");
