@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -94,6 +94,8 @@ fn used() -> (Process, SocketAddr) {
 
 #[test]
 fn the_metrics_are_what_the_server_has_done() {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let begun = now();
     let (server, metrics) = used();
     for (name, value) in [
         ("ecoloop_connections", 2.0),
@@ -133,9 +135,13 @@ fn the_metrics_are_what_the_server_has_done() {
     // The connection of the request, and the directory that is read, come and go.
     let expected = f64::from(u32::try_from(server.descriptors().len()).unwrap());
     assert!((open - expected).abs() <= 2.0, "{open}");
-    for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"] {
-        assert!(sample(metrics, name) >= 0.0, "{name}");
-    }
+    let resident = sample(metrics, "process_resident_memory_bytes") / (field("VmRSS:") * 1024.0);
+    assert!((0.5..2.0).contains(&resident), "{resident} of VmRSS");
+    let start = sample(metrics, "process_start_time_seconds");
+    // The kernel's boot time is in whole seconds.
+    assert!((begun - 2.0..now() + 2.0).contains(&start), "{start} of {begun}");
+    let cpu = sample(metrics, "process_cpu_seconds_total");
+    assert!((0.0..=(now() - begun) * field("Threads:")).contains(&cpu), "{cpu} s");
 }
 
 /// A load balancer that stopped sending clients to a full server would send them all to the next one.
@@ -162,6 +168,7 @@ fn the_maximum_without_the_option_leaves_descriptors_for_the_metrics() {
     let line = server.line_with("/metrics");
     let metrics = line.split("http://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
     assert_eq!(sample(metrics, "ecoloop_max_connections").to_bits(), (500.0_f64 - 128.0).to_bits());
+    assert_eq!(sample(metrics, "process_max_fds").to_bits(), 500.0_f64.to_bits());
 }
 
 #[test]
@@ -275,7 +282,9 @@ fn lost_log_lines_are_counted() {
     let _server = Process::adopt(command);
     eventually("the server", || is_listening(address) && is_listening(metrics));
     // Two lines of the start, and that of the metrics.
-    eventually("lost lines", || sample(metrics, "ecoloop_log_lines_lost_total") >= 3.0);
+    let lost = || sample(metrics, "ecoloop_log_lines_lost_total");
+    eventually("lost lines", || lost() >= 3.0);
+    assert_eq!(lost().to_bits(), 3.0_f64.to_bits());
 }
 
 #[test]
