@@ -77,7 +77,8 @@ fn a_server_that_never_closes_ends_the_close_phase_after_one_timeout() {
     let report = run(config);
     assert_eq!(errors(&report), [(Phase::Close, ErrorName::Timeout, None, 25)]);
     assert_eq!((report.connections.held, report.messages.verified), (25, 25));
-    assert!(report.phases_s.close < 12.0, "{:?}", report.phases_s);
+    // Ten timeouts are the most of any close phase.
+    assert!(report.phases_s.close < 9.0, "{:?}", report.phases_s);
 }
 
 #[test]
