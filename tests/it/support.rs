@@ -387,6 +387,26 @@ impl Ended {
     }
 }
 
+/// A load that is over in a moment may be inconclusive: a loaded machine can keep the generator from its core, of which a line of standard
+/// error tells.
+#[cfg(feature = "load")]
+impl Ended {
+    /// Asserts that a load has measured, and that nothing failed.
+    #[track_caller]
+    pub(crate) fn assert_measured(&self) {
+        assert!(self.has_measured(), "{self:?}");
+    }
+
+    pub(crate) fn has_measured(&self) -> bool {
+        matches!(self.status.code(), Some(0 | 3))
+    }
+
+    /// Returns standard error without that line.
+    pub(crate) fn stderr_without_saturation(&self) -> Vec<&str> {
+        self.stderr.iter().filter(|line| !line.contains("this generator was saturated")).map(String::as_str).collect()
+    }
+}
+
 /// Waits until a server that drains or stops has finished.
 #[track_caller]
 pub(crate) fn join<O: Send + 'static>(running: Running<O>) -> Report {
