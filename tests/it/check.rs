@@ -41,6 +41,8 @@ fn assert_fails_no_other_at(address: SocketAddr, fault: &str, expected: &[&str])
     grader.checks.retain(|check| check.level() <= 6 && !expected.contains(&check.name()));
     for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap().results {
         assert_ne!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
+        // A check that did not run has found nothing.
+        assert_eq!(graded.grade == Grade::Skipped, graded.check.needs_pid(), "{fault}: {graded:?}");
     }
 }
 
@@ -434,7 +436,11 @@ fn assert_grades_process(fault: &str, failing: &[&str], skipped: &[&str]) {
     let mut grader = Grader::new([SocketAddr::from((Ipv4Addr::LOCALHOST, port))]);
     grader.pid = Some(server.pid().as_raw_nonzero().get().unsigned_abs());
     grader.checks.retain(|check| check.level() == 8 || ["echo", "memory", "reset-storm"].contains(&check.name()));
-    for graded in grader.run(&AtomicBool::new(false), |_| ()).unwrap().results {
+    let results = grader.run(&AtomicBool::new(false), |_| ()).unwrap().results;
+    let is_expected = |name| failing.contains(&name) || skipped.contains(&name);
+    let expected = results.iter().filter(|graded| is_expected(graded.check.name())).count();
+    assert_eq!(expected, failing.len() + skipped.len(), "{fault}: {results:?}");
+    for graded in results {
         let name = graded.check.name();
         if failing.contains(&name) {
             assert_eq!(graded.grade, Grade::Fails, "{fault}: {graded:?}");
