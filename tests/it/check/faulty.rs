@@ -174,8 +174,8 @@ fn write_until_fin(mut stream: &TcpStream, mut data: &[u8]) -> io::Result<bool> 
     Ok(true)
 }
 
-/// Keeps the turn while each read fills the buffer. From a client that floods it reads until nothing comes for three seconds, so that
-/// no other gets a turn in time if the flood pauses, or if all of it fits into the buffers of a client that does not read.
+/// Keeps the turn while each read fills the buffer. From a client that floods it reads until nothing comes for longer than a check
+/// lasts, so that no other gets a turn in it if the flood pauses, or if all of it fits into the buffers of a client that does not read.
 fn drain(mut stream: &TcpStream, data: &[u8], shared: &Shared) -> io::Result<()> {
     let _turn = shared.turn.lock().unwrap();
     stream.write_all(data)?;
@@ -183,7 +183,7 @@ fn drain(mut stream: &TcpStream, data: &[u8], shared: &Shared) -> io::Result<()>
     let mut drained = data.len();
     let mut length = data.len();
     while length == buffer.len() || drained > 64 * 1024 {
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         length = match stream.read(&mut buffer) {
             Ok(0) => break,
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
