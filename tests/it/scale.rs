@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Socket, Type};
 
+#[cfg(feature = "load")]
+use crate::support::ecoloop;
 use crate::support::{
     Process, Scratch, TIMEOUT, assert_echoes, connect, connect_with_buffers, eventually, raise_descriptors, serial,
 };
@@ -148,6 +150,25 @@ fn an_idle_connection_costs_at_most_64_bytes() {
     eventually("only the descriptors of before", || process.descriptors() == descriptors);
     let left = resident(&process).saturating_sub(before);
     assert!(left <= HEAP_TOP_BYTES, "{left} bytes left of {rise}");
+}
+
+#[test]
+#[cfg(feature = "load")]
+#[expect(clippy::cast_precision_loss, reason = "some megabytes")]
+fn a_load_reports_the_memory_that_a_connection_takes_of_the_server() {
+    const CONNECTIONS: usize = 15_000;
+
+    let _serial = serial();
+    let (process, address) = Process::serve(&["--log-connections", "none"]);
+    let (before, descriptors) = (resident(&process), process.descriptors().len());
+    let [count, pid, address] = [CONNECTIONS.to_string(), process.pid().to_string(), address.to_string()];
+    let hold = ["load", "--mode", "hold", "-d", "5s", "--json", "-", "-c", &count, "--server-pid", &pid, &address];
+    let load = Process::start(ecoloop(&hold));
+    eventually("all connections", || process.descriptors().len() == descriptors + CONNECTIONS);
+    let rise = resident(&process).saturating_sub(before) as f64;
+    let report: serde_json::Value = serde_json::from_str(&load.wait().stdout[0]).unwrap();
+    let reported = report["server"]["rss_bytes_per_connection"].as_f64().unwrap() * CONNECTIONS as f64;
+    assert!((reported - rise).abs() <= HEAP_TOP_BYTES as f64, "{reported} and {rise} bytes");
 }
 
 #[test]

@@ -96,12 +96,16 @@ fn the_turns_of_a_window_take_no_longer_than_the_window() {
 }
 
 #[test]
+#[expect(clippy::cast_precision_loss, reason = "a few milliseconds")]
 fn the_turn_that_ends_the_window_is_one_of_its_turns() {
     let (mut engine, _) = engine(|_| {});
     (engine.driver.step, engine.driver.window) = (Step::Measure, Window { start: 0, end: 1 });
-    while engine.driver.clock.read() < 2 {}
+    while engine.driver.clock.read() < SECOND / 10 {}
     engine.run_until(Step::Drain, u64::MAX).unwrap();
     assert_eq!((engine.driver.step, engine.turn.count()), (Step::Drain, 1));
+    // It began in this call.
+    let most = (engine.driver.clock.read() - SECOND / 10) / 1000 + 1;
+    assert!(engine.turn.mean().unwrap() <= most as f64, "{:?} of {most} us", engine.turn.mean());
 }
 
 #[test]
@@ -179,6 +183,17 @@ fn connections_that_are_found_after_the_window_are_late_and_have_not_waited_for_
     engine.end_arrivals(window.end, usize::MAX);
     let totals = &engine.driver.totals;
     assert_eq!((totals.messages.unsent, totals.messages.deferred, totals.lateness.count()), (3000, 0, 3000));
+}
+
+#[test]
+fn connections_of_a_run_that_connects_nothing_are_unsent_and_not_late() {
+    let (mut engine, _) = engine(|config| (config.mode, config.rate) = (Mode::Churn, Some(1e9)));
+    let window = Window { start: 0, end: 3000 };
+    (engine.driver.step, engine.driver.window, engine.driver.has_no_connection) = (Step::Measure, window, true);
+    engine.driver.connector.arrivals = Some(Arrivals::new(events(), window));
+    engine.defer_arrivals();
+    let totals = &engine.driver.totals;
+    assert_eq!((totals.messages.unsent, totals.messages.deferred, totals.lateness.count()), (3000, 0, 0));
 }
 
 #[test]

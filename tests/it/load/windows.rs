@@ -13,8 +13,27 @@ use ecoloop::load::{Config, Interrupt, Mode, ProgressCell, Report, Session};
 use rustix::process::Signal;
 
 use super::faulty_server::{discard, echo, echo_messages, faulty_server};
-use super::{CONNECTIONS, FAULTY_CONNECTION, SHORT_TIMEOUT, SIZE, assert_clean, assert_sums, config, document, errors};
+use super::{
+    CONNECTIONS, FAULTY_CONNECTION, SHORT_TIMEOUT, SIZE, assert_clean, assert_sums, config, document, errors, run,
+};
 use crate::support::{Process, TIMEOUT, ecoloop, eventually, half_close, join, reserve_port, serve};
+
+#[test]
+fn the_rate_has_the_replies_to_messages_of_the_warm_up() {
+    let mut delayed = ServerConfig::default();
+    delayed.faults = vec!["delay=1s".parse().unwrap()];
+    let server = serve(delayed);
+    for mode in [Mode::Echo, Mode::Churn] {
+        let mut config = config(server.local_addr());
+        config.mode = mode;
+        (config.warmup, config.duration) = (Duration::from_millis(500), Duration::from_secs(1));
+        let report = run(config);
+        // Sent in the warm-up, it comes back in the middle of the window, and the next one after it.
+        assert_eq!((report.messages.due, report.messages.verified), (1, 1), "{mode:?}");
+        let replies = report.rate_per_s.unwrap() * report.phases_s.measure;
+        assert!((replies - 1.0).abs() < 1e-6, "{mode:?}: {replies}");
+    }
+}
 
 #[test]
 fn windows_share_only_their_connections() {
