@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ecoloop::Config as ServerConfig;
 use ecoloop::load::report::{Ended as RunEnded, ErrorName, Phase, Verdict};
-use ecoloop::load::{Config, Interrupt, Mode, ProgressCell, Report, Session};
+use ecoloop::load::{Config, Interrupt, Mode, ProgressCell, Report, Session, run_with_reports};
 use rustix::process::Signal;
 
 use super::faulty_server::{discard, echo, echo_messages, faulty_server};
@@ -33,6 +33,24 @@ fn the_rate_has_the_replies_to_messages_of_the_warm_up() {
         let replies = report.rate_per_s.unwrap() * report.phases_s.measure;
         assert!((replies - 1.0).abs() < 1e-6, "{mode:?}: {replies}");
     }
+}
+
+#[test]
+fn an_interrupted_window_has_the_time_that_it_lasted() {
+    let server = serve(ServerConfig::default());
+    let mut config = config(server.local_addr());
+    config.duration = TIMEOUT * 2;
+    let (interrupt, mut lasted) = (Interrupt::default(), 0.0);
+    let take = |report: Report| {
+        lasted = report.phases_s.measure;
+        if lasted >= 0.05 {
+            interrupt.set();
+        }
+    };
+    let interval = Duration::from_millis(20);
+    let report = run_with_reports(config, &interrupt, &ProgressCell::default(), interval, take).unwrap();
+    let seconds = report.phases_s.measure;
+    assert!(lasted >= 0.05 && (lasted..TIMEOUT.as_secs_f64()).contains(&seconds), "{lasted} s, and then {seconds} s");
 }
 
 #[test]
