@@ -9,7 +9,7 @@ use crate::support::{Process, ecoloop, wrapped};
 
 const ADDRESS: &str = "127.0.0.1:5000";
 /// The interface of a namespace to another one.
-const LINK: &str = "veth0";
+pub(crate) const LINK: &str = "veth0";
 
 /// A network namespace of one test, which is deleted when dropped.
 pub(crate) struct Namespace(String);

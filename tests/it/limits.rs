@@ -238,7 +238,7 @@ mod load {
     use serde_json::Value;
 
     use super::*;
-    use crate::few_ports::Namespace;
+    use crate::few_ports::{LINK, Namespace};
     use crate::support::{Ended, wrapped};
 
     #[test]
@@ -325,14 +325,22 @@ mod load {
         idle.listening();
         in_flight.listening();
         let _silent = near.start(&["load", "-q", "--mode", "hold", "-c", "1", "-d", "10m", "10.77.0.2:5000"]);
-        let _floods = near.start(&["load", "-q", "-c", "4", "-p", "100", "-s", "10KiB", "-d", "10m", "10.77.0.2:5001"]);
+        let _floods = near.start(&["load", "-q", "-c", "4", "-p", "1k", "-s", "10KiB", "-d", "10m", "10.77.0.2:5001"]);
         idle.line_with("Connection from:");
         for _ in 0..4 {
             in_flight.line_with("Connection from:");
         }
+        eventually("a flood", || received_bytes(&in_flight) > 1 << 20);
         near.cut_link();
         in_flight.line_with("Connection closed: the stall timeout has expired");
         idle.line_with("Connection closed: error: timed out");
+    }
+
+    /// Returns how many bytes have come over the link to the network namespace of a process.
+    fn received_bytes(process: &Process) -> u64 {
+        let devices = fs::read_to_string(format!("/proc/{}/net/dev", process.pid())).unwrap();
+        let figures = devices.lines().find_map(|line| line.trim().strip_prefix(LINK)?.strip_prefix(':')).unwrap();
+        figures.split_ascii_whitespace().next().unwrap().parse().unwrap()
     }
 
     #[test]
