@@ -674,7 +674,7 @@ mod tests {
         assert_has(&svg.unwrap(), &["latency of each second: no data"]);
     }
 
-    /// A day of quiet seconds, but for one with a high latency, and one without any reply.
+    /// A day of quiet seconds, except one with a high latency, and one without any reply.
     fn day() -> Report {
         let mut report = example();
         let sample = report.timeline[0];

@@ -172,7 +172,7 @@ impl Arrivals {
         Some((due, waited))
     }
 
-    /// Takes connections that are due by `now` and will not begin: those of a [`TICK`].
+    /// Takes the connections of a [`TICK`] that are due by `now` and will not begin.
     pub(super) fn take_unsent(&mut self, now: u64) -> Option<UnsentArrivals> {
         let due = self.next_due().filter(|&due| due <= now)?;
         let end = tick_end(&self.next, now, self.window).min(self.window.end);
