@@ -32,10 +32,10 @@ pub(crate) fn new_path() -> (TempDir, PathBuf) {
     (directory, path)
 }
 
-/// Leaves a socket at `path` that nobody listens on, as a server that is killed does. A process that another test starts has a copy
+/// Leaves a socket at `path` that no process listens on, as a server that is killed does. A process that another test starts has a copy
 /// of the listener until its exec.
 #[track_caller]
-fn abandon_socket(path: &Path) {
+pub(crate) fn abandon_socket(path: &Path) {
     drop(UnixListener::bind(path).unwrap());
     eventually("the end of listening", || UnixStream::connect(path).is_err());
 }

@@ -19,7 +19,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{SIZE, assert_clean, assert_sums, config, document, errors, metrics, reconnect, run, run_command};
 use crate::support::{Ended, Process, Scratch, ecoloop, eventually, serve};
-use crate::unix::new_path;
+use crate::unix::{abandon_socket, new_path};
 
 fn unix(path: impl AsRef<Path>) -> UnixAddress {
     UnixAddress::new(path).unwrap()
@@ -161,7 +161,7 @@ fn a_connect_fails_at_once_where_nobody_listens() {
     assert!(has(&ended.stdout, "connect other (ENOENT): 2,"), "{ended:?}");
     assert!(has(&ended.stderr, "connect ENOENT 2 times: there is no such file; start the server first"), "{ended:?}");
     // A file that a killed server has left.
-    drop(UnixListener::bind(&path).unwrap());
+    abandon_socket(&path);
     let ended = load();
     assert!(has(&ended.stdout, "connect refused (ECONNREFUSED): 2,"), "{ended:?}");
 }
@@ -365,7 +365,7 @@ fn reports_of_unix_sockets_are_merged_and_compared() {
         Process::start(ecoloop(&["load", "-q", "-d", "300ms", "--start-at", &start, "--json", file.path(), &target]))
     });
     for ended in runs.map(Process::wait) {
-        assert!([Some(0), Some(3)].contains(&ended.status.code()), "{ended:?}");
+        ended.assert_measured();
     }
     let merged = Process::start(ecoloop(&["merge", "--json", "-", files[0].path(), files[1].path()])).wait();
     let (json, report) = document(&merged);
@@ -375,7 +375,7 @@ fn reports_of_unix_sockets_are_merged_and_compared() {
 
     let live = ["compare", "--live", "--windows", "3", "-d", "50ms", "--json", "-", &target, &target];
     let ended = Process::start(ecoloop(&live)).wait();
-    assert!([Some(0), Some(3)].contains(&ended.status.code()), "{ended:?}");
+    ended.assert_measured();
     let json: Value = serde_json::from_str(&ended.stdout[0]).unwrap();
     let side = serde_json::json!({"targets": [target], "windows": 3, "left_out": 0, "errors": 0});
     assert_eq!((&json["old"], &json["new"]), (&side, &side), "{json}");
